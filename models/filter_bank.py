@@ -1,0 +1,67 @@
+"""Banks of convolution filters: fast evaluation in cache-sized blocks, and a guaranteed bound of their norm.
+
+(c_k * x)_p = sum_q c_k[q] x[p + q] wherever the filter lies within the image ("valid" correlation): no pixel outside
+the image is made up, and every bank is a part of the convolution on the infinite grid, which bounds its norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Filtered pixels of a block. A block's patches and filtered images (about 100 values per pixel in single precision)
+# then stay in the cache of one core. Measured best between 2,000 and 8,000 on CPUs with 1 to 2 MB of cache per core.
+BLOCK = 4096
+
+
+def frequency_response(kernels: Tensor) -> tuple[Tensor, float]:
+    """|c^_k|^2 on a grid of frequencies, ``(K, frequencies)`` in float64, and the factor up to its supremum.
+
+    sum_k w_k |c^_k(xi)|^2 with w_k >= 0 is a trigonometric polynomial of degree s - 1 in both variables, so that its
+    maximum on a grid of M x M points is smaller than its supremum by at most cos(pi (s - 1)/M)^2 (Ehlich and Zeller
+    1964). M = 16 s puts the factor below 1.04. Differentiable in the kernels.
+    """
+    rows, cols = kernels.shape[-2:]
+    grid = (16 * rows, 16 * cols)
+    transform = torch.fft.rfft2(kernels.double(), s=grid)
+    power = transform.real.square() + transform.imag.square()
+    factor = 1 / (math.cos(math.pi * (rows - 1) / grid[0]) * math.cos(math.pi * (cols - 1) / grid[1]))
+    return power.flatten(1), factor
+
+
+def spectral_bound(kernels: Tensor, weights: Tensor) -> Tensor:
+    """A guaranteed and tight upper bound of ||sum_k w_k C_k^T C_k||, for weights ``(..., K)`` -> ``(...)``."""
+    power, factor = frequency_response(kernels.detach())
+    return factor * (weights.detach().double() @ power).amax(-1)
+
+
+def blocks(batch: int, rows: int, cols: int) -> Iterator[tuple[int, int, int, int]]:
+    """Split ``batch`` filtered images of ``rows`` x ``cols`` into (first image, end, first row, end)."""
+    images = max(1, BLOCK // (rows * cols))
+    height = rows if images > 1 else max(1, min(rows, BLOCK // cols))
+    for i in range(0, batch, images):
+        for r in range(0, rows, height):
+            yield i, min(i + images, batch), r, min(r + height, rows)
+
+
+def patches(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """All patches of ``(batch, height, width)`` images as columns: ``(batch, patch pixels, positions)``."""
+    windows = x.unfold(1, size[0], 1).unfold(2, size[1], 1)
+    return windows.permute(0, 3, 4, 1, 2).reshape(x.shape[0], size[0] * size[1], -1)
+
+
+def add_patches(columns: Tensor, out: Tensor, size: tuple[int, int]) -> None:
+    """The transpose of :func:`patches`, added to ``out`` ``(batch, height, width)``."""
+    out += F.fold(columns, (out.shape[1], out.shape[2]), size)[:, 0]
+
+
+def check_image(x: Tensor, size: tuple[int, int]) -> None:
+    """Raise ``ValueError`` unless x is ``(batch, channel, height, width)`` and no smaller than the filters."""
+    if x.ndim != 4:
+        raise ValueError(f"images must have the shape (batch, channel, height, width), got {tuple(x.shape)}")
+    if x.shape[2] < size[0] or x.shape[3] < size[1]:
+        raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} are smaller than the filters of {size[0]}x{size[1]}")

@@ -1,0 +1,226 @@
+"""Ridge regularizers R(x) = sum_k sum_p psi_k((c_k * x)_p): filters and one-dimensional profiles.
+
+Fields of Experts and the (weakly) convex ridge regularizers differ in the profiles only. Everything that solvers need
+is analytic and evaluated block by block, so that the filtered images never leave the cache of a CPU core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.filter_bank import add_patches, blocks, check_image, patches, spectral_bound
+from recon.lower_level import HessianMap, HessianVariation, Regularizer
+
+
+class RidgeRegularizer(Regularizer):
+    """R(x) = sum_k sum_p psi_k((c_k * x)_p), over all positions p where the filter lies within the image.
+
+    Filters have mean zero by parametrization: c_k is the learned ``weight`` minus its mean. Images with several
+    channels are regularized channel by channel. A subclass defines the profiles by ``profile_parameters`` and the
+    four functions below them.
+
+    Parameters
+    ----------
+    filters: number K of filters; size: their side length in pixels (odd or even); seed: of the initial filters, which
+        are normal with variance 2 / (s^2 + K s^2) (Xavier), like the published ones.
+    """
+
+    def __init__(self, filters: int, size: int, seed: int) -> None:
+        super().__init__()
+        if filters < 1 or size < 2:
+            raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
+        self.kernel_size = (size, size)
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.empty(filters, size, size, dtype=torch.float64)
+        weight.normal_(0, (2 / (size**2 * (filters + 1))) ** 0.5, generator=generator)
+        self.weight = nn.Parameter((weight - weight.mean((1, 2), keepdim=True)).to(torch.get_default_dtype()))
+        self._cached: tuple[object, list[Tensor]] | None = None
+
+    # --- what a subclass defines -------------------------------------------------------------------------------------
+
+    def profile_parameters(self, kernels: Tensor) -> list[Tensor]:
+        """The tensors that the profiles depend on, differentiable in the parameters; first axis K."""
+        raise NotImplementedError
+
+    def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        """psi_k(u_k) for u ``(batch, K, positions)``, differentiable in u and ``profile``."""
+        raise NotImplementedError
+
+    def value_and_slope(self, u: Tensor, profile: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """psi_k(u_k) and psi_k'(u_k), the fast way: not differentiable."""
+        raise NotImplementedError
+
+    def slope(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        """psi_k'(u_k), differentiable in ``profile``."""
+        raise NotImplementedError
+
+    def curvature(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        """psi_k''(u_k)."""
+        raise NotImplementedError
+
+    def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        """sup psi_k'', ``(K,)``."""
+        raise NotImplementedError
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    def kernels(self) -> Tensor:
+        """The filters c_k, ``(K, s, s)``, of mean zero."""
+        return self.weight - self.weight.mean((1, 2), keepdim=True)
+
+    def effective(self) -> list[Tensor]:
+        """The filters and the tensors of the profiles, differentiable in the parameters."""
+        kernels = self.kernels()
+        return [kernels, *self.profile_parameters(kernels)]
+
+    def current(self) -> list[Tensor]:
+        """:meth:`effective` without its graph, computed once per change of the parameters."""
+        key = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
+        if self._cached is None or self._cached[0] != key:
+            with torch.no_grad():
+                self._cached = (key, [e.detach() for e in self.effective()])
+        return self._cached[1]
+
+    # --- derivatives in x --------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """R(x), ``(batch, channel, height, width) -> (batch,)``, differentiable in x and the parameters."""
+        check_image(x, self.kernel_size)
+        kernels, *profile = self.effective()
+        u = F.conv2d(x.reshape(-1, 1, *x.shape[2:]), kernels[:, None]).flatten(2)
+        return self.value(u, profile).reshape(x.shape[0], -1).sum(1)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_image(x, self.kernel_size)
+        kernels, *profile = self.current()
+        values = []
+
+        def reaction(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> Tensor:
+            value, slope = self.value_and_slope(u, profile)
+            values.append((images, value.sum((1, 2), dtype=torch.float64)))
+            return slope
+
+        grad = _filtered(x, kernels, reaction)
+        total = torch.zeros(x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device)
+        for (first, end), value in values:
+            total[first:end] += value
+        return total.view(x.shape[0], -1).sum(1), grad
+
+    def hessian(self, x: Tensor) -> HessianMap:
+        """v -> sum_k C_k^T (psi_k''(c_k * x) . (C_k v)), with psi'' computed once."""
+        check_image(x, self.kernel_size)
+        kernels, *profile = self.current()
+        batch, channels = x.shape[:2]
+        shape = (batch * channels, kernels.shape[0], *(n - s + 1 for n, s in zip(x.shape[2:], self.kernel_size, strict=True)))
+        stored = x.new_empty(shape)
+
+        def store(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> None:
+            part = stored[images[0] : images[1], :, rows[0] : rows[1]]
+            part.copy_(self.curvature(u, profile).view_as(part))
+
+        _filtered(x, kernels, store)
+
+        def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+            order = None
+            if kept is not None:
+                order = (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten().tolist()
+
+            def reaction(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> Tensor:
+                if order is None:
+                    weight = stored[images[0] : images[1], :, rows[0] : rows[1]]
+                elif images[1] - images[0] == 1:
+                    weight = stored[order[images[0]], None, :, rows[0] : rows[1]]
+                else:
+                    weight = stored[order[images[0] : images[1]], :, rows[0] : rows[1]]
+                u.view_as(weight).mul_(weight)
+                return u
+
+            return _filtered(v, kernels, reaction)
+
+        return HessianMap(apply)
+
+    # --- derivatives in the parameters -------------------------------------------------------------------------------
+
+    def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        r"""d/dtheta of sum_p psi'(c * x)(c * w): in c directly, in the profiles by one backward pass per block."""
+        kernels, *profile = self.current()
+        leaves = [p.clone().requires_grad_(True) for p in profile]
+        kernel_grad = torch.zeros_like(kernels).flatten(1)
+        profile_grad = [torch.zeros_like(p) for p in profile]
+        size, flat = self.kernel_size, kernels.flatten(1)
+        x, w = x.reshape(-1, *x.shape[2:]), w.reshape(-1, *w.shape[2:])
+        rows, cols = x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1
+        for i, j, r, s in blocks(len(x), rows, cols):
+            px, pw = (patches(t[i:j, r : s + size[0] - 1], size) for t in (x, w))
+            u, v = flat @ px, flat @ pw
+            kernel_grad += torch.einsum("bkn,bpn->kp", self.curvature(u, profile) * v, px)
+            with torch.enable_grad():
+                slope = self.slope(u, leaves)
+                grads = torch.autograd.grad((slope * v).sum(), leaves)
+            kernel_grad += torch.einsum("bkn,bpn->kp", slope.detach(), pw)
+            for total, part in zip(profile_grad, grads, strict=True):
+                total += part
+        with torch.enable_grad():
+            outputs = self.effective()
+            return torch.autograd.grad(
+                outputs,
+                self.trainable(),
+                [kernel_grad.view_as(kernels), *profile_grad],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+
+    # --- constants ---------------------------------------------------------------------------------------------------
+
+    def smoothness(self) -> float:
+        """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed."""
+        kernels, *profile = self.current()
+        return float(spectral_bound(kernels, self.curvature_bound(profile)))
+
+    def filtered_maximum(self, w: Tensor) -> Tensor:
+        """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""
+        kernels = self.current()[0]
+        result = w.new_zeros(w.shape[0] * w.shape[1], kernels.shape[0])
+
+        def reaction(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> None:
+            part = result[images[0] : images[1]]
+            torch.maximum(part, u.abs_().amax(2), out=part)
+
+        _filtered(w, kernels, reaction)
+        return result.view(w.shape[0], w.shape[1], -1).amax(1).double()
+
+    def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        raise NotImplementedError
+
+
+Reaction = Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor | None]
+
+
+def _filtered(x: Tensor, kernels: Tensor, reaction: Reaction) -> Tensor:
+    """sum_k C_k^T reaction(C_k x), block by block; ``reaction(u, images, rows)`` may work in place.
+
+    u has the shape (images, K, positions). A reaction that returns ``None`` contributes nothing. On a GPU there is one
+    block and the convolutions are cuDNN's.
+    """
+    out = torch.zeros_like(x)
+    flat_x, flat_out = x.reshape(-1, *x.shape[2:]), out.view(-1, *x.shape[2:])
+    size = (kernels.shape[1], kernels.shape[2])
+    rows, cols = x.shape[2] - size[0] + 1, x.shape[3] - size[1] + 1
+    if x.is_cuda:
+        u = F.conv2d(flat_x[:, None], kernels[:, None])
+        v = reaction(u.flatten(2), (0, len(u)), (0, rows))
+        if v is not None:
+            flat_out += F.conv_transpose2d(v.view_as(u), kernels[:, None])[:, 0]
+        return out
+    analysis = kernels.flatten(1)
+    synthesis = analysis.t().contiguous()
+    for i, j, r, s in blocks(len(flat_x), rows, cols):
+        window = slice(r, s + size[0] - 1)
+        v = reaction(torch.matmul(analysis, patches(flat_x[i:j, window], size)), (i, j), (r, s))
+        if v is not None:
+            add_patches(torch.matmul(synthesis, v), flat_out[i:j, window], size)
+    return out

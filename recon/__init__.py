@@ -1,0 +1,1 @@
+"""Variational regularizers for imaging inverse problems, learned by bilevel optimization."""

@@ -1,0 +1,85 @@
+"""Certified intervals for the loss f = g(x^) of an image from an approximate minimizer x (and adjoint w)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recon.lower_level import Energy, HessianVariation, per_image_dot, per_image_norm
+
+
+@dataclass(frozen=True)
+class Interval:
+    """value - below <= f <= value + above, per image, float64."""
+
+    value: Tensor
+    below: Tensor
+    above: Tensor
+
+    def better(self, other: Interval) -> Interval:
+        """Image by image the shorter of two intervals."""
+        mine = self.below + self.above <= other.below + other.above
+        pick = [torch.where(mine, a, b) for a, b in zip(self._parts(), other._parts(), strict=True)]
+        return Interval(*pick)
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.value, self.below, self.above
+
+
+def first_order(loss: Tensor, slope: Tensor, error: Tensor, smoothness: float) -> Interval:
+    r"""\|f - g(x)\| <= \|\|grad g(x)\|\| eps + (L_g/2) eps^2; below without the last term, because g is convex.
+
+    ``slope``: the norm of grad g(x); ``error``: eps.
+    """
+    below = slope * error
+    return Interval(loss, below, below + 0.5 * smoothness * error.square())
+
+
+def goal_oriented(
+    energy: Energy,
+    variation: HessianVariation,
+    loss: Tensor,
+    smoothness: float,
+    w: Tensor,
+    residual: Tensor,
+    adjoint_residual: Tensor,
+    error: Tensor,
+    x: Tensor,
+) -> Interval:
+    r"""The second-order certificate: f~ = g(x) - <w, r> with -l <= f - f~ <= l + (L_g/2) eps^2.
+
+    l = \|\|r_w\|\| eps + middle, where r = grad h(x) = ``residual``, r_w = grad g(x) - B(x) w (its norm is
+    ``adjoint_residual``) and ``middle`` bounds <(B_bar - B(x)) w, e>, see :func:`middle_term`. For quadratic g and D.
+    The rounding error of r and r_w, to first order, is part of l.
+    """
+    norm, rounding = _residual_norms(energy, residual, x)
+    size = per_image_norm(w).double()
+    adjoint = adjoint_residual + energy.rounding(w, adjoint_residual)
+    # a computed inner product has random rounding errors: they add up to the norm of the error times that of w over
+    # the square root of the number of pixels, not to the product of the norms
+    pairing = size * rounding * (8 / x[0].numel() ** 0.5)
+    low = adjoint * error + middle_term(variation, norm, energy.data_convexity, error) + pairing
+    value = loss - per_image_dot(w.double(), residual.double())
+    return Interval(value, low, low + 0.5 * smoothness * error.square())
+
+
+def middle_term(variation: HessianVariation, residual: Tensor, modulus: float, error: Tensor) -> Tensor:
+    r"""A bound of \|<(B_bar - B(x)) w, e>\| for \|\|e\|\| <= ``error``, \|\|r\|\| = ``residual`` and Q >= ``modulus``.
+
+    By self-concordance kappa (<e, B_bar_R e> + c \|\|e\|\|^2) with <e, B_bar_R e> = <e, r> - <e, Q e>, maximized over
+    \|\|e\|\|: kappa \|\|r\|\|^2 / (4 modulus) where R is convex. By the Lipschitz constant T: T eps^2 / 2. The smaller.
+    """
+    curvature = modulus - variation.concavity
+    inner = torch.where(curvature > 0, residual / (2 * curvature.clamp_min(1e-300)), torch.inf)
+    s = torch.minimum(inner, error)
+    relative = variation.relative * (residual * s - curvature * s * s)
+    relative = torch.where(torch.isfinite(relative), relative, torch.inf)
+    return torch.minimum(relative, 0.5 * variation.lipschitz * error.square())
+
+
+def _residual_norms(energy: Energy, residual: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    norm = per_image_norm(residual).double()
+    rounding = energy.rounding(x, norm)
+    return norm + rounding, rounding

@@ -1,0 +1,348 @@
+"""MAID, the method of adaptive inexact descent, as published and accelerated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recon.bilevel.direction import Direction, make_direction
+from recon.bilevel.hypergradient import Hypergradient
+from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+
+
+class Progress(str, Enum):
+    """How an upper-level iteration ended."""
+
+    ACCEPTED = "accepted"
+    LINE_SEARCH_FAILED = "line search failed"
+    CONVERGED = "converged"
+    PRECISION_FLOOR = "precision floor"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One upper-level iteration.
+
+    loss in [lower, upper], certified; previous: upper bound of the loss before the step; epsilon, delta: largest certified
+    lower-level and adjoint errors of the images; omega: bound of the hypergradient's error (infinite if not computed);
+    step: the accepted alpha; trials: points tried; evaluations: so far, per image; gradient_norm: ||z|| at the new
+    point; progress: see :class:`Progress`.
+    """
+
+    iteration: int
+    loss: float
+    lower: float
+    upper: float
+    epsilon: float
+    delta: float
+    omega: float
+    step: float
+    trials: int
+    evaluations: float
+    gradient_norm: float
+    progress: Progress
+
+    @property
+    def finished(self) -> bool:
+        """Whether another iteration cannot do anything."""
+        return self.progress in (Progress.CONVERGED, Progress.PRECISION_FLOOR)
+
+
+class MAID(torch.optim.Optimizer):
+    """Method of adaptive inexact descent (Salehi, Mukherjee, Roberts, Ehrhardt, SIAM J. Math. Data Sci. 2025).
+
+    ``step(objective=...)`` makes one upper-level iteration. A trial theta+ = theta - a d is accepted if
+
+        U(theta+) + armijo a <z, d> <= L(theta),
+
+    with certified bounds L <= f <= U: the exact f decreases by at least armijo a <z, d>. The accuracies of the lower
+    level adapt themselves. Three accelerations keep this guarantee and are on by default (:class:`PublishedMAID`
+    switches them off):
+
+    Parameters
+    ----------
+    certificate: ``goal_oriented``: bounds of second order in the errors, by the adjoint; ``first_order``: as published.
+    direction: d, from z: ``lbfgs``, ``gradient``, or ``adagrad`` (divided by the root of the sum of squares so far).
+    accuracy: ``predicted``: from the decrease a <z, d> / 2 that the step promises, of which the intervals may take
+        the share ``slack``; ``schedule``: shrunk by ``accuracy_shrink`` when a line search of growing budget fails, and
+        grown by ``accuracy_growth`` after each success.
+    lr: first step. Along z for ``gradient`` and ``adagrad``; for ``lbfgs`` the length of the first move in theta.
+    solution_accuracy, adjoint_accuracy: epsilon and delta of the first evaluation.
+    armijo, step_shrink, step_growth: constants of the line search. ``lbfgs`` always tries step 1 first.
+    line_search: trials of a line search (``schedule``: the first budget, which grows by one after each failure).
+    descent_check, eta: refine until omega <= (1 - eta) ||z|| before the line search.
+    memory: of L-BFGS. largest_move: bound of ||theta+ - theta||, which keeps exponential parameters in range.
+    tolerance: stop when ||z|| is at most this.
+
+    Everything that a resumed run needs is in ``state_dict()``: parameters of a failed search are put back.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        certificate: str = "goal_oriented",
+        direction: str = "lbfgs",
+        accuracy: str = "predicted",
+        lr: float = 0.1,
+        solution_accuracy: float = 1.0,
+        adjoint_accuracy: float = 1.0,
+        armijo: float = 1e-4,
+        slack: float = 0.5,
+        step_shrink: float = 0.5,
+        step_growth: float = 1.2,
+        accuracy_shrink: float = 0.5,
+        accuracy_growth: float = 1.05,
+        line_search: int = 12,
+        descent_check: bool = False,
+        eta: float = 0.5,
+        memory: int = 80,
+        largest_move: float = 5.0,
+        tolerance: float = 0.0,
+    ) -> None:
+        _choice("certificate", certificate, ("goal_oriented", "first_order"))
+        _choice("direction", direction, ("lbfgs", "gradient", "adagrad"))
+        _choice("accuracy", accuracy, ("predicted", "schedule"))
+        positive = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
+        for name, value in (positive | {"largest_move": largest_move}).items():
+            _check(name, value, 0 < value < math.inf, "positive and finite")
+        fractions = {"armijo": armijo, "slack": slack, "step_shrink": step_shrink, "accuracy_shrink": accuracy_shrink}
+        for name, value in (fractions | {"eta": eta}).items():
+            _check(name, value, 0 < value < 1, "between 0 and 1")
+        for name, value in {"step_growth": step_growth, "accuracy_growth": accuracy_growth}.items():
+            _check(name, value, value >= 1, "at least 1")
+        for name, value in {"line_search": line_search, "memory": memory}.items():
+            _check(name, value, value >= 1, "at least 1")
+        _check("tolerance", tolerance, tolerance >= 0, "at least 0")
+        defaults = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
+        super().__init__(params, defaults)
+        if len(self.param_groups) != 1:
+            raise ValueError(f"MAID takes one group of parameters, got {len(self.param_groups)}")
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
+    ) -> Record:
+        """One upper-level iteration on ``objective``, whose parameters must be those of this optimizer."""
+        if closure is not None:
+            closure()
+        state, options = self.state["maid"], self.param_groups[0]
+        if not state:
+            state.update(iteration=0, direction=None, line_search=options["line_search"])
+            first = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
+            self._keep(objective.hypergradient(objective.evaluate(first, None, self._second), first))
+        theta = self._get()
+        try:
+            search = self._predicted if options["accuracy"] == "predicted" else self._scheduled
+            outcome = search(objective, theta)
+        except BaseException:
+            self._set(theta)
+            raise
+        state["iteration"] += 1
+        return self._record(objective, outcome)
+
+    # --- the two ways to choose accuracies ---------------------------------------------------------------------------
+
+    def _predicted(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
+        """Line search whose accuracies come from the decrease that is promised."""
+        options, current, z = self.param_groups[0], self.evaluation, self.state["maid"]["z"]
+        if float(z.norm()) <= options["tolerance"]:
+            return _Outcome(Progress.CONVERGED, 0.0, 0)
+        direction = self._direction(z)
+        d = direction.apply(z)
+        slope, step = float(z @ d), direction.first_step(options["lr"])
+        step = min(step, options["largest_move"] / float(d.norm()))
+        margin = options["slack"] * 0.5 * step * slope
+        for trial in range(1, options["line_search"] + 1):
+            accuracy = objective.accuracy_for(current, margin, self._second)
+            if current.value - current.lower > margin:
+                self._set(theta)
+                current = objective.refine(current, accuracy, self._second)
+            moved = self._set(theta - step * d)
+            new = objective.evaluate(accuracy, current, self._second)
+            if new.upper + options["armijo"] * step * slope <= current.lower:
+                self._accept(objective, direction, moved - theta, new, accuracy)
+                options["lr"] = direction.next_step(options["lr"], step, trial, options["step_growth"])
+                return _Outcome(Progress.ACCEPTED, step, trial)
+            decrease = current.value - new.value
+            uncertain = (new.upper - new.value) + (current.value - current.lower)
+            if new.at_precision_floor and uncertain > 2 * margin:
+                break
+            if decrease > 0.1 * step * slope and uncertain > 0.5 * decrease:
+                margin = 0.25 * min(margin, decrease)  # the step is good, its certificate too weak
+                continue
+            # minimizer of the parabola through both values and the slope
+            fraction = 0.5 * step * slope / max(step * slope - decrease, 1e-300)
+            step *= min(max(fraction, 0.1), options["step_shrink"])
+            margin = options["slack"] * 0.5 * step * slope
+        self._set(theta)
+        self.evaluation = current
+        progress = Progress.LINE_SEARCH_FAILED
+        if current.at_precision_floor or objective.accuracy_for(current, margin, self._second).solution < 1e-14:
+            progress = Progress.PRECISION_FLOOR
+        direction.reset()
+        self.state["maid"]["direction"] = direction.state_dict()
+        options["lr"] *= 0.1
+        return _Outcome(progress, 0.0, options["line_search"])
+
+    def _scheduled(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
+        """The published loop: accuracies shrink when a search fails and grow after a success."""
+        options, state = self.param_groups[0], self.state["maid"]
+        trials, budget, alpha = 0, state["line_search"], options["lr"]
+        while True:
+            self._set(theta)
+            gradient = self._descending(objective)
+            self._keep(gradient)
+            current, z = gradient.evaluation, gradient.z
+            if float(z.norm()) <= options["tolerance"]:
+                return _Outcome(Progress.CONVERGED, 0.0, trials, gradient.error)
+            direction = self._direction(z)
+            d = direction.apply(z)
+            slope, step = float(z @ d), direction.first_step(alpha)
+            step = min(step, options["largest_move"] / float(d.norm()))
+            accuracy = self._accuracy()
+            for trial in range(1, budget + 1):
+                trials += 1
+                moved = self._set(theta - step * d)
+                new = objective.evaluate(accuracy, current, self._second)
+                if new.upper + options["armijo"] * step * slope <= current.lower:
+                    self._accept(objective, direction, moved - theta, new, accuracy)
+                    options["lr"] = direction.next_step(alpha, step, 1, options["step_growth"])
+                    self._scale_accuracy(options["accuracy_growth"])
+                    return _Outcome(Progress.ACCEPTED, step, trials, gradient.error)
+                step *= options["step_shrink"]
+            if new.at_precision_floor or current.at_precision_floor:
+                self._set(theta)
+                return _Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
+            self._scale_accuracy(options["accuracy_shrink"])
+            budget += 1
+
+    def _descending(self, objective: BilevelObjective) -> Hypergradient:
+        """z at the accuracy in force; refined until omega <= (1 - eta) ||z|| if the descent check is on."""
+        options = self.param_groups[0]
+        evaluation = self.evaluation
+        while True:
+            accuracy = self._accuracy()
+            evaluation = objective.refine(evaluation, accuracy, self._second)
+            gradient = objective.hypergradient(evaluation, accuracy, bound=options["descent_check"])
+            evaluation = gradient.evaluation
+            descends = gradient.error <= (1 - options["eta"]) * float(gradient.z.norm())
+            if not options["descent_check"] or descends or evaluation.at_precision_floor:
+                return gradient
+            self._scale_accuracy(options["accuracy_shrink"])
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The objective at the current parameters; its warm starts are part of a checkpoint."""
+        return Evaluation(**self.state["maid"]["evaluation"])
+
+    @evaluation.setter
+    def evaluation(self, value: Evaluation) -> None:
+        fields = dataclasses.fields(value)
+        self.state["maid"]["evaluation"] = {f.name: getattr(value, f.name) for f in fields}
+
+    @property
+    def _second(self) -> bool:
+        return bool(self.param_groups[0]["certificate"] == "goal_oriented")
+
+    def _accuracy(self) -> Accuracy:
+        options = self.param_groups[0]
+        return Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
+
+    def _scale_accuracy(self, factor: float) -> None:
+        for name in ("solution_accuracy", "adjoint_accuracy"):
+            self.param_groups[0][name] *= factor
+
+    def _direction(self, z: Tensor) -> Direction:
+        return make_direction(self.param_groups[0], z, self.state["maid"]["direction"])
+
+    def _keep(self, gradient: Hypergradient) -> None:
+        self.evaluation, self.state["maid"]["z"] = gradient.evaluation, gradient.z
+
+    def _accept(
+        self, objective: BilevelObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
+    ) -> None:
+        old = self.state["maid"]["z"]
+        gradient = objective.hypergradient(new, accuracy)
+        direction.learn(move, gradient.z - old)
+        self._keep(gradient)
+        self.state["maid"]["direction"] = direction.state_dict()
+
+    def _record(self, objective: BilevelObjective, outcome: _Outcome) -> Record:
+        at, state = self.evaluation, self.state["maid"]
+        return Record(
+            iteration=state["iteration"],
+            loss=at.value,
+            lower=at.lower,
+            upper=at.upper,
+            epsilon=float(at.error.max()),
+            delta=float(at.adjoint_residual.max()),
+            omega=outcome.omega,
+            step=outcome.step,
+            trials=outcome.trials,
+            evaluations=objective.evaluations,
+            gradient_norm=float(state["z"].norm()),
+            progress=outcome.progress,
+        )
+
+    def _get(self) -> Tensor:
+        return torch.cat([p.detach().flatten().double() for p in self.param_groups[0]["params"]])
+
+    def _set(self, theta: Tensor) -> Tensor:
+        """Set the parameters; returns what they are after rounding to their dtype."""
+        params = self.param_groups[0]["params"]
+        for p, part in zip(params, theta.split([p.numel() for p in params]), strict=True):
+            p.copy_(part.view_as(p))
+        return self._get()
+
+
+class PublishedMAID(MAID):
+    """MAID as published: first-order certificate, gradient steps, scheduled accuracies. Parameters as in MAID."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-2,
+        solution_accuracy: float = 1e-1,
+        adjoint_accuracy: float = 1e-1,
+        armijo: float = 1e-4,
+        step_shrink: float = 0.5,
+        step_growth: float = 1.2,
+        accuracy_shrink: float = 0.5,
+        accuracy_growth: float = 1.05,
+        line_search: int = 5,
+        descent_check: bool = False,
+        eta: float = 0.5,
+        tolerance: float = 0.0,
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
+        super().__init__(params, "first_order", "gradient", "schedule", **options)
+
+
+_NOT_OPTIONS = frozenset({"self", "params", "__class__", "positive", "fractions", "name", "value"})
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    progress: Progress
+    step: float
+    trials: int
+    omega: float = math.inf
+
+
+def _choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(valid)}")
+
+
+def _check(name: str, value: float, holds: bool, valid: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value}, but must be {valid}")

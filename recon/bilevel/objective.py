@@ -1,0 +1,251 @@
+"""The learning problem: f(theta) = mean of g(x^_i(theta), x_i*) over the training images, with certified intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
+from recon.bilevel.hypergradient import Hypergradient, error_bound
+from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
+from recon.lower_level import (
+    LBFGS,
+    DataFidelity,
+    Energy,
+    Regularizer,
+    Solver,
+    SquaredL2,
+    Status,
+    conjugate_gradients,
+    per_image_norm,
+)
+from recon.operators import Identity, LinearOperator
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What is asked of a lower-level solve: ||x - x^|| <= solution, and ||Bw - b|| <= adjoint, per image."""
+
+    solution: float
+    adjoint: float
+
+    def __post_init__(self) -> None:
+        if not (self.solution > 0 and self.adjoint > 0):
+            raise ValueError(f"accuracies must be positive, got {self.solution:g} and {self.adjoint:g}")
+
+    def scaled(self, factor: float) -> Accuracy:
+        """Both accuracies times ``factor``."""
+        return Accuracy(factor * self.solution, factor * self.adjoint)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The objective at one theta: a value, an interval that holds the exact f(theta), and the way to go on from it.
+
+    x, w: minimizers and adjoint solutions of all images. error: certified ||x - x^||; adjoint_residual: ||grad g - Bw||
+    (infinite where not known); slope: ||grad g(x)||; sensitivity: C_i with interval length of image i about
+    slope-free C_i eps^2 (infinite without a goal-oriented certificate); status: of the lower-level solves. All per
+    image in float64. value, lower, upper: means over the images.
+    """
+
+    x: Tensor
+    w: Tensor
+    error: Tensor
+    adjoint_residual: Tensor
+    slope: Tensor
+    sensitivity: Tensor
+    status: Tensor
+    value: float
+    lower: float
+    upper: float
+
+    def satisfies(self, accuracy: Accuracy) -> bool:
+        """Whether every image has the accuracy asked for."""
+        solved = (self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)
+        return bool(solved.all())
+
+    @property
+    def at_precision_floor(self) -> bool:
+        """Whether some image could not be solved more accurately in its floating-point type."""
+        return bool((self.status == Status.PRECISION_FLOOR).any())
+
+
+class BilevelObjective:
+    """f(theta) = (1/N) sum_i g(x^_i(theta), x_i*), x^_i = argmin of the energy of image i.
+
+    Parameters
+    ----------
+    regularizer: R_theta; its trainable parameters are theta.
+    target: true images x*, ``(N, channel, height, width)``.
+    y: data, ``(N, *operator.range_shape)``.
+    operator, fidelity, mu: of the energies, see :class:`recon.lower_level.Energy`.
+    loss: g. solver: of the lower level.
+    chunk_size: images solved together; memory grows with it, not with N (all by default).
+    max_adjoint_iterations: limit for conjugate gradients.
+
+    ``evaluations`` counts gradients and Hessian-vector products per image, mean over the images, trials included.
+    """
+
+    def __init__(
+        self,
+        regularizer: Regularizer,
+        target: Tensor,
+        y: Tensor,
+        operator: LinearOperator | None = None,
+        fidelity: DataFidelity | None = None,
+        mu: float = 0.0,
+        loss: UpperLoss | None = None,
+        solver: Solver | None = None,
+        chunk_size: int | None = None,
+        max_adjoint_iterations: int = 10_000,
+    ) -> None:
+        if len(target) != len(y) or len(y) == 0:
+            raise ValueError(f"needs as many true images as data, and at least one; got {len(target)} and {len(y)}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
+        check_finite("true images", target)
+        self.regularizer, self.target, self.y, self.mu = regularizer, target, y, mu
+        self.operator = operator if operator is not None else Identity()
+        self.fidelity = fidelity if fidelity is not None else SquaredL2()
+        self.fidelity.check(y)
+        self.loss = loss if loss is not None else SquaredError()
+        self.solver: Solver = solver if solver is not None else LBFGS()
+        self.chunk_size = chunk_size if chunk_size is not None else len(y)
+        self.max_adjoint_iterations = max_adjoint_iterations
+        self.evaluations = 0.0
+
+    @property
+    def params(self) -> list[torch.nn.Parameter]:
+        """theta, as the list of tensors that are learned."""
+        return self.regularizer.trainable()
+
+    def start(self) -> Evaluation:
+        """Nothing known yet: x = A^T y, w = 0."""
+        n, inf = len(self.y), torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
+        x = self.operator.adjoint(self.y) if not isinstance(self.operator, Identity) else self.y.clone()
+        running = torch.full((n,), int(Status.ITERATION_LIMIT), device=self.y.device)
+        return Evaluation(
+            x, torch.zeros_like(x), inf, inf.clone(), inf.clone(), inf.clone(), running, math.inf, -math.inf, math.inf
+        )
+
+    def evaluate(self, accuracy: Accuracy, start: Evaluation | None = None, goal_oriented: bool = True) -> Evaluation:
+        """Solve every image to ``accuracy`` at the current parameters, warm-started at ``start``.
+
+        ``goal_oriented``: also solve the adjoint systems, for the second-order certificate. ``start`` may belong to
+        other parameters and is not changed.
+        """
+        start = start if start is not None else self.start()
+        parts = [self._evaluate_chunk(c, accuracy, start, goal_oriented) for c in self._chunks()]
+        return self._gather(parts)
+
+    def refine(self, evaluation: Evaluation, accuracy: Accuracy, goal_oriented: bool = True) -> Evaluation:
+        """``evaluation``, which belongs to the current parameters, improved to ``accuracy`` where it is not yet."""
+        goal = accuracy if goal_oriented else Accuracy(accuracy.solution, math.inf)
+        if evaluation.satisfies(goal):
+            return evaluation
+        return self.evaluate(accuracy, evaluation, goal_oriented)
+
+    def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
+        """z = -(1/N) sum_i J_i^T w_i with ||B w_i - b_i|| <= ``accuracy.adjoint``, at the parameters of ``evaluation``.
+
+        ``bound``: also compute omega >= ||z - grad f||. ``evaluation`` in the result has the improved adjoints.
+        """
+        total: list[Tensor] | None = None
+        ws, residuals, errors, certified = [], [], [], True
+        for c in self._chunks():
+            energy, x = self._energy(c), evaluation.x[c]
+            w, residual = evaluation.w[c], evaluation.adjoint_residual[c]
+            if not bool((residual <= accuracy.adjoint).all()):
+                b = self.loss.grad(x, self.target[c])
+                solved = conjugate_gradients(energy.hessian(x), b, w, accuracy.adjoint, self.max_adjoint_iterations)
+                self._count(solved.evaluations)
+                w, residual = solved.w, solved.residual_norm
+            grads = energy.parameter_vjp(x, w)
+            total = [-g.double() if total is None else t - g.double() for g, t in zip(grads, total or grads, strict=True)]
+            if bound:
+                omega, proved = error_bound(energy, self.loss.smoothness, x, w, evaluation.error[c], residual)
+                errors.append(omega)
+                certified &= proved
+            ws.append(w)
+            residuals.append(residual)
+        assert total is not None
+        z = torch.cat([g.flatten() for g in total]) / len(self.y)
+        improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
+        error = float(torch.cat(errors).mean()) if bound else math.inf
+        return Hypergradient(z, error, certified and bound, improved)
+
+    def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
+        """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
+
+        With delta = mu eps, the interval is C eps^2 long if goal-oriented, else 2 s eps + eps^2 / 2, s = mean slope.
+        """
+        mu = self._energy(slice(0, 1)).require_strong_convexity()
+        slope = float(evaluation.slope.mean())
+        linear = -slope + math.sqrt(slope**2 + 0.5 * margin * self.loss.smoothness)
+        solution = 2 * linear / self.loss.smoothness if linear > 1e-12 * slope else margin / (2 * slope)
+        sensitivity = float(evaluation.sensitivity.mean())
+        if goal_oriented and math.isfinite(sensitivity):
+            solution = max(solution, math.sqrt(margin / sensitivity))
+        return Accuracy(solution, mu * solution)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counter; data and parameters are saved by those who own them."""
+        return {"evaluations": self.evaluations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.evaluations = float(state["evaluations"])
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _chunks(self) -> Iterator[slice]:
+        for i in range(0, len(self.y), self.chunk_size):
+            yield slice(i, min(i + self.chunk_size, len(self.y)))
+
+    def _energy(self, c: slice) -> Energy:
+        return Energy(self.y[c], self.regularizer, self.operator, self.fidelity, self.mu, checked=True)
+
+    def _count(self, evaluations: Tensor) -> None:
+        self.evaluations += float(evaluations.sum()) / len(self.y)
+
+    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> tuple[Tensor, ...]:
+        energy = self._energy(c)
+        solution = self.solver(energy, start.x[c], accuracy.solution)
+        self._count(solution.evaluations)
+        x, w, target = solution.x, start.w[c], self.target[c]
+        slope = self.loss.grad(x, target)
+        loss, size = self.loss.value(x, target), per_image_norm(slope).double()
+        interval = first_order(loss, size, solution.error, self.loss.smoothness)
+        unknown = torch.full_like(size, math.inf)
+        residual, sensitivity = unknown, unknown
+        if second and self.loss.quadratic and self.fidelity.quadratic:
+            solved = conjugate_gradients(energy.hessian(x), slope, w, accuracy.adjoint, self.max_adjoint_iterations)
+            self._count(solved.evaluations)
+            w, residual = solved.w, solved.residual_norm
+            variation = self.regularizer.hessian_variation(w)
+            if variation is not None:
+                gradient, l_g, eps = solution.gradient, self.loss.smoothness, solution.error
+                interval = interval.better(
+                    goal_oriented(energy, variation, loss, l_g, w, gradient, residual, eps, x)
+                )
+                mu, one = energy.strong_convexity, torch.ones_like(size)
+                middle = middle_term(variation, mu * one, energy.data_convexity, one)
+                sensitivity = 2 * (mu + middle) + 0.5 * l_g
+        return x, w, solution.error, residual, size, sensitivity, solution.status, *_parts(interval)
+
+    def _gather(self, parts: list[tuple[Tensor, ...]]) -> Evaluation:
+        x, w, error, residual, slope, sensitivity, status, value, below, above = (
+            torch.cat(p) for p in zip(*parts, strict=True)
+        )
+        mean = float(value.mean())
+        lower, upper = mean - float(below.mean()), mean + float(above.mean())
+        return Evaluation(x, w, error, residual, slope, sensitivity, status, mean, lower, upper)
+
+
+def _parts(interval: Interval) -> tuple[Tensor, Tensor, Tensor]:
+    return interval.value, interval.below, interval.above

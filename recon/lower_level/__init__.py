@@ -1,0 +1,43 @@
+"""The inverse problem: energies, solvers that certify their results, and the interfaces of their parts."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from recon.lower_level.batch import per_image_dot, per_image_norm
+from recon.lower_level.cg import conjugate_gradients
+from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
+from recon.lower_level.energy import Energy
+from recon.lower_level.fista import FISTA
+from recon.lower_level.lbfgs import LBFGS
+from recon.lower_level.regularizer import (
+    HessianMap,
+    HessianVariation,
+    JacobianBounds,
+    Regularizer,
+)
+from recon.lower_level.solution import LinearSolution, Solution, Status
+
+#: a solver: ``solver(energy, x0, accuracy) -> Solution``
+Solver = Callable[[Energy, Tensor, float | Tensor], Solution]
+
+__all__ = [
+    "FISTA",
+    "LBFGS",
+    "DataFidelity",
+    "Energy",
+    "HessianMap",
+    "HessianVariation",
+    "JacobianBounds",
+    "KullbackLeibler",
+    "LinearSolution",
+    "Regularizer",
+    "Solution",
+    "Solver",
+    "SquaredL2",
+    "Status",
+    "WeightedSquaredL2",
+    "conjugate_gradients",
+    "per_image_dot",
+    "per_image_norm",
+]

@@ -1,0 +1,118 @@
+"""The lower-level problem: h(x) = D(Ax, y) + R(x) + (mu/2)||x||^2, image by image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from recon.lower_level.batch import per_image_norm
+from recon.lower_level.data_fidelity import DataFidelity, SquaredL2
+from recon.lower_level.regularizer import HessianMap, Regularizer
+from recon.operators import Identity, LinearOperator
+
+
+class Energy:
+    """h(x) = D(Ax, y) + R(x) + (mu/2)||x||^2 for a batch of data ``y``; all moduli hold for every image.
+
+    Parameters
+    ----------
+    y: data, ``(batch, *operator.range_shape)``.
+    regularizer: R, at its current parameters.
+    operator: A; the identity by default.
+    fidelity: D; 1/2||Ax - y||^2 by default.
+    mu: weight of the quadratic term that makes h strongly convex where D and R do not.
+
+    Raises
+    ------
+    ValueError: if the data are not finite, do not fit the fidelity, or ``mu`` is negative.
+    """
+
+    def __init__(
+        self,
+        y: Tensor,
+        regularizer: Regularizer,
+        operator: LinearOperator | None = None,
+        fidelity: DataFidelity | None = None,
+        mu: float = 0.0,
+        checked: bool = False,
+    ) -> None:
+        if not 0 <= mu < math.inf:
+            raise ValueError(f"mu is {mu}, but must be finite and not negative")
+        self.y, self.regularizer, self.mu = y, regularizer, mu
+        self.operator = operator if operator is not None else Identity()
+        self.fidelity = fidelity if fidelity is not None else SquaredL2()
+        if not checked:
+            self.fidelity.check(y)
+        data = self.operator.lower_bound**2 * self.fidelity.strong_convexity(y)
+        #: modulus of the part of h without R: D(A., y) + (mu/2)||.||^2
+        self.data_convexity = data + mu
+        #: a guaranteed modulus of strong convexity of h (not positive: none is known)
+        self.strong_convexity = self.data_convexity + regularizer.convexity()
+        #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
+        self.smoothness = (
+            self.operator.norm_bound**2 * self.fidelity.smoothness(y) + mu + regularizer.smoothness()
+        )
+
+    def require_strong_convexity(self) -> float:
+        """The modulus of strong convexity, for those who need a certificate.
+
+        Raises ``ValueError`` if none is known.
+        """
+        if not self.strong_convexity > 0:
+            raise ValueError(
+                f"a certificate needs a strongly convex energy, but the modulus known for "
+                f"{type(self.regularizer).__name__} with {type(self.operator).__name__} and mu = {self.mu:g} is "
+                f"{self.strong_convexity:g}; use a convex regularizer, a larger mu, or define convexity()"
+            )
+        return self.strong_convexity
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """h(x), in float64, and its gradient in x: ``(batch,)`` and the shape of x. One evaluation."""
+        z = self.operator(x)
+        value, grad = self.regularizer.value_and_grad(x)
+        grad = grad + self.operator.adjoint(self.fidelity.grad(z, self.y))
+        value = value.double() + self.fidelity.value(z, self.y)
+        if self.mu:
+            grad = grad.add_(x, alpha=self.mu)
+            value = value + 0.5 * self.mu * per_image_norm(x).double().square()
+        return value, grad
+
+    def grad(self, x: Tensor) -> Tensor:
+        """The gradient of h in x. One evaluation."""
+        return self.value_and_grad(x)[1]
+
+    def hessian(self, x: Tensor) -> HessianMap:
+        """v -> h''(x) v, linearized once at x; every application is one evaluation."""
+        regularizer = self.regularizer.hessian(x)
+        curvature = self.fidelity.curvature(self.operator(x), self.y)
+
+        def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+            part = regularizer if kept is None else regularizer.select(kept)
+            weight = curvature if kept is None or curvature.shape[0] == 1 else curvature[kept]
+            product = part(v) + self.operator.adjoint(weight * self.operator(v))
+            return product.add_(v, alpha=self.mu) if self.mu else product
+
+        return HessianMap(apply)
+
+    def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        """d/dtheta of sum_i <grad h(x_i), w_i>, one tensor for every trainable parameter of R."""
+        return self.regularizer.parameter_vjp(x, w)
+
+    def rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
+        """A first-order model of the rounding error of a computed gradient: u (L ||x|| + ||grad||), per image.
+
+        u is the unit roundoff of the dtype. Certificates add it to the residual, so that a residual below the noise
+        of its own evaluation certifies nothing.
+        """
+        unit = torch.finfo(x.dtype).eps / 2
+        scale = self.smoothness if math.isfinite(self.smoothness) else 10 * max(1.0, self.strong_convexity)
+        return unit * (scale * per_image_norm(x) + grad_norm)
+
+    def select(self, index: Tensor) -> Energy:
+        """The energies of the images ``index`` alone."""
+        part = object.__new__(Energy)
+        part.__dict__.update(self.__dict__)
+        part.y = self.y[index]
+        return part

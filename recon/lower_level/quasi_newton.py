@@ -1,0 +1,76 @@
+"""Limited-memory BFGS matrices for a batch of vectors, each with its own history, in compact form."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class InverseHessian:
+    r"""The L-BFGS approximation H of an inverse Hessian, per image (Byrd, Nocedal, Schnabel 1994, eq. 3.1).
+
+    With the pairs S = (s_i), Y = (y_i) in order of age, R_ij = <s_i, y_j> for i <= j, D = diag <s_i, y_i>:
+
+        H g = gamma g + S R^{-T} ((D + gamma Y^T Y) R^{-1} S^T g - gamma Y^T g) - gamma Y R^{-1} S^T g.
+
+    Two passes over the history per product, instead of the 4m of the two-loop recursion. Vectors are flattened:
+    ``(batch, n)``. Images have their own ring buffers, because they accept their steps at different iterations.
+    """
+
+    def __init__(self, like: Tensor, memory: int) -> None:
+        batch, n = like.shape
+        self.memory = memory
+        self.pairs = like.new_zeros(batch, 2 * memory, n)  # s_0 ... s_{m-1}, y_0 ... y_{m-1}
+        self.gram = like.new_zeros(batch, 2 * memory, 2 * memory, dtype=torch.float64)
+        self.count = torch.zeros(batch, dtype=torch.int64, device=like.device)
+
+    def update(self, rows: Tensor, s: Tensor, y: Tensor) -> None:
+        """Append the pairs (s, y) to the histories of the images ``rows``; <s, y> > 0 is the caller's business."""
+        if rows.numel() == 0:
+            return
+        head, m = self.count[rows] % self.memory, self.memory
+        self.pairs[rows, head], self.pairs[rows, m + head] = s, y
+        whole = rows.numel() == self.pairs.shape[0]
+        pairs = self.pairs if whole else self.pairs[rows]
+        products = (pairs @ torch.stack((s, y), dim=2)).double()
+        for slot, column in ((head, products[..., 0]), (m + head, products[..., 1])):
+            self.gram[rows, slot, :] = column
+            self.gram[rows, :, slot] = column
+        self.count[rows] += 1
+
+    def apply(self, g: Tensor, gamma: Tensor) -> Tensor:
+        """H g per image; ``gamma`` is the initial scaling of the images that have no pair yet, ``(batch,)``."""
+        m, batch = self.memory, g.shape[0]
+        if not bool((self.count > 0).any()):
+            return gamma.to(g)[:, None] * g
+        products = (self.pairs @ g[..., None])[..., 0].double()
+        # slots from the oldest pair to the newest; empty slots come first and hold zeros
+        order = (self.count[:, None] + torch.arange(m, device=g.device)) % m
+        sg, yg = products.gather(1, order), products.gather(1, order + m)
+        take = torch.arange(batch, device=g.device)[:, None, None]
+        sy = self.gram[take, order[:, :, None], (order + m)[:, None, :]]
+        yy = self.gram[take, (order + m)[:, :, None], (order + m)[:, None, :]]
+        d = sy.diagonal(dim1=1, dim2=2)
+        r = torch.triu(sy) + torch.diag_embed((d == 0).double())
+        newest = d[:, -1] / yy[:, -1, -1].clamp_min(torch.finfo(torch.float64).tiny)
+        gamma = torch.where(self.count > 0, newest, gamma.double())[:, None]
+        p = torch.linalg.solve_triangular(r, sg[..., None], upper=True)[..., 0]
+        inner = d * p + gamma * ((yy @ p[..., None])[..., 0] - yg)
+        q = torch.linalg.solve_triangular(r.mT, inner[..., None], upper=False)[..., 0]
+        weights = torch.zeros_like(products)
+        weights.scatter_(1, order, q)
+        weights.scatter_(1, order + m, -gamma * p)
+        return gamma.to(g) * g + (weights.to(g)[:, None, :] @ self.pairs)[:, 0]
+
+    def select(self, index: Tensor) -> None:
+        """Keep the images ``index`` only."""
+        self.pairs, self.gram, self.count = self.pairs[index], self.gram[index], self.count[index]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint needs."""
+        return {"pairs": self.pairs, "gram": self.gram, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.pairs, self.gram, self.count = state["pairs"], state["gram"], state["count"]
+        self.memory = self.pairs.shape[1] // 2

@@ -1,0 +1,57 @@
+"""What every solver returns: a point, a certificate for it, and why the solver stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from torch import Tensor
+
+
+class Status(IntEnum):
+    """Why the iteration of one image ended. Only ``CONVERGED`` means that the accuracy asked for is certified."""
+
+    CONVERGED = 0
+    ITERATION_LIMIT = 1
+    PRECISION_FLOOR = 2
+    NOT_FINITE = 3
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Approximate minimizers of a batch of energies.
+
+    x: ``(batch, channel, height, width)``; gradient: grad h at this very x.
+    error: certified ||x - argmin h|| per image, at this x; infinite where nothing is certified.
+    status: ``(batch,)``, values of :class:`Status`. evaluations: gradients evaluated per image, ``(batch,)``.
+    """
+
+    x: Tensor
+    gradient: Tensor
+    error: Tensor
+    status: Tensor
+    evaluations: Tensor
+
+    @property
+    def converged(self) -> bool:
+        """Whether every image reached the accuracy asked for."""
+        return bool((self.status == Status.CONVERGED).all())
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """Approximate solutions of a batch of linear systems B w = b.
+
+    residual: b - Bw, recomputed at the returned w; residual_norm: its norm per image, ``(batch,)``.
+    """
+
+    w: Tensor
+    residual: Tensor
+    residual_norm: Tensor
+    status: Tensor
+    evaluations: Tensor
+
+    @property
+    def converged(self) -> bool:
+        """Whether every image reached the accuracy asked for."""
+        return bool((self.status == Status.CONVERGED).all())

@@ -1,0 +1,78 @@
+"""When the iteration of one image may stop, and what is certified then."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from recon.lower_level.batch import per_image_norm
+from recon.lower_level.energy import Energy
+from recon.lower_level.solution import Solution, Status
+
+RUNNING = -1
+
+
+class Stopping:
+    r"""Per-image stopping by the certificate \|\|x - x^\|\| <= (\|\|grad h(x)\|\| + rounding) / mu.
+
+    An image is CONVERGED when the certificate is below ``accuracy``; it is at the PRECISION_FLOOR when the computed
+    gradient is no larger than its own rounding error, which no further iteration can improve.
+    With ``certified=False`` the accuracy is asked of \|\|grad h\|\| itself, and the reported error is infinite unless
+    the energy is known to be strongly convex.
+    """
+
+    def __init__(self, energy: Energy, accuracy: float | Tensor, batch: int, certified: bool = True) -> None:
+        accuracy = torch.as_tensor(accuracy, dtype=torch.float64)
+        if not bool((accuracy > 0).all()):
+            raise ValueError(f"the accuracy asked for is {float(accuracy.min()):g}, but must be positive")
+        modulus = energy.require_strong_convexity() if certified else energy.strong_convexity
+        self.mu = modulus if modulus > 0 else math.nan
+        self.accuracy = accuracy.to(energy.y.device).expand(batch).clone()
+        self.scale = self.mu if certified else 1.0
+
+    def error(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
+        """The certified distance of x to the minimizer, float64, ``(batch,)``."""
+        norm = per_image_norm(grad).double()
+        error = (norm + energy.rounding(x, norm)) / self.mu
+        return torch.where(torch.isfinite(error), error, torch.inf)
+
+    def status(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
+        """Status of every image still running, ``RUNNING`` where it has to go on."""
+        norm = per_image_norm(grad).double()
+        rounding = energy.rounding(x, norm)
+        status = torch.full_like(norm, RUNNING, dtype=torch.int64)
+        status[norm <= rounding] = Status.PRECISION_FLOOR
+        status[norm + rounding <= self.scale * self.accuracy] = Status.CONVERGED
+        status[~torch.isfinite(norm)] = Status.NOT_FINITE
+        return status
+
+    def select(self, index: Tensor) -> None:
+        """Keep the images ``index`` only."""
+        self.accuracy = self.accuracy[index]
+
+
+class Collector:
+    """Gathers the images of a batch as they finish, each at its own time."""
+
+    def __init__(self, x: Tensor) -> None:
+        batch, device = x.shape[0], x.device
+        self.x, self.gradient = x.clone(), torch.full_like(x, math.nan)
+        self.error = torch.full((batch,), math.inf, dtype=torch.float64, device=device)
+        self.status = torch.full((batch,), RUNNING, dtype=torch.int64, device=device)
+        self.evaluations = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.active = torch.arange(batch, device=device)
+
+    def finish(self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, error: Tensor) -> Tensor:
+        """Store the images where ``done`` holds; returns the positions of those that go on."""
+        index = self.active[done]
+        self.x[index], self.gradient[index] = x[done], gradient[done]
+        self.status[index], self.error[index] = status[done], error[done]
+        rest = torch.nonzero(~done).flatten()
+        self.active = self.active[rest]
+        return rest
+
+    def solution(self) -> Solution:
+        """The collected batch."""
+        return Solution(self.x, self.gradient, self.error, self.status, self.evaluations)

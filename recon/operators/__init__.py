@@ -1,0 +1,20 @@
+"""Forward operators as torch modules, with exact transposes and proven norm bounds."""
+
+from recon.operators.blur import Blur, gaussian_kernel
+from recon.operators.differences import FiniteDifferences
+from recon.operators.linear import Identity, LinearOperator, apply_linear, check_adjoint, lanczos_norm_bound
+from recon.operators.mask import Mask
+from recon.operators.odl_adapter import ODLOperator
+
+__all__ = [
+    "Blur",
+    "FiniteDifferences",
+    "Identity",
+    "LinearOperator",
+    "Mask",
+    "ODLOperator",
+    "apply_linear",
+    "check_adjoint",
+    "gaussian_kernel",
+    "lanczos_norm_bound",
+]
