@@ -176,4 +176,3 @@ def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:
     total = top * (spectrum / top).pow(64).sum().pow(1 / 64) * factor
     budget = rho * shares / total
     return budget.to(kernels.dtype)
-

@@ -115,7 +115,11 @@ class RidgeRegularizer(Regularizer):
         check_image(x, self.kernel_size)
         kernels, *profile = self.current()
         batch, channels = x.shape[:2]
-        shape = (batch * channels, kernels.shape[0], *(n - s + 1 for n, s in zip(x.shape[2:], self.kernel_size, strict=True)))
+        shape = (
+            batch * channels,
+            kernels.shape[0],
+            *(n - s + 1 for n, s in zip(x.shape[2:], self.kernel_size, strict=True)),
+        )
         stored = x.new_empty(shape)
 
         def store(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> None:

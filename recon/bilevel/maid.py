@@ -78,7 +78,8 @@ class MAID(torch.optim.Optimizer):
     armijo, step_shrink, step_growth: constants of the line search. ``lbfgs`` always tries step 1 first.
     line_search: trials of a line search (``schedule``: the first budget, which grows by one after each failure).
     descent_check, eta: refine until omega <= (1 - eta) ||z|| before the line search.
-    memory: of L-BFGS. largest_move: bound of ||theta+ - theta||, which keeps exponential parameters in range.
+    memory: of L-BFGS. largest_growth: ||theta+ - theta|| of a trial is at most this times the last accepted one, which
+        keeps exponential parameters in range while L-BFGS knows little.
     tolerance: stop when ||z|| is at most this.
 
     Everything that a resumed run needs is in ``state_dict()``: parameters of a failed search are put back.
@@ -103,19 +104,20 @@ class MAID(torch.optim.Optimizer):
         descent_check: bool = False,
         eta: float = 0.5,
         memory: int = 80,
-        largest_move: float = 5.0,
+        largest_growth: float = 4.0,
         tolerance: float = 0.0,
     ) -> None:
         _choice("certificate", certificate, ("goal_oriented", "first_order"))
         _choice("direction", direction, ("lbfgs", "gradient", "adagrad"))
         _choice("accuracy", accuracy, ("predicted", "schedule"))
         positive = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
-        for name, value in (positive | {"largest_move": largest_move}).items():
+        for name, value in positive.items():
             _check(name, value, 0 < value < math.inf, "positive and finite")
         fractions = {"armijo": armijo, "slack": slack, "step_shrink": step_shrink, "accuracy_shrink": accuracy_shrink}
         for name, value in (fractions | {"eta": eta}).items():
             _check(name, value, 0 < value < 1, "between 0 and 1")
-        for name, value in {"step_growth": step_growth, "accuracy_growth": accuracy_growth}.items():
+        growths = {"step_growth": step_growth, "accuracy_growth": accuracy_growth, "largest_growth": largest_growth}
+        for name, value in growths.items():
             _check(name, value, value >= 1, "at least 1")
         for name, value in {"line_search": line_search, "memory": memory}.items():
             _check(name, value, value >= 1, "at least 1")
@@ -134,7 +136,7 @@ class MAID(torch.optim.Optimizer):
             closure()
         state, options = self.state["maid"], self.param_groups[0]
         if not state:
-            state.update(iteration=0, direction=None, line_search=options["line_search"])
+            state.update(iteration=0, direction=None, line_search=options["line_search"], longest=math.inf)
             first = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
             self._keep(objective.hypergradient(objective.evaluate(first, None, self._second), first))
         theta = self._get()
@@ -151,13 +153,15 @@ class MAID(torch.optim.Optimizer):
 
     def _predicted(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
         """Line search whose accuracies come from the decrease that is promised."""
-        options, current, z = self.param_groups[0], self.evaluation, self.state["maid"]["z"]
-        if float(z.norm()) <= options["tolerance"]:
+        options = self.param_groups[0]
+        self._inform(objective)
+        if self._stationary(objective):
             return _Outcome(Progress.CONVERGED, 0.0, 0)
+        current, z = self.evaluation, self.state["maid"]["z"]
         direction = self._direction(z)
         d = direction.apply(z)
         slope, step = float(z @ d), direction.first_step(options["lr"])
-        step = min(step, options["largest_move"] / float(d.norm()))
+        step = min(step, self.state["maid"]["longest"] / max(float(d.norm()), 1e-300))
         margin = options["slack"] * 0.5 * step * slope
         for trial in range(1, options["line_search"] + 1):
             accuracy = objective.accuracy_for(current, margin, self._second)
@@ -187,7 +191,7 @@ class MAID(torch.optim.Optimizer):
         if current.at_precision_floor or objective.accuracy_for(current, margin, self._second).solution < 1e-14:
             progress = Progress.PRECISION_FLOOR
         direction.reset()
-        self.state["maid"]["direction"] = direction.state_dict()
+        self.state["maid"].update(direction=direction.state_dict(), longest=math.inf)
         options["lr"] *= 0.1
         return _Outcome(progress, 0.0, options["line_search"])
 
@@ -199,15 +203,15 @@ class MAID(torch.optim.Optimizer):
             self._set(theta)
             gradient = self._descending(objective)
             self._keep(gradient)
-            current, z = gradient.evaluation, gradient.z
-            if float(z.norm()) <= options["tolerance"]:
+            if self._stationary(objective):
                 return _Outcome(Progress.CONVERGED, 0.0, trials, gradient.error)
+            current, z = self.evaluation, state["z"]
             direction = self._direction(z)
             d = direction.apply(z)
             slope, step = float(z @ d), direction.first_step(alpha)
-            step = min(step, options["largest_move"] / float(d.norm()))
+            step = min(step, state["longest"] / max(float(d.norm()), 1e-300))
             accuracy = self._accuracy()
-            for trial in range(1, budget + 1):
+            for _ in range(budget):
                 trials += 1
                 moved = self._set(theta - step * d)
                 new = objective.evaluate(accuracy, current, self._second)
@@ -222,6 +226,31 @@ class MAID(torch.optim.Optimizer):
                 return _Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
             self._scale_accuracy(options["accuracy_shrink"])
             budget += 1
+
+    def _inform(self, objective: BilevelObjective) -> None:
+        """Refine until errors are small against grad g: before that, z says little (w = 0 solves any loose system)."""
+        current = self.evaluation
+        while True:
+            needed = max(0.1 * float(current.slope.mean()), 1e-300)
+            accuracy = Accuracy(needed, needed)
+            if current.satisfies(accuracy) or current.at_precision_floor:
+                return
+            current = objective.refine(current, accuracy)
+            self._keep(objective.hypergradient(current, accuracy))
+
+    def _stationary(self, objective: BilevelObjective) -> bool:
+        """Whether ||z|| <= tolerance, and stays so at a tenth of the errors until z has settled."""
+        tolerance = self.param_groups[0]["tolerance"]
+        while float(self.state["maid"]["z"].norm()) <= tolerance:
+            current, z = self.evaluation, self.state["maid"]["z"]
+            if current.at_precision_floor or not tolerance:
+                return True
+            errors = float(current.error.max()), float(current.adjoint_residual.max())
+            accuracy = Accuracy(*(max(0.1 * e, 1e-300) for e in errors))
+            self._keep(objective.hypergradient(objective.refine(current, accuracy), accuracy))
+            if float((self.state["maid"]["z"] - z).norm()) <= 0.1 * tolerance:
+                return float(self.state["maid"]["z"].norm()) <= tolerance
+        return False
 
     def _descending(self, objective: BilevelObjective) -> Hypergradient:
         """z at the accuracy in force; refined until omega <= (1 - eta) ||z|| if the descent check is on."""
@@ -272,6 +301,7 @@ class MAID(torch.optim.Optimizer):
     ) -> None:
         old = self.state["maid"]["z"]
         gradient = objective.hypergradient(new, accuracy)
+        self.state["maid"]["longest"] = self.param_groups[0]["largest_growth"] * float(move.norm())
         direction.learn(move, gradient.z - old)
         self._keep(gradient)
         self.state["maid"]["direction"] = direction.state_dict()
@@ -327,7 +357,7 @@ class PublishedMAID(MAID):
         super().__init__(params, "first_order", "gradient", "schedule", **options)
 
 
-_NOT_OPTIONS = frozenset({"self", "params", "__class__", "positive", "fractions", "name", "value"})
+_NOT_OPTIONS = frozenset({"self", "params", "__class__", "positive", "fractions", "growths", "name", "value"})
 
 
 @dataclass(frozen=True)

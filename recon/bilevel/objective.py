@@ -21,7 +21,6 @@ from recon.lower_level import (
     Solver,
     SquaredL2,
     Status,
-    conjugate_gradients,
     per_image_norm,
 )
 from recon.operators import Identity, LinearOperator
@@ -162,11 +161,13 @@ class BilevelObjective:
             w, residual = evaluation.w[c], evaluation.adjoint_residual[c]
             if not bool((residual <= accuracy.adjoint).all()):
                 b = self.loss.grad(x, self.target[c])
-                solved = conjugate_gradients(energy.hessian(x), b, w, accuracy.adjoint, self.max_adjoint_iterations)
+                solved = energy.solve_adjoint(x, b, w, accuracy.adjoint, self.max_adjoint_iterations)
                 self._count(solved.evaluations)
                 w, residual = solved.w, solved.residual_norm
             grads = energy.parameter_vjp(x, w)
-            total = [-g.double() if total is None else t - g.double() for g, t in zip(grads, total or grads, strict=True)]
+            total = [
+                -g.double() if total is None else t - g.double() for g, t in zip(grads, total or grads, strict=True)
+            ]
             if bound:
                 omega, proved = error_bound(energy, self.loss.smoothness, x, w, evaluation.error[c], residual)
                 errors.append(omega)
@@ -224,15 +225,13 @@ class BilevelObjective:
         unknown = torch.full_like(size, math.inf)
         residual, sensitivity = unknown, unknown
         if second and self.loss.quadratic and self.fidelity.quadratic:
-            solved = conjugate_gradients(energy.hessian(x), slope, w, accuracy.adjoint, self.max_adjoint_iterations)
+            solved = energy.solve_adjoint(x, slope, w, accuracy.adjoint, self.max_adjoint_iterations)
             self._count(solved.evaluations)
             w, residual = solved.w, solved.residual_norm
             variation = self.regularizer.hessian_variation(w)
             if variation is not None:
                 gradient, l_g, eps = solution.gradient, self.loss.smoothness, solution.error
-                interval = interval.better(
-                    goal_oriented(energy, variation, loss, l_g, w, gradient, residual, eps, x)
-                )
+                interval = interval.better(goal_oriented(energy, variation, loss, l_g, w, gradient, residual, eps, x))
                 mu, one = energy.strong_convexity, torch.ones_like(size)
                 middle = middle_term(variation, mu * one, energy.data_convexity, one)
                 sensitivity = 2 * (mu + middle) + 0.5 * l_g

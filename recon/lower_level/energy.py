@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
+from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.data_fidelity import DataFidelity, SquaredL2
 from recon.lower_level.regularizer import HessianMap, Regularizer
+from recon.lower_level.solution import LinearSolution
 from recon.operators import Identity, LinearOperator
 
 
@@ -51,9 +53,7 @@ class Energy:
         #: a guaranteed modulus of strong convexity of h (not positive: none is known)
         self.strong_convexity = self.data_convexity + regularizer.convexity()
         #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
-        self.smoothness = (
-            self.operator.norm_bound**2 * self.fidelity.smoothness(y) + mu + regularizer.smoothness()
-        )
+        self.smoothness = self.operator.norm_bound**2 * self.fidelity.smoothness(y) + mu + regularizer.smoothness()
 
     def require_strong_convexity(self) -> float:
         """The modulus of strong convexity, for those who need a certificate.
@@ -106,9 +106,13 @@ class Energy:
         u is the unit roundoff of the dtype. Certificates add it to the residual, so that a residual below the noise
         of its own evaluation certifies nothing.
         """
-        unit = torch.finfo(x.dtype).eps / 2
         scale = self.smoothness if math.isfinite(self.smoothness) else 10 * max(1.0, self.strong_convexity)
-        return unit * (scale * per_image_norm(x) + grad_norm)
+        return torch.finfo(x.dtype).eps / 2 * (scale * per_image_norm(x) + grad_norm)
+
+    def solve_adjoint(self, x: Tensor, b: Tensor, w0: Tensor, accuracy: float, max_iterations: int) -> LinearSolution:
+        """Solve h''(x) w = b to ||h''(x) w - b|| <= ``accuracy`` per image by conjugate gradients from w0."""
+        unit = torch.finfo(x.dtype).eps / 2
+        return conjugate_gradients(self.hessian(x), b, w0, accuracy, max_iterations, rounding=unit * self.smoothness)
 
     def select(self, index: Tensor) -> Energy:
         """The energies of the images ``index`` alone."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.energy import Energy
-from recon.lower_level.solution import Solution, Status
-from recon.lower_level.stopping import RUNNING, Collector, Stopping
+from recon.lower_level.solution import RUNNING, Solution, Status
+from recon.lower_level.stopping import Collector, Stopping
 
 
 class FISTA:

@@ -96,7 +96,9 @@ class Regularizer(nn.Module):
             point, grad = graphs[key]
             if not grad.requires_grad:  # R is affine in x
                 return torch.zeros_like(v)
-            (product,) = torch.autograd.grad(grad, point, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+            (product,) = torch.autograd.grad(
+                grad, point, v, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
             return product
 
         return HessianMap(apply)

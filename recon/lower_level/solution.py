@@ -7,6 +7,9 @@ from enum import IntEnum
 
 from torch import Tensor
 
+#: not a status yet: the iteration goes on
+RUNNING = -1
+
 
 class Status(IntEnum):
     """Why the iteration of one image ended. Only ``CONVERGED`` means that the accuracy asked for is certified."""

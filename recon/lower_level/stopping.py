@@ -9,9 +9,7 @@ from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.energy import Energy
-from recon.lower_level.solution import Solution, Status
-
-RUNNING = -1
+from recon.lower_level.solution import RUNNING, Solution, Status
 
 
 class Stopping:
