@@ -6,9 +6,11 @@ analytic derivatives) has honest defaults: a bound that is not known is infinite
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,26 @@ class JacobianBounds:
 
 class Regularizer(nn.Module):
     """A function R_theta of images, ``(batch, channel, height, width) -> (batch,)``; theta are its parameters."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments of the constructor, so that any regularizer can be saved and made again."""
+        self = super().__new__(cls)
+        self.__dict__["_arguments"] = (args, kwargs)
+        return self
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that this regularizer was made with, by name, defaults included."""
+        args, kwargs = self.__dict__["_arguments"]
+        signature = inspect.signature(type(self).__init__)
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = dict(list(bound.arguments.items())[1:])
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(name)
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and arguments.pop(name):
+                raise TypeError(f"{type(self).__name__}: the arguments *{name} of its constructor have no names")
+        return arguments
 
     def forward(self, x: Tensor) -> Tensor:
         """R(x) image by image, differentiable in x and in the parameters."""
