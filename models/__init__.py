@@ -1,6 +1,7 @@
 """Regularizers and networks."""
 
+from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.fields_of_experts import FieldsOfExperts
 from models.total_variation import TotalVariation
 
-__all__ = ["FieldsOfExperts", "TotalVariation"]
+__all__ = ["ConvexRidge", "FieldsOfExperts", "TotalVariation", "WeaklyConvexRidge"]

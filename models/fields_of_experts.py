@@ -29,7 +29,7 @@ class FieldsOfExperts(RidgeRegularizer):
     log_scale, log_weight, log_width: initial theta_0, theta_k and log nu_k.
     smallest_width: nu_k = smallest_width + e^{learned}: bounds the curvature e^{theta}/nu of every potential.
     weak_convexity: rho in [0, 1).
-    seed: of the initial filters.
+    initial_filters, seed: see :class:`models.ridge.RidgeRegularizer`.
     """
 
     def __init__(
@@ -42,9 +42,10 @@ class FieldsOfExperts(RidgeRegularizer):
         log_width: float = -3.0,
         smallest_width: float = 0.0,
         weak_convexity: float = 0.0,
+        initial_filters: str = "dct",
         seed: int = 0,
     ) -> None:
-        super().__init__(filters, size, seed)
+        super().__init__(filters, size, initial_filters, seed)
         if potential not in POTENTIALS:
             raise ValueError(f"potential is {potential!r}, but must be one of {', '.join(POTENTIALS)}")
         if not 0 <= weak_convexity < 1:

@@ -65,3 +65,24 @@ def check_image(x: Tensor, size: tuple[int, int]) -> None:
         raise ValueError(f"images must have the shape (batch, channel, height, width), got {tuple(x.shape)}")
     if x.shape[2] < size[0] or x.shape[3] < size[1]:
         raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} are smaller than the filters of {size[0]}x{size[1]}")
+
+
+def make_filters(kind: str, filters: int, size: int, seed: int) -> Tensor:
+    """Initial filters of mean zero, ``(filters, size, size)`` in float64; ``kind`` is ``dct`` or ``normal``.
+
+    Raises ``ValueError`` for another kind, or more cosines than there are.
+    """
+    scale = (2 / (filters + 1)) ** 0.5
+    if kind == "normal":
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(filters, size, size, dtype=torch.float64, generator=generator) * (scale / size)
+        return weight - weight.mean((1, 2), keepdim=True)
+    if kind != "dct":
+        raise ValueError(f"initial_filters is {kind!r}, but must be dct or normal")
+    if filters >= size**2:
+        raise ValueError(f"there are {size**2 - 1} cosine filters of {size}x{size} pixels, {filters} were asked for")
+    points = math.pi * (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    cosines = torch.cos(torch.arange(size)[:, None] * points)
+    cosines = cosines / cosines.norm(dim=1, keepdim=True)
+    order = sorted(((i, j) for i in range(size) for j in range(size)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
+    return scale * torch.stack([torch.outer(cosines[i], cosines[j]) for i, j in order[1 : filters + 1]])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.filter_bank import add_patches, blocks, check_image, patches, spectral_bound
+from models.filter_bank import add_patches, blocks, check_image, make_filters, patches, spectral_bound
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
 
 
@@ -25,19 +25,18 @@ class RidgeRegularizer(Regularizer):
 
     Parameters
     ----------
-    filters: number K of filters; size: their side length in pixels (odd or even); seed: of the initial filters, which
-        are normal with variance 2 / (s^2 + K s^2) (Xavier), like the published ones.
+    filters: number K of filters; size: their side length s in pixels.
+    initial_filters: ``dct``: the K lowest frequencies of the discrete cosine transform without the constant one, which
+        needs K < s^2; ``normal``: of variance 2 / (s^2 (K + 1)) (Xavier), as published. Both have about the same norm.
+    seed: of the normal filters.
     """
 
-    def __init__(self, filters: int, size: int, seed: int) -> None:
+    def __init__(self, filters: int, size: int, initial_filters: str, seed: int) -> None:
         super().__init__()
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size = (size, size)
-        generator = torch.Generator().manual_seed(seed)
-        weight = torch.empty(filters, size, size, dtype=torch.float64)
-        weight.normal_(0, (2 / (size**2 * (filters + 1))) ** 0.5, generator=generator)
-        self.weight = nn.Parameter((weight - weight.mean((1, 2), keepdim=True)).to(torch.get_default_dtype()))
+        self.weight = nn.Parameter(make_filters(initial_filters, filters, size, seed).to(torch.get_default_dtype()))
         self._cached: tuple[object, list[Tensor]] | None = None
 
     # --- what a subclass defines -------------------------------------------------------------------------------------
@@ -164,7 +163,7 @@ class RidgeRegularizer(Regularizer):
             kernel_grad += torch.einsum("bkn,bpn->kp", self.curvature(u, profile) * v, px)
             with torch.enable_grad():
                 slope = self.slope(u, leaves)
-                grads = torch.autograd.grad((slope * v).sum(), leaves)
+                grads = torch.autograd.grad((slope * v).sum(), leaves, allow_unused=True, materialize_grads=True)
             kernel_grad += torch.einsum("bkn,bpn->kp", slope.detach(), pw)
             for total, part in zip(profile_grad, grads, strict=True):
                 total += part
