@@ -1,0 +1,231 @@
+"""Trained regularizers in small files: the parameters as safetensors, and a JSON that says what they belong to.
+
+``foe.safetensors`` holds the state dict. ``foe.json`` beside it holds the class, the arguments of its constructor, the
+floating-point type, a checksum of the parameters, the version of this library and any metadata. Nothing of Lightning
+is needed to read them, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from recon.files import write_files
+from recon.lower_level import Regularizer
+
+FORMAT = "recon regularizer 1"
+WEIGHTS, DESCRIPTION, CHECKPOINT = ".safetensors", ".json", ".ckpt"
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class ModelFileError(ValueError):
+    """A file that holds no usable regularizer; the message names it and says what would be valid."""
+
+
+def save_regularizer(regularizer: Regularizer, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
+    """Write ``regularizer`` to ``path`` (with or without ``.safetensors``) and to the ``.json`` beside it.
+
+    Args:
+        regularizer: of a class that can be imported, with constructor arguments that JSON can hold.
+        path: both files are replaced if they exist; folders are made.
+        metadata: what else to keep (level of the noise, data, training record): plain values, numbers finite.
+
+    Returns:
+        The path of the safetensors file.
+
+    Raises:
+        ValueError: the class cannot be imported by its name, an argument or the metadata cannot be put into JSON, or
+            the parameters are not all of type float32 or all of float64.
+        OSError: the files cannot be written; none of them is then changed.
+    """
+    weights, description = _paths(path)
+    # copies: safetensors refuses views of one another
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in regularizer.state_dict().items()}
+    content = safetensors.torch.save(tensors)
+    head: dict[str, Any] = {"format": FORMAT, **specification(regularizer)}
+    head |= {"version": _version(), "sha256": hashlib.sha256(content).hexdigest(), "metadata": dict(metadata or {})}
+    try:
+        text = json.dumps(head, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{description}: the metadata must be plain values with finite numbers ({error})") from error
+    write_files({weights: content, description: text.encode() + b"\n"})
+    return weights
+
+
+def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
+    """Read a regularizer, on the CPU, and its metadata.
+
+    ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), or a Lightning
+    checkpoint (``.ckpt``) of :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of
+    ``operator`` and ``fidelity``.
+
+    The module that the class is imported from is executed, as by any ``import``; only subclasses of
+    :class:`recon.lower_level.Regularizer` are instantiated, and checkpoints are read with ``weights_only=True``.
+
+    Raises:
+        FileNotFoundError: one of the files is missing.
+        ModelFileError: (a ValueError) a file is of another kind, truncated, of another model, or names a class that
+            is unknown or not a regularizer.
+    """
+    path = Path(path)
+    if path.suffix == CHECKPOINT:
+        return _load_checkpoint(path)
+    weights, description = _paths(path)
+    for file in (weights, description):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; a regularizer is a {WEIGHTS} and a {DESCRIPTION} file")
+    head = _read_description(description)
+    regularizer = _build(head, description)
+    content = weights.read_bytes()
+    try:
+        tensors = safetensors.torch.load(content)
+    except SafetensorError as error:
+        raise ModelFileError(f"{weights}: not a safetensors file, or truncated ({error})") from error
+    _fill(regularizer, tensors, weights)
+    if hashlib.sha256(content).hexdigest() != head.get("sha256"):
+        raise ModelFileError(
+            f"{weights}: does not belong to {description.name}, its checksum is another; copy both files"
+        )
+    return regularizer, head["metadata"]
+
+
+def specification(regularizer: Regularizer) -> dict[str, Any]:
+    """``class``, ``arguments`` and ``dtype``: plain values from which the regularizer can be made again.
+
+    Raises:
+        ValueError: as :func:`save_regularizer`.
+    """
+    cls = type(regularizer)
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if _find(name) is not cls:
+        raise ValueError(f"{name} cannot be imported by this name; define the class at the top level of a module")
+    arguments = regularizer.constructor_arguments()
+    for argument, value in arguments.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name}: the argument {argument} = {value!r} cannot be saved as JSON ({error})"
+            ) from error
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in regularizer.state_dict().values() if t.is_floating_point()}
+    if len(dtypes) > 1 or not dtypes <= _DTYPES.keys():
+        raise ValueError(
+            f"{name} holds numbers of type {', '.join(sorted(dtypes))}; valid is one of {', '.join(_DTYPES)}"
+        )
+    return {"class": name, "arguments": arguments, "dtype": dtypes.pop() if dtypes else "float32"}
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    # not with_suffix alone: foe_0.1 has a suffix, too
+    stem = path.with_suffix("") if path.suffix in (WEIGHTS, DESCRIPTION) else path
+    return stem.with_name(stem.name + WEIGHTS), stem.with_name(stem.name + DESCRIPTION)
+
+
+def _version() -> str:
+    try:
+        return version("recon-bilevel")
+    except PackageNotFoundError:  # run from a folder, without installation
+        return "unknown"
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        head = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ModelFileError(f"{path}: not JSON, or truncated ({error})") from error
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise ModelFileError(f"{path}: does not describe a regularizer; its entry 'format' must be {FORMAT!r}")
+    _check_specification(head, path)
+    if not isinstance(head.get("metadata"), dict):
+        raise ModelFileError(f"{path}: the entry 'metadata' must be an object")
+    return head
+
+
+def _check_specification(head: Mapping[str, Any], path: Path) -> None:
+    for entry, kind in {"class": str, "arguments": dict, "dtype": str}.items():
+        if not isinstance(head.get(entry), kind):
+            raise ModelFileError(f"{path}: the entry {entry!r} is missing or not of the type {kind.__name__}")
+    if head["dtype"] not in _DTYPES:
+        raise ModelFileError(f"{path}: the dtype is {head['dtype']!r}; valid are {', '.join(_DTYPES)}")
+
+
+def _find(name: str) -> Any:
+    """The object of that import path, ``None`` if there is none."""
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), attribute, None)
+    except (ImportError, ValueError):
+        return None
+
+
+def _build(head: Mapping[str, Any], path: Path) -> Regularizer:
+    name, arguments = head["class"], head["arguments"]
+    cls = _find(name)
+    if cls is None:
+        raise ModelFileError(
+            f"{path}: there is no class {name}; install the package that has it, or put it on PYTHONPATH"
+        )
+    if not (isinstance(cls, type) and issubclass(cls, Regularizer)):
+        raise ModelFileError(
+            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer"
+        )
+    try:
+        regularizer = cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}: {name} cannot be made with the arguments {arguments} ({error})") from error
+    return regularizer.to(_DTYPES[head["dtype"]])
+
+
+def _fill(regularizer: Regularizer, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """``load_state_dict`` with one sentence for everything that does not fit."""
+    own = regularizer.state_dict()
+    wrong = [f"{k} is missing" for k in own if k not in tensors]
+    wrong += [f"{k} is not one of its tensors" for k in tensors if k not in own]
+    wrong += [
+        f"{k} has the shape {tuple(t.shape)} instead of {tuple(own[k].shape)}"
+        for k, t in tensors.items()
+        if k in own and t.shape != own[k].shape
+    ]
+    if wrong:
+        raise ModelFileError(f"{path}: does not fit {type(regularizer).__name__}: {', '.join(wrong)}")
+    bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if bad:
+        raise ModelFileError(f"{path}: holds NaN or infinite values in {', '.join(bad)}")
+    regularizer.load_state_dict(dict(tensors))
+
+
+def _load_checkpoint(path: Path) -> tuple[Regularizer, dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelFileError(f"{path}: not a checkpoint of this program, or truncated ({reason})") from error
+    saved = content.get("bilevel") if isinstance(content, dict) else None
+    head = saved.get("specification") if isinstance(saved, dict) else None
+    if not isinstance(saved, dict) or not isinstance(head, dict):
+        raise ModelFileError(f"{path}: a checkpoint of another model; valid are those of models.bilevel.BilevelModule")
+    _check_specification(head, path)
+    regularizer = _build(head, path)
+    prefix = "regularizer."
+    tensors = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    _fill(regularizer, tensors, path)
+    problem = saved.get("problem", {})
+    metadata: dict[str, Any] = {"mu": problem.get("mu", 0.0)}
+    metadata |= {k: problem[k]["class"] for k in ("operator", "fidelity") if k in problem}
+    return regularizer, metadata

@@ -1,0 +1,293 @@
+"""Pictures for papers and logs. Figures are objects of their own: no state of pyplot, no display is needed."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator, ScalarFormatter
+from torch import Tensor
+
+from recon.bilevel import Progress, Record
+from recon.files import write_files
+
+#: colours that are told apart in print and by colour-blind readers (Okabe and Ito 2008)
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ACCENT = "#FFD000"
+_SMALL, _NORMAL = 8.0, 9.0
+
+
+class Square(NamedTuple):
+    """A square part of an image, in pixels."""
+
+    top: int
+    left: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image of a comparison: ``(height, width)``, ``(1, ...)`` or ``(3, ...)``; ``note`` goes below it."""
+
+    title: str
+    image: Tensor
+    note: str = ""
+
+    def pixels(self) -> np.ndarray:
+        """As matplotlib wants it: (height, width), or (height, width, 3).
+
+        Raises:
+            ValueError: the image has another shape.
+        """
+        image = self.image.detach().cpu().double().numpy()
+        if image.ndim == 3 and image.shape[0] == 1:
+            image = image[0]
+        elif image.ndim == 3 and image.shape[0] == 3:
+            image = np.moveaxis(image, 0, -1)
+        if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] == 3):
+            raise ValueError(f"{self.title}: cannot show an image of shape {tuple(self.image.shape)}")
+        return image
+
+
+def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
+    """Filters side by side in one gray picture with values in [0, 1].
+
+    Args:
+        kernels: ``(K, h, w)`` or ``(K, 1, h, w)``. Each is scaled by its own largest absolute value; 0 becomes 0.5.
+        columns: number of columns; about the square root of K by default.
+        gap: white pixels between filters and around them.
+
+    Returns:
+        ``(rows * (h + gap) + gap, columns * (w + gap) + gap)``.
+
+    Raises:
+        ValueError: another shape, or no filter.
+    """
+    k = kernels.detach().cpu().double().numpy()
+    if k.ndim == 4 and k.shape[1] == 1:
+        k = k[:, 0]
+    if k.ndim != 3 or k.size == 0:
+        raise ValueError(f"filters must have the shape (K, h, w) or (K, 1, h, w), but got {tuple(kernels.shape)}")
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns is {columns}, but must be at least 1")
+    count, height, width = k.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    grid = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap))
+    for i, kernel in enumerate(k):
+        top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
+        scale = np.abs(kernel).max() or 1.0
+        grid[top : top + height, left : left + width] = 0.5 + 0.5 * kernel / scale
+    return grid
+
+
+def busiest_square(image: Tensor, side: int) -> Square:
+    """The square of an image ``(channel, height, width)`` with the largest sum of squared differences: for a zoom.
+
+    Raises:
+        ValueError: the square does not fit into the image.
+    """
+    height, width = image.shape[-2:]
+    if not 2 <= side <= min(height, width):
+        raise ValueError(f"a square of side {side} does not fit into {height}x{width} pixels")
+    values = image.detach().cpu().double().numpy().reshape(-1, height, width).mean(0)
+    change = np.diff(values, axis=0)[:, :-1] ** 2 + np.diff(values, axis=1)[:-1] ** 2
+    # an isolated strong edge should not win against texture
+    total = np.pad(np.sqrt(change), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    n = side - 1
+    sums = total[n:, n:] - total[:-n, n:] - total[n:, :-n] + total[:-n, :-n]
+    top, left = np.unravel_index(int(sums.argmax()), sums.shape)
+    return Square(int(top), int(left), side)
+
+
+def comparison_figure(
+    rows: Sequence[Sequence[Panel]],
+    zooms: Sequence[Square | None] | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
+) -> Figure:
+    """Images side by side, titles above the first row, notes below every image, enlarged details in a corner.
+
+    Args:
+        rows: at least one panel each; the images of a row have one size.
+        zooms: for every row the square to enlarge, or ``None``.
+        value_range: shown from black to white; values beyond are shown as these.
+
+    Raises:
+        ValueError: there is nothing to show, a shape is not an image's, or not one zoom is given per row.
+    """
+    if not rows or not all(rows):
+        raise ValueError("a comparison needs at least one row with at least one image")
+    if zooms is not None and len(zooms) != len(rows):
+        raise ValueError(f"{len(zooms)} zooms were given for {len(rows)} rows")
+    columns, width = max(map(len, rows)), 2.2
+    pixels = [[panel.pixels() for panel in row] for row in rows]
+    heights = [width * row[0].shape[0] / row[0].shape[1] + 0.25 for row in pixels]
+    figure = Figure(figsize=(columns * width + 0.1, sum(heights) + 0.25), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)  # type: ignore[union-attr, call-arg]
+    axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    for i, row in enumerate(rows):
+        for j, ax in enumerate(axes[i]):
+            if j >= len(row):
+                ax.set_axis_off()
+                continue
+            _show(ax, np.clip(pixels[i][j], *value_range), value_range, zooms[i] if zooms is not None else None)
+            ax.set_xlabel(row[j].note, fontsize=_NORMAL, labelpad=2)
+            if i == 0:
+                ax.set_title(row[j].title, fontsize=_NORMAL + 1, pad=4)
+    return figure
+
+
+def training_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
+    """Loss with its certified interval, accuracies and step sizes, each against the evaluations per image.
+
+    Args:
+        runs: for every name in the legend the records of one training, from the first iteration on.
+
+    Raises:
+        ValueError: there is no run, or one without a record.
+    """
+    if not runs or not all(runs.values()):
+        raise ValueError("a picture of the training needs at least one run with at least one record")
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    loss, accuracy, step = figure.subplots(1, 3)
+    for (name, records), color in zip(runs.items(), _cycle(len(runs)), strict=True):
+        cost = [r.evaluations for r in records]
+        loss.fill_between(cost, [r.lower for r in records], [r.upper for r in records], color=color, alpha=0.25, lw=0)
+        loss.plot(cost, [r.loss for r in records], color=color, lw=1.3, label=name)
+        accuracy.plot(cost, _positive([r.epsilon for r in records]), color=color, lw=1.3)
+        accuracy.plot(cost, _positive([r.delta for r in records]), color=color, lw=1.0, ls="--")
+        accepted = [r for r in records if r.progress is Progress.ACCEPTED]
+        step.plot([r.evaluations for r in accepted], [r.step for r in accepted], ".", color=color, ms=5)
+    loss.set_title("loss and certified interval", fontsize=_NORMAL)
+    loss.legend(frameon=False, fontsize=_SMALL)
+    accuracy.set_title("lower-level accuracy", fontsize=_NORMAL)
+    accuracy.plot([], [], color="0.3", lw=1.3, label=r"solution, $\epsilon$")
+    accuracy.plot([], [], color="0.3", lw=1.0, ls="--", label=r"adjoint, $\delta$")
+    accuracy.legend(frameon=False, fontsize=_SMALL)
+    step.set_title(r"accepted step size $\alpha$", fontsize=_NORMAL)
+    for ax in (loss, accuracy, step):
+        _style(ax, "evaluations per image")
+        ax.set_xscale("log")
+        _log_scale(ax)
+    return figure
+
+
+def filters_figure(kernels: Tensor, u: Tensor, potentials: Tensor, order: Tensor | None = None) -> Figure:
+    """Learned filters beside the potentials psi_k that belong to them.
+
+    Args:
+        kernels: ``(K, h, w)``; u: ``(n,)``, arguments of the potentials; potentials: ``(K, n)``, their values.
+        order: a permutation of the filters, the most important first; the order of their numbers by default.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    if potentials.shape != (kernels.shape[0], *u.shape):
+        raise ValueError(
+            f"{kernels.shape[0]} filters and {tuple(u.shape)} arguments need potentials of shape "
+            f"({kernels.shape[0]}, {u.shape[0]}), but got {tuple(potentials.shape)}"
+        )
+    if order is not None:
+        kernels, potentials = kernels[order], potentials[order]
+    grid = filter_grid(kernels, columns=math.ceil(math.sqrt(1.5 * len(kernels))))
+    ratio = grid.shape[1] / grid.shape[0]
+    figure = Figure(figsize=(3.0 * ratio + 3.9, 3.3), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3.0 * ratio, 3.5))
+    left.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    left.set_axis_off()
+    left.set_title("filters $c_k$", fontsize=_NORMAL)
+    shades = np.linspace(0.15, 0.75, len(kernels))
+    for values, shade in zip(potentials.detach().cpu().double().numpy(), shades, strict=True):
+        right.plot(u.detach().cpu().double().numpy(), values, color=_blend(COLORS[0], shade), lw=1.0)
+    right.set_title(r"potentials $\psi_k(u)$", fontsize=_NORMAL)
+    _style(right, "filter response $u$")
+    right.margins(x=0)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
+    """Write a figure, in the format that the suffix of ``path`` names, completely or not at all.
+
+    Raises:
+        ValueError: a format that matplotlib does not know.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    write_files({path: figure_bytes(figure, path.suffix.removeprefix(".") or "png", dpi)})
+
+
+def figure_bytes(figure: Figure, format: str = "png", dpi: int = 200) -> bytes:
+    """The content of a picture file with the figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=format, dpi=dpi)
+    return buffer.getvalue()
+
+
+# --- details ---------------------------------------------------------------------------------------------------------
+
+
+def _show(ax: Axes, image: np.ndarray, value_range: tuple[float, float], zoom: Square | None) -> None:
+    low, high = value_range
+    if image.ndim == 3:  # matplotlib scales gray images only
+        image = (image - low) / (high - low)
+    options: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high}
+    ax.imshow(image, interpolation="nearest", **options)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    if zoom is None:
+        return
+    height, width = image.shape[:2]
+    top, left, side = zoom
+    ax.add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, ec=ACCENT, lw=0.9))
+    # in the corner of the image that is farthest from the detail
+    size = 0.42
+    corner_x = 1 - size if left + side / 2 < width / 2 else 0.0
+    corner_y = 0.0 if top + side / 2 < height / 2 else 1 - size * width / height
+    inset = ax.inset_axes((corner_x, corner_y, size, size * width / height))
+    inset.imshow(image[top : top + side, left : left + side], interpolation="nearest", **options)
+    inset.set(xticks=[], yticks=[])
+    inset.spines[:].set(color=ACCENT, linewidth=1.2)
+
+
+def _style(ax: Axes, xlabel: str) -> None:
+    ax.set_xlabel(xlabel, fontsize=_NORMAL)
+    ax.tick_params(labelsize=_SMALL)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="0.9", lw=0.6)
+    ax.set_axisbelow(True)
+
+
+def _log_scale(ax: Axes) -> None:
+    """A logarithmic ordinate; with plain numbers at 1, 2, 5 if it spans little, so that it always has labels."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high / low < 100:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+        ax.yaxis.set_minor_locator(NullLocator())
+    else:
+        ax.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=True))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _positive(values: Sequence[float]) -> list[float]:
+    """What a logarithmic axis can show; gaps elsewhere."""
+    return [v if 0 < v < math.inf else math.nan for v in values]
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(count)]
+
+
+def _blend(color: str, share: float) -> tuple[float, ...]:
+    """The colour mixed with ``share`` of white."""
+    rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return tuple(c + share * (1 - c) for c in rgb)
