@@ -15,8 +15,8 @@ from recon.lower_level import HessianVariation
 class ConvexRidge(RidgeRegularizer):
     r"""R(x) = sum_k sum_p psi_k((c_k * x)_p) with even splines psi_k of degree 3 (Goujon et al. 2023).
 
-    psi_k'' is piecewise linear in \|u\| with learned values d_kj at the knots u_j = j ``spacing``, j < ``knots``, and zero
-    from the last knot on, where psi_k grows linearly. d_kj = softplus(learned) >= 0 makes psi_k convex by construction;
+    psi_k'' is piecewise linear in \|u\| with learned values d_kj at u_j = j ``spacing``, j < ``knots``, and zero from
+    the next knot on, where psi_k grows linearly. d_kj = softplus(learned) >= 0 makes psi_k convex by construction;
     the continuous psi_k'' gives the Hessian a Lipschitz constant, which certificates need.
 
     :class:`WeaklyConvexRidge` lets d_kj fall to -v_k, with sum_k v_k C_k^T C_k <= rho.
@@ -63,7 +63,7 @@ class ConvexRidge(RidgeRegularizer):
         return [d, slope, value]
 
     def _locate(self, u: Tensor, tables: list[Tensor]) -> tuple[Tensor, ...]:
-        """Where |u| lies, and what the tables hold there: fraction of the interval, distance beyond the last knot, ..."""
+        """Where |u| lies (fraction of its interval, distance beyond the last knot) and what the tables hold there."""
         last = tables[0].shape[1] - 1
         position = u.abs() / self.spacing
         index = position.detach().floor().clamp_(max=last - 1).to(torch.int64)

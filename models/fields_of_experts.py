@@ -164,7 +164,7 @@ class FieldsOfExperts(RidgeRegularizer):
 
 
 def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:
-    r"""v_k = rho e^{beta_k} / S with S >= max_xi sum_k e^{beta_k} \|c^_k(xi)\|^2, so \|\|sum_k v_k C_k^T C_k\|\| <= rho.
+    r"""v_k = rho e^{beta_k} / S, S >= max_xi sum_k e^{beta_k} \|c^_k(xi)\|^2: so \|\|sum_k v_k C_k^T C_k\|\| <= rho.
 
     S is a 64-norm over the grid of frequencies instead of their maximum: differentiable, and never smaller.
     """

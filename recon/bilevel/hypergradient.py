@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """z, flat and in float64; error: omega >= ||z - grad f||, proved if ``certified``; evaluation: with its adjoints."""
+    """z, flat, float64; error: omega >= ||z - grad f||, proved if ``certified``; evaluation: with its adjoints."""
 
     z: Tensor
     error: float

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from enum import StrEnum
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 
 
-class Progress(str, Enum):
+class Progress(StrEnum):
     """How an upper-level iteration ended."""
 
     ACCEPTED = "accepted"
@@ -30,10 +30,9 @@ class Progress(str, Enum):
 class Record:
     """One upper-level iteration.
 
-    loss in [lower, upper], certified; previous: upper bound of the loss before the step; epsilon, delta: largest certified
-    lower-level and adjoint errors of the images; omega: bound of the hypergradient's error (infinite if not computed);
-    step: the accepted alpha; trials: points tried; evaluations: so far, per image; gradient_norm: ||z|| at the new
-    point; progress: see :class:`Progress`.
+    loss in [lower, upper], certified; epsilon, delta: largest certified lower-level and adjoint errors of the images;
+    omega: bound of the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points
+    tried; evaluations: so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`.
     """
 
     iteration: int
@@ -95,7 +94,7 @@ class MAID(torch.optim.Optimizer):
         solution_accuracy: float = 1.0,
         adjoint_accuracy: float = 1.0,
         armijo: float = 1e-4,
-        slack: float = 0.5,
+        slack: float = 0.9,
         step_shrink: float = 0.5,
         step_growth: float = 1.2,
         accuracy_shrink: float = 0.5,
@@ -134,7 +133,7 @@ class MAID(torch.optim.Optimizer):
         """One upper-level iteration on ``objective``, whose parameters must be those of this optimizer."""
         if closure is not None:
             closure()
-        state, options = self.state["maid"], self.param_groups[0]
+        state, options = self._progress, self.param_groups[0]
         if not state:
             state.update(iteration=0, direction=None, line_search=options["line_search"], longest=math.inf)
             first = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
@@ -157,11 +156,11 @@ class MAID(torch.optim.Optimizer):
         self._inform(objective)
         if self._stationary(objective):
             return _Outcome(Progress.CONVERGED, 0.0, 0)
-        current, z = self.evaluation, self.state["maid"]["z"]
+        current, z = self.evaluation, self._progress["z"]
         direction = self._direction(z)
         d = direction.apply(z)
         slope, step = float(z @ d), direction.first_step(options["lr"])
-        step = min(step, self.state["maid"]["longest"] / max(float(d.norm()), 1e-300))
+        step = min(step, self._progress["longest"] / max(float(d.norm()), 1e-300))
         margin = options["slack"] * 0.5 * step * slope
         for trial in range(1, options["line_search"] + 1):
             accuracy = objective.accuracy_for(current, margin, self._second)
@@ -191,13 +190,13 @@ class MAID(torch.optim.Optimizer):
         if current.at_precision_floor or objective.accuracy_for(current, margin, self._second).solution < 1e-14:
             progress = Progress.PRECISION_FLOOR
         direction.reset()
-        self.state["maid"].update(direction=direction.state_dict(), longest=math.inf)
+        self._progress.update(direction=direction.state_dict(), longest=math.inf)
         options["lr"] *= 0.1
         return _Outcome(progress, 0.0, options["line_search"])
 
     def _scheduled(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
         """The published loop: accuracies shrink when a search fails and grow after a success."""
-        options, state = self.param_groups[0], self.state["maid"]
+        options, state = self.param_groups[0], self._progress
         trials, budget, alpha = 0, state["line_search"], options["lr"]
         while True:
             self._set(theta)
@@ -241,15 +240,15 @@ class MAID(torch.optim.Optimizer):
     def _stationary(self, objective: BilevelObjective) -> bool:
         """Whether ||z|| <= tolerance, and stays so at a tenth of the errors until z has settled."""
         tolerance = self.param_groups[0]["tolerance"]
-        while float(self.state["maid"]["z"].norm()) <= tolerance:
-            current, z = self.evaluation, self.state["maid"]["z"]
+        while float(self._progress["z"].norm()) <= tolerance:
+            current, z = self.evaluation, self._progress["z"]
             if current.at_precision_floor or not tolerance:
                 return True
             errors = float(current.error.max()), float(current.adjoint_residual.max())
             accuracy = Accuracy(*(max(0.1 * e, 1e-300) for e in errors))
             self._keep(objective.hypergradient(objective.refine(current, accuracy), accuracy))
-            if float((self.state["maid"]["z"] - z).norm()) <= 0.1 * tolerance:
-                return float(self.state["maid"]["z"].norm()) <= tolerance
+            if float((self._progress["z"] - z).norm()) <= 0.1 * tolerance:
+                return float(self._progress["z"].norm()) <= tolerance
         return False
 
     def _descending(self, objective: BilevelObjective) -> Hypergradient:
@@ -269,14 +268,19 @@ class MAID(torch.optim.Optimizer):
     # --- state -------------------------------------------------------------------------------------------------------
 
     @property
+    def _progress(self) -> dict[str, Any]:
+        """What belongs to the whole run, not to one tensor: saved and loaded by ``torch.optim.Optimizer`` as it is."""
+        return cast(dict[str, dict[str, Any]], self.state)["maid"]
+
+    @property
     def evaluation(self) -> Evaluation:
         """The objective at the current parameters; its warm starts are part of a checkpoint."""
-        return Evaluation(**self.state["maid"]["evaluation"])
+        return Evaluation(**self._progress["evaluation"])
 
     @evaluation.setter
     def evaluation(self, value: Evaluation) -> None:
         fields = dataclasses.fields(value)
-        self.state["maid"]["evaluation"] = {f.name: getattr(value, f.name) for f in fields}
+        self._progress["evaluation"] = {f.name: getattr(value, f.name) for f in fields}
 
     @property
     def _second(self) -> bool:
@@ -291,23 +295,23 @@ class MAID(torch.optim.Optimizer):
             self.param_groups[0][name] *= factor
 
     def _direction(self, z: Tensor) -> Direction:
-        return make_direction(self.param_groups[0], z, self.state["maid"]["direction"])
+        return make_direction(self.param_groups[0], z, self._progress["direction"])
 
     def _keep(self, gradient: Hypergradient) -> None:
-        self.evaluation, self.state["maid"]["z"] = gradient.evaluation, gradient.z
+        self.evaluation, self._progress["z"] = gradient.evaluation, gradient.z
 
     def _accept(
         self, objective: BilevelObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
     ) -> None:
-        old = self.state["maid"]["z"]
+        old = self._progress["z"]
         gradient = objective.hypergradient(new, accuracy)
-        self.state["maid"]["longest"] = self.param_groups[0]["largest_growth"] * float(move.norm())
+        self._progress["longest"] = self.param_groups[0]["largest_growth"] * float(move.norm())
         direction.learn(move, gradient.z - old)
         self._keep(gradient)
-        self.state["maid"]["direction"] = direction.state_dict()
+        self._progress["direction"] = direction.state_dict()
 
     def _record(self, objective: BilevelObjective, outcome: _Outcome) -> Record:
-        at, state = self.evaluation, self.state["maid"]
+        at, state = self.evaluation, self._progress
         return Record(
             iteration=state["iteration"],
             loss=at.value,
