@@ -135,7 +135,7 @@ class MAID(torch.optim.Optimizer):
             closure()
         state, options = self._progress, self.param_groups[0]
         if not state:
-            state.update(iteration=0, direction=None, line_search=options["line_search"], longest=math.inf)
+            state.update(iteration=0, direction=None, longest=math.inf)
             first = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
             self._keep(objective.hypergradient(objective.evaluate(first, None, self._second), first))
         theta = self._get()
@@ -197,7 +197,7 @@ class MAID(torch.optim.Optimizer):
     def _scheduled(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
         """The published loop: accuracies shrink when a search fails and grow after a success."""
         options, state = self.param_groups[0], self._progress
-        trials, budget, alpha = 0, state["line_search"], options["lr"]
+        trials, budget, alpha = 0, options["line_search"], options["lr"]
         while True:
             self._set(theta)
             gradient = self._descending(objective)
@@ -358,7 +358,7 @@ class PublishedMAID(MAID):
         tolerance: float = 0.0,
     ) -> None:
         options = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
-        super().__init__(params, "first_order", "gradient", "schedule", **options)
+        super().__init__(params, "first_order", "gradient", "schedule", largest_growth=math.inf, **options)
 
 
 _NOT_OPTIONS = frozenset({"self", "params", "__class__", "positive", "fractions", "growths", "name", "value"})

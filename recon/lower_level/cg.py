@@ -25,9 +25,9 @@ def conjugate_gradients(
 
     The recurred residual says when to look. By how much it can differ from the true one is bounded, to first order,
     by ``rounding`` times the sum over the iterations of ||w|| + 2||step|| (Greenbaum 1997); ``rounding`` is u ||B||
-    with the unit roundoff u, infinite where ||B|| is not known. Where that gap is below a hundredth of the accuracy, it is
-    added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is still
-    too large restarts. If a restart does not reduce it any more, the image is at the floor of its precision.
+    with the unit roundoff u, infinite where ||B|| is not known. Where that gap is below a hundredth of the accuracy,
+    it is added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is
+    still too large restarts. If a restart does not reduce it any more, the image is at the floor of its precision.
     ``residual`` is b - B w0, if the caller knows it already. Images leave when done.
     """
     batch, device = b.shape[0], b.device
