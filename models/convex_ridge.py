@@ -66,7 +66,8 @@ class ConvexRidge(RidgeRegularizer):
         """Where |u| lies (fraction of its interval, distance beyond the last knot) and what the tables hold there."""
         last = tables[0].shape[1] - 1
         position = u.abs() / self.spacing
-        index = position.detach().floor().clamp_(max=last - 1).to(torch.int64)
+        # NaN converts to the smallest integer: it must not reach beyond the tables, and stays NaN by the fraction
+        index = position.detach().floor().clamp_(max=last - 1).to(torch.int64).clamp_(min=0)
         inside = position.clamp(max=last)
         index += (last + 1) * torch.arange(len(tables[0]), device=u.device)[:, None]
         fraction = inside - (index % (last + 1)).to(u.dtype)

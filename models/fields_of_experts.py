@@ -169,8 +169,8 @@ def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:
     S is a 64-norm over the grid of frequencies instead of their maximum: differentiable, and never smaller.
     """
     power, factor = frequency_response(kernels)
-    # the shift cancels in v; it keeps the exponentials in range
-    shares = torch.exp(log_shares.double() - log_shares.detach().double().max())
+    # the shift cancels in v; it and the smallest share keep v, and lambda / v in single precision, in range
+    shares = torch.exp(log_shares.double() - log_shares.detach().double().max()).clamp_min(1e-12)
     spectrum = shares @ power
     top = spectrum.detach().max().clamp_min(torch.finfo(torch.float64).tiny)
     # rfft2 holds one half of the frequencies; the other half is equal and does not change a maximum

@@ -84,8 +84,11 @@ class LogCosh(Potential):
 
     @staticmethod
     def value(u: Tensor, nu: Tensor) -> Tensor:
-        size = u.abs()
-        return size + nu * (F.softplus(-2 * size / nu) - math.log(2))
+        # log cosh t = -log(1 - tanh(t)^2) / 2 has no cancellation at small t, the other form no overflow at large t
+        ratio = u / nu
+        size, inner = ratio.abs(), torch.tanh(ratio.clamp(-1, 1))
+        far = size + F.softplus(-2 * size) - math.log(2)
+        return nu * torch.where(size < 1, -0.5 * torch.log1p(-inner * inner), far)
 
     @staticmethod
     def slope(u: Tensor, nu: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class RidgeRegularizer(Regularizer):
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size = (size, size)
         self.weight = nn.Parameter(make_filters(initial_filters, filters, size, seed).to(torch.get_default_dtype()))
-        self._cached: tuple[object, list[Tensor]] | None = None
+        self._cached: tuple[list[Tensor], list[Tensor]] | None = None
 
     # --- what a subclass defines -------------------------------------------------------------------------------------
 
@@ -77,11 +77,12 @@ class RidgeRegularizer(Regularizer):
         return [kernels, *self.profile_parameters(kernels)]
 
     def current(self) -> list[Tensor]:
-        """:meth:`effective` without its graph, computed once per change of the parameters."""
-        key = tuple((p.data_ptr(), p._version, p.dtype) for p in self.parameters())
-        if self._cached is None or self._cached[0] != key:
+        """:meth:`effective` without its graph, computed once per change of the parameters, however they change."""
+        params = [p.detach() for p in self.parameters()]
+        # by value: a version counter does not notice changes of ``p.data``
+        if self._cached is None or not all(map(_same, self._cached[0], params)):
             with torch.no_grad():
-                self._cached = (key, [e.detach() for e in self.effective()])
+                self._cached = ([p.clone() for p in params], [e.detach() for e in self.effective()])
         return self._cached[1]
 
     # --- derivatives in x --------------------------------------------------------------------------------------------
@@ -198,6 +199,10 @@ class RidgeRegularizer(Regularizer):
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
         raise NotImplementedError
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 Reaction = Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor | None]

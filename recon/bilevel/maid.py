@@ -15,6 +15,7 @@ from torch import Tensor
 from recon.bilevel.direction import Direction, make_direction
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.lower_level import Status
 
 
 class Progress(StrEnum):
@@ -135,9 +136,14 @@ class MAID(torch.optim.Optimizer):
             closure()
         state, options = self._progress, self.param_groups[0]
         if not state:
-            state.update(iteration=0, direction=None, longest=math.inf)
             first = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
-            self._keep(objective.hypergradient(objective.evaluate(first, None, self._second), first))
+            gradient = objective.hypergradient(objective.evaluate(first, None, self._second), first)
+            bad = torch.nonzero(gradient.evaluation.status == Status.NOT_FINITE).flatten()
+            if bad.numel() or not bool(torch.isfinite(gradient.z).all()):
+                where = f"the energy of image {int(bad[0])}" if bad.numel() else "the hypergradient"
+                raise ValueError(f"{where} is NaN or infinite at the initial parameters; start from others")
+            state.update(iteration=0, direction=None, longest=math.inf)
+            self._keep(gradient)
         theta = self._get()
         try:
             search = self._predicted if options["accuracy"] == "predicted" else self._scheduled
@@ -192,7 +198,7 @@ class MAID(torch.optim.Optimizer):
         direction.reset()
         self._progress.update(direction=direction.state_dict(), longest=math.inf)
         options["lr"] *= 0.1
-        return _Outcome(progress, 0.0, options["line_search"])
+        return _Outcome(progress, 0.0, trial)
 
     def _scheduled(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
         """The published loop: accuracies shrink when a search fails and grow after a success."""
@@ -223,17 +229,22 @@ class MAID(torch.optim.Optimizer):
             if new.at_precision_floor or current.at_precision_floor:
                 self._set(theta)
                 return _Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
+            if not current.satisfies(accuracy):  # out of iterations: asking for more accuracy is no use
+                self._set(theta)
+                return _Outcome(Progress.LINE_SEARCH_FAILED, 0.0, trials, gradient.error)
             self._scale_accuracy(options["accuracy_shrink"])
             budget += 1
 
     def _inform(self, objective: BilevelObjective) -> None:
         """Refine until errors are small against grad g: before that, z says little (w = 0 solves any loose system)."""
-        current = self.evaluation
+        current, before = self.evaluation, math.nan
         while True:
             needed = max(0.1 * float(current.slope.mean()), 1e-300)
             accuracy = Accuracy(needed, needed)
-            if current.satisfies(accuracy) or current.at_precision_floor:
-                return
+            errors = max(float(current.error.max()), float(current.adjoint_residual.max()))
+            if current.satisfies(accuracy) or current.at_precision_floor or errors >= before:
+                return  # accurate enough, or as accurate as the solvers get
+            before = errors
             current = objective.refine(current, accuracy)
             self._keep(objective.hypergradient(current, accuracy))
 
@@ -261,7 +272,7 @@ class MAID(torch.optim.Optimizer):
             gradient = objective.hypergradient(evaluation, accuracy, bound=options["descent_check"])
             evaluation = gradient.evaluation
             descends = gradient.error <= (1 - options["eta"]) * float(gradient.z.norm())
-            if not options["descent_check"] or descends or evaluation.at_precision_floor:
+            if not options["descent_check"] or descends or not evaluation.satisfies(accuracy):
                 return gradient
             self._scale_accuracy(options["accuracy_shrink"])
 

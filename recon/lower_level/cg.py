@@ -60,7 +60,7 @@ def conjugate_gradients(
         )
         evaluations[active] += spent
         drift[active] = gap
-        doubtful = gap > 0.01 * goal[active]
+        doubtful = ~(gap <= 0.01 * goal[active])
         if doubtful.any():
             index = active[doubtful]
             rows = torch.nonzero(doubtful).flatten()

@@ -88,7 +88,8 @@ class WeightedSquaredL2(DataFidelity):
         return self.weights * (z - y)
 
     def curvature(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.weights.to(z)
+        weights = self.weights.to(z)
+        return weights.view((1,) * (z.ndim - weights.ndim) + weights.shape)  # an axis for the batch, of length one
 
     def smoothness(self, y: Tensor) -> float:
         return float(self.weights.max())
