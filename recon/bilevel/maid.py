@@ -167,7 +167,7 @@ class MAID(torch.optim.Optimizer):
         d = direction.apply(z)
         slope, step = float(z @ d), direction.first_step(options["lr"])
         step = min(step, self._progress["longest"] / max(float(d.norm()), 1e-300))
-        margin = options["slack"] * 0.5 * step * slope
+        margin, floor = options["slack"] * 0.5 * step * slope, False
         for trial in range(1, options["line_search"] + 1):
             accuracy = objective.accuracy_for(current, margin, self._second)
             if current.value - current.lower > margin:
@@ -181,7 +181,8 @@ class MAID(torch.optim.Optimizer):
                 return _Outcome(Progress.ACCEPTED, step, trial)
             decrease = current.value - new.value
             uncertain = (new.upper - new.value) + (current.value - current.lower)
-            if new.at_precision_floor and uncertain > 2 * margin:
+            floor = new.at_precision_floor and uncertain > 2 * margin
+            if floor:
                 break
             if decrease > 0.1 * step * slope and uncertain > 0.5 * decrease:
                 margin = 0.25 * min(margin, decrease)  # the step is good, its certificate too weak
@@ -193,7 +194,7 @@ class MAID(torch.optim.Optimizer):
         self._set(theta)
         self.evaluation = current
         progress = Progress.LINE_SEARCH_FAILED
-        if current.at_precision_floor or objective.accuracy_for(current, margin, self._second).solution < 1e-14:
+        if floor or current.at_precision_floor or objective.accuracy_for(current, margin, self._second).solution < 1e-14:
             progress = Progress.PRECISION_FLOOR
         direction.reset()
         self._progress.update(direction=direction.state_dict(), longest=math.inf)

@@ -11,12 +11,18 @@ from recon.lower_level.batch import per_image_norm
 from recon.lower_level.energy import Energy
 from recon.lower_level.solution import RUNNING, Solution, Status
 
+# Evaluations without progress near the rounding error after which an image is at its floor. FISTA's gradients ripple
+# with a period of about sqrt(L / mu) evaluations, which stays below this wherever single precision is of use.
+PATIENCE = 100
+
 
 class Stopping:
     r"""Per-image stopping by the certificate \|\|x - x^\|\| <= (\|\|grad h(x)\|\| + rounding) / mu.
 
     An image is CONVERGED when the certificate is below ``accuracy``; it is at the PRECISION_FLOOR when the computed
-    gradient is no larger than its own rounding error, which no further iteration can improve.
+    gradient is no larger than its own rounding error, which no further iteration can improve, or within a thousand
+    times this and has not fallen by a tenth in ``PATIENCE`` evaluations: the model of the rounding error knows the
+    energy, not how an operator computes.
     With ``certified=False`` the accuracy is asked of \|\|grad h\|\| itself, and the reported error is infinite unless
     the energy is known to be strongly convex.
     """
@@ -29,6 +35,8 @@ class Stopping:
         self.mu = modulus if modulus > 0 else math.nan
         self.accuracy = accuracy.to(energy.y.device).expand(batch).clone()
         self.scale = self.mu if certified else 1.0
+        self.best = torch.full_like(self.accuracy, math.inf)
+        self.stale = torch.zeros_like(self.accuracy)
 
     def error(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
         """The certified distance of x to the minimizer, float64, ``(batch,)``."""
@@ -41,14 +49,18 @@ class Stopping:
         norm = per_image_norm(grad).double()
         rounding = energy.rounding(x, norm)
         status = torch.full_like(norm, RUNNING, dtype=torch.int64)
+        better = norm <= 0.9 * self.best
+        self.best = torch.where(better, norm, self.best)
+        self.stale = torch.where(better, 0.0, self.stale + 1)
         status[norm <= rounding] = Status.PRECISION_FLOOR
+        status[(self.stale >= PATIENCE) & (norm <= 1000 * rounding)] = Status.PRECISION_FLOOR
         status[norm + rounding <= self.scale * self.accuracy] = Status.CONVERGED
         status[~torch.isfinite(norm)] = Status.NOT_FINITE
         return status
 
     def select(self, index: Tensor) -> None:
         """Keep the images ``index`` only."""
-        self.accuracy = self.accuracy[index]
+        self.accuracy, self.best, self.stale = self.accuracy[index], self.best[index], self.stale[index]
 
 
 class Collector:
