@@ -169,11 +169,12 @@ class RidgeRegularizer(Regularizer):
             for total, part in zip(profile_grad, grads, strict=True):
                 total += part
         with torch.enable_grad():
-            outputs = self.effective()
+            pairs = zip(self.effective(), [kernel_grad.view_as(kernels), *profile_grad], strict=True)
+            outputs, weights = zip(*((o, g) for o, g in pairs if o.requires_grad), strict=True)  # others are frozen
             return torch.autograd.grad(
                 outputs,
                 self.trainable(),
-                [kernel_grad.view_as(kernels), *profile_grad],
+                weights,
                 allow_unused=True,
                 materialize_grads=True,
             )

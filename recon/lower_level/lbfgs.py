@@ -49,6 +49,7 @@ class LBFGS:
         out.evaluations += 1
         history = InverseHessian(x.flatten(1), self.memory)
         fresh = torch.ones(len(x), dtype=torch.bool, device=x.device)  # images that need a new direction
+        resolution = 1e-6 if x.dtype == torch.float32 else 1e-12  # of values of h, whose sums are in double precision
         direction, step = torch.zeros_like(x), torch.ones(len(x), dtype=torch.float64, device=x.device)
         for iteration in range(self.max_iterations + 1):
             status = stopping.status(energy, x, grad)
@@ -72,7 +73,7 @@ class LBFGS:
             trial_value, trial_grad = energy.value_and_grad(trial)
             out.evaluations[out.active] += 1
             before, after = per_image_dot(grad, direction).double(), per_image_dot(trial_grad, direction).double()
-            fresh = self._accepted(value, trial_value, step, before, after)
+            fresh = self._accepted(value, trial_value, step, before, after, resolution)
             self._remember(history, fresh, trial - x, trial_grad - grad)
             here = over_image(fresh, x)
             x, grad = torch.where(here, trial, x), torch.where(here, trial_grad, grad)
@@ -88,9 +89,10 @@ class LBFGS:
             return grad.new_full((len(grad),), 1 / energy.smoothness)
         return 1 / grad.flatten(1).norm(dim=1).clamp_min(1.0)
 
-    def _accepted(self, old: Tensor, new: Tensor, step: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    def _accepted(
+        self, old: Tensor, new: Tensor, step: Tensor, before: Tensor, after: Tensor, resolution: float
+    ) -> Tensor:
         decrease = new <= old + self.armijo * step * before
-        resolution = 1e-6 if old.dtype == torch.float32 else 1e-12
         flat = (new - old).abs() <= resolution * old.abs()
         return (decrease | (flat & (after <= (2 * self.armijo - 1) * before))) & torch.isfinite(after)
 
