@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from recon.bilevel import Progress, Record
@@ -161,7 +161,7 @@ def training_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
     for (name, records), color in zip(runs.items(), _cycle(len(runs)), strict=True):
         cost = [r.evaluations for r in records]
         loss.fill_between(cost, [r.lower for r in records], [r.upper for r in records], color=color, alpha=0.25, lw=0)
-        loss.plot(cost, [r.loss for r in records], color=color, lw=1.3, label=name)
+        loss.plot(cost, [r.loss for r in records], ".-", color=color, lw=1.2, ms=4, label=name)
         accuracy.plot(cost, _positive([r.epsilon for r in records]), color=color, lw=1.3)
         accuracy.plot(cost, _positive([r.delta for r in records]), color=color, lw=1.0, ls="--")
         accepted = [r for r in records if r.progress is Progress.ACCEPTED]
@@ -183,8 +183,10 @@ def training_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
 def filters_figure(kernels: Tensor, u: Tensor, potentials: Tensor, order: Tensor | None = None) -> Figure:
     """Learned filters beside the potentials psi_k that belong to them.
 
+    Filters are shown at the same contrast, so potentials should be those of the filters divided by their norms.
+
     Args:
-        kernels: ``(K, h, w)``; u: ``(n,)``, arguments of the potentials; potentials: ``(K, n)``, their values.
+        kernels: ``(K, h, w)``; u: ``(n,)``, responses of c_k / ||c_k||; potentials: ``(K, n)``, psi_k(||c_k|| u).
         order: a permutation of the filters, the most important first; the order of their numbers by default.
 
     Raises:
@@ -203,13 +205,15 @@ def filters_figure(kernels: Tensor, u: Tensor, potentials: Tensor, order: Tensor
     left, right = figure.subplots(1, 2, width_ratios=(3.0 * ratio, 3.5))
     left.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     left.set_axis_off()
-    left.set_title("filters $c_k$", fontsize=_NORMAL)
+    left.set_title(r"filters $c_k / \Vert c_k\Vert$", fontsize=_NORMAL)
     shades = np.linspace(0.15, 0.75, len(kernels))
     for values, shade in zip(potentials.detach().cpu().double().numpy(), shades, strict=True):
         right.plot(u.detach().cpu().double().numpy(), values, color=_blend(COLORS[0], shade), lw=1.0)
-    right.set_title(r"potentials $\psi_k(u)$", fontsize=_NORMAL)
-    _style(right, "filter response $u$")
+    right.set_title(r"potentials $\psi_k(\Vert c_k\Vert\, u)$", fontsize=_NORMAL)
+    _style(right, "response $u$ of the filter")
     right.margins(x=0)
+    right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    right.yaxis.get_offset_text().set_fontsize(_SMALL)
     return figure
 
 
@@ -270,12 +274,9 @@ def _log_scale(ax: Axes) -> None:
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     if high / low < 100:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        ax.yaxis.set_major_formatter(ScalarFormatter())
-        ax.yaxis.set_minor_locator(NullLocator())
-    else:
-        ax.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=True))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6) if high / low < 10 else (1, 2, 5)))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _positive(values: Sequence[float]) -> list[float]:

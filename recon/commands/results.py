@@ -1,0 +1,121 @@
+"""What ``recon reconstruct`` writes about every image: an entry of the report, files, a row of the table."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from torch import Tensor
+
+from recon.files import write_files
+from recon.lower_level import Status
+from recon.metrics import SSIM_WINDOW, psnr, ssim
+from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
+
+
+@dataclass(frozen=True)
+class Result:
+    """The entry of one image in the report.
+
+    error: certified ||x - x^||, null if nothing is certified; error_rms_per_pixel: error / sqrt(number of values);
+    status: ``converged``, ``iteration limit``, ``precision floor`` or ``not finite``; evaluations: of the gradient;
+    psnr, ssim: of x against the reference, ``*_data``: of the data; null without a reference.
+    """
+
+    name: str
+    data: str
+    reference: str | None
+    shape: list[int]
+    status: str
+    error: float | None
+    error_rms_per_pixel: float | None
+    evaluations: int
+    seconds: float
+    psnr_data: float | None = None
+    psnr: float | None = None
+    ssim_data: float | None = None
+    ssim: float | None = None
+
+
+def output_files(output: Path, name: str) -> tuple[Path, Path, Path]:
+    """Picture, numbers and comparison of one image."""
+    return output / f"{name}.png", output / f"{name}.npy", output / f"{name}_comparison.png"
+
+
+def write_result(output: Path, result: Result, x: Tensor, y: Tensor, target: Tensor | None) -> None:
+    """Write the three files of :func:`output_files`, all or none; images are ``(channel, height, width)``.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    png, npy, comparison = output_files(output, result.name)
+    write_files({png: _png(x), npy: _npy(x), comparison: _picture(result, x, y, target)})
+
+
+def quality(x: Tensor, y: Tensor, target: Tensor) -> dict[str, float | None]:
+    """The entries of the report that compare x and the data y with the true image, ``(channel, height, width)``."""
+    values: dict[str, float | None] = {}
+    for suffix, image in (("_data", y), ("", x)):
+        values["psnr" + suffix] = finite(float(psnr(image[None], target[None])))
+        large = min(target.shape[1:]) >= SSIM_WINDOW
+        values["ssim" + suffix] = finite(float(ssim(image[None].double(), target[None]))) if large else None
+    return values
+
+
+def _png(x: Tensor) -> bytes:
+    pixels = (x.double().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _npy(x: Tensor) -> bytes:
+    """(H, W) or (H, W, 3): what this program reads."""
+    pixels = x.numpy()
+    buffer = io.BytesIO()
+    np.save(buffer, pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
+    return buffer.getvalue()
+
+
+def _picture(result: Result, x: Tensor, y: Tensor, target: Tensor | None) -> bytes:
+    panels = [Panel("data", y, _decibels(result.psnr_data)), Panel("reconstruction", x, _decibels(result.psnr))]
+    if target is not None:
+        panels.append(Panel("reference", target))
+    side = min(y.shape[1:]) // 5
+    zoom = busiest_square(x if target is None else target, side) if side >= 8 else None
+    return figure_bytes(comparison_figure([panels], [zoom]))
+
+
+def results_table(results: list[Result]) -> Table:
+    """One row for every image; PSNR of the data and of the reconstruction."""
+    table = Table(title="Reconstructions, PSNR in dB")
+    table.add_column("image", overflow="fold")
+    for column in ("status", "‖x − x̂‖ ≤", "evals", "seconds", "PSNR", "SSIM"):
+        table.add_column(column, justify="right")
+    for r in results:
+        error = "none" if r.error is None else f"{r.error:.1e}"
+        gain = "" if r.psnr is None or r.psnr_data is None else f"{r.psnr_data:.2f} → {r.psnr:.2f}"
+        similarity = "" if r.ssim is None else f"{r.ssim:.3f}"
+        table.add_row(r.name, r.status, error, str(r.evaluations), f"{r.seconds:.1f}", gain, similarity)
+    return table
+
+
+def _decibels(value: float | None) -> str:
+    """A PSNR with its unit; nothing where there is none."""
+    return "" if value is None else f"{value:.2f} dB"
+
+
+def finite(value: float) -> float | None:
+    """The number, or ``None`` (null) where JSON has none for it."""
+    return value if math.isfinite(value) else None
+
+
+def words(status: Status) -> str:
+    """A status as it is written in reports and tables."""
+    return status.name.lower().replace("_", " ")
