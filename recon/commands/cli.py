@@ -1,0 +1,257 @@
+"""``recon fit | validate | test | predict --config FILE``: Lightning's command line with this project's defaults."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jsonargparse.typing import PositiveInt
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import Logger
+from rich.console import Console
+from rich.table import Table
+
+from models.bilevel import BilevelModule
+from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
+from models.checkpointing import AtomicCheckpointIO, load_checkpoint, qualified_name
+from models.storage import save_regularizer, specification
+from recon.commands.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    MetricsFile,
+    Stopwatch,
+    config_name,
+    finite,
+    latest_checkpoint,
+    new_run,
+    run_of_checkpoint,
+    write_json,
+)
+from recon.files import write_files
+from recon.operators import Identity
+
+OUTPUTS = Path("outputs")
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "devices": 1,  # one process sees the whole training set
+    "inference_mode": False,  # solvers may differentiate
+    "log_every_n_steps": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "max_epochs": 1000,
+}
+
+
+class ReconCLI(LightningCLI):
+    """Every run has its own folder, ``outputs/<experiment>/version_<n>`` (``validate_<n>``, ``test_<n>``, ...).
+
+    A run that is resumed (``--ckpt_path .../checkpoints/last.ckpt``, or just ``last``) goes on in its folder.
+    ``--trainer.default_root_dir`` replaces ``outputs/<experiment>``.
+    """
+
+    run: Path
+    resumed_step: int | None = None
+    stopwatch: Stopwatch
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--checkpoint_every", type=PositiveInt, default=1, help="Iterations between two writings of last.ckpt."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what is given; Lightning's own method warns if ``sys.argv`` is not empty."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: checkpoints hold no configuration; what they belong to is checked when they are loaded."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the folder of the run, and read a checkpoint once, so that errors come before the work."""
+        settings = self.config[self.subcommand]
+        files = settings.get("config") or []
+        self.config_file = Path(str(files[0])) if files else None
+        chosen = settings.trainer.default_root_dir
+        root = Path(chosen) if chosen else OUTPUTS / config_name(self.config_file)
+        checkpoint = settings.get("ckpt_path")
+        if checkpoint in ("last", "best"):
+            checkpoint = latest_checkpoint(root, checkpoint)
+        run = None
+        if checkpoint is not None:
+            settings["ckpt_path"] = str(checkpoint)
+            step = load_checkpoint(checkpoint).get("global_step")
+            if self.subcommand == "fit":
+                run, self.resumed_step = run_of_checkpoint(Path(checkpoint)), step
+        self._root = root
+        self._resumed_run = run
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add loggers, checkpoints, pictures and the progress bar; what the configuration names stays."""
+        self.run = self._resumed_run or new_run(
+            self._root, "version" if self.subcommand == "fit" else str(self.subcommand)
+        )
+        config = dict(self._get(self.config_init, "trainer"))
+        given = {key: _as_list(config.get(key)) for key in ("callbacks", "plugins")}
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = self._loggers()
+        if config.get("accelerator") == "auto":
+            # Lightning would also choose Apple's GPUs, which know no float64
+            kwargs["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
+        kwargs["default_root_dir"] = str(self.run)
+        kwargs["callbacks"] = given["callbacks"] + self._callbacks(config, given["callbacks"])
+        kwargs["plugins"] = [*given["plugins"], AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self) -> list[Logger]:
+        loggers: list[Logger] = [MetricsFile(self.run, self.resumed_step if self._resumed_run else None)]
+        if self.subcommand == "fit":
+            loggers.append(TensorBoardLogger(str(self.run), name="", version="tensorboard"))
+        return loggers
+
+    def _callbacks(self, config: dict[str, Any], given: list[Callback]) -> list[Callback]:
+        if self.subcommand == "predict":
+            return [PredictionWriter(self.run)]
+        if self.subcommand != "fit":
+            return []
+        self.stopwatch = Stopwatch()
+        callbacks: list[Callback] = [self.stopwatch]
+        if not any(isinstance(callback, ImageLogger) for callback in given):
+            callbacks.append(ImageLogger())
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(IterationProgress())
+        if config.get("enable_checkpointing") is not False:
+            folder = self.run / CHECKPOINTS
+            best = ModelCheckpoint(
+                folder,
+                filename="best",
+                monitor="val_psnr",
+                mode="max",
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            )
+            every = self._get(self.config_init, "checkpoint_every")
+            callbacks += [best, LastCheckpoint(folder / "last.ckpt", every)]
+        return callbacks
+
+    # --- fit ---------------------------------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; a new run that fails before it has a checkpoint leaves no folder behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if self._resumed_run is None and not any(self.run.glob(f"{CHECKPOINTS}/*")):
+                shutil.rmtree(self.run, ignore_errors=True)
+            raise
+
+    def before_fit(self) -> None:
+        """Write the configuration in force, with all defaults, into the folder of the run."""
+        if isinstance(self.model, BilevelModule):
+            specification(self.model.regularizer)  # what cannot be exported is refused before hours of training
+        parser = self._parser(self.subcommand)
+        settings = self.config[self.subcommand].clone()
+        settings.pop("config", None)
+        text = parser.dump(settings, skip_validation=True)
+        write_files({self.run / CONFIG: text.encode()})
+
+    def after_fit(self) -> None:
+        """Export the regularizer, write ``summary.json``, print the table."""
+        if not isinstance(self.model, BilevelModule):
+            return
+        if self.model.record is None:
+            raise ValueError(
+                f"nothing is left to do: the checkpoint has made {self.resumed_step or 0} iterations already, and "
+                f"max_epochs of the trainer is {self.trainer.max_epochs}; set it (and max_steps) higher"
+            )
+        validated = self.model.validated_iteration == self.model.record.iteration
+        if self.datamodule is not None and self.trainer.limit_val_batches and not validated:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        summary = self._summary(self.model)
+        write_json(self.run / "summary.json", summary)
+        save_regularizer(self.model.regularizer, self.run / "regularizer.safetensors", self._metadata(self.model))
+        table = Table(title=f"{self.run}", show_header=False)
+        for name, value in summary.items():
+            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+        Console().print(table)
+
+    def _metadata(self, model: BilevelModule) -> dict[str, Any]:
+        """What reconstruction needs beside the regularizer, and where it comes from."""
+        operator = model.operator if model.operator is not None else Identity()
+        energy = {"mu": model.mu, "operator": qualified_name(operator), "fidelity": qualified_name(model.fidelity)}
+        return energy | {"training": finite(self._summary(model))}
+
+    def _summary(self, model: BilevelModule) -> dict[str, Any]:
+        record, metrics = model.record, self.trainer.callback_metrics
+        assert record is not None
+        summary: dict[str, Any] = {
+            "status": record.progress.value if record.finished else "iteration limit",
+            "iterations": record.iteration,
+            "loss": record.loss,
+            "lower": record.lower,
+            "upper": record.upper,
+            "evaluations": record.evaluations,
+            "gradient_norm": record.gradient_norm,
+        }
+        for name in ("val_psnr", "val_ssim", "val_error"):
+            if name in metrics:
+                summary[name] = float(metrics[name])
+        return summary | {
+            "seconds": self.stopwatch.seconds,
+            "regularizer": qualified_name(model.regularizer),
+            "config": str(self.config_file) if self.config_file is not None else None,
+        }
+
+
+def run_cli(arguments: list[str]) -> ReconCLI:
+    """Parse ``arguments`` (subcommand first) and run.
+
+    Raises:
+        argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files.
+    """
+    _quiet()
+    subcommands = ReconCLI.subcommands()
+    return ReconCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        save_config_callback=None,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        parser_kwargs={"exit_on_error": False, "prog": "recon"}
+        | {name: {"exit_on_error": False} for name in subcommands},
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=arguments,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def _quiet() -> None:
+    """Silence Lightning's advertisements and its remarks about settings that are chosen on purpose."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*treespec, LeafSpec.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        "(?s).*jsonargparse.*|.*JSONARGPARSE.*|.*instantiate_classes.*deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    own = logging.getLogger("models")
+    if not own.handlers:
+        own.addHandler(logging.StreamHandler())
+        own.setLevel(logging.INFO)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]

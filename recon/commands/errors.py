@@ -1,0 +1,88 @@
+"""Errors in one sentence: what is wrong, by its name in the configuration, and what would be valid."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+
+# Lines of jsonargparse's nested reports that say nothing about the cause.
+_FILLERS = re.compile(
+    r"Does not validate against any|Subtypes:|Errors:$|Given value type:|Expected a path but"
+    r"|Expected a <class 'NoneType'>|Unable to parse config as|$"
+)
+_KEY = re.compile(r'(?:.*?: )?Parser key "([^"]+)":\s*')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
+
+
+def sentence(error: BaseException) -> str:
+    """The message of an error in one line.
+
+    Of jsonargparse's reports, which list every type that was tried, it keeps the path of the key and the causes.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = str(error) or type(error).__name__
+    if "Parser key" in text or "Errors:" in text:
+        return _condense(text)
+    return " ".join(text.split())
+
+
+def _condense(text: str) -> str:
+    keys: list[str] = []
+    causes: list[str] = []
+    given, path = "", ""
+    for line in text.splitlines():
+        line = line.strip().removeprefix("- ")
+        while match := _KEY.match(line):
+            keys.append(match[1])
+            line = line[match.end() :]
+        if match := _CLASS.match(line):
+            path, line = match[1], line[match.end() :]
+        if match := re.match(r"Given value: (.*)", line):
+            # a nested argument shows the whole value again
+            given = given if "(" in match[1] else f", got {match[1]}"
+        elif not _FILLERS.match(line):
+            cause = _clean(line, path)
+            if cause not in causes:
+                causes.append(cause)
+    if not causes:
+        return " ".join(text.split())
+    sentence = "; or ".join(causes)
+    if len(given) > 0 and "got " not in sentence and "valid are" not in sentence:
+        sentence += given
+    return f"{'.'.join(keys)}: {sentence}" if keys else sentence
+
+
+def _clean(line: str, path: str) -> str:
+    """One cause in plain words; ``path`` is the class whose arguments are reported on."""
+    named = re.search(r"class_path='([^']+)'", line)
+    line = re.sub(r"^Type \S*Callable\[.*?\] expects a function or a callable class: ", "", line)
+    line = re.sub(r"\.* Got value: Namespace\(.*", "", line)
+    line = re.sub(r"\.+ Got value: ", ", got ", line)
+    line = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", line).replace("typing.", "")
+    line = re.sub(r"^Expected an? ", "expected ", line)
+    if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", line):
+        return f"{match[1]} has no {match[2]}{_members(match[1])}"
+    if match := re.search(r"Option '([^']+)' is not accepted", line):
+        return f"{match[1]!r} is no option{_parameters(named[1] if named else path)}"
+    return line.rstrip(". ")
+
+
+def _members(name: str) -> str:
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        return ""
+    names = [n for n in getattr(module, "__all__", []) if inspect.isclass(getattr(module, n, None))]
+    return f"; valid are {', '.join(names)}" if names else ""
+
+
+def _parameters(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    try:
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return ""
+    names = [n for n in signature.parameters if n not in ("self", "params")]
+    return f" of {path}; valid are {', '.join(names)}"
