@@ -78,7 +78,7 @@ class TotalVariation(Regularizer):
 
         Its third derivative is a symmetric trilinear form, at most 0.859/nu^2, attained along z.
         """
-        weight, nu = (float(t) for t in self._current())
+        weight, nu = (t.double() for t in self._current())
         top = _differences(w).square().sum(0).sqrt().flatten(1).amax(1).double()
         lipschitz = 8 * weight * (1.5 / 1.25**2.5) / nu**2 * top
         return HessianVariation(1.5 / nu * top, lipschitz, torch.zeros_like(top))

@@ -181,20 +181,21 @@ class MAID(torch.optim.Optimizer):
                 return _Outcome(Progress.ACCEPTED, step, trial)
             decrease = current.value - new.value
             uncertain = (new.upper - new.value) + (current.value - current.lower)
-            floor = new.at_precision_floor and uncertain > 2 * margin
-            if floor:
-                break
-            if decrease > 0.1 * step * slope and uncertain > 0.5 * decrease:
+            floor = new.at_precision_floor and uncertain > 2 * margin  # a shorter step may lead to a point that is not
+            if decrease > 0.1 * step * slope and uncertain > 0.5 * decrease and not floor:
                 margin = 0.25 * min(margin, decrease)  # the step is good, its certificate too weak
                 continue
             # minimizer of the parabola through both values and the slope
-            fraction = 0.5 * step * slope / max(step * slope - decrease, 1e-300)
+            fraction = 0.5 * step * slope / max(1e-300, step * slope - decrease)  # in this order NaN counts as 1e-300
             step *= min(max(fraction, 0.1), options["step_shrink"])
             margin = options["slack"] * 0.5 * step * slope
         self._set(theta)
-        self.evaluation = current
+        # certified values without any descent along d: z is too inaccurate, unless the errors cannot be any smaller
+        error, adjoint = float(current.error.max()), float(current.adjoint_residual.max())
+        accuracy = Accuracy(max(0.1 * error, 1e-300), max(0.1 * (adjoint if adjoint < math.inf else error), 1e-300))
+        self._keep(objective.hypergradient(objective.refine(current, accuracy), accuracy))
         progress = Progress.LINE_SEARCH_FAILED
-        if floor or current.at_precision_floor or objective.accuracy_for(current, margin, self._second).solution < 1e-14:
+        if floor or self.evaluation.at_precision_floor:
             progress = Progress.PRECISION_FLOOR
         direction.reset()
         self._progress.update(direction=direction.state_dict(), longest=math.inf)
