@@ -23,7 +23,7 @@ class ConvexRidge(RidgeRegularizer):
 
     Parameters
     ----------
-    filters, size, initial_filters, seed: of the filters, see :class:`models.ridge.RidgeRegularizer`.
+    filters, size, initial_filters, unit_norm, seed: of the filters, see :class:`models.ridge.RidgeRegularizer`.
     knots: number of learned values per profile. spacing: distance of the knots, in the units of c_k * x.
     log_weight, log_width: the initial profiles are e^{log_weight} times the smoothed 1-norm of width e^{log_width}.
     """
@@ -37,9 +37,10 @@ class ConvexRidge(RidgeRegularizer):
         log_weight: float = -3.0,
         log_width: float = -3.0,
         initial_filters: str = "dct",
+        unit_norm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(filters, size, initial_filters, seed)
+        super().__init__(filters, size, initial_filters, unit_norm, seed)
         if knots < 2:
             raise ValueError(f"knots is {knots}, but a spline needs at least 2")
         if not 0 < spacing < float("inf"):
@@ -128,9 +129,10 @@ class WeaklyConvexRidge(ConvexRidge):
         log_width: float = -3.0,
         weak_convexity: float = 0.9,
         initial_filters: str = "dct",
+        unit_norm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(filters, size, knots, spacing, log_weight, log_width, initial_filters, seed)
+        super().__init__(filters, size, knots, spacing, log_weight, log_width, initial_filters, unit_norm, seed)
         if not 0 < weak_convexity < 1:
             raise ValueError(f"weak_convexity is {weak_convexity}, but must lie in (0, 1)")
         self.weak_convexity = weak_convexity

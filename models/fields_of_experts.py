@@ -27,9 +27,10 @@ class FieldsOfExperts(RidgeRegularizer):
     filters, size: number and side length of the filters.
     potential: ``smoothed_l1`` (convex), ``log_cosh`` (convex) or ``student_t`` (not convex).
     log_scale, log_weight, log_width: initial theta_0, theta_k and log nu_k.
-    smallest_width: nu_k = smallest_width + e^{learned}: bounds the curvature e^{theta}/nu of every potential.
+    smallest_width: nu_k = smallest_width + e^{learned}: bounds the curvature e^{theta}/nu of every potential; of use
+        with ``unit_norm``.
     weak_convexity: rho in [0, 1).
-    initial_filters, seed: see :class:`models.ridge.RidgeRegularizer`.
+    initial_filters, unit_norm, seed: see :class:`models.ridge.RidgeRegularizer`.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class FieldsOfExperts(RidgeRegularizer):
         smallest_width: float = 0.0,
         weak_convexity: float = 0.0,
         initial_filters: str = "dct",
+        unit_norm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(filters, size, initial_filters, seed)
+        super().__init__(filters, size, initial_filters, unit_norm, seed)
         if potential not in POTENTIALS:
             raise ValueError(f"potential is {potential!r}, but must be one of {', '.join(POTENTIALS)}")
         if not 0 <= weak_convexity < 1:
@@ -131,6 +133,9 @@ class FieldsOfExperts(RidgeRegularizer):
         weight, width, side = weight[:, 0], width[:, 0], kernels.shape[1]
         a = (frequency_response(kernels)[0].amax(1) * frequency_response(kernels)[1]).sqrt()
         curvature, phi, radius = weight / width, self.potential, radius.double()[:, None]
+        # moving a learned weight by 1 moves its filter by at most the inverse of its norm, or by at most 1
+        raw = (self.weight - self.weight.mean((1, 2), keepdim=True)).detach().double().flatten(1).norm(dim=1)
+        chain = 1 / raw.clamp_min(1e-12) if self.unit_norm else torch.ones_like(raw)
         centred = per_image_norm(x - x.mean((2, 3), keepdim=True)).double()[:, None] + radius
         positions = (x.shape[2] - side + 1) * (x.shape[3] - side + 1) * x.shape[1]
         slope = torch.minimum(self._slope_norm(x) + curvature * a * radius, phi.slope_bound * weight * positions**0.5)
@@ -138,7 +143,7 @@ class FieldsOfExperts(RidgeRegularizer):
             (a * slope).sum(1),
             (a * slope).norm(dim=1),
             (a * weight * phi.slope_width_bound).norm() * positions**0.5 * torch.ones_like(radius[:, 0]),
-            (a * curvature * side * centred + side * slope).norm(dim=1),
+            (chain * (a * curvature * side * centred + side * slope)).norm(dim=1),
         ]
         size = per_image_norm(w).double()[:, None]
         third = phi.third_bound * weight / width.square() * self.filtered_maximum(w)
@@ -146,7 +151,7 @@ class FieldsOfExperts(RidgeRegularizer):
             self.smoothness() * size[:, 0],
             (curvature * a.square() * size).norm(dim=1),
             (phi.curvature_width_bound * curvature * a.square() * size).norm(dim=1),
-            (third * a * side * centred + 2 * curvature * a * side * size).norm(dim=1),
+            (chain * (third * a * side * centred + 2 * curvature * a * side * size)).norm(dim=1),
         ]
         return JacobianBounds(torch.stack(columns).norm(dim=0), torch.stack(moved).norm(dim=0))
 

@@ -28,14 +28,16 @@ class RidgeRegularizer(Regularizer):
     filters: number K of filters; size: their side length s in pixels.
     initial_filters: ``dct``: the K lowest frequencies of the discrete cosine transform without the constant one, which
         needs K < s^2; ``normal``: of variance 2 / (s^2 (K + 1)) (Xavier), as published. Both have about the same norm.
+    unit_norm: also divide the filters by their norm. The widths of the profiles are then in the units of the image;
+        without it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
     seed: of the normal filters.
     """
 
-    def __init__(self, filters: int, size: int, initial_filters: str, seed: int) -> None:
+    def __init__(self, filters: int, size: int, initial_filters: str, unit_norm: bool, seed: int) -> None:
         super().__init__()
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
-        self.kernel_size = (size, size)
+        self.kernel_size, self.unit_norm = (size, size), unit_norm
         self.weight = nn.Parameter(make_filters(initial_filters, filters, size, seed).to(torch.get_default_dtype()))
         self._cached: tuple[list[Tensor], list[Tensor]] | None = None
 
@@ -68,8 +70,9 @@ class RidgeRegularizer(Regularizer):
     # --- parameters --------------------------------------------------------------------------------------------------
 
     def kernels(self) -> Tensor:
-        """The filters c_k, ``(K, s, s)``, of mean zero."""
-        return self.weight - self.weight.mean((1, 2), keepdim=True)
+        """The filters c_k, ``(K, s, s)``, of mean zero, and of norm one with ``unit_norm``."""
+        centred = self.weight - self.weight.mean((1, 2), keepdim=True)
+        return centred / centred.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12) if self.unit_norm else centred
 
     def effective(self) -> list[Tensor]:
         """The filters and the tensors of the profiles, differentiable in the parameters."""

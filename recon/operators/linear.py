@@ -95,9 +95,7 @@ class LinearOperator(nn.Module):
             raise ValueError(f"{name}: got shape {tuple(x.shape)} in the {side}, expected {expected}")
         if not (x.is_complex() if is_complex else x.is_floating_point()):
             kind = "complex" if is_complex else "real floating"
-            raise ValueError(
-                f"{name}: got dtype {x.dtype} in the {side}, expected a {kind} dtype and shape {expected}"
-            )
+            raise ValueError(f"{name}: got dtype {x.dtype} in the {side}, expected a {kind} dtype and shape {expected}")
 
     def extra_repr(self) -> str:
         certified = "" if self.norm_bound_certified else " (estimate)"
