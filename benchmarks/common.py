@@ -49,6 +49,7 @@ def machine() -> dict[str, str]:
         cpu = names[0] if names else cpu
     facts = {"CPU": cpu, "cores": str(os.cpu_count()), "load": f"{os.getloadavg()[0]:.1f}"}
     facts |= {"torch": torch.__version__, "threads": str(torch.get_num_threads()), "Python": platform.python_version()}
+    facts["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "default")
     if torch.cuda.is_available():
         facts["GPU"] = torch.cuda.get_device_name()
     return facts
