@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg  # noqa: F401  # native code that loads in mid-training loses an interrupt
 import numpy as np
 import pytorch_lightning as pl
 import torch
