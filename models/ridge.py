@@ -7,12 +7,13 @@ is analytic and evaluated block by block, so that the filtered images never leav
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.filter_bank import add_patches, blocks, check_image, make_filters, patches, spectral_bound
+from models.filter_bank import check_image, make_filters, map_blocks, patches, spectral_bound, sum_patches
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
 
 
@@ -100,17 +101,15 @@ class RidgeRegularizer(Regularizer):
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         check_image(x, self.kernel_size)
         kernels, *profile = self.current()
-        values = []
 
-        def reaction(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> Tensor:
+        def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, tuple[slice, Tensor]]:
             value, slope = self.value_and_slope(u, profile)
-            values.append((images, value.sum((1, 2), dtype=torch.float64)))
-            return slope
+            return slope, (images, value.sum((1, 2), dtype=torch.float64))
 
-        grad = _filtered(x, kernels, reaction)
+        grad, values = _filtered(x, kernels, reaction)
         total = torch.zeros(x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device)
-        for (first, end), value in values:
-            total[first:end] += value
+        for images, value in values:
+            total[images] += value
         return total.view(x.shape[0], -1).sum(1), grad
 
     def hessian(self, x: Tensor) -> HessianMap:
@@ -125,9 +124,10 @@ class RidgeRegularizer(Regularizer):
         )
         stored = x.new_empty(shape)
 
-        def store(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> None:
-            part = stored[images[0] : images[1], :, rows[0] : rows[1]]
+        def store(u: Tensor, images: slice, rows: slice) -> tuple[None, None]:
+            part = stored[images, :, rows]
             part.copy_(self.curvature(u, profile).view_as(part))
+            return None, None
 
         _filtered(x, kernels, store)
 
@@ -136,17 +136,17 @@ class RidgeRegularizer(Regularizer):
             if kept is not None:
                 order = (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten().tolist()
 
-            def reaction(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> Tensor:
+            def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, None]:
                 if order is None:
-                    weight = stored[images[0] : images[1], :, rows[0] : rows[1]]
-                elif images[1] - images[0] == 1:
-                    weight = stored[order[images[0]], None, :, rows[0] : rows[1]]
+                    weight = stored[images, :, rows]
+                elif len(u) == 1:
+                    weight = stored[order[images.start], None, :, rows]  # a view, unlike the next
                 else:
-                    weight = stored[order[images[0] : images[1]], :, rows[0] : rows[1]]
+                    weight = stored[order[images], :, rows]
                 u.view_as(weight).mul_(weight)
-                return u
+                return u, None
 
-            return _filtered(v, kernels, reaction)
+            return _filtered(v, kernels, reaction)[0]
 
         return HessianMap(apply)
 
@@ -155,21 +155,24 @@ class RidgeRegularizer(Regularizer):
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         r"""d/dtheta of sum_p psi'(c * x)(c * w): in c directly, in the profiles by one backward pass per block."""
         kernels, *profile = self.current()
-        leaves = [p.clone().requires_grad_(True) for p in profile]
         kernel_grad = torch.zeros_like(kernels).flatten(1)
         profile_grad = [torch.zeros_like(p) for p in profile]
         size, flat = self.kernel_size, kernels.flatten(1)
         x, w = x.reshape(-1, *x.shape[2:]), w.reshape(-1, *w.shape[2:])
-        rows, cols = x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1
-        for i, j, r, s in blocks(len(x), rows, cols):
+
+        def block(i: int, j: int, r: int, s: int) -> tuple[Tensor, ...]:
             px, pw = (patches(t[i:j, r : s + size[0] - 1], size) for t in (x, w))
             u, v = flat @ px, flat @ pw
-            kernel_grad += torch.einsum("bkn,bpn->kp", self.curvature(u, profile) * v, px)
+            part = torch.einsum("bkn,bpn->kp", self.curvature(u, profile) * v, px)
             with torch.enable_grad():
+                leaves = [p.clone().requires_grad_(True) for p in profile]
                 slope = self.slope(u, leaves)
                 grads = torch.autograd.grad((slope * v).sum(), leaves, allow_unused=True, materialize_grads=True)
-            kernel_grad += torch.einsum("bkn,bpn->kp", slope.detach(), pw)
-            for total, part in zip(profile_grad, grads, strict=True):
+            return part + torch.einsum("bkn,bpn->kp", slope.detach(), pw), *grads
+
+        for kernel_part, *profile_parts in map_blocks(block, x, size):
+            kernel_grad += kernel_part
+            for total, part in zip(profile_grad, profile_parts, strict=True):
                 total += part
         with torch.enable_grad():
             pairs = zip(self.effective(), [kernel_grad.view_as(kernels), *profile_grad], strict=True)
@@ -194,11 +197,11 @@ class RidgeRegularizer(Regularizer):
         kernels = self.current()[0]
         result = w.new_zeros(w.shape[0] * w.shape[1], kernels.shape[0])
 
-        def reaction(u: Tensor, images: tuple[int, int], rows: tuple[int, int]) -> None:
-            part = result[images[0] : images[1]]
-            torch.maximum(part, u.abs_().amax(2), out=part)
+        def reaction(u: Tensor, images: slice, rows: slice) -> tuple[None, tuple[slice, Tensor]]:
+            return None, (images, u.abs_().amax(2))
 
-        _filtered(w, kernels, reaction)
+        for images, top in _filtered(w, kernels, reaction)[1]:
+            result[images] = torch.maximum(result[images], top)
         return result.view(w.shape[0], w.shape[1], -1).amax(1).double()
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
@@ -209,30 +212,37 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
-Reaction = Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor | None]
+Note = TypeVar("Note")
+Reaction = Callable[[Tensor, slice, slice], tuple[Tensor | None, Note]]
 
 
-def _filtered(x: Tensor, kernels: Tensor, reaction: Reaction) -> Tensor:
-    """sum_k C_k^T reaction(C_k x), block by block; ``reaction(u, images, rows)`` may work in place.
+def _filtered(x: Tensor, kernels: Tensor, reaction: Reaction[Note]) -> tuple[Tensor, list[Note]]:
+    """sum_k C_k^T v, where ``v, note = reaction(C_k x, images, rows)`` block by block, and the notes in order.
 
-    u has the shape (images, K, positions). A reaction that returns ``None`` contributes nothing. On a GPU there is one
-    block and the convolutions are cuDNN's.
+    A reaction gets (images, K, positions), may work in place and must not write what another block's reads: blocks are
+    computed at the same time. v is ``None`` if it contributes nothing. On a GPU the convolutions are cuDNN's.
     """
     out = torch.zeros_like(x)
-    flat_x, flat_out = x.reshape(-1, *x.shape[2:]), out.view(-1, *x.shape[2:])
+    flat_x, flat_out = x.detach().reshape(-1, *x.shape[2:]), out.view(-1, *x.shape[2:])
     size = (kernels.shape[1], kernels.shape[2])
-    rows, cols = x.shape[2] - size[0] + 1, x.shape[3] - size[1] + 1
-    if x.is_cuda:
-        u = F.conv2d(flat_x[:, None], kernels[:, None])
-        v = reaction(u.flatten(2), (0, len(u)), (0, rows))
-        if v is not None:
-            flat_out += F.conv_transpose2d(v.view_as(u), kernels[:, None])[:, 0]
-        return out
     analysis = kernels.flatten(1)
     synthesis = analysis.t().contiguous()
-    for i, j, r, s in blocks(len(flat_x), rows, cols):
-        window = slice(r, s + size[0] - 1)
-        v = reaction(torch.matmul(analysis, patches(flat_x[i:j, window], size)), (i, j), (r, s))
-        if v is not None:
-            add_patches(torch.matmul(synthesis, v), flat_out[i:j, window], size)
-    return out
+
+    def block(i: int, j: int, r: int, s: int) -> tuple[slice, slice, Tensor | None, Note]:
+        images, window = slice(i, j), slice(r, s + size[0] - 1)
+        part = flat_x[images, window]
+        if x.is_cuda:
+            u = F.conv2d(part[:, None], kernels[:, None])
+            v, note = reaction(u.flatten(2), images, slice(r, s))
+            back = None if v is None else F.conv_transpose2d(v.view_as(u), kernels[:, None])[:, 0]
+        else:
+            v, note = reaction(torch.matmul(analysis, patches(part, size)), images, slice(r, s))
+            shape = (part.shape[1], part.shape[2])
+            back = None if v is None else sum_patches(torch.matmul(synthesis, v), shape, size)
+        return images, window, back, note
+
+    results = map_blocks(block, flat_x, size)
+    for images, window, back, _ in results:  # here, because the windows of neighbouring blocks overlap
+        if back is not None:
+            flat_out[images, window] += back
+    return out, [note for *_, note in results]

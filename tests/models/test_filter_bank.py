@@ -11,7 +11,7 @@ from torch import Tensor
 
 import models.filter_bank as filter_bank
 from models.fields_of_experts import FieldsOfExperts
-from models.filter_bank import add_patches, blocks, frequency_response, make_filters, patches, spectral_bound
+from models.filter_bank import blocks, frequency_response, make_filters, patches, spectral_bound, sum_patches
 from tests.lower_level.problems import normal
 
 
@@ -73,16 +73,12 @@ def test_spectral_bound_of_several_weights_and_filters_that_act_on_different_fre
 
 @given(batch=st.integers(1, 7), rows=st.integers(1, 40), cols=st.integers(1, 40), block=st.integers(1, 600))
 def test_blocks_cover_every_pixel_once(batch: int, rows: int, cols: int, block: int) -> None:
-    before, filter_bank.BLOCK = filter_bank.BLOCK, block
-    try:
-        count = torch.zeros(batch, rows, dtype=torch.int64)
-        for i, j, r, s in blocks(batch, rows, cols):
-            assert 0 <= i < j <= batch
-            assert 0 <= r < s <= rows
-            assert (j - i) * (s - r) * cols <= max(block, cols)
-            count[i:j, r:s] += 1
-    finally:
-        filter_bank.BLOCK = before
+    count = torch.zeros(batch, rows, dtype=torch.int64)
+    for i, j, r, s in blocks(batch, rows, cols, block):
+        assert 0 <= i < j <= batch
+        assert 0 <= r < s <= rows
+        assert (j - i) * (s - r) * cols <= max(block, cols)
+        count[i:j, r:s] += 1
     assert bool((count == 1).all())
 
 
@@ -93,34 +89,43 @@ def test_blocks_cover_every_pixel_once(batch: int, rows: int, cols: int, block: 
     rows=st.integers(1, 3),
     cols=st.integers(1, 4),
 )
-def test_patches_and_add_patches_are_transposed(seed: int, height: int, width: int, rows: int, cols: int) -> None:
+def test_patches_and_sum_patches_are_transposed(seed: int, height: int, width: int, rows: int, cols: int) -> None:
     x, size = normal(2, height, width, seed=seed), (rows, cols)
     columns = patches(x, size)
     p = normal(*columns.shape, seed=seed + 1)
-    out = normal(2, height, width, seed=seed + 2)
-    before = out.clone()
-    add_patches(p, out, size)
-    torch.testing.assert_close((columns * p).sum(), (x * (out - before)).sum())
+    torch.testing.assert_close((columns * p).sum(), (x * sum_patches(p, (height, width), size)).sum())
     kernel = normal(1, rows, cols, seed=seed + 3)
     torch.testing.assert_close(kernel.flatten(1) @ columns, F.conv2d(x[:, None], kernel[:, None]).flatten(2))
 
 
-@pytest.mark.parametrize("block", [1, 7, 40, 90, 10**6])
-def test_results_do_not_depend_on_the_size_of_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def everything() -> list[Tensor]:
     regularizer = FieldsOfExperts(3, 3, log_weight=0, log_width=-1, weak_convexity=0.5).double()
     x, v = normal(3, 2, 9, 7, seed=1), normal(3, 2, 9, 7, seed=2)
     keep = torch.tensor([2, 0])
+    value, grad = regularizer.value_and_grad(x)
+    hessian = regularizer.hessian(x)
+    maximum = regularizer.filtered_maximum(v)
+    return [value, grad, hessian(v), hessian.select(keep)(v[keep]), maximum, *regularizer.parameter_vjp(x, v)]
 
-    def everything() -> list[Tensor]:
-        value, grad = regularizer.value_and_grad(x)
-        hessian = regularizer.hessian(x)
-        maximum = regularizer.filtered_maximum(v)
-        return [value, grad, hessian(v), hessian.select(keep)(v[keep]), maximum, *regularizer.parameter_vjp(x, v)]
 
+@pytest.mark.parametrize("block", [1, 7, 40, 90, 10**6])
+def test_results_do_not_depend_on_the_size_of_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = everything()
     monkeypatch.setattr(filter_bank, "BLOCK", block)
     for mine, reference in zip(everything(), expected, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_are_the_same_to_the_bit_with_any_number_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filter_bank, "BLOCK", 7)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    expected = everything()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for mine, reference in zip(everything(), expected, strict=True):
+        assert torch.equal(mine, reference)
 
 
 def test_initial_filters() -> None:
