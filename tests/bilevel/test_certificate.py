@@ -230,3 +230,19 @@ def test_exact_for_quadratic_energies() -> None:
     exact = LOSS.value(x_exact, target)
     torch.testing.assert_close(exact - interval.value, 0.5 * norms(x - x_exact).square(), rtol=1e-9, atol=1e-12)
     assert_contains(interval, exact)
+
+
+def test_rounding_of_the_weights_is_covered_for_large_images() -> None:
+    """The weight of the regularizer, rounded once, changes <w, r> by a multiple of it for any number of pixels."""
+    shape = (1, 1, 256, 256)
+    x = normal(*shape, scale=0.3, dtype=torch.float32)
+    none = torch.zeros(1, dtype=torch.float64)
+    nothing = HessianVariation(none, none, none)
+    for log_weight in (-2.1, -2.3, -2.7, -3.3):
+        regularizer = TotalVariation(log_weight, 0.0)
+        energy, double = Energy(x, regularizer), Energy(x.double(), copy.deepcopy(regularizer).double())
+        residual = energy.grad(x)
+        w = residual  # the worst one: parallel to the gradient of R, which is all of r at x = y
+        interval = goal_oriented(energy, nothing, none, 1.0, w, residual, none, none, x)
+        difference = residual.double() - double.grad(x.double())
+        assert float((w.double() * difference).sum().abs()) <= float(interval.below)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from recon.bilevel import Accuracy, BilevelObjective, SquaredError
+from recon.bilevel.hypergradient import error_bound
 from recon.lower_level import FISTA, Energy, KullbackLeibler, Regularizer, WeightedSquaredL2
 from recon.operators import Blur
+from tests.bilevel.known import KnownQuadratic
 from tests.lower_level.problems import (
     REGULARIZERS,
     Quadratic,
@@ -140,6 +142,31 @@ def test_bound_is_above_the_true_error(name: str, kind: str) -> None:
             assert error <= gradient.error + 1e-9, (solution, adjoint)
             looseness.append(gradient.error / max(error, 1e-300))
     assert min(looseness) < 200  # a bound, not infinity
+
+
+def test_every_part_of_the_bound_is_needed() -> None:
+    """For a quadratic energy omega = ||P|| (eps + ||r_w||) / mu: each part alone, and attained in one direction."""
+    regularizer = KnownQuadratic()
+    y, target = normal(1, 1, 3, 4, seed=6), normal(1, 1, 3, 4, seed=7)
+    exact = regularizer.solve(y)
+    objective = BilevelObjective(regularizer, target, y)
+    truth = exact_gradient(objective)
+    u, _, _ = torch.linalg.svd(regularizer.p)
+    a = torch.eye(12, dtype=torch.float64) + regularizer.h
+    energy = energy_of(objective)
+    for lower, adjoint in ((0.3, 0.0), (0.0, 0.3), (0.2, 0.1)):
+        shift = (a @ u[:, 0]).view_as(y)  # moves w along the largest singular vector of P
+        x = exact + lower * shift
+        w = torch.linalg.solve(a, (x - target).flatten()).view_as(y) + adjoint * u[:, 0].view_as(y)
+        residual = (energy.hessian(x)(w) - (x - target)).flatten().norm().view(1)
+        error = energy.grad(x).flatten().norm().view(1) / energy.strong_convexity
+        omega, certified = error_bound(energy, 1.0, x, w, error, residual)
+        true_error = (-torch.cat([g.flatten() for g in energy.parameter_vjp(x, w)]) - truth).norm()
+        assert certified
+        assert float(true_error) <= float(omega)
+        parts = torch.linalg.matrix_norm(regularizer.p, 2) * (error + residual) / energy.strong_convexity
+        torch.testing.assert_close(omega, parts, rtol=1e-9, atol=1e-12)
+        assert float(true_error) >= 0.05 * float(omega)
 
 
 def test_bound_vanishes_with_the_accuracies() -> None:

@@ -54,6 +54,25 @@ def test_interval_of_the_mean_and_errors_of_the_images(name: str, second: bool) 
         assert not at.at_precision_floor
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_interval_of_the_mean_is_attained(sign: float) -> None:
+    """Solutions that are wrong by a constant, to which the regularizer is blind, and grad g parallel to it."""
+    _, y = data()
+    energy = Energy(y, make("foe_l1"))
+    exact = exact_minimizer(energy, y.clone())
+
+    def solver(energy: Energy, x: Tensor, accuracy: float | Tensor) -> Solution:
+        gradient, one = energy.grad(exact + 0.3), torch.ones(5, dtype=torch.int64)
+        return Solution(exact + 0.3, gradient, norms(gradient) / energy.strong_convexity, 0 * one, one)
+
+    objective = BilevelObjective(energy.regularizer, exact + 0.3 - 0.5 * sign, y, solver=solver)
+    at = objective.evaluate(Accuracy(10.0, 10.0), None, goal_oriented=False)
+    f = float(objective.loss.value(exact, objective.target).mean())
+    assert at.lower <= f <= at.upper + 1e-9
+    spare = 0.5 * 0.3**2 * exact[0].numel() if sign > 0 else 0.0
+    assert f - spare == pytest.approx(at.lower if sign > 0 else at.upper, abs=1e-9)
+
+
 def test_bounds_of_the_first_order_for_losses_and_fidelities_that_are_not_quadratic() -> None:
     class Huber(UpperLoss):
         """Sum of sqrt(1 + d^2) - 1: convex, with gradient of Lipschitz constant one."""
