@@ -103,7 +103,7 @@ def check_image(x: Tensor, size: tuple[int, int]) -> None:
 
 
 def make_filters(kind: str, filters: int, size: int, seed: int) -> Tensor:
-    """Initial filters of mean zero, ``(filters, size, size)`` in float64; ``kind`` is ``dct`` or ``normal``.
+    """Initial filters of mean zero, ``(filters, size, size)`` in float64; ``kind`` is normal, dct or multiscale.
 
     Raises ``ValueError`` for another kind, or more cosines than there are.
     """
@@ -112,12 +112,24 @@ def make_filters(kind: str, filters: int, size: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(filters, size, size, dtype=torch.float64, generator=generator) * (scale / size)
         return weight - weight.mean((1, 2), keepdim=True)
-    if kind != "dct":
-        raise ValueError(f"initial_filters is {kind!r}, but must be dct or normal")
-    if filters >= size**2:
-        raise ValueError(f"there are {size**2 - 1} cosine filters of {size}x{size} pixels, {filters} were asked for")
+    if kind not in ("dct", "multiscale"):
+        raise ValueError(f"initial_filters is {kind!r}, but must be normal, dct or multiscale")
+    sides = [size] if kind == "dct" else range(2, size + 1)
+    cosines = torch.cat([F.pad(_cosines(s), _centre(s, size)) for s in sides])
+    if filters > len(cosines):
+        raise ValueError(f"{kind} has {len(cosines)} filters of {size}x{size} pixels, {filters} were asked for")
+    return scale * cosines[:filters]
+
+
+def _cosines(size: int) -> Tensor:
+    """The discrete cosines of norm one without the constant, low frequencies first, ``(size^2 - 1, size, size)``."""
     points = math.pi * (torch.arange(size, dtype=torch.float64) + 0.5) / size
-    cosines = torch.cos(torch.arange(size)[:, None] * points)
-    cosines = cosines / cosines.norm(dim=1, keepdim=True)
+    lines = torch.cos(torch.arange(size)[:, None] * points)
+    lines = lines / lines.norm(dim=1, keepdim=True)
     order = sorted(((i, j) for i in range(size) for j in range(size)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
-    return scale * torch.stack([torch.outer(cosines[i], cosines[j]) for i, j in order[1 : filters + 1]])
+    return torch.stack([torch.outer(lines[i], lines[j]) for i, j in order[1:]])
+
+
+def _centre(size: int, outer: int) -> tuple[int, int, int, int]:
+    before = (outer - size) // 2
+    return before, outer - size - before, before, outer - size - before

@@ -213,7 +213,17 @@ def _load_checkpoint(path: Path) -> tuple[Regularizer, dict[str, Any]]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelFileError(f"{path}: not a checkpoint of this program, or truncated ({reason})") from error
     saved = content.get("bilevel") if isinstance(content, dict) else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from recon.bilevel.direction import Direction, make_direction
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
-from recon.lower_level import Status
+from recon.lower_level import NotStronglyConvexError, Status
 
 
 class Progress(StrEnum):
@@ -174,7 +174,11 @@ class MAID(torch.optim.Optimizer):
                 self._set(theta)
                 current = objective.refine(current, accuracy, self._second)
             moved = self._set(theta - step * d)
-            new = objective.evaluate(accuracy, current, self._second)
+            new = self._try(objective, accuracy, current)
+            if new is None:
+                step *= options["step_shrink"]
+                margin = options["slack"] * 0.5 * step * slope
+                continue
             if new.upper + options["armijo"] * step * slope <= current.lower:
                 self._accept(objective, direction, moved - theta, new, accuracy)
                 options["lr"] = direction.next_step(options["lr"], step, trial, options["step_growth"])
@@ -221,21 +225,30 @@ class MAID(torch.optim.Optimizer):
             for _ in range(budget):
                 trials += 1
                 moved = self._set(theta - step * d)
-                new = objective.evaluate(accuracy, current, self._second)
-                if new.upper + options["armijo"] * step * slope <= current.lower:
+                new = self._try(objective, accuracy, current)
+                if new is not None and new.upper + options["armijo"] * step * slope <= current.lower:
                     self._accept(objective, direction, moved - theta, new, accuracy)
                     options["lr"] = direction.next_step(alpha, step, 1, options["step_growth"])
                     self._scale_accuracy(options["accuracy_growth"])
                     return _Outcome(Progress.ACCEPTED, step, trials, gradient.error)
                 step *= options["step_shrink"]
-            if new.at_precision_floor or current.at_precision_floor:
+            if current.at_precision_floor or (new is not None and new.at_precision_floor):
                 self._set(theta)
                 return _Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
-            if not current.satisfies(accuracy):  # out of iterations: asking for more accuracy is no use
+            if new is None or not current.satisfies(
+                accuracy
+            ):  # out of reach of certificates, or out of iterations: asking for more accuracy is no use
                 self._set(theta)
                 return _Outcome(Progress.LINE_SEARCH_FAILED, 0.0, trials, gradient.error)
             self._scale_accuracy(options["accuracy_shrink"])
             budget += 1
+
+    def _try(self, objective: BilevelObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
+        """The objective at a trial point, or ``None`` where no modulus of strong convexity certifies anything."""
+        try:
+            return objective.evaluate(accuracy, current, self._second)
+        except NotStronglyConvexError:
+            return None
 
     def _inform(self, objective: BilevelObjective) -> None:
         """Refine until errors are small against grad g: before that, z says little (w = 0 solves any loose system)."""

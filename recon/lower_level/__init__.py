@@ -7,7 +7,7 @@ from torch import Tensor
 from recon.lower_level.batch import per_image_dot, per_image_norm
 from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
-from recon.lower_level.energy import Energy
+from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.fista import FISTA
 from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.regularizer import (
@@ -31,6 +31,7 @@ __all__ = [
     "JacobianBounds",
     "KullbackLeibler",
     "LinearSolution",
+    "NotStronglyConvexError",
     "Regularizer",
     "Solution",
     "Solver",

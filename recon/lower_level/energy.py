@@ -15,6 +15,10 @@ from recon.lower_level.solution import LinearSolution
 from recon.operators import Identity, LinearOperator
 
 
+class NotStronglyConvexError(ValueError):
+    """A certificate was asked for, but no positive modulus of strong convexity is known."""
+
+
 class Energy:
     """h(x) = D(Ax, y) + R(x) + (mu/2)||x||^2 for a batch of data ``y``; all moduli hold for every image.
 
@@ -58,10 +62,10 @@ class Energy:
     def require_strong_convexity(self) -> float:
         """The modulus of strong convexity, for those who need a certificate.
 
-        Raises ``ValueError`` if none is known.
+        Raises :class:`NotStronglyConvexError` if none is known.
         """
         if not self.strong_convexity > 0:
-            raise ValueError(
+            raise NotStronglyConvexError(
                 f"a certificate needs a strongly convex energy, but the modulus known for "
                 f"{type(self.regularizer).__name__} with {type(self.operator).__name__} and mu = {self.mu:g} is "
                 f"{self.strong_convexity:g}; use a convex regularizer, a larger mu, or define convexity()"
