@@ -177,8 +177,9 @@ def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:
     # the shift cancels in v; it and the smallest share keep v, and lambda / v in single precision, in range
     shares = torch.exp(log_shares.double() - log_shares.detach().double().max()).clamp_min(1e-12)
     spectrum = shares @ power
-    top = spectrum.detach().max().clamp_min(torch.finfo(torch.float64).tiny)
+    # constant filters act on nothing, and any budget will do: S need not be smaller than this
+    top = spectrum.detach().max().clamp_min(1e-6)
     # rfft2 holds one half of the frequencies; the other half is equal and does not change a maximum
-    total = top * (spectrum / top).pow(64).sum().pow(1 / 64) * factor
+    total = top * (spectrum / top).pow(64).sum().clamp_min(1e-30).pow(1 / 64) * factor
     budget = rho * shares / total
     return budget.to(kernels.dtype)

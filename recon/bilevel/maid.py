@@ -169,9 +169,9 @@ class MAID(torch.optim.Optimizer):
         step = min(step, self._progress["longest"] / max(float(d.norm()), 1e-300))
         margin, floor = options["slack"] * 0.5 * step * slope, False
         for trial in range(1, options["line_search"] + 1):
+            self._set(theta)
             accuracy = objective.accuracy_for(current, margin, self._second)
             if current.value - current.lower > margin:
-                self._set(theta)
                 current = objective.refine(current, accuracy, self._second)
             moved = self._set(theta - step * d)
             new = self._try(objective, accuracy, current)

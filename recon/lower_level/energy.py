@@ -107,8 +107,8 @@ class Energy:
     def rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
         """A first-order model of the rounding error of a computed gradient: u (L ||x|| + ||grad||), per image.
 
-        u is the unit roundoff of the dtype. Certificates add it to the residual, so that a residual below the noise
-        of its own evaluation certifies nothing.
+        u is the unit roundoff of the dtype; where no L is known, 10 max(1, mu) stands in for it: a guess. Certificates
+        add it to the residual, so that a residual below the noise of its own evaluation certifies nothing.
         """
         scale = self.smoothness if math.isfinite(self.smoothness) else 10 * max(1.0, self.strong_convexity)
         return torch.finfo(x.dtype).eps / 2 * (scale * per_image_norm(x) + grad_norm)

@@ -45,7 +45,8 @@ class Solution:
 class LinearSolution:
     """Approximate solutions of a batch of linear systems B w = b.
 
-    residual: b - Bw, recomputed at the returned w; residual_norm: its norm per image, ``(batch,)``.
+    residual: b - Bw at the returned w, recomputed, or recurred where the gap between both is negligible;
+    residual_norm: a bound of its norm per image, ``(batch,)``, in which this gap is counted.
     """
 
     w: Tensor

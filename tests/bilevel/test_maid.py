@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.fields_of_experts import FieldsOfExperts
 from models.total_variation import TotalVariation
 from recon.bilevel import MAID, BilevelObjective, Progress, PublishedMAID, Record
 from recon.lower_level import FISTA, LBFGS, Energy, Solution
@@ -418,3 +419,17 @@ def test_make_is_seeded() -> None:
     """The problems of these tests are the same in every run."""
     for p, q in zip(make("foe_l1").parameters(), make("foe_l1").parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_trials_where_nothing_is_certified_are_rejected() -> None:
+    """Student-t is not convex: a long step can lose the strong convexity of the energy."""
+    regularizer = FieldsOfExperts(2, 3, "student_t", log_weight=-1, log_width=-1).double()
+    target, y = normal(2, 1, 6, 6, seed=1), normal(2, 1, 6, 6, seed=2)
+    objective = BilevelObjective(regularizer, target, y)
+    method = MAID(objective.params, lr=30.0)
+    before = regularizer.convexity()
+    assert 1 + before > 0
+    record = method.step(objective=objective)
+    assert record.trials > 1
+    assert record.progress is Progress.ACCEPTED
+    assert 1 + regularizer.convexity() > 0

@@ -16,7 +16,9 @@ from recon.lower_level import Energy, Regularizer
 #: regularizers of a few parameters whose non-linearities matter for images with values of order one
 REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "foe_l1": lambda: FieldsOfExperts(3, 3, "smoothed_l1", log_weight=-1, log_width=-1.5),
-    "foe_log_cosh": lambda: FieldsOfExperts(3, 3, "log_cosh", log_weight=-1, log_width=-1.5, smallest_width=0.05),
+    "foe_log_cosh": lambda: FieldsOfExperts(
+        3, 3, "log_cosh", log_weight=-1, log_width=-1.5, smallest_width=0.05, unit_norm=True
+    ),
     "foe_student": lambda: FieldsOfExperts(3, 3, "student_t", log_weight=-1, log_width=-1),
     "foe_weak_l1": lambda: FieldsOfExperts(3, 3, "smoothed_l1", log_weight=-1, log_width=-1.5, weak_convexity=0.7),
     "foe_weak_log_cosh": lambda: FieldsOfExperts(3, 3, "log_cosh", log_weight=-1, log_width=-1.5, weak_convexity=0.7),

@@ -71,6 +71,29 @@ def test_spectral_bound_of_several_weights_and_filters_that_act_on_different_fre
     )
 
 
+@pytest.mark.parametrize("kind", ["dct", "multiscale", "normal"])
+def test_initial_filters_are_independent_and_have_mean_zero(kind: str) -> None:
+    kernels = make_filters(kind, 8, 5, seed=1)
+    assert kernels.shape == (8, 5, 5)
+    assert float(kernels.sum((1, 2)).abs().max()) < 1e-12
+    assert int(torch.linalg.matrix_rank(kernels.flatten(1))) == 8
+    assert 0.5 < float(kernels.square().sum()) / (8 * 2 / 9) < 2
+
+
+def test_multiscale_filters_grow_from_the_middle() -> None:
+    kernels = make_filters("multiscale", 3 + 8 + 15, 4, seed=0)
+    assert not kernels[:3, [0, 3]].any()
+    assert kernels[:3, 1:3, 1:3].all()
+    assert not kernels[3:11, 3].any()
+    assert kernels[11:, 3].any()
+
+
+@pytest.mark.parametrize(("kind", "number"), [("dct", 9), ("multiscale", 12)])
+def test_more_cosines_than_there_are(kind: str, number: int) -> None:
+    with pytest.raises(ValueError, match=f"{kind} has {number - 1} filters of 3x3 pixels, {number} were asked for"):
+        make_filters(kind, number, 3, seed=0)
+
+
 @given(batch=st.integers(1, 7), rows=st.integers(1, 40), cols=st.integers(1, 40), block=st.integers(1, 600))
 def test_blocks_cover_every_pixel_once(batch: int, rows: int, cols: int, block: int) -> None:
     count = torch.zeros(batch, rows, dtype=torch.int64)

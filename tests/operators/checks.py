@@ -84,7 +84,8 @@ def assert_precision_and_batches(operator: LinearOperator) -> None:
     single = torch.complex64 if operator.complex_domain else torch.float32
     single_data = torch.complex64 if operator.complex_range else torch.float32
     ax, aty = operator(x.to(single)), operator.adjoint(y.to(single_data))
-    assert ax.dtype == single_data and aty.dtype == single
+    assert ax.dtype == single_data
+    assert aty.dtype == single
     scale = 1 + operator.norm_bound
     torch.testing.assert_close(ax.to(operator(x).dtype), operator(x), rtol=1e-4, atol=1e-5 * scale)
     torch.testing.assert_close(aty.to(x.dtype), operator.adjoint(y), rtol=1e-4, atol=1e-5 * scale)

@@ -112,7 +112,8 @@ def test_first_use_in_inference_mode_does_not_spoil_later_gradients() -> None:
 
 def test_gaussian_kernel() -> None:
     kernel = gaussian_kernel(1.5)
-    assert kernel.shape == (13, 13) and kernel.dtype == torch.float64
+    assert kernel.shape == (13, 13)
+    assert kernel.dtype == torch.float64
     assert float(kernel.sum()) == pytest.approx(1.0, abs=1e-14)
     assert float(kernel[6, 8] / kernel[6, 6]) == pytest.approx(math.exp(-(2**2) / (2 * 1.5**2)))
     assert gaussian_kernel((0.5, 2.0)).shape == (5, 17)

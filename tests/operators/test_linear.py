@@ -54,7 +54,8 @@ def test_identity() -> None:
     assert_operator(Identity((1, 3, 4)))
     anything = Identity()
     x = torch.randn(2, 3, 5)
-    assert torch.equal(anything(x), x) and torch.equal(anything.adjoint(x), x)
+    assert torch.equal(anything(x), x)
+    assert torch.equal(anything.adjoint(x), x)
     assert anything.norm_bound == anything.lower_bound == 1.0
     assert check_adjoint(anything, domain_shape=(4,)) == 0.0
 
@@ -79,7 +80,7 @@ def test_apply_linear_has_third_derivatives_and_forward_mode(matrix: Tensor) -> 
     def third(f, v: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         for _ in range(3):
             (g,) = torch.autograd.grad(f(v), v, create_graph=True)
-            f, v = (lambda u, g=g: (g * u.detach()).sum()), v  # noqa: E731
+            f, v = (lambda u, g=g: (g * u.detach()).sum()), v
         return g
 
     torch.testing.assert_close(third(quartic, x), third(exact, x))
@@ -98,7 +99,7 @@ def test_check_adjoint_finds_a_wrong_transpose(matrix: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "x, message",
+    ("x", "message"),
     [
         (torch.zeros(1, 3, 4), r"shape \(1, 3, 4\) .* expected \(batch, 1, 3, 4\)"),
         (torch.zeros(2, 1, 4, 3), r"shape \(2, 1, 4, 3\) .* expected \(batch, 1, 3, 4\)"),

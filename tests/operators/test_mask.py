@@ -43,7 +43,8 @@ def test_mask_is_copied_survives_casts_and_is_not_learned() -> None:
     operator = Mask(mask).to(torch.float32)
     expected = mask.clone()
     mask.fill_(True)
-    assert operator.mask.dtype == torch.bool and torch.equal(operator.mask, expected)
+    assert operator.mask.dtype == torch.bool
+    assert torch.equal(operator.mask, expected)
     assert not operator.state_dict()
 
 
