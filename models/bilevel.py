@@ -20,7 +20,18 @@ from models.precision import cast
 from models.storage import specification
 from recon import metrics
 from recon.bilevel import MAID, BilevelObjective, Record, SquaredError, UpperLoss
-from recon.lower_level import LBFGS, DataFidelity, Energy, Regularizer, Solution, Solver, SquaredL2, Status
+from recon.lower_level import (
+    LBFGS,
+    DataFidelity,
+    Energy,
+    Regularizer,
+    Solution,
+    Solver,
+    SquaredL2,
+    Status,
+    cropped,
+    mirrored,
+)
 from recon.operators import Identity, LinearOperator
 
 log = logging.getLogger(__name__)
@@ -176,12 +187,17 @@ class BilevelModule(pl.LightningModule):
     def reconstruct(self, y: Tensor) -> Reconstruction:
         """Minimizers of the energies of data y, ``(batch, *range_shape)``, with certified errors.
 
+        Data that are images themselves (A is the identity) are mirrored at the boundary for regularizers that need it.
+
         Raises:
             ValueError: y is not data for the fidelity, or the energy is not strongly convex.
         """
-        energy = Energy(y, self.regularizer, self.operator, self.fidelity, self.mu)
-        start = energy.operator.adjoint(y)
+        margin = self.regularizer.margin if self.operator is None or isinstance(self.operator, Identity) else 0
+        energy = Energy(mirrored(y, margin), self.regularizer, self.operator, self.fidelity, self.mu)
+        start = energy.operator.adjoint(energy.y)
         solution: Solution = self.solver(energy, start, self.reconstruction_accuracy)
+        if margin:
+            solution = cropped(solution, (y.shape[2], y.shape[3]))
         if not solution.converged:
             worst = Status(int(solution.status.max())).name.lower().replace("_", " ")
             log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, worst)

@@ -41,6 +41,7 @@ class RidgeRegularizer(Regularizer):
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
+        self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
         self.weight = nn.Parameter(make_filters(initial_filters, filters, size, seed).to(torch.get_default_dtype()))
         self._cached: tuple[list[Tensor], list[Tensor]] | None = None
 

@@ -25,7 +25,7 @@ from datasets import DataError, ImageFolder, read_image
 from models.storage import load_regularizer
 from recon.commands.results import Result, finite, output_files, quality, results_table, words, write_result
 from recon.files import prepare_folder, write_files
-from recon.lower_level import LBFGS, Energy, Regularizer, Status
+from recon.lower_level import LBFGS, Energy, Regularizer, Status, cropped, mirrored
 
 REPORT = "report.json"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -232,8 +232,10 @@ def _reconstruct(
     batch = y[None].to(args.device, _DTYPES[args.dtype])
     start = time.perf_counter()
     try:
-        energy = _WatchedEnergy(batch, regularizer, mu, show)
-        solution = LBFGS(max_iterations=args.max_evaluations)(energy, batch, args.accuracy)
+        data = mirrored(batch, regularizer.margin)
+        energy = _WatchedEnergy(data, regularizer, mu, show)
+        solution = LBFGS(max_iterations=args.max_evaluations)(energy, data, args.accuracy)
+        solution = cropped(solution, (batch.shape[2], batch.shape[3]))
     except ValueError as error:  # images that are smaller than the filters
         raise DataError(f"{job.data}: {error}") from error
     seconds = time.perf_counter() - start

@@ -10,6 +10,7 @@ from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, Squar
 from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.fista import FISTA
 from recon.lower_level.lbfgs import LBFGS
+from recon.lower_level.mirror import cropped, mirrored
 from recon.lower_level.regularizer import (
     HessianMap,
     HessianVariation,
@@ -39,6 +40,8 @@ __all__ = [
     "Status",
     "WeightedSquaredL2",
     "conjugate_gradients",
+    "cropped",
+    "mirrored",
     "per_image_dot",
     "per_image_norm",
 ]

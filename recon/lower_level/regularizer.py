@@ -87,6 +87,9 @@ class Regularizer(nn.Module):
                 raise TypeError(f"{type(self).__name__}: the arguments *{name} of its constructor have no names")
         return arguments
 
+    #: width in pixels of the band along the boundary where R acts less than inside; denoising mirrors so much data
+    margin: int = 0
+
     def forward(self, x: Tensor) -> Tensor:
         """R(x) image by image, differentiable in x and in the parameters."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
