@@ -5,6 +5,7 @@ from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
 from recon.bilevel.maid import MAID, PublishedMAID
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 from recon.bilevel.record import Progress, Record
+from recon.bilevel.stochastic import InexactAdam
 
 __all__ = [
     "MAID",
@@ -12,6 +13,7 @@ __all__ = [
     "BilevelObjective",
     "Evaluation",
     "Hypergradient",
+    "InexactAdam",
     "NegativePSNR",
     "Progress",
     "PublishedMAID",

@@ -125,6 +125,21 @@ class BilevelObjective:
         """theta, as the list of tensors that are learned."""
         return self.regularizer.trainable()
 
+    def subset(self, index: Tensor) -> BilevelObjective:
+        """The objective of the images ``index`` alone, with the same parameters and a counter of its own."""
+        return BilevelObjective(
+            self.regularizer,
+            self.target[index],
+            self.y[index],
+            self.operator,
+            self.fidelity,
+            self.mu,
+            self.loss,
+            self.solver,
+            self.chunk_size,
+            self.max_adjoint_iterations,
+        )
+
     def start(self) -> Evaluation:
         """Nothing known yet: x = A^T y, w = 0."""
         n, inf = len(self.y), torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)

@@ -28,7 +28,7 @@ from models.checkpointing import (
     load_checkpoint,
 )
 from models.storage import load_regularizer
-from recon.bilevel import MAID, BilevelObjective, Progress, PublishedMAID
+from recon.bilevel import MAID, BilevelObjective, InexactAdam, Progress, PublishedMAID
 from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, SquaredL2
 from recon.operators import Blur, Identity
 
@@ -173,7 +173,13 @@ def fit_foe(folder: Path, epochs: int, resume: Path | None = None, **options: An
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"optimizer": PublishedMAID}, {"optimizer": partial(MAID, direction="adagrad")}]
+    "options",
+    [
+        {},
+        {"optimizer": PublishedMAID},
+        {"optimizer": partial(MAID, direction="adagrad")},
+        {"optimizer": partial(InexactAdam, batch_size=1, lr_decay=0.5)},
+    ],
 )
 def test_resume_is_bit_identical(tmp_path: Path, options: dict[str, Any]) -> None:
     whole, _ = fit_foe(tmp_path / "whole", 4, **options)
