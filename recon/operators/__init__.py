@@ -4,17 +4,31 @@ from recon.operators.blur import Blur, gaussian_kernel
 from recon.operators.differences import FiniteDifferences
 from recon.operators.linear import Identity, LinearOperator, apply_linear, check_adjoint, lanczos_norm_bound
 from recon.operators.mask import Mask
+from recon.operators.mri import (
+    CartesianMRI,
+    channels_to_complex,
+    complex_to_channels,
+    magnitude,
+    root_sum_of_squares,
+    zero_filled,
+)
 from recon.operators.odl_adapter import ODLOperator
 
 __all__ = [
     "Blur",
+    "CartesianMRI",
     "FiniteDifferences",
     "Identity",
     "LinearOperator",
     "Mask",
     "ODLOperator",
     "apply_linear",
+    "channels_to_complex",
     "check_adjoint",
+    "complex_to_channels",
     "gaussian_kernel",
     "lanczos_norm_bound",
+    "magnitude",
+    "root_sum_of_squares",
+    "zero_filled",
 ]
