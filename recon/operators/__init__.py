@@ -2,6 +2,7 @@
 
 from recon.operators.blur import Blur, gaussian_kernel
 from recon.operators.differences import FiniteDifferences
+from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict
 from recon.operators.linear import Identity, LinearOperator, apply_linear, check_adjoint, lanczos_norm_bound
 from recon.operators.mask import Mask
 from recon.operators.mri import (
@@ -13,20 +14,27 @@ from recon.operators.mri import (
     zero_filled,
 )
 from recon.operators.odl_adapter import ODLOperator
+from recon.operators.tomography import RayTransform
 
 __all__ = [
     "Blur",
     "CartesianMRI",
+    "ConeBeam",
+    "FanBeam",
     "FiniteDifferences",
+    "Geometry",
     "Identity",
     "LinearOperator",
     "Mask",
     "ODLOperator",
+    "ParallelBeam",
+    "RayTransform",
     "apply_linear",
     "channels_to_complex",
     "check_adjoint",
     "complex_to_channels",
     "gaussian_kernel",
+    "geometry_from_dict",
     "lanczos_norm_bound",
     "magnitude",
     "root_sum_of_squares",
