@@ -14,6 +14,7 @@ from recon.operators.mri import (
     zero_filled,
 )
 from recon.operators.odl_adapter import ODLOperator
+from recon.operators.sensitivity import NoCalibrationError, estimate_sensitivities, simulated_sensitivities
 from recon.operators.tomography import RayTransform
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Identity",
     "LinearOperator",
     "Mask",
+    "NoCalibrationError",
     "ODLOperator",
     "ParallelBeam",
     "RayTransform",
@@ -33,10 +35,12 @@ __all__ = [
     "channels_to_complex",
     "check_adjoint",
     "complex_to_channels",
+    "estimate_sensitivities",
     "gaussian_kernel",
     "geometry_from_dict",
     "lanczos_norm_bound",
     "magnitude",
     "root_sum_of_squares",
+    "simulated_sensitivities",
     "zero_filled",
 ]
