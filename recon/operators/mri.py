@@ -152,7 +152,7 @@ class CartesianMRI(LinearOperator):
         channels = None if sensitivities is None else complex_to_channels(sensitivities)
         self.register_buffer("sensitivities", channels, persistent=False)
         # What is computed with: complex128, copied once for each dtype and device, so that casts lose no digits.
-        self._maps = sensitivities
+        self._maps = _modulated(sensitivities, shape)
         self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     @property
@@ -161,28 +161,43 @@ class CartesianMRI(LinearOperator):
         sampled = int(self.mask.sum())
         return self.mask.numel() / sampled if sampled else math.inf
 
+    # F = fftshift fft2 ifftshift. The first shift, of k-space, is a modulation of the image, which is part of the maps;
+    # the other is one of the image alone. So no array with an axis of coils is ever shifted.
+
     def _forward(self, x: Tensor) -> Tensor:
-        image = channels_to_complex(x)[:, None]
-        maps = self._maps_like(x)
-        return self._sampled(complex_to_channels(centred_fft(image if maps is None else maps * image)))
+        if len(x) == 0:  # the FFT libraries refuse an empty batch
+            return x.new_zeros((0, self._maps.shape[0], *x.shape[1:]))
+        image = torch.fft.ifftshift(channels_to_complex(x), dim=(-2, -1))[:, None]
+        return self._sampled(complex_to_channels(torch.fft.fft2(self._maps_like(x) * image, norm="ortho")))
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        images = centred_ifft(channels_to_complex(self._sampled(y)))
-        maps = self._maps_like(y)
-        return complex_to_channels(images[:, 0] if maps is None else (maps.conj() * images).sum(1))
+        if len(y) == 0:
+            return y.new_zeros((0, *y.shape[2:]))
+        images = torch.fft.ifft2(channels_to_complex(self._sampled(y)), norm="ortho")
+        image = (self._maps_like(y).conj() * images).sum(1)
+        return complex_to_channels(torch.fft.fftshift(image, dim=(-2, -1)))
 
     def _sampled(self, y: Tensor) -> Tensor:
         return y.masked_fill(~self.mask.to(y.device), 0.0)
 
-    def _maps_like(self, x: Tensor) -> Tensor | None:
-        if self._maps is None:
-            return None
+    def _maps_like(self, x: Tensor) -> Tensor:
         key = (x.dtype, x.device)
         if key not in self._copies:
             # Outside inference mode, even if called in it: autograd could not save an inference tensor later.
             with torch.inference_mode(False):
                 self._copies[key] = self._maps.to(x.device, x.dtype.to_complex())
         return self._copies[key]
+
+
+def _modulated(sensitivities: Tensor | None, shape: tuple[int, int]) -> Tensor:
+    """``exp(2 pi i (n // 2) p / n) ifftshift(s)``, along both axes: fft2 of it times an image needs no fftshift."""
+    factors = []
+    for n in shape:
+        # reduced to a fraction of one turn in integers, so that it is exact up to the rounding of exp
+        turns = (torch.arange(n) * (n // 2)) % n
+        factors.append(torch.polar(torch.ones(n, dtype=torch.float64), 2 * math.pi * turns.double() / n))
+    modulation = torch.outer(*factors)[None]
+    return modulation if sensitivities is None else modulation * torch.fft.ifftshift(sensitivities, dim=(-2, -1))
 
 
 def _check_sensitivities(maps: Tensor, shape: tuple[int, int]) -> None:
