@@ -173,7 +173,7 @@ def test_measured_brain(shared_data: Path) -> None:
     combined = magnitude(operator.adjoint(y))[0, 0]
     assert float((combined - blurred)[supported].norm() / blurred[supported].norm()) < 0.05
 
-    energy = Energy(y, TotalVariation(math.log(1e-3), math.log(5e-3)).double(), operator, mu=1e-3)
+    energy = Energy(y, TotalVariation(math.log(1e-3), math.log(5e-3)).double(), operator, mu=5e-3)
     start = operator.adjoint(y)
     solution = LBFGS()(energy, start, 0.5)
     assert solution.converged
