@@ -2,6 +2,7 @@
 
 from recon.operators.blur import Blur, gaussian_kernel
 from recon.operators.differences import FiniteDifferences
+from recon.operators.fbp import FilteredBackProjection
 from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict
 from recon.operators.linear import Identity, LinearOperator, apply_linear, check_adjoint, lanczos_norm_bound
 from recon.operators.mask import Mask
@@ -22,6 +23,7 @@ __all__ = [
     "CartesianMRI",
     "ConeBeam",
     "FanBeam",
+    "FilteredBackProjection",
     "FiniteDifferences",
     "Geometry",
     "Identity",

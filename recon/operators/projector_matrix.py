@@ -65,6 +65,7 @@ class ProjectorMatrix:
         projector = check_projector(geometry, projector)
         check_memory(geometry, projector, memory_limit)
         astra = import_astra()
+        self.geometry = geometry
         description = _describe(geometry, projector)
         key = cache_key(geometry, projector, astra.__version__)
         stored = matrix_cache.load(key) if cache else None
@@ -81,13 +82,13 @@ class ProjectorMatrix:
             if cache:
                 matrix_cache.store(key, {"norm_bound": self.norm_bound, "description": description}, arrays)
 
-    def apply(self, x: Tensor) -> Tensor:
-        """Return ``A x`` for a batch of flat images, ``(batch, pixels) -> (batch, rays)``."""
-        return self.matrix.apply(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``A x``, ``(batch, *domain_shape) -> (batch, *range_shape)``."""
+        return self.matrix.apply(x.flatten(1)).reshape(len(x), *self.geometry.range_shape)
 
-    def apply_transposed(self, y: Tensor) -> Tensor:
-        """Return ``A^T y`` for a batch of flat data, ``(batch, rays) -> (batch, pixels)``."""
-        return self.transpose.apply(y)
+    def backward(self, y: Tensor) -> Tensor:
+        """Return ``A^T y``, ``(batch, *range_shape) -> (batch, *domain_shape)``."""
+        return self.transpose.apply(y.flatten(1)).reshape(len(y), *self.geometry.domain_shape)
 
 
 def import_astra() -> Any:

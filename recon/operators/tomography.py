@@ -74,11 +74,12 @@ class RayTransform(LinearOperator):
         super().__init__(geometry.domain_shape, geometry.range_shape, norm_bound=0.0)
         self.geometry = geometry
         self.backend = backend
+        # Methods of the backend, and none of this object: a cycle would keep a large matrix until it is collected.
         self._matvec: Callable[[Tensor], Tensor]
         self._rmatvec: Callable[[Tensor], Tensor]
         if backend == "matrix":
             self.projector_matrix = ProjectorMatrix(geometry, projector, cache=cache, memory_limit=memory_limit)
-            self._matvec, self._rmatvec = self._matrix_forward, self._matrix_adjoint
+            self._matvec, self._rmatvec = self.projector_matrix.forward, self.projector_matrix.backward
             self.norm_bound = self.projector_matrix.norm_bound
             return
         self.norm_bound_certified = False
@@ -106,12 +107,6 @@ class RayTransform(LinearOperator):
         if self.backend == "astra_cuda":
             return check_adjoint(self, trials=trials, seed=seed, device="cuda")
         return check_adjoint(self, trials=trials, seed=seed)
-
-    def _matrix_forward(self, x: Tensor) -> Tensor:
-        return self.projector_matrix.apply(x.flatten(1)).reshape(len(x), *self.geometry.range_shape)
-
-    def _matrix_adjoint(self, y: Tensor) -> Tensor:
-        return self.projector_matrix.apply_transposed(y.flatten(1)).reshape(len(y), *self.geometry.domain_shape)
 
     @torch.no_grad()
     def _estimate_norm(self, iterations: int = 10) -> float:

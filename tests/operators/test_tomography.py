@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -134,6 +136,17 @@ def test_copies_keep_working() -> None:
     torch.testing.assert_close(copy.deepcopy(operator)(x), operator(x), rtol=0, atol=0)
 
 
+def test_memory_is_given_back_at_once() -> None:
+    operator = transform(SQUARE["fan"])
+    matrix = weakref.ref(operator.projector_matrix)
+    gc.disable()
+    try:
+        del operator
+        assert matrix() is None
+    finally:
+        gc.enable()
+
+
 def test_inference_mode_first_and_gradients_later() -> None:
     operator = transform(SQUARE["parallel"])
     x = random_image(operator)
@@ -180,6 +193,18 @@ def test_wrong_backends_are_refused() -> None:
 def test_no_gpu_is_said_clearly() -> None:
     with pytest.raises(ValueError, match="needs an NVIDIA GPU"):
         RayTransform(SQUARE["parallel"], "astra_cuda")
+
+
+def test_angles_of_skimage_are_a_quarter_turn_behind() -> None:
+    """What docs/geometry.md says: phi = theta + pi/2."""
+    from skimage.transform import radon
+
+    theta = np.arange(0.0, 90.0, 15.0)
+    size = 61  # odd: skimage rotates about pixel size // 2
+    geometry = ParallelBeam((size, size), 1.0, tuple(np.deg2rad(theta) + math.pi / 2), size, 1.0)
+    image = disc(geometry, (8.0, -13.0), 9.0, 1.0)
+    theirs = torch.from_numpy(radon(image[0, 0].numpy(), theta=theta, circle=True)).T[None, None]
+    assert relative(transform(geometry)(image), theirs) <= 0.02
 
 
 # --- on a GPU ---
