@@ -179,9 +179,12 @@ def test_second_time_it_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch, ca
     assert len(builds) == 5
 
 
-def test_key_depends_on_the_version_of_astra() -> None:
-    keys = {projector_matrix.cache_key(SCAN, "line", version) for version in ("2.4.0", "2.5.0")}
-    assert len(keys) == 2
+def test_another_version_of_astra_builds_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    builds = count_builds(monkeypatch)
+    ProjectorMatrix(SCAN)
+    monkeypatch.setattr("astra.__version__", "99.0.0")
+    ProjectorMatrix(SCAN)
+    assert len(builds) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "appended"])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 pytest.importorskip("astra", reason="needs the extra ct")
 
 from recon.operators import check_adjoint
+from recon.operators.astra_cuda import vectors_3d
 from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam
 from recon.operators.tomography import RayTransform
 from tests.operators.checks import assert_adjoint, assert_operator, random_data, random_image
@@ -208,6 +209,28 @@ def test_angles_of_skimage_are_a_quarter_turn_behind() -> None:
 
 
 # --- on a GPU ---
+
+
+@pytest.mark.parametrize("name", ["parallel, oblong", "fan, oblong", "cone"])
+def test_geometry_for_the_gpu_is_that_of_odl(name: str) -> None:
+    """What can be checked without a GPU: ODL's vectors for ASTRA, up to the order of its axes in 3D."""
+    from odl.applications.tomo.backends import astra_setup
+
+    geometry = CONE if name == "cone" else ALL[name]
+    odl_geometry = geometry.to_odl()[1]
+    found = vectors_3d(geometry).reshape(-1, 4, 3)
+    if name == "cone":
+        theirs = astra_setup.astra_conebeam_3d_geom_to_vec(odl_geometry).reshape(-1, 4, 3)
+        # there (Z, Y, X) = our (x, y, z) and u runs along z; here (X, Y, Z) = our (y, x, z)
+        np.testing.assert_allclose(found, theirs[:, [0, 1, 3, 2]][..., [1, 2, 0]], atol=1e-12)
+        return
+    kind = "fanflat_2d_geom_to_conebeam_vec" if geometry.kind == "fan" else "parallel_2d_geom_to_parallel3d_vec"
+    theirs = getattr(astra_setup, f"astra_{kind}")(odl_geometry).reshape(-1, 4, 3)
+    if geometry.kind == "parallel":  # the detector may be anywhere along the rays
+        theirs[:, 1] -= (theirs[:, 1] * theirs[:, 0]).sum(-1, keepdims=True) * theirs[:, 0]
+    np.testing.assert_allclose(found[:, :3], theirs[:, :3], atol=1e-12)
+    np.testing.assert_allclose(found[:, 3], np.broadcast_to([0, 0, geometry.pixel_size[0]], found[:, 3].shape))
+
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
