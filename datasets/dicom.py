@@ -16,6 +16,7 @@ from datasets.images import ImageSource
 from datasets.optional import require
 from datasets.orientation import AS_STORED, Display, display_of
 from datasets.physics import MAX_HU, MIN_HU, MU_WATER, hu_to_attenuation
+from datasets.reading import SUFFIXES as PICTURES
 from datasets.reading import DataError
 
 Modality = Literal["CT", "MR"]
@@ -169,6 +170,13 @@ class DicomFolder(ImageSource):
         return mu if self.unit == "attenuation" else mu / (MU_WATER * (1 + MAX_HU / 1000))
 
 
+def holds_dicom(path: Path) -> bool:
+    """Whether a path is a DICOM file, or a folder with one in it or in a folder inside."""
+    if path.is_dir():
+        return any(file.is_file() and not file.name.startswith(".") and _is_dicom(file) for file in path.rglob("*"))
+    return path.is_file() and _is_dicom(path)
+
+
 def read_header(path: Path, pixels: bool = True) -> Any:
     """The ``pydicom.Dataset`` of a file.
 
@@ -286,9 +294,7 @@ def _dicom_files(path: Path, recursive: bool) -> Sequence[Path]:
 
 def _is_dicom(file: Path) -> bool:
     """By suffix, or by the letters that follow the preamble of 128 bytes; a DICOMDIR is an index, not a slice."""
-    if file.name.upper() == "DICOMDIR":
-        return False
-    if file.suffix.lower() in _SUFFIXES:
-        return True
+    if file.suffix.lower() in (*_SUFFIXES, *PICTURES) or file.name.upper() == "DICOMDIR":
+        return file.suffix.lower() in _SUFFIXES
     with file.open("rb") as opened:
         return opened.read(132)[128:] == b"DICM"

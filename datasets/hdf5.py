@@ -156,6 +156,11 @@ class LoDoPaB(ImageSource):
         return part
 
 
+def holds_lodopab(path: Path) -> bool:
+    """Whether a path is a folder with ground truth of LoDoPaB-CT."""
+    return path.is_dir() and next(path.glob("ground_truth_*.hdf5"), None) is not None
+
+
 def _entries(path: Path, part: str) -> int:
     with open_hdf5(path) as file:
         shape = find_dataset(file, "data", path).shape
