@@ -73,9 +73,6 @@ def check_finite(values: np.ndarray, what: str, path: str | Path) -> None:
 #: µ in 1/mm to which the pictures of LoDoPaB-CT are normalized: 3071 HU with µ of water 0.02 and of air 0.00002
 LODOPAB_MU_MAX = float(hu_to_attenuation(torch.tensor(MAX_HU, dtype=torch.float64), 0.02, 0.00002))
 
-#: side in mm of a picture of LoDoPaB-CT, 362 x 362 pixels
-LODOPAB_SIDE = 260.0
-
 #: emitted photons for each ray in the simulation of LoDoPaB-CT
 LODOPAB_PHOTONS = 4096
 
@@ -92,9 +89,8 @@ class LoDoPaB(ImageSource):
     ``source[i]`` is the picture µ / µ_max of shape (1, 362, 362) on [0, 1], µ_max = ``LODOPAB_MU_MAX``.
     ``source.observation(i)`` is the sinogram of that picture, (1, 1000, 513), with pixels of 260/362 mm and lengths in
     mm, so that observation = A picture + noise with A in mm: the files hold line integrals of µ divided by µ_max in
-    1/m, i.e. lengths in m. Angles are (k + 1/2) π / 1000, and the detector of 513 pixels is as long as the picture's
-    diagonal, √2 · 260 mm. The first axis of pictures is x (to the patient's left), the second y (to the back):
-    transpose them for the usual view.
+    1/m, i.e. lengths in m. Their geometry is ``datasets.scans.lodopab_geometry``. The
+    first axis of pictures is x (to the patient's left), the second y (to the back): transpose them for the usual view.
 
     Files: ``ground_truth_{part}_{number:03d}.hdf5`` and ``observation_{part}_{number:03d}.hdf5``, each with a dataset
     ``data`` of up to 128 entries, and ``patient_ids_rand_{part}.csv`` with one number for each picture.

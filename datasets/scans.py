@@ -171,6 +171,22 @@ def degrees_to_radians(degrees: np.ndarray, path: Path) -> np.ndarray:
     return np.deg2rad(degrees)
 
 
+def lodopab_geometry() -> ParallelBeam:
+    """The geometry of LoDoPaB-CT (Leuschner et al., Scientific Data 8:109, 2021), that of ODL for its pictures.
+
+    362 x 362 pixels on 260 x 260 mm; 1000 angles (k + 1/2) π / 1000; 513 detector pixels along the picture's diagonal.
+    """
+    side = 260.0
+    return ParallelBeam.equispaced(
+        (362, 362),
+        side / 362,
+        1000,
+        start=math.pi / 2000,
+        detector_pixels=513,
+        detector_spacing=math.sqrt(2) * side / 513,
+    )
+
+
 def estimate_rotation_centre(scan: Scan) -> float:
     """The rotation centre of a parallel scan from the centres of mass of its views, in detector pixels.
 

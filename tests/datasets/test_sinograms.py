@@ -13,7 +13,7 @@ import scipy.io
 import torch
 
 from datasets.reading import DataError
-from datasets.scans import Scan, estimate_rotation_centre
+from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from recon.operators.geometry import FanBeam, ParallelBeam
 
@@ -292,6 +292,18 @@ def test_rotation_centre_that_cannot_be_estimated() -> None:
         estimate_rotation_centre(cut.select([0, 7]))
     with pytest.raises(DataError, match="parallel scans only"):
         estimate_rotation_centre(dataclasses.replace(cut, source_distance=500.0, detector_distance=0.0))
+
+
+def test_geometry_of_lodopab_is_that_of_odl() -> None:
+    import odl
+    from odl.applications import tomo
+
+    space = odl.uniform_discr([-0.13, -0.13], [0.13, 0.13], (362, 362))
+    expected = tomo.parallel_beam_geometry(space, num_angles=1000)
+    geometry = lodopab_geometry()
+    np.testing.assert_allclose(geometry.angles, np.asarray(expected.angles).ravel())
+    detector = np.asarray(expected.det_partition.grid.coord_vectors[0])
+    np.testing.assert_allclose(geometry.detector_positions(), 1000 * detector, atol=1e-9)
 
 
 def test_parts_of_a_scan() -> None:

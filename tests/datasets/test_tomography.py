@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from datasets import BuiltinImages
-from datasets.hdf5 import LODOPAB_SIDE
 from datasets.phantoms import RandomEllipses
 from datasets.reading import DataError
 from datasets.scan_data import SinogramDataModule
@@ -93,9 +93,6 @@ def test_geometry_of_the_arguments() -> None:
     fan = make_geometry((32, 32), 320.0, 6, distances=(500.0, 300.0))
     assert isinstance(fan, FanBeam)
     assert fan.angles[-1] == pytest.approx(2 * np.pi * 5 / 6)
-    # the geometry of LoDoPaB-CT
-    lodopab = make_geometry((362, 362), LODOPAB_SIDE, 1000, detector_pixels=513)
-    assert lodopab.range_shape == (1, 1000, 513)
 
 
 # --- from phantoms and pictures --------------------------------------------------------------------------------------
@@ -131,6 +128,17 @@ def test_photographs() -> None:
     data = _module(train="builtin", limit=2)
     torch.testing.assert_close(data.train_tensors()[0][1], BuiltinImages("train", size=24)[1])
     assert data.names("test") == BuiltinImages("test").names
+
+
+def test_modules_from_a_configuration() -> None:
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(TomographyDataModule, "data")
+    parser.add_class_arguments(SinogramDataModule, "scans")
+    config = {"size": 24, "views": 4, "photons": 1e5, "fractions": [0.6, 0.2, 0.2], "cache": False}
+    parsed = parser.parse_object({"data": config, "scans": {"path": "a.npz", "options": {"row": 1}}})
+    data = TomographyDataModule(**parsed.data)
+    assert data.operator.range_shape[1] == 4
+    assert data.fractions == (0.6, 0.2, 0.2)
 
 
 def test_learning_runs_on_the_module(tmp_path: Path) -> None:
