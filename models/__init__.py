@@ -2,6 +2,7 @@
 
 from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.fields_of_experts import FieldsOfExperts
+from models.storage import pretrained
 from models.total_variation import TotalVariation
 
-__all__ = ["ConvexRidge", "FieldsOfExperts", "TotalVariation", "WeaklyConvexRidge"]
+__all__ = ["ConvexRidge", "FieldsOfExperts", "TotalVariation", "WeaklyConvexRidge", "pretrained"]

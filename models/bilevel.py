@@ -203,6 +203,10 @@ class BilevelModule(pl.LightningModule):
             log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, worst)
         return Reconstruction(solution.x, solution.error, solution.status)
 
+    def display(self, x: Tensor) -> Tensor:
+        """Images as people look at them, see :meth:`recon.operators.LinearOperator.display`."""
+        return x if self.operator is None else self.operator.display(x)
+
     def forward(self, y: Tensor) -> Tensor:
         """The reconstructions of data y."""
         return self.reconstruct(y).x
@@ -210,9 +214,10 @@ class BilevelModule(pl.LightningModule):
     def validation_step(  # type: ignore[override]  # callbacks get the whole reconstruction
         self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int
     ) -> Reconstruction:
-        """Reconstruct, and note PSNR, SSIM and the certified error; also in the test."""
-        result, target = self.reconstruct(batch[1]), batch[0]
-        values = {"psnr": metrics.psnr(result.x, target), "ssim": metrics.ssim(result.x, target), "error": result.error}
+        """Reconstruct, and note PSNR, SSIM (of magnitudes where images are complex) and the certified error."""
+        result = self.reconstruct(batch[1])
+        x, target = self.display(result.x), self.display(batch[0])
+        values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target), "error": result.error}
         for name, value in values.items():
             self._values.setdefault(name, []).append(value.double())
         return result

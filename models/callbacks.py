@@ -130,9 +130,10 @@ class ImageLogger(Callback):
     ) -> None:
         if trainer.sanity_checking or not isinstance(outputs, Reconstruction):
             return
-        target, data = batch[0], batch[1]
+        assert isinstance(pl_module, BilevelModule)  # what makes reconstructions
+        target, x, data = pl_module.display(batch[0]), pl_module.display(outputs.x), batch[1]
         for i in range(min(len(target), self.images - self._shown)):
-            row = [target[i], data[i], outputs.x[i]] if data.shape == target.shape else [target[i], outputs.x[i]]
+            row = [target[i], data[i], x[i]] if data.shape == target.shape else [target[i], x[i]]
             self._write(trainer, f"reconstruction_{self._shown}", to_pixels(torch.cat(row, dim=-1)))
             self._shown += 1
 
@@ -166,13 +167,14 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        assert isinstance(pl_module, BilevelModule)
         names = getattr(trainer.datamodule, "names", None)  # type: ignore[attr-defined]
         known = list(names("predict")) if names is not None else []
         for image, index in zip(outputs.x, batch[-1].tolist(), strict=True):
             label = f"{index:03d}" + (f"_{Path(known[index]).stem}" if index < len(known) else "")
             values = io.BytesIO()
             np.save(values, image.cpu().numpy())
-            picture = to_png(to_pixels(image))
+            picture = to_png(to_pixels(pl_module.display(image[None])[0]))
             write_files({self.folder / f"{label}.npy": values.getvalue(), self.folder / f"{label}.png": picture})
 
 

@@ -42,7 +42,10 @@ class RidgeRegularizer(Regularizer):
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
         self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
-        self.weight = nn.Parameter(make_filters(initial_filters, filters, size, seed).to(torch.get_default_dtype()))
+        weight = make_filters(initial_filters, filters, size, seed)
+        if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
+            weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
+        self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
         self._cached: tuple[list[Tensor], list[Tensor]] | None = None
 
     # --- what a subclass defines -------------------------------------------------------------------------------------
@@ -194,6 +197,17 @@ class RidgeRegularizer(Regularizer):
         """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed."""
         kernels, *profile = self.current()
         return float(spectral_bound(kernels, self.curvature_bound(profile)))
+
+    def rounding_gain(self) -> float:
+        r"""4 sqrt(sum_k (sup psi_k'' \|\|c_k\|\|^2)^2).
+
+        A response c_k * x has an error of about u \|\|c_k\|\| \|\|x\|\| that differs from pixel to pixel and filter to
+        filter, so that what becomes of them, C_k^T psi_k'' times the error, adds up in the square: a model of the kind
+        of Higham and Mary (2019).
+        """
+        kernels, *profile = self.current()
+        power = kernels.double().square().sum((1, 2))
+        return min(4 * float((self.curvature_bound(profile).double() * power).norm()), self.smoothness())
 
     def filtered_maximum(self, w: Tensor) -> Tensor:
         """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""

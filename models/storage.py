@@ -102,6 +102,14 @@ def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     return regularizer, head["metadata"]
 
 
+def pretrained(path: str | Path) -> Regularizer:
+    """The regularizer in a file that :func:`load_regularizer` reads: what a configuration starts from to train on.
+
+    In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE}}``.
+    """
+    return load_regularizer(path)[0]
+
+
 def specification(regularizer: Regularizer) -> dict[str, Any]:
     """``class``, ``arguments`` and ``dtype``: plain values from which the regularizer can be made again.
 

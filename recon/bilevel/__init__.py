@@ -1,9 +1,10 @@
 """The learning problem: certified objectives, inexact hypergradients, and the methods that descend on them."""
 
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.loss import SquaredError, UpperLoss
-from recon.bilevel.maid import MAID, Progress, PublishedMAID, Record
+from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
+from recon.bilevel.maid import MAID, PublishedMAID
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.record import Progress, Record
 
 __all__ = [
     "MAID",
@@ -11,6 +12,7 @@ __all__ = [
     "BilevelObjective",
     "Evaluation",
     "Hypergradient",
+    "NegativePSNR",
     "Progress",
     "PublishedMAID",
     "Record",

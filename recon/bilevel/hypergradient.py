@@ -26,8 +26,8 @@ class Hypergradient:
 
 def error_bound(
     energy: Energy, smoothness: float, x: Tensor, w: Tensor, error: Tensor, residual: Tensor
-) -> tuple[Tensor, bool]:
-    r"""omega_i >= \|\|z_i - grad f_i\|\| for z_i = -J(x)^T w, per image, and whether it is proved.
+) -> tuple[Tensor, Tensor, bool]:
+    r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, z_i = -J(x)^T w, per image, and whether proved.
 
     With B w^ = grad g at the minimizer x^, \|\|x - x^\|\| <= eps and r_w the adjoint residual at x,
 
@@ -47,7 +47,8 @@ def error_bound(
         lipschitz, certified = _estimated_lipschitz(energy, x, w), False
     residual = residual + energy.rounding(w, residual)
     adjoint = (smoothness * error + residual + lipschitz * error) / energy.require_strong_convexity()
-    return bounds.norm * adjoint + bounds.variation * error, certified
+    size = bounds.norm * per_image_norm(w).double()
+    return bounds.norm * adjoint + bounds.variation * error, size, certified
 
 
 def _estimated_lipschitz(energy: Energy, x: Tensor, w: Tensor) -> Tensor:

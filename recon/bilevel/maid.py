@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, cast
 
 import torch
@@ -15,44 +13,8 @@ from torch import Tensor
 from recon.bilevel.direction import Direction, make_direction
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.record import Outcome, Progress, Record
 from recon.lower_level import NotStronglyConvexError, Status
-
-
-class Progress(StrEnum):
-    """How an upper-level iteration ended."""
-
-    ACCEPTED = "accepted"
-    LINE_SEARCH_FAILED = "line search failed"
-    CONVERGED = "converged"
-    PRECISION_FLOOR = "precision floor"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One upper-level iteration.
-
-    loss in [lower, upper], certified; epsilon, delta: largest certified lower-level and adjoint errors of the images;
-    omega: bound of the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points
-    tried; evaluations: so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`.
-    """
-
-    iteration: int
-    loss: float
-    lower: float
-    upper: float
-    epsilon: float
-    delta: float
-    omega: float
-    step: float
-    trials: int
-    evaluations: float
-    gradient_norm: float
-    progress: Progress
-
-    @property
-    def finished(self) -> bool:
-        """Whether another iteration cannot do anything."""
-        return self.progress in (Progress.CONVERGED, Progress.PRECISION_FLOOR)
 
 
 class MAID(torch.optim.Optimizer):
@@ -156,12 +118,12 @@ class MAID(torch.optim.Optimizer):
 
     # --- the two ways to choose accuracies ---------------------------------------------------------------------------
 
-    def _predicted(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
+    def _predicted(self, objective: BilevelObjective, theta: Tensor) -> Outcome:
         """Line search whose accuracies come from the decrease that is promised."""
         options = self.param_groups[0]
         self._inform(objective)
         if self._stationary(objective):
-            return _Outcome(Progress.CONVERGED, 0.0, 0)
+            return Outcome(Progress.CONVERGED, 0.0, 0)
         current, z = self.evaluation, self._progress["z"]
         direction = self._direction(z)
         d = direction.apply(z)
@@ -182,7 +144,7 @@ class MAID(torch.optim.Optimizer):
             if new.upper + options["armijo"] * step * slope <= current.lower:
                 self._accept(objective, direction, moved - theta, new, accuracy)
                 options["lr"] = direction.next_step(options["lr"], step, trial, options["step_growth"])
-                return _Outcome(Progress.ACCEPTED, step, trial)
+                return Outcome(Progress.ACCEPTED, step, trial)
             decrease = current.value - new.value
             uncertain = (new.upper - new.value) + (current.value - current.lower)
             floor = new.at_precision_floor and uncertain > 2 * margin  # a shorter step may lead to a point that is not
@@ -204,9 +166,9 @@ class MAID(torch.optim.Optimizer):
         direction.reset()
         self._progress.update(direction=direction.state_dict(), longest=math.inf)
         options["lr"] *= 0.1
-        return _Outcome(progress, 0.0, trial)
+        return Outcome(progress, 0.0, trial)
 
-    def _scheduled(self, objective: BilevelObjective, theta: Tensor) -> _Outcome:
+    def _scheduled(self, objective: BilevelObjective, theta: Tensor) -> Outcome:
         """The published loop: accuracies shrink when a search fails and grow after a success."""
         options, state = self.param_groups[0], self._progress
         trials, budget, alpha = 0, options["line_search"], options["lr"]
@@ -215,7 +177,7 @@ class MAID(torch.optim.Optimizer):
             gradient = self._descending(objective)
             self._keep(gradient)
             if self._stationary(objective):
-                return _Outcome(Progress.CONVERGED, 0.0, trials, gradient.error)
+                return Outcome(Progress.CONVERGED, 0.0, trials, gradient.error)
             current, z = self.evaluation, state["z"]
             direction = self._direction(z)
             d = direction.apply(z)
@@ -230,16 +192,16 @@ class MAID(torch.optim.Optimizer):
                     self._accept(objective, direction, moved - theta, new, accuracy)
                     options["lr"] = direction.next_step(alpha, step, 1, options["step_growth"])
                     self._scale_accuracy(options["accuracy_growth"])
-                    return _Outcome(Progress.ACCEPTED, step, trials, gradient.error)
+                    return Outcome(Progress.ACCEPTED, step, trials, gradient.error)
                 step *= options["step_shrink"]
             if current.at_precision_floor or (new is not None and new.at_precision_floor):
                 self._set(theta)
-                return _Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
+                return Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
             if new is None or not current.satisfies(
                 accuracy
             ):  # out of reach of certificates, or out of iterations: asking for more accuracy is no use
                 self._set(theta)
-                return _Outcome(Progress.LINE_SEARCH_FAILED, 0.0, trials, gradient.error)
+                return Outcome(Progress.LINE_SEARCH_FAILED, 0.0, trials, gradient.error)
             self._scale_accuracy(options["accuracy_shrink"])
             budget += 1
 
@@ -336,7 +298,7 @@ class MAID(torch.optim.Optimizer):
         self._keep(gradient)
         self._progress["direction"] = direction.state_dict()
 
-    def _record(self, objective: BilevelObjective, outcome: _Outcome) -> Record:
+    def _record(self, objective: BilevelObjective, outcome: Outcome) -> Record:
         at, state = self.evaluation, self._progress
         return Record(
             iteration=state["iteration"],
@@ -388,14 +350,6 @@ class PublishedMAID(MAID):
 
 
 _NOT_OPTIONS = frozenset({"self", "params", "__class__", "positive", "fractions", "growths", "name", "value"})
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    progress: Progress
-    step: float
-    trials: int
-    omega: float = math.inf
 
 
 def _choice(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from recon.lower_level import (
     Solver,
     SquaredL2,
     Status,
+    over_image,
     per_image_norm,
 )
 from recon.operators import Identity, LinearOperator
@@ -46,10 +47,10 @@ class Accuracy:
 class Evaluation:
     """The objective at one theta: a value, an interval that holds the exact f(theta), and the way to go on from it.
 
-    x, w: minimizers and adjoint solutions of all images. error: certified ||x - x^||; adjoint_residual: ||grad g - Bw||
-    (infinite where not known); slope: ||grad g(x)||; sensitivity: C_i with interval length of image i about
-    slope-free C_i eps^2 (infinite without a goal-oriented certificate); status: of the lower-level solves. All per
-    image in float64. value, lower, upper: means over the images.
+    x, w: minimizers and adjoint solutions of all images. error: certified ||x - x^||; adjoint_residual: ||grad q - Bw||
+    (infinite where not known); slope: ||grad q(x)||; sensitivity: C_i with interval length of q_i about C_i eps^2
+    (infinite without a goal-oriented certificate); weight: dg/dq, see :class:`UpperLoss`; status: of the lower-level
+    solves. All per image in float64. value, lower, upper: means of g over the images.
     """
 
     x: Tensor
@@ -58,6 +59,7 @@ class Evaluation:
     adjoint_residual: Tensor
     slope: Tensor
     sensitivity: Tensor
+    weight: Tensor
     status: Tensor
     value: float
     lower: float
@@ -128,9 +130,9 @@ class BilevelObjective:
         n, inf = len(self.y), torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
         x = self.operator.adjoint(self.y) if not isinstance(self.operator, Identity) else self.y.clone()
         running = torch.full((n,), int(Status.ITERATION_LIMIT), device=self.y.device)
-        return Evaluation(
-            x, torch.zeros_like(x), inf, inf.clone(), inf.clone(), inf.clone(), running, math.inf, -math.inf, math.inf
-        )
+        a, b, c, d = (inf.clone() for _ in range(4))
+        w, weight = torch.zeros_like(x), torch.ones_like(inf)
+        return Evaluation(x, w, a, b, c, d, weight, running, math.inf, -math.inf, math.inf)
 
     def evaluate(self, accuracy: Accuracy, start: Evaluation | None = None, goal_oriented: bool = True) -> Evaluation:
         """Solve every image to ``accuracy`` at the current parameters, warm-started at ``start``.
@@ -150,9 +152,10 @@ class BilevelObjective:
         return self.evaluate(accuracy, evaluation, goal_oriented)
 
     def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
-        """z = -(1/N) sum_i J_i^T w_i with ||B w_i - b_i|| <= ``accuracy.adjoint``, at the parameters of ``evaluation``.
+        """z = -(1/N) sum_i g_i' J_i^T w_i with ||B w_i - grad q_i|| <= ``accuracy.adjoint`` and g_i' = dg/dq.
 
-        ``bound``: also compute omega >= ||z - grad f||. ``evaluation`` in the result has the improved adjoints.
+        At the parameters of ``evaluation``, which in the result has the improved adjoints. ``bound``: also compute
+        omega >= ||z - grad f||.
         """
         total: list[Tensor] | None = None
         ws, residuals, errors, certified = [], [], [], True
@@ -164,13 +167,14 @@ class BilevelObjective:
                 solved = energy.solve_adjoint(x, b, w, accuracy.adjoint, self.max_adjoint_iterations)
                 self._count(solved.evaluations)
                 w, residual = solved.w, solved.residual_norm
-            grads = energy.parameter_vjp(x, w)
+            weight = evaluation.weight[c]
+            grads = energy.parameter_vjp(x, over_image(weight, w) * w)
             total = [
                 -g.double() if total is None else t - g.double() for g, t in zip(grads, total or grads, strict=True)
             ]
             if bound:
-                omega, proved = error_bound(energy, self.loss.smoothness, x, w, evaluation.error[c], residual)
-                errors.append(omega)
+                omega, size, proved = error_bound(energy, self.loss.smoothness, x, w, evaluation.error[c], residual)
+                errors.append(weight * omega + self._weight_error(c, evaluation) * (size + omega))
                 certified &= proved
             ws.append(w)
             residuals.append(residual)
@@ -183,13 +187,15 @@ class BilevelObjective:
     def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
 
-        With delta = mu eps, the interval is C eps^2 long if goal-oriented, else 2 s eps + eps^2 / 2, s = mean slope.
+        With delta = mu eps, the interval is C eps^2 long if goal-oriented, else 2 s eps + L eps^2 / 2; s, C and L are
+        means over the images of slope, sensitivity and smoothness, times dg/dq.
         """
         mu = self._energy(slice(0, 1)).require_strong_convexity()
-        slope = float(evaluation.slope.mean())
-        linear = -slope + math.sqrt(slope**2 + 0.5 * margin * self.loss.smoothness)
-        solution = 2 * linear / self.loss.smoothness if linear > 1e-12 * slope else margin / (2 * slope)
-        sensitivity = float(evaluation.sensitivity.mean())
+        slope = float((evaluation.weight * evaluation.slope).mean())
+        smoothness = float(evaluation.weight.mean()) * self.loss.smoothness
+        linear = -slope + math.sqrt(slope**2 + 0.5 * margin * smoothness)
+        solution = 2 * linear / smoothness if linear > 1e-12 * slope else margin / (2 * slope)
+        sensitivity = float((evaluation.weight * evaluation.sensitivity).mean())
         if goal_oriented and math.isfinite(sensitivity):
             solution = max(solution, math.sqrt(margin / sensitivity))
         return Accuracy(solution, mu * solution)
@@ -235,16 +241,39 @@ class BilevelObjective:
                 mu, one = energy.strong_convexity, torch.ones_like(size)
                 middle = middle_term(variation, mu * one, energy.data_convexity, one)
                 sensitivity = 2 * (mu + middle) + 0.5 * l_g
-        return x, w, solution.error, residual, size, sensitivity, solution.status, *_parts(interval)
+        weight = self.loss.outer_slope(loss, target)
+        return (
+            x,
+            w,
+            solution.error,
+            residual,
+            size,
+            sensitivity,
+            weight,
+            solution.status,
+            *self._mapped(interval, target),
+        )
+
+    def _mapped(self, interval: Interval, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """value, below, above of g = outer(q), which is increasing, from those of q."""
+        if type(self.loss).outer is UpperLoss.outer:
+            return interval.value, interval.below, interval.above  # without the rounding of the differences below
+        value = self.loss.outer(interval.value, target)
+        below = value - self.loss.outer(interval.value - interval.below, target)
+        return value, below, self.loss.outer(interval.value + interval.above, target) - value
+
+    def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
+        """A bound of the error of dg/dq, which does not increase in q, from the first-order interval of q."""
+        target, weight, error = self.target[c], evaluation.weight[c], evaluation.error[c]
+        value = self.loss.value(evaluation.x[c], target)
+        interval = first_order(value, evaluation.slope[c], error, self.loss.smoothness)
+        largest = self.loss.outer_slope(value - interval.below, target)
+        return torch.maximum(largest - weight, weight - self.loss.outer_slope(value + interval.above, target))
 
     def _gather(self, parts: list[tuple[Tensor, ...]]) -> Evaluation:
-        x, w, error, residual, slope, sensitivity, status, value, below, above = (
+        x, w, error, residual, slope, sensitivity, weight, status, value, below, above = (
             torch.cat(p) for p in zip(*parts, strict=True)
         )
         mean = float(value.mean())
         lower, upper = mean - float(below.mean()), mean + float(above.mean())
-        return Evaluation(x, w, error, residual, slope, sensitivity, status, mean, lower, upper)
-
-
-def _parts(interval: Interval) -> tuple[Tensor, Tensor, Tensor]:
-    return interval.value, interval.below, interval.above
+        return Evaluation(x, w, error, residual, slope, sensitivity, weight, status, mean, lower, upper)

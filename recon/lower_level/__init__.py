@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from recon.lower_level.batch import per_image_dot, per_image_norm
+from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
 from recon.lower_level.energy import Energy, NotStronglyConvexError
@@ -42,6 +42,7 @@ __all__ = [
     "conjugate_gradients",
     "cropped",
     "mirrored",
+    "over_image",
     "per_image_dot",
     "per_image_norm",
 ]

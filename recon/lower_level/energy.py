@@ -57,7 +57,10 @@ class Energy:
         #: a guaranteed modulus of strong convexity of h (not positive: none is known)
         self.strong_convexity = self.data_convexity + regularizer.convexity()
         #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
-        self.smoothness = self.operator.norm_bound**2 * self.fidelity.smoothness(y) + mu + regularizer.smoothness()
+        rest = self.operator.norm_bound**2 * self.fidelity.smoothness(y) + mu
+        self.smoothness = rest + regularizer.smoothness()
+        #: how many times relative rounding errors in x grow in the computed gradient, see :meth:`rounding`
+        self.rounding_gain = rest + regularizer.rounding_gain()
 
     def require_strong_convexity(self) -> float:
         """The modulus of strong convexity, for those who need a certificate.
@@ -105,18 +108,19 @@ class Energy:
         return self.regularizer.parameter_vjp(x, w)
 
     def rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
-        """A first-order model of the rounding error of a computed gradient: u (L ||x|| + ||grad||), per image.
+        """A first-order model of the rounding error of a computed gradient: u (G ||x|| + ||grad||), per image.
 
-        u is the unit roundoff of the dtype; where no L is known, 10 max(1, mu) stands in for it: a guess. Certificates
-        add it to the residual, so that a residual below the noise of its own evaluation certifies nothing.
+        u is the unit roundoff of the dtype, G = ``rounding_gain`` <= L; where no G is known, 10 max(1, mu) stands in
+        for it: a guess. Certificates add it to the residual, so that a residual below the noise of its own evaluation
+        certifies nothing.
         """
-        scale = self.smoothness if math.isfinite(self.smoothness) else 10 * max(1.0, self.strong_convexity)
-        return torch.finfo(x.dtype).eps / 2 * (scale * per_image_norm(x) + grad_norm)
+        gain = self.rounding_gain if math.isfinite(self.rounding_gain) else 10 * max(1.0, self.strong_convexity)
+        return torch.finfo(x.dtype).eps / 2 * (gain * per_image_norm(x) + grad_norm)
 
     def solve_adjoint(self, x: Tensor, b: Tensor, w0: Tensor, accuracy: float, max_iterations: int) -> LinearSolution:
         """Solve h''(x) w = b to ||h''(x) w - b|| <= ``accuracy`` per image by conjugate gradients from w0."""
         unit = torch.finfo(x.dtype).eps / 2
-        return conjugate_gradients(self.hessian(x), b, w0, accuracy, max_iterations, rounding=unit * self.smoothness)
+        return conjugate_gradients(self.hessian(x), b, w0, accuracy, max_iterations, rounding=unit * self.rounding_gain)
 
     def select(self, index: Tensor) -> Energy:
         """The energies of the images ``index`` alone."""

@@ -17,8 +17,10 @@ def mirrored(y: Tensor, margin: int) -> Tensor:
     (:attr:`recon.lower_level.Regularizer.margin`); of mirrored data, these lie outside the image. The margin is
     narrower where the image is too small to be mirrored as far.
     """
+    if not margin:
+        return y  # of any shape
     rows, cols = (min(margin, n - 1) for n in y.shape[2:])
-    return F.pad(y, (cols, cols, rows, rows), mode="reflect") if margin else y
+    return F.pad(y, (cols, cols, rows, rows), mode="reflect")
 
 
 def cropped(solution: Solution, shape: tuple[int, int]) -> Solution:

@@ -144,6 +144,13 @@ class Regularizer(nn.Module):
         """A guaranteed Lipschitz constant of the gradient in x; infinite where none is known."""
         return math.inf
 
+    def rounding_gain(self) -> float:
+        """How many times rounding errors in x, of relative size u, grow in the computed gradient: at most smoothness().
+
+        Errors of different pixels and filters are independent, and fewer of them add up than in the worst case.
+        """
+        return self.smoothness()
+
     def convexity(self) -> float:
         """The largest known m such that R - (m/2)||x||^2 is convex: positive, 0 (convex) or negative (weakly convex).
 

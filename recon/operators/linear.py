@@ -80,6 +80,13 @@ class LinearOperator(nn.Module):
         self._validate(y, self.range_shape, self.complex_range, "range")
         return self._adjoint(y)
 
+    def display(self, x: Tensor) -> Tensor:
+        """What people look at, and metrics compare, of images ``(batch, channel, ...)``: the images themselves.
+
+        Operators whose channels are parts of one number, such as the real and imaginary part, return the magnitude.
+        """
+        return x
+
     def _forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must implement _forward (or override forward)")
 

@@ -164,6 +164,9 @@ class CartesianMRI(LinearOperator):
     # F = fftshift fft2 ifftshift. The first shift, of k-space, is a modulation of the image, which is part of the maps;
     # the other is one of the image alone. So no array with an axis of coils is ever shifted.
 
+    def display(self, x: Tensor) -> Tensor:
+        return magnitude(x)
+
     def _forward(self, x: Tensor) -> Tensor:
         if len(x) == 0:  # the FFT libraries refuse an empty batch
             return x.new_zeros((0, self._maps.shape[0], *x.shape[1:]))

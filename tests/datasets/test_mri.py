@@ -38,9 +38,6 @@ def module(folder: Path, **options: Any) -> MRIDataModule:
 
 
 # BilevelModule.reconstruct hands the data to `mirrored` although there is no margin to mirror.
-five_axes = pytest.mark.xfail(
-    raises=ValueError, strict=True, reason="recon.lower_level.mirrored unpacks four axes, but k-space has five"
-)
 
 
 def trainer(folder: Path, epochs: int = 1, **options: Any) -> pl.Trainer:
@@ -166,7 +163,6 @@ def test_a_regularizer_is_learned(folder: Path, tmp_path: Path, dtype: str, coil
     assert losses[-1] < losses[0]
 
 
-@five_axes
 @pytest.mark.parametrize("coils", [1, 2])
 def test_reconstruction_is_certified_and_better_than_zero_filling(folder: Path, tmp_path: Path, coils: int) -> None:
     data = module(folder, coils=coils, phase=0.5, sigma=0.02, acceleration=2.0)
@@ -220,7 +216,6 @@ def test_measured_kspace_brings_its_operator_and_scale(tmp_path: Path, coils: in
     assert data.names() == [str(tmp_path / "k.npy")]
 
 
-@five_axes
 @pytest.mark.parametrize("coils", [1, 4])
 def test_measured_kspace_is_reconstructed(tmp_path: Path, coils: int) -> None:
     measured(tmp_path / "k.npy", coils)

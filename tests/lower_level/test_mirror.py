@@ -17,6 +17,11 @@ def test_mirrored_is_numpys_reflection(shape: tuple[int, int], margin: int) -> N
     np.testing.assert_array_equal(mirrored(y, margin).numpy(), expected)
 
 
+def test_without_a_margin_data_of_any_shape_stay_what_they_are() -> None:
+    y = normal(2, 3, 2, 4, 5)
+    assert mirrored(y, 0) is y
+
+
 @pytest.mark.parametrize("margin", [0, 2, 6])
 def test_a_cropped_solution_keeps_its_certificate(margin: int) -> None:
     regularizer = make("foe_l1", seed=3)

@@ -1,0 +1,54 @@
+"""What an upper-level method reports of its iterations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Progress(StrEnum):
+    """How an upper-level iteration ended."""
+
+    ACCEPTED = "accepted"
+    LINE_SEARCH_FAILED = "line search failed"
+    CONVERGED = "converged"
+    PRECISION_FLOOR = "precision floor"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One upper-level iteration.
+
+    loss in [lower, upper], certified; epsilon, delta: largest certified lower-level and adjoint errors of the images;
+    omega: bound of the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points
+    tried; evaluations: so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`.
+    """
+
+    iteration: int
+    loss: float
+    lower: float
+    upper: float
+    epsilon: float
+    delta: float
+    omega: float
+    step: float
+    trials: int
+    evaluations: float
+    gradient_norm: float
+    progress: Progress
+
+    @property
+    def finished(self) -> bool:
+        """Whether another iteration cannot do anything."""
+        return self.progress in (Progress.CONVERGED, Progress.PRECISION_FLOOR)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one search along a direction came to: how it ended, the accepted step, points tried, and omega."""
+
+    progress: Progress
+    step: float
+    trials: int
+    omega: float = math.inf
