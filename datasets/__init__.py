@@ -1,28 +1,58 @@
 """Data: readers of pictures, patches, simulated measurements, and the LightningDataModules that serve them."""
 
 from datasets.denoising import DenoisingDataModule
+from datasets.dicom import DicomFolder, DicomSlice, read_dicom
+from datasets.dicom_output import write_dicom
+from datasets.hdf5 import LoDoPaB, read_fastmri
 from datasets.images import BuiltinImages, ImageFolder, ImageSource, center_crop, resize, stack_images
+from datasets.kspace import KSpaceDataModule, read_kspace
 from datasets.measurements import MeasuredImages, Measurement, MeasurementDataset, Sample, SimulatedMeasurements
+from datasets.mri import MRIDataModule
 from datasets.noise import gaussian_noise
 from datasets.patches import random_patches
+from datasets.phantoms import RandomEllipses, SheppLogan
 from datasets.reading import SUFFIXES, DataError, read_image
+from datasets.scan_data import SinogramDataModule
+from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.sinograms import read_sinogram
+from datasets.splits import split_by_patient
+from datasets.tomography import TomographyDataModule, TomographyDataset
 
 __all__ = [
     "SUFFIXES",
     "BuiltinImages",
     "DataError",
     "DenoisingDataModule",
+    "DicomFolder",
+    "DicomSlice",
     "ImageFolder",
     "ImageSource",
+    "KSpaceDataModule",
+    "LoDoPaB",
+    "MRIDataModule",
     "MeasuredImages",
     "Measurement",
     "MeasurementDataset",
+    "RandomEllipses",
     "Sample",
+    "Scan",
+    "SheppLogan",
     "SimulatedMeasurements",
+    "SinogramDataModule",
+    "TomographyDataModule",
+    "TomographyDataset",
     "center_crop",
+    "estimate_rotation_centre",
     "gaussian_noise",
+    "lodopab_geometry",
     "random_patches",
+    "read_dicom",
+    "read_fastmri",
     "read_image",
+    "read_kspace",
+    "read_sinogram",
     "resize",
+    "split_by_patient",
     "stack_images",
+    "write_dicom",
 ]

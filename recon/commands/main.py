@@ -11,7 +11,7 @@ from collections.abc import Callable
 from recon.commands.errors import sentence
 
 TRAINING = ("fit", "validate", "test", "predict")
-OTHERS = ("reconstruct", "demo")
+OTHERS = ("reconstruct", "demo", "cache")
 
 USAGE = """usage: recon COMMAND [OPTIONS]
 
@@ -24,6 +24,7 @@ commands:
   predict      reconstruct the data of the configuration
   reconstruct  reconstruct files with a trained regularizer
   demo         learn, reconstruct and compare, on built-in images
+  cache        list or clear the projector matrices kept on disk: recon cache list
 
 options:
   --debug      show the traceback of an error (or set RECON_DEBUG=1)
@@ -72,6 +73,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from recon.commands import demo
 
         return demo.main
+    if name == "cache":
+        from recon.commands import cache
+
+        return cache.main
     from recon.commands.cli import run_cli
 
     def run(rest: list[str]) -> int:

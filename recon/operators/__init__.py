@@ -2,19 +2,47 @@
 
 from recon.operators.blur import Blur, gaussian_kernel
 from recon.operators.differences import FiniteDifferences
+from recon.operators.fbp import FilteredBackProjection
+from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict
 from recon.operators.linear import Identity, LinearOperator, apply_linear, check_adjoint, lanczos_norm_bound
 from recon.operators.mask import Mask
+from recon.operators.mri import (
+    CartesianMRI,
+    channels_to_complex,
+    complex_to_channels,
+    magnitude,
+    root_sum_of_squares,
+    zero_filled,
+)
 from recon.operators.odl_adapter import ODLOperator
+from recon.operators.sensitivity import NoCalibrationError, estimate_sensitivities, simulated_sensitivities
+from recon.operators.tomography import RayTransform
 
 __all__ = [
     "Blur",
+    "CartesianMRI",
+    "ConeBeam",
+    "FanBeam",
+    "FilteredBackProjection",
     "FiniteDifferences",
+    "Geometry",
     "Identity",
     "LinearOperator",
     "Mask",
+    "NoCalibrationError",
     "ODLOperator",
+    "ParallelBeam",
+    "RayTransform",
     "apply_linear",
+    "channels_to_complex",
     "check_adjoint",
+    "complex_to_channels",
+    "estimate_sensitivities",
     "gaussian_kernel",
+    "geometry_from_dict",
     "lanczos_norm_bound",
+    "magnitude",
+    "root_sum_of_squares",
+    "simulated_sensitivities",
+    "zero_filled",
 ]

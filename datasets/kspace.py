@@ -1,0 +1,166 @@
+"""Measured k-space: a reader, and the LightningDataModule that serves it with its operator."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datasets.hdf5 import read_fastmri
+from datasets.measurements import Measurement
+from datasets.reading import DataError
+from recon.operators import CartesianMRI, complex_to_channels, root_sum_of_squares, zero_filled
+from recon.operators.sensitivity import NoCalibrationError, estimate_sensitivities, sampled_points
+
+_HDF5 = (".h5", ".hdf5")
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def read_kspace(path: str | Path, index: int = 0) -> torch.Tensor:
+    """Read k-space from a NumPy or a fastMRI file, with the zero frequency at ``(height // 2, width // 2)``.
+
+    What was not sampled is exactly zero: in NumPy files that is what zeros mean.
+
+    Args:
+        path: ``.npy`` with a complex array ``(coils, height, width)``, or ``(height, width)`` of one coil; ``.h5`` as
+            ``read_fastmri``.
+        index: of the slice in a fastMRI file.
+
+    Returns:
+        complex128, ``(coils, height, width)``, on the scale of the file.
+
+    Raises:
+        DataError: no such file, another kind of file, an array that is not complex or of another shape, values that are
+            NaN or infinite, or only zeros.
+    """
+    path = Path(path).expanduser()
+    if path.suffix.lower() in _HDF5:
+        scan = read_fastmri(path, index)
+        kspace = scan.kspace if scan.mask is None else scan.kspace * scan.mask
+    elif path.suffix.lower() == ".npy":
+        if index != 0:
+            raise DataError(f"{path}: there is no slice {index}; a NumPy file holds one slice, 0")
+        kspace = _read_numpy(path)
+    else:
+        raise DataError(f"{path}: unknown kind of k-space file; valid are .npy, {', '.join(_HDF5)}")
+    if not bool(kspace.any()):
+        raise DataError(f"{path}: holds only zeros; nothing was sampled")
+    return kspace.to(torch.complex128)
+
+
+def _read_numpy(path: Path) -> torch.Tensor:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a NumPy array, it may be truncated or corrupt ({error})") from error
+    if not isinstance(array, np.ndarray) or not np.iscomplexobj(array):
+        got = f"values of type {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
+        raise DataError(f"{path}: {got}; k-space is an array of complex values")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise DataError(f"{path}: an array of shape {array.shape}; valid are (height, width), (coils, height, width)")
+    bad = np.count_nonzero(~np.isfinite(array))
+    if bad:
+        raise DataError(f"{path}: {bad} of {array.size} values are NaN or infinite; all must be finite")
+    return torch.from_numpy(array.reshape(-1, *array.shape[-2:]))
+
+
+class KSpaceDataModule(pl.LightningDataModule):
+    """One slice of measured k-space, for prediction: y ``(1, coils, 2, H, W)`` and the operator that fits it.
+
+    The mask is where any coil is not zero; the sensitivities of several coils are estimated from the fully sampled
+    centre by ``estimate_sensitivities``. ``BilevelModule`` takes over ``operator`` from here.
+
+    Regularizers are not invariant to the scale of the image, and that of k-space is arbitrary: the data are divided by
+    ``scale``, and reconstructions have to be multiplied with it to be on the scale of the file.
+
+    Args:
+        path: the file, see ``read_kspace``.
+        slice_index: of a fastMRI file.
+        scale: None is the maximum of the zero-filled root-sum-of-squares image, which becomes 1.
+        kernel, noise_level, support: of ``estimate_sensitivities``.
+        dtype: ``"float32"`` or ``"float64"``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        DataError: (a ValueError) in ``setup``, or when data are asked for: the file cannot be used, or the centre of
+            its k-space is not sampled.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        slice_index: int = 0,
+        scale: float | None = None,
+        kernel: int = 6,
+        noise_level: float = 0.03,
+        support: float = 0.8,
+        dtype: Literal["float32", "float64"] = "float64",
+    ) -> None:
+        super().__init__()
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(f"scale is {scale}; it must be positive and finite")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; valid are {', '.join(_DTYPES)}")
+        self.path, self.slice_index, self.given_scale = path, slice_index, scale
+        self.kernel, self.noise_level, self.support = kernel, noise_level, support
+        self.dtype = _DTYPES[dtype]
+
+    def setup(self, stage: str) -> None:
+        """Read the file and estimate the sensitivities, so that errors come before the first computation."""
+        if stage != "predict":
+            raise ValueError(f"measured k-space has no true images: it serves prediction only, not {stage!r}")
+        _ = self.operator
+
+    @cached_property
+    def kspace(self) -> torch.Tensor:
+        """What the file holds, complex128 ``(coils, H, W)``."""
+        return read_kspace(self.path, self.slice_index)
+
+    @cached_property
+    def scale(self) -> float:
+        """The number that data are divided by."""
+        if self.given_scale is not None:
+            return self.given_scale
+        return float(root_sum_of_squares(zero_filled(complex_to_channels(self.kspace))).max())
+
+    @cached_property
+    def operator(self) -> CartesianMRI:
+        """A, with the mask of the file and estimated sensitivities."""
+        mask = sampled_points(self.kspace)
+        if len(self.kspace) == 1:
+            return CartesianMRI(mask)
+        try:
+            maps = estimate_sensitivities(self.kspace, mask, self.kernel, self.noise_level, self.support)
+        except NoCalibrationError as error:
+            raise DataError(f"{self.path}: {error}") from error
+        return CartesianMRI(mask, maps)
+
+    def measurement(self) -> torch.Tensor:
+        """The scaled data y, ``(coils, 2, H, W)``."""
+        return (complex_to_channels(self.kspace) / self.scale).to(self.dtype)
+
+    def predict_dataloader(self) -> DataLoader[Measurement]:
+        """One batch with one ``Measurement``."""
+        return DataLoader(_OneMeasurement(self.measurement()), batch_size=1)
+
+    def names(self, stage: Literal["predict"] = "predict") -> list[str]:
+        """The file."""
+        return [self.path]
+
+
+class _OneMeasurement(Dataset[Measurement]):
+    def __init__(self, y: torch.Tensor) -> None:
+        self.y = y
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Measurement:
+        return Measurement(self.y, index)

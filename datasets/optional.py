@@ -1,0 +1,22 @@
+"""Packages that only readers of medical and synchrotron data need: imported when they are used."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def require(module: str, purpose: str) -> ModuleType:
+    """Import ``module`` for ``purpose``.
+
+    Raises:
+        ImportError: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(
+            f"{purpose} needs the package {package}, which is not installed; install it with "
+            f"`pip install 'recon-bilevel[data]'` or `pip install {package}`"
+        ) from error

@@ -1,0 +1,216 @@
+"""A measured CT scan as a plain record: line integrals, angles and distances in physical units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.reading import DataError
+from recon.operators.geometry import FanBeam, ParallelBeam, offset_from_rotation_centre
+
+# Angles that were written with few digits may exceed the full turn by this much (radians).
+_TURN = 2 * math.pi + 1e-3
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Line integrals of one slice and the positions of their rays, in the conventions of ``recon.operators.geometry``.
+
+    Raises:
+        DataError: on construction, where values are not finite, shapes do not fit, angles are not strictly increasing
+            or span more than one turn (as degrees taken for radians do), or a length is not positive.
+    """
+
+    sinogram: Tensor
+    """Line integrals of the attenuation, (angles, detectors), float64."""
+    angles: Tensor
+    """(angles,) radians, float64, strictly increasing."""
+    detector_spacing: float
+    """Pitch of the detector pixels in mm, on the detector."""
+    source_distance: float | None = None
+    """From the source to the rotation axis in mm; None for parallel rays."""
+    detector_distance: float | None = None
+    """From the rotation axis to the detector in mm; None for parallel rays."""
+    rotation_centre: float | None = None
+    """Detector pixel onto which the rotation axis projects: pixels count from 0 at their centres, and None is the
+    middle of the detector, (detectors - 1) / 2."""
+    weights: Tensor | None = None
+    """Weights of the weighted L2 fidelity, of the sinogram's shape, 0 for rays that were not measured; None if the file
+    does not tell."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else the file says."""
+    path: Path = Path()
+
+    def __post_init__(self) -> None:
+        """Check that everything fits together."""
+        if self.sinogram.ndim != 2 or 0 in self.sinogram.shape:
+            raise DataError(
+                f"{self.path}: a sinogram of shape {tuple(self.sinogram.shape)}; valid is (angles, detectors)"
+            )
+        if not torch.isfinite(self.sinogram).all():
+            bad = int((~torch.isfinite(self.sinogram)).sum())
+            raise DataError(f"{self.path}: {bad} of {self.sinogram.numel()} values of the sinogram are NaN or infinite")
+        if self.weights is not None and self.weights.shape != self.sinogram.shape:
+            raise DataError(
+                f"{self.path}: weights of shape {tuple(self.weights.shape)} for a sinogram of another shape"
+            )
+        self._check_angles()
+        if (self.source_distance is None) != (self.detector_distance is None):
+            raise DataError(f"{self.path}: source_distance and detector_distance belong together; give both or neither")
+        for name in ("detector_spacing", "source_distance"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise DataError(f"{self.path}: {name} is {value} mm; it must be positive and finite")
+        if self.detector_distance is not None and not 0 <= self.detector_distance < math.inf:
+            raise DataError(f"{self.path}: detector_distance is {self.detector_distance} mm; it must be at least 0")
+        if self.rotation_centre is not None and not 0 <= self.rotation_centre <= self.sinogram.shape[1] - 1:
+            raise DataError(
+                f"{self.path}: rotation_centre is {self.rotation_centre}; valid are detector pixels 0 to "
+                f"{self.sinogram.shape[1] - 1}"
+            )
+
+    def _check_angles(self) -> None:
+        angles, views = self.angles, self.sinogram.shape[0]
+        if angles.shape != (views,):
+            shape = tuple(self.sinogram.shape)
+            raise DataError(
+                f"{self.path}: {angles.numel()} angles for a sinogram of shape {shape}; valid is (angles, detectors), "
+                f"so {views} angles, unless the sinogram is transposed"
+            )
+        if not torch.isfinite(angles).all():
+            raise DataError(f"{self.path}: angles are NaN or infinite")
+        span = float(angles.max() - angles.min())
+        if span > _TURN:
+            raise DataError(
+                f"{self.path}: the angles span {span:g} radians; valid is at most one turn, 2π. If these are degrees, "
+                "give them as degrees"
+            )
+        if (angles.diff() <= 0).any():
+            view = int(torch.nonzero(angles.diff() <= 0)[0]) + 1
+            raise DataError(
+                f"{self.path}: angle {view} ({float(angles[view]):g} rad) does not exceed the one before "
+                f"({float(angles[view - 1]):g} rad); sort the views by their angles, each angle once"
+            )
+
+    @property
+    def magnification(self) -> float:
+        """Size of the detector relative to its image at the rotation axis; 1 for parallel rays."""
+        if self.source_distance is None or self.detector_distance is None:
+            return 1.0
+        return (self.source_distance + self.detector_distance) / self.source_distance
+
+    @property
+    def centre(self) -> float:
+        """The rotation centre as a number: ``rotation_centre``, or the middle of the detector."""
+        return (self.sinogram.shape[1] - 1) / 2 if self.rotation_centre is None else self.rotation_centre
+
+    def geometry(
+        self, image_shape: tuple[int, int], pixel_size: float | tuple[float, float] | None = None
+    ) -> ParallelBeam | FanBeam:
+        """The geometry of the scan for pictures of ``image_shape`` (H, W) with pixels of ``pixel_size`` mm.
+
+        Without ``pixel_size``, pixels are as large as a detector pixel at the rotation axis, spacing / magnification.
+
+        Raises:
+            ValueError: see ``recon.operators.geometry``; e.g. a source that lies inside the picture.
+        """
+        size = self.detector_spacing / self.magnification if pixel_size is None else pixel_size
+        detectors = self.sinogram.shape[1]
+        common: dict[str, Any] = {
+            "image_shape": image_shape,
+            "pixel_size": size,
+            "angles": tuple(self.angles.tolist()),
+            "detector_pixels": detectors,
+            "detector_spacing": self.detector_spacing,
+            "detector_offset": offset_from_rotation_centre(self.centre, detectors, self.detector_spacing),
+        }
+        if self.source_distance is None or self.detector_distance is None:
+            return ParallelBeam(**common)
+        return FanBeam(**common, source_distance=self.source_distance, detector_distance=self.detector_distance)
+
+    def select(self, views: slice | Sequence[int]) -> Scan:
+        """The scan with only these views: ``slice(0, 180)`` limits the angle, ``slice(None, None, 6)`` leaves gaps.
+
+        Raises:
+            DataError: none is left, or they are not in increasing order.
+            IndexError: there is no such view.
+        """
+        chosen = views if isinstance(views, slice) else list(views)
+        weights = None if self.weights is None else self.weights[chosen]
+        return replace(self, sinogram=self.sinogram[chosen], angles=self.angles[chosen], weights=weights)
+
+
+def ordered_views(sinogram: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn around a scan whose angles decrease; anything else is left to the checks of ``Scan``."""
+    if angles.ndim == 1 and len(angles) > 1 and len(angles) == len(sinogram) and (np.diff(angles) < 0).all():
+        return sinogram[::-1], angles[::-1]
+    return sinogram, angles
+
+
+def degrees_to_radians(degrees: np.ndarray, path: Path) -> np.ndarray:
+    """Angles in radians.
+
+    Raises:
+        DataError: the angles cover π or 2π, so they are radians already.
+    """
+    degrees = np.asarray(degrees, dtype=np.float64)
+    if degrees.size >= 8 and np.isfinite(degrees).all():
+        span = np.ptp(degrees) * degrees.size / (degrees.size - 1)  # with the step after the last view
+        if min(abs(span / math.pi - 1), abs(span / (2 * math.pi) - 1)) < 0.02:
+            raise DataError(
+                f"{path}: the {degrees.size} angles span {np.ptp(degrees):g} and should be degrees, but look like "
+                "radians; give them as radians"
+            )
+    return np.deg2rad(degrees)
+
+
+def lodopab_geometry() -> ParallelBeam:
+    """The geometry of LoDoPaB-CT (Leuschner et al., Scientific Data 8:109, 2021), that of ODL for its pictures.
+
+    362 x 362 pixels on 260 x 260 mm; 1000 angles (k + 1/2) π / 1000; 513 detector pixels along the picture's diagonal.
+    """
+    side = 260.0
+    return ParallelBeam.equispaced(
+        (362, 362),
+        side / 362,
+        1000,
+        start=math.pi / 2000,
+        detector_pixels=513,
+        detector_spacing=math.sqrt(2) * side / 513,
+    )
+
+
+def estimate_rotation_centre(scan: Scan) -> float:
+    """The rotation centre of a parallel scan from the centres of mass of its views, in detector pixels.
+
+    In a parallel scan, the centre of mass of the object projects onto the centre of mass of each view. It moves on a
+    circle around the axis, so c(φ) = c_0 + a cos φ + b sin φ, and c_0, found by least squares, is the rotation centre
+    (Azevedo et al., IEEE Trans. Nucl. Sci. 37, 1990). The object must lie within the field of view at all angles.
+
+    Raises:
+        DataError: a fan-beam scan, fewer than 3 views, or sums over views that differ by more than 10 %, as of an
+            object that leaves the field of view.
+    """
+    if scan.source_distance is not None:
+        raise DataError(f"{scan.path}: the rotation centre is estimated for parallel scans only; give rotation_centre")
+    if len(scan.angles) < 3:
+        raise DataError(
+            f"{scan.path}: {len(scan.angles)} views do not determine a rotation centre; valid are 3 or more"
+        )
+    mass = scan.sinogram.sum(1)
+    if not (mass.min() > 0 and mass.max() / mass.min() < 1.1):
+        raise DataError(
+            f"{scan.path}: the sums of the views range from {float(mass.min()):g} to {float(mass.max()):g}, so part of "
+            "the object leaves the field of view, and its rotation centre cannot be estimated; give rotation_centre"
+        )
+    position = torch.arange(scan.sinogram.shape[1], dtype=scan.sinogram.dtype)
+    centres = (scan.sinogram * position).sum(1) / mass
+    model = torch.stack([torch.ones_like(scan.angles), scan.angles.cos(), scan.angles.sin()], 1)
+    return float(torch.linalg.lstsq(model, centres[:, None]).solution[0])
