@@ -76,14 +76,13 @@ def main() -> None:
     parser.add_argument("--accuracy", type=float, default=1e-3, help="certified error per root of the number of pixels")
     args = parser.parse_args()
     start(args)
+    models = {path.stem: load_regularizer(path)[0].float() for path in args.models}
     data = pairs(args.data, args.sigma, 2 if args.quick else None)
     noisy = {"method": "noisy", "evaluations": 0.0, "error": float("inf")}
     noisy |= {n: sum(float(m(y, x)) for x, y in data) / len(data) for n, m in (("PSNR", psnr), ("SSIM", ssim))}
     weight, total_variation = best_total_variation(data, args.accuracy)
     rows = [measure(f"TV, log weight {weight:.2f}", total_variation, data, args.accuracy)]
-    for path in args.models:
-        regularizer, _ = load_regularizer(path)
-        rows.append(measure(path.stem, regularizer.float(), data, args.accuracy))
+    rows += [measure(name, regularizer, data, args.accuracy) for name, regularizer in models.items()]
     rows.insert(0, {key: noisy[key] for key in rows[0]})
     print_table(f"{len(data)} pictures, noise {args.sigma}", rows)
     write_csv(args.output / "denoising.csv", rows)
