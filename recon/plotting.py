@@ -145,34 +145,6 @@ def comparison_figure(
     return figure
 
 
-def measured_figure(panels: Sequence[Panel], value_range: tuple[float, float], unit: str) -> Figure:
-    """Reconstructions of measured data side by side, with one gray scale in their unit beside them.
-
-    Args:
-        panels: at least one gray image each; sizes may differ.
-        value_range: shown from black to white; values beyond are shown as these.
-        unit: of the values, for the scale.
-
-    Raises:
-        ValueError: there is nothing to show, or a shape is not an image's.
-    """
-    if not panels:
-        raise ValueError("a picture of reconstructions needs at least one image")
-    pixels = [panel.pixels() for panel in panels]
-    width = 3.4
-    height = width * max(image.shape[0] / image.shape[1] for image in pixels) + 0.6
-    figure = Figure(figsize=(len(panels) * width + 0.8, height), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for ax, panel, image in zip(axes, panels, pixels, strict=True):
-        _show(ax, image, value_range, None)
-        ax.set_title(panel.title, fontsize=_NORMAL + 1, pad=4)
-        ax.set_xlabel(panel.note, fontsize=_NORMAL, labelpad=2)
-    scale = figure.colorbar(axes[-1].images[0], ax=list(axes), fraction=0.04, pad=0.01)
-    scale.ax.tick_params(labelsize=_SMALL)
-    scale.set_label(unit, fontsize=_SMALL)
-    return figure
-
-
 def training_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
     """Loss with its certified interval, accuracies and step sizes, each against the evaluations per image.
 

@@ -91,8 +91,8 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         required=True,
         nargs="+",
-        help=f"images or folders of them ({', '.join(SUFFIXES)}); sinograms: HTC2022 .mat, DXchange .h5, LoDoPaB-CT "
-        ".hdf5, .npz, or .npy with --geometry; k-space: complex .npy, or fastMRI .h5",
+        help=f"images or folders of them ({', '.join(SUFFIXES)}, DICOM of CT); sinograms: HTC2022 .mat, DXchange .h5, "
+        "LoDoPaB-CT .hdf5, .npz, or .npy with --geometry; k-space: complex .npy, or fastMRI .h5",
     )
     made.add_argument("--output", required=True, help="folder, made if it is missing")
     made.add_argument("--task", choices=TASKS, help="guessed from the files")

@@ -21,7 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from datasets import DataError, ImageFolder, read_image
+from datasets import DataError, ImageFolder, read_dicom, read_image, write_dicom
+from datasets.dicom import DicomFolder, holds_dicom
+from datasets.physics import MAX_HU
 from models.storage import load_regularizer
 from recon.commands.results import Result, finite, output_files, quality, results_table, words, write_result
 from recon.files import prepare_folder, write_files
@@ -32,6 +34,10 @@ REPORT = "report.json"
 ACCURACY = 1e-2
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _OF_SCANS = ("weight", "choose", "noise", "mu", "smoothing", "geometry", "size", "pixel_size", "views", "angle_range")
+
+
+# CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
+_HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def main(args: argparse.Namespace) -> int:
     results = _reconstruct_all(jobs, regularizer, mu, args)
     failed = [r for r in results if r.status != words(Status.CONVERGED)]
     report = {
+        "task": "denoising",
         "model": str(args.model),
         "regularizer": type(regularizer).__name__,
         "accuracy": args.accuracy,
@@ -76,6 +83,7 @@ def main(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
         "device": args.device,
         "converged": not failed,
+        "psnr_convention": "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped",
         "images": [asdict(r) for r in results],
     }
     write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
@@ -103,7 +111,7 @@ def _denoising_mu(metadata: dict[str, Any], model: str) -> float:
 
 
 def _jobs(data: list[Path], reference: str | None) -> list[Job]:
-    files = [Path(name) for path in data for name in ImageFolder(path).names]
+    files = [file for path in data for file in _files(path)]
     seen: dict[str, Path] = {}
     for file in files:
         if file.stem in seen:
@@ -111,7 +119,7 @@ def _jobs(data: list[Path], reference: str | None) -> list[Job]:
         seen[file.stem] = file
     if reference is None:
         return [Job(file.stem, file, None) for file in files]
-    references = [Path(name) for name in ImageFolder(reference).names]
+    references = _files(Path(reference))
     if len(files) == 1 and not Path(reference).is_dir():
         return [Job(files[0].stem, files[0], references[0])]
     by_name = {file.stem: file for file in references}
@@ -121,28 +129,44 @@ def _jobs(data: list[Path], reference: str | None) -> list[Job]:
     return [Job(file.stem, file, by_name[file.stem]) for file in files]
 
 
+def _files(path: Path) -> list[Path]:
+    """The images of a folder, or the DICOM slices if it has any; or the one file."""
+    if not holds_dicom(path):
+        return [Path(name) for name in ImageFolder(path).names]
+    if path.is_file():
+        return [path]
+    return [Path(name) for name in DicomFolder(path, "CT").names]
+
+
 def _check_output(output: Path, inputs: list[Path], jobs: list[Job]) -> None:
     """Make the folder; refuse one that cannot be written to, or where a result would replace an input."""
     prepare_folder(output)
     originals = {path.resolve() for path in inputs}
     for job in jobs:
-        for path in output_files(output, job.name):
+        for path in (*output_files(output, job.name), output / f"{job.name}.dcm"):
             if path.resolve() in originals:
                 raise ValueError(f"{path}: is an input and would be overwritten; choose another --output than {output}")
 
 
 def _read(job: Job) -> tuple[Tensor, Tensor | None]:
     """Data and reference, ``(channel, height, width)``, float64."""
-    y = read_image(job.data, gray=False)
+    y = _image(job.data)
     if job.reference is None:
         return y, None
     # a gray image may be compared with a colour one: with its luminance
-    target = read_image(job.reference, gray=y.shape[0] == 1)
+    target = _image(job.reference, gray=y.shape[0] == 1)
     if target.shape != y.shape:
         raise DataError(
             f"{job.reference}: has the shape {tuple(target.shape)}, but the data {job.data} have {tuple(y.shape)}"
         )
     return y, target
+
+
+def _image(path: Path, gray: bool = False) -> Tensor:
+    """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped."""
+    if not holds_dicom(path):
+        return read_image(path, gray=gray)
+    return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
 
 
 def _strong_convexity(regularizer: Regularizer, mu: float, model: str) -> float:
@@ -220,4 +244,6 @@ def _reconstruct(
         **({} if target is None else quality(x, y, target)),
     )
     write_result(Path(args.output), result, x, y, target)
+    if holds_dicom(job.data):
+        write_dicom(Path(args.output) / f"{job.name}.dcm", _HU_RANGE * x[0] + _HU_ZERO, job.data, "denoised by recon")
     return result

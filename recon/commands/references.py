@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 import torch
 from torch import Tensor
 
 from datasets.dicom import holds_dicom, read_dicom
 from datasets.physics import hu_to_attenuation
 from datasets.reading import DataError, read_image
-from datasets.sinograms import _load_mat
+
+#: side of the organisers' pixels in mm: the detector's, divided by the magnification
+HTC_PIXEL = 0.2 * 410.66 / 553.74
 
 
 def read_reference(path: Path, task: str) -> Tensor:
@@ -40,12 +43,13 @@ def read_reference(path: Path, task: str) -> Tensor:
 
 
 def _htc(path: Path) -> Tensor:
-    data = _load_mat(path)
-    values = data.get("reconFullFbp")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        values = scipy.io.loadmat(str(path)).get("reconFullFbp")
+    # damaged files end in any kind of error, scipy's own MatReadError is an Exception only
+    except Exception as error:
+        raise DataError(f"{path}: cannot be read as a MATLAB file of version 5 to 7.2 ({error})") from error
     if not isinstance(values, np.ndarray) or values.ndim != 2 or not np.isfinite(values).all():
         raise DataError(f"{path}: has no reconstruction reconFullFbp of HTC2022")
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)) / HTC_PIXEL
-
-
-#: side of the organisers' pixels in mm
-HTC_PIXEL = 0.2 * 410.66 / 553.74

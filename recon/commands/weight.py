@@ -50,12 +50,14 @@ class _Trials:
         self.gradient = _ROUGH * self.scale * math.sqrt(problem.start.numel())
         self.x, self.evaluations = problem.start, 0
         self.tried: list[Trial] = []
+        self.solutions: dict[float, Tensor] = {}
 
     def __call__(self, weight: float) -> float:
         solution = self.solver.rough(weight, self.x, self.gradient)
         self.x = solution.x
         self.evaluations += int(solution.evaluations[0])
         self.tried.append(Trial(weight, self.measure(self.x)))
+        self.solutions[weight] = self.x
         return self.tried[-1].value
 
     def first_weight(self, trained: bool) -> float:
@@ -68,8 +70,8 @@ class _Trials:
 
 
 def _smallest_noise(problem: Problem) -> float:
-    """Noise that nobody could see, so that noise-free data do not ask for an infinite accuracy."""
-    return 1e-4 * float(problem.y.double().norm()) / math.sqrt(problem.measured)
+    """0.2 % of the data: trials are not solved for less, so that clean data ask for no infinite accuracy."""
+    return 2e-3 * float(problem.y.double().norm()) / math.sqrt(problem.measured)
 
 
 def discrepancy(solver: Solver, trained: bool) -> Choice:
@@ -79,9 +81,10 @@ def discrepancy(solver: Solver, trained: bool) -> Choice:
     noise lies between two of them, and then interpolated (secants in the logarithms, kept within the bracket) until
     the residual is within 2 % of it.
 
-    Where even a weight 4^4 times smaller than the first cannot bring the residual down to the noise, it is the model
-    (geometry, beam hardening, sensitivities) that does not explain the data, and no weight satisfies the principle.
-    The level is then 1.05 times the residual of that weight: noise and model error together.
+    Where the residual stays above the noise although weights go down (by 4^-4, or until that changes it by less than
+    5 %), the model (geometry, beam hardening, sensitivities) does not explain the data, and no weight satisfies the
+    principle. With the residual r that is left then, the level is (r^2 + noise^2 min(1, n/m))^(1/2): what n unknowns
+    fit to m data takes off the residual of the truth is the share n/m of the noise.
 
     Raises:
         ValueError: the residual stays below the level for all weights: the noise is stated too large.
@@ -95,14 +98,16 @@ def discrepancy(solver: Solver, trained: bool) -> Choice:
     for _ in range(4):
         if residual <= level * (1 + _TOLERANCE):
             break
-        weight /= _FACTOR
+        weight, before = weight / _FACTOR, residual
         residual = trials(weight)
+        if residual > 0.95 * before:
+            break
     if residual > level * (1 + _TOLERANCE):
-        level = 1.05 * residual
+        level = math.hypot(residual, level * math.sqrt(min(1.0, problem.start.numel() / problem.measured)))
         rule = (
             f"discrepancy principle: the residual stays above the noise of {problem.noise:.4g} ({problem.noise_rule}), "
-            "so the model does not explain the data to that level; the weight is that for 1.05 times the smallest "
-            f"residual, {residual:.4g}"
+            f"so the model does not explain the data to that level; with the smallest residual of {residual:.4g} the "
+            f"level is {level:.4g}"
         )
     # up to one above
     while all(trial.value <= level for trial in trials.tried):
@@ -120,7 +125,7 @@ def discrepancy(solver: Solver, trained: bool) -> Choice:
             break
         trials(_between(low, high, level))
     best = min(trials.tried, key=lambda t: abs(t.value / level - 1))
-    return Choice(best.weight, rule, tuple(trials.tried), trials.evaluations, trials.x)
+    return Choice(best.weight, rule, tuple(trials.tried), trials.evaluations, trials.solutions[best.weight])
 
 
 def _between(low: Trial, high: Trial, level: float) -> float:
@@ -151,7 +156,8 @@ def sweep(solver: Solver, trained: bool, quality: Callable[[Tensor], float]) -> 
                     break
     best = max(tried, key=lambda k: tried[k])
     rule = "sweep: the largest PSNR against the reference, so no fair comparison with methods that do not see it"
-    return Choice(weight * 2 ** (best / 2), rule, tuple(trials.tried), trials.evaluations, trials.x)
+    weight *= 2 ** (best / 2)
+    return Choice(weight, rule, tuple(trials.tried), trials.evaluations, trials.solutions[weight])
 
 
 def sinogram_noise(sinogram: Tensor) -> float:
