@@ -1,121 +1,77 @@
-"""``recon reconstruct``: denoise image files with a trained regularizer, each with a certificate of its accuracy.
+"""``recon reconstruct``: images, sinograms and k-space, with a certificate of the accuracy.
 
-The reconstruction of data y is x^ = argmin 1/2||x - y||^2 + R(x) + (mu/2)||x||^2. What is written is an x with
-||x - x^|| <= accuracy, the Euclidean norm over the whole image on the scale of its values (8-bit files: [0, 1]).
+Denoising (:mod:`recon.commands.reconstruct_images`), CT and MRI (:mod:`recon.commands.reconstruct_measured`).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
-from datasets import DataError, ImageFolder, read_image
-from models.storage import load_regularizer
-from recon.commands.results import Result, finite, output_files, quality, results_table, words, write_result
-from recon.files import prepare_folder, write_files
-from recon.lower_level import LBFGS, Energy, Regularizer, Status, cropped, mirrored
+from datasets.hdf5 import open_hdf5
+from datasets.reading import SUFFIXES
+from recon.commands import reconstruct_images, reconstruct_measured
+from recon.operators.fbp import FILTERS
 
-REPORT = "report.json"
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image: where it is read, with what it is compared, and the name of what is written."""
-
-    name: str
-    data: Path
-    reference: Path | None
+TASKS = ("denoising", "ct", "mri")
+METHODS = ("fbp", "zero_filled", "tv")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns 0 if every image reached the accuracy, else 1.
+    """Run the program; returns 0 if everything reached its accuracy, else 1.
 
     Raises:
-        ValueError: files that are no images or do not fit together, values out of range, a model that certifies
+        ValueError: files that cannot be used or do not fit together, values out of range, a model that certifies
             nothing (DataError and ModelFileError are ValueErrors).
         OSError: a file is missing, or the output cannot be written.
     """
-    args = _parser().parse_args(argv)
-    _check_arguments(args)
-    regularizer, metadata = load_regularizer(args.model)
-    mu = _denoising_mu(metadata, args.model)
-    regularizer.to(device=args.device, dtype=_DTYPES[args.dtype]).requires_grad_(False)
-    jobs = _jobs([Path(p) for p in args.data], args.reference)
-    _check_output(Path(args.output), [*(j.data for j in jobs), *(j.reference for j in jobs if j.reference)], jobs)
-    for job in jobs:  # everything is readable before anything is computed
-        _read(job)
-    modulus = _strong_convexity(regularizer, mu, args.model)
-    results = _reconstruct_all(jobs, regularizer, mu, args)
-    failed = [r for r in results if r.status != words(Status.CONVERGED)]
-    report = {
-        "model": str(args.model),
-        "regularizer": type(regularizer).__name__,
-        "accuracy": args.accuracy,
-        "strong_convexity": modulus,
-        "mu": mu,
-        "dtype": args.dtype,
-        "device": args.device,
-        "converged": not failed,
-        "images": [asdict(r) for r in results],
-    }
-    write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
-    Console().print(results_table(results))
-    if failed:
-        print(
-            f"recon reconstruct: {len(failed)} of {len(results)} images did not reach the accuracy {args.accuracy:g}: "
-            f"{', '.join(f'{r.name} ({r.status})' for r in failed)}; try --dtype float64, a larger --accuracy or a "
-            "larger --max-evaluations",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+    args = parser().parse_args(argv)
+    task = args.task or guessed_task([Path(p) for p in args.data], args.method)
+    _check_common(args)
+    if task == "denoising":
+        return reconstruct_images.main(args)
+    return reconstruct_measured.main(args, task)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recon reconstruct",
-        description="Denoise images with a trained regularizer. For every image NAME the output folder gets NAME.png "
-        "(8 bits, clipped), NAME.npy (all digits), NAME_comparison.png, and report.json certifies every result.",
-    )
-    parser.add_argument("--model", required=True, help="trained regularizer: .safetensors with its .json, or .ckpt")
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        help="noisy images or folders of them: PNG, JPEG, TIFF or NumPy arrays (H, W) or (H, W, 3). Integers are "
-        "scaled to [0, 1]. Colour is denoised channel by channel.",
-    )
-    parser.add_argument("--output", required=True, help="folder, made if it is missing")
-    parser.add_argument("--reference", help="true image, or folder of true images with the names of the noisy ones")
-    parser.add_argument(
-        "--accuracy",
-        type=float,
-        default=1e-2,
-        help="certified Euclidean distance of the whole image to the exact minimizer (default: %(default)g)",
-    )
-    parser.add_argument("--max-evaluations", type=int, default=10_000, help="per image (default: %(default)d)")
-    parser.add_argument("--dtype", choices=list(_DTYPES), default="float64", help="(default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
-    return parser
+def guessed_task(paths: list[Path], method: str | None) -> str:
+    """The task that the method, or the kind of all files, belongs to.
+
+    Raises:
+        ValueError: the files are of different kinds.
+    """
+    if method in ("fbp", "zero_filled"):
+        return {"fbp": "ct", "zero_filled": "mri"}[method]
+    found = {path: _kind(path) for path in paths}
+    if len(set(found.values())) > 1:
+        kinds = ", ".join(f"{path.name}: {kind}" for path, kind in found.items())
+        raise ValueError(f"the files of --data belong to different tasks ({kinds}); reconstruct them one after another")
+    return found[paths[0]]
 
 
-def _check_arguments(args: argparse.Namespace) -> None:
-    if not 0 < args.accuracy < math.inf:
-        raise ValueError(f"--accuracy is {args.accuracy}, but must be positive and finite")
+def _kind(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in (".mat", ".npz"):
+        return "ct"
+    if suffix in (".h5", ".hdf5"):
+        with open_hdf5(path) as file:
+            return "mri" if "kspace" in file else "ct"
+    if suffix == ".npy" and path.is_file():
+        try:
+            return "mri" if np.iscomplexobj(np.load(path, mmap_mode="r", allow_pickle=False)) else "denoising"
+        except (OSError, ValueError, EOFError):
+            return "denoising"  # whose reader says what is wrong with the file
+    return "denoising"
+
+
+def _check_common(args: argparse.Namespace) -> None:
     if args.max_evaluations < 1:
         raise ValueError(f"--max-evaluations is {args.max_evaluations}, but must be at least 1")
+    if args.accuracy is not None and not 0 < args.accuracy < float("inf"):
+        raise ValueError(f"--accuracy is {args.accuracy}, but must be positive and finite")
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
@@ -123,134 +79,62 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--device {args.device} cannot be used here; cpu always can ({reason})") from error
 
 
-def _denoising_mu(metadata: dict[str, Any], model: str) -> float:
-    """The weight mu that the regularizer was trained with, if it was trained for denoising."""
-    for part, valid in {"operator": "Identity", "fidelity": "SquaredL2"}.items():
-        found = str(metadata.get(part, valid))
-        if found.rpartition(".")[2] != valid:
-            raise ValueError(f"{model}: trained with the {part} {found}; this program denoises, which is {valid}")
-    mu = metadata.get("mu", 0.0)
-    if not isinstance(mu, (int, float)) or not 0 <= mu < math.inf:
-        raise ValueError(f"{model}: mu is {mu!r}, but must be finite and not negative")
-    return float(mu)
-
-
-def _jobs(data: list[Path], reference: str | None) -> list[Job]:
-    files = [Path(name) for path in data for name in ImageFolder(path).names]
-    seen: dict[str, Path] = {}
-    for file in files:
-        if file.stem in seen:
-            raise DataError(f"{seen[file.stem]} and {file} have the same name, and so would their reconstructions")
-        seen[file.stem] = file
-    if reference is None:
-        return [Job(file.stem, file, None) for file in files]
-    references = [Path(name) for name in ImageFolder(reference).names]
-    if len(files) == 1 and not Path(reference).is_dir():
-        return [Job(files[0].stem, files[0], references[0])]
-    by_name = {file.stem: file for file in references}
-    for file in files:
-        if file.stem not in by_name:
-            raise DataError(f"{reference}: has no reference for {file}; its name must be {file.stem}, too")
-    return [Job(file.stem, file, by_name[file.stem]) for file in files]
-
-
-def _check_output(output: Path, inputs: list[Path], jobs: list[Job]) -> None:
-    """Make the folder; refuse one that cannot be written to, or where a result would replace an input."""
-    prepare_folder(output)
-    originals = {path.resolve() for path in inputs}
-    for job in jobs:
-        for path in output_files(output, job.name):
-            if path.resolve() in originals:
-                raise ValueError(f"{path}: is an input and would be overwritten; choose another --output than {output}")
-
-
-def _read(job: Job) -> tuple[Tensor, Tensor | None]:
-    """Data and reference, ``(channel, height, width)``, float64."""
-    y = read_image(job.data, gray=False)
-    if job.reference is None:
-        return y, None
-    # a gray image may be compared with a colour one: with its luminance
-    target = read_image(job.reference, gray=y.shape[0] == 1)
-    if target.shape != y.shape:
-        raise DataError(
-            f"{job.reference}: has the shape {tuple(target.shape)}, but the data {job.data} have {tuple(y.shape)}"
-        )
-    return y, target
-
-
-def _strong_convexity(regularizer: Regularizer, mu: float, model: str) -> float:
-    parameter = next(regularizer.parameters(), torch.zeros(()))
-    energy = Energy(parameter.new_zeros(1, 1, 1, 1), regularizer, mu=mu)
-    try:
-        return energy.require_strong_convexity()
-    except ValueError as error:
-        raise ValueError(f"{model}: {error}") from error
-
-
-class _WatchedEnergy(Energy):
-    """Reports the certified distance to the minimizer at every evaluation."""
-
-    def __init__(self, y: Tensor, regularizer: Regularizer, mu: float, show: Callable[[float], None]) -> None:
-        super().__init__(y, regularizer, mu=mu)
-        self.show = show
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = super().value_and_grad(x)
-        self.show(float(grad.norm()) / self.strong_convexity)
-        return value, grad
-
-
-def _reconstruct_all(jobs: list[Job], regularizer: Regularizer, mu: float, args: argparse.Namespace) -> list[Result]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(
-            "{task.completed}/{task.total}, evaluation {task.fields[evaluation]}, certified {task.fields[error]}"
-        ),
-        TimeElapsedColumn(),
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    made = argparse.ArgumentParser(
+        prog="recon reconstruct",
+        description="Reconstruct images, sinograms (CT) and k-space (MRI). For every file NAME the output folder gets "
+        "NAME.npy (all digits), a picture (NAME.png for images, NAME.tif for CT and MRI), NAME_comparison.png, and "
+        "report.json, which certifies every result.",
     )
-    results = []
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("reconstruct", total=len(jobs), evaluation=0, error="-")
-        for job in jobs:
-            count = 0
-
-            def show(error: float) -> None:
-                nonlocal count
-                count += 1
-                progress.update(task, evaluation=count, error=f"{error:.1e}")
-
-            results.append(_reconstruct(job, regularizer, mu, args, show))
-            progress.advance(task)
-    return results
-
-
-def _reconstruct(
-    job: Job, regularizer: Regularizer, mu: float, args: argparse.Namespace, show: Callable[[float], None]
-) -> Result:
-    y, target = _read(job)
-    batch = y[None].to(args.device, _DTYPES[args.dtype])
-    start = time.perf_counter()
-    try:
-        data = mirrored(batch, regularizer.margin)
-        energy = _WatchedEnergy(data, regularizer, mu, show)
-        solution = LBFGS(max_iterations=args.max_evaluations)(energy, data, args.accuracy)
-        solution = cropped(solution, (batch.shape[2], batch.shape[3]))
-    except ValueError as error:  # images that are smaller than the filters
-        raise DataError(f"{job.data}: {error}") from error
-    seconds = time.perf_counter() - start
-    x, distance = solution.x[0].cpu(), float(solution.error[0])
-    result = Result(
-        name=job.name,
-        data=str(job.data),
-        reference=str(job.reference) if job.reference else None,
-        shape=list(y.shape),
-        status=words(Status(int(solution.status[0]))),
-        error=finite(distance),
-        error_rms_per_pixel=finite(distance / math.sqrt(y.numel())),
-        evaluations=int(solution.evaluations[0]),
-        seconds=round(seconds, 3),
-        **({} if target is None else quality(x, y, target)),
+    made.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        help=f"images or folders of them ({', '.join(SUFFIXES)}, DICOM of CT); sinograms: HTC2022 .mat, DXchange .h5, "
+        "LoDoPaB-CT .hdf5, .npz, or .npy with --geometry; k-space: complex .npy, or fastMRI .h5",
     )
-    write_result(Path(args.output), result, x, y, target)
-    return result
+    made.add_argument("--output", required=True, help="folder, made if it is missing")
+    made.add_argument("--task", choices=TASKS, help="guessed from the files")
+    made.add_argument("--method", choices=METHODS, help="without a model: filtered back-projection, zero-filled, or TV")
+    made.add_argument("--model", help="trained regularizer: .safetensors with its .json, or .ckpt")
+    made.add_argument("--reference", help="true image to compare with; for images also a folder with the same names")
+    made.add_argument(
+        "--accuracy",
+        type=float,
+        help="certified Euclidean distance of the whole image to the exact minimizer, in the unit of the result "
+        "(default: 0.01 for images; 1%% of the norm of the first guess for CT and MRI)",
+    )
+    made.add_argument("--max-evaluations", type=int, default=10_000, help="of one solution (default: %(default)d)")
+    made.add_argument("--dtype", choices=["float32", "float64"], default="float64", help="(default: %(default)s)")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    weight = made.add_argument_group("weight of the regularizer (CT and MRI)")
+    weight.add_argument("--weight", type=float, help="of R in the energy; 1 is a trained model as it is")
+    weight.add_argument(
+        "--choose",
+        choices=["discrepancy", "sweep"],
+        help="residual as large as the noise (default for TV), or best PSNR against the reference",
+    )
+    weight.add_argument("--noise", type=float, help="standard deviation on the scale of the data (default: estimated)")
+    weight.add_argument("--mu", type=float, help="of the energy (default: as trained; 1e-5 ||A||^2 CT, 1e-3 MRI)")
+    weight.add_argument("--smoothing", type=float, help="of TV, in the unit of the result (default: 1%% of its height)")
+    scan = made.add_argument_group("scan (CT, MRI)")
+    scan.add_argument("--index", type=int, default=0, help="slice or detector row in the file (default: 0)")
+    scan.add_argument("--geometry", help="YAML file, see docs/geometry.md (default: what the data file says)")
+    scan.add_argument("--size", type=int, help="side of the picture in pixels (default: number of detector pixels)")
+    scan.add_argument("--pixel-size", type=float, help="in mm (default: the picture covers the detector)")
+    scan.add_argument("--views", type=int, help="use so many views, at equal distances")
+    scan.add_argument(
+        "--angle-range",
+        "--angle_range",
+        nargs=2,
+        type=float,
+        metavar=("START", "STOP"),
+        help="use the views at START <= angle < STOP degrees after the first one",
+    )
+    scan.add_argument("--rotation-centre", help="detector pixel of the axis, or `estimate` (default for DXchange)")
+    scan.add_argument("--filter", choices=FILTERS, default="ram-lak", help="of the FBP (default: %(default)s)")
+    scan.add_argument(
+        "--backend", choices=["matrix", "astra_cuda"], default="matrix", help="of the projector (default: %(default)s)"
+    )
+    return made

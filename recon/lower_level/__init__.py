@@ -11,6 +11,7 @@ from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.fista import FISTA
 from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.mirror import cropped, mirrored
+from recon.lower_level.nonnegative import ProjectedLBFGS, projected_gradient
 from recon.lower_level.regularizer import (
     HessianMap,
     HessianVariation,
@@ -33,6 +34,7 @@ __all__ = [
     "KullbackLeibler",
     "LinearSolution",
     "NotStronglyConvexError",
+    "ProjectedLBFGS",
     "Regularizer",
     "Solution",
     "Solver",
@@ -45,4 +47,5 @@ __all__ = [
     "over_image",
     "per_image_dot",
     "per_image_norm",
+    "projected_gradient",
 ]

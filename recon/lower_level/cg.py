@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
+from recon.lower_level.preconditioner import Preconditioner
 from recon.lower_level.regularizer import HessianMap
 from recon.lower_level.solution import RUNNING, LinearSolution, Status
 
@@ -20,6 +21,7 @@ def conjugate_gradients(
     max_iterations: int = 10_000,
     residual: Tensor | None = None,
     rounding: float = math.inf,
+    preconditioner: Preconditioner | None = None,
 ) -> LinearSolution:
     """Solve B w = b to ||Bw - b|| <= ``accuracy`` per image (absolute), from ``w0``.
 
@@ -28,7 +30,8 @@ def conjugate_gradients(
     with the unit roundoff u, infinite where ||B|| is not known. Where that gap is below a hundredth of the accuracy,
     it is added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is
     still too large restarts. If a restart does not reduce it any more, the image is at the floor of its precision.
-    ``residual`` is b - B w0, if the caller knows it already. Images leave when done.
+    ``residual`` is b - B w0, if the caller knows it already. ``preconditioner`` applies P^{-1} with P about B: it
+    changes the directions; residuals and accuracies stay those of Bw - b in the Euclidean norm. Images leave when done.
     """
     batch, device = b.shape[0], b.device
     goal = torch.as_tensor(accuracy, dtype=torch.float64, device=device).expand(batch).clone()
@@ -54,9 +57,10 @@ def conjugate_gradients(
             return LinearSolution(w, residual, norm, status, evaluations)
         previous = norm
         part = hessian if len(active) == batch else hessian.select(active)
+        inverse = preconditioner.select(active) if preconditioner is not None else None
         budget = max_iterations - evaluations[active]
         w[active], residual[active], gap, spent = _cycle(
-            part, residual[active], w[active], goal[active], budget, rounding
+            part, residual[active], w[active], goal[active], budget, rounding, inverse
         )
         evaluations[active] += spent
         drift[active] = gap
@@ -70,7 +74,13 @@ def conjugate_gradients(
 
 
 def _cycle(
-    hessian: HessianMap, residual: Tensor, w: Tensor, goal: Tensor, budget: Tensor, rounding: float
+    hessian: HessianMap,
+    residual: Tensor,
+    w: Tensor,
+    goal: Tensor,
+    budget: Tensor,
+    rounding: float,
+    inverse: Preconditioner | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Conjugate gradients until the recurred residual of every image is below 0.9 of its goal, or stagnates.
 
@@ -79,8 +89,8 @@ def _cycle(
     result, left = w.clone(), residual.clone()
     gaps, spent = torch.zeros_like(goal), torch.zeros(len(w), dtype=torch.int64, device=w.device)
     active = torch.arange(len(w), device=w.device)
-    r, p = residual, residual.clone()
-    rs = per_image_dot(r, r)
+    r, p = residual, residual.clone() if inverse is None else inverse(residual)
+    rs = per_image_dot(r, r if inverse is None else p)  # <r, P^{-1} r>
     while True:
         bp = hessian(p)
         spent[active] += 1
@@ -89,9 +99,9 @@ def _cycle(
         w = w + over_image(step, w) * p
         r = r - over_image(step, r) * bp
         gaps[active] += rounding * (per_image_norm(w) + 2 * step.abs() * per_image_norm(p)).double()
-        new = per_image_dot(r, r)
+        square = per_image_dot(r, r)
         # 0.9 leaves room for the gap, and for a recomputed residual that is a little larger
-        done = (new.double().sqrt() <= 0.9 * goal) | ~(curvature > 0) | (spent[active] + 1 >= budget)
+        done = (square.double().sqrt() <= 0.9 * goal) | ~(curvature > 0) | (spent[active] + 1 >= budget)
         if done.any():
             index = active[done]
             result[index], left[index] = w[done], r[done]
@@ -99,6 +109,9 @@ def _cycle(
             if keep.numel() == 0:
                 return result, left, gaps, spent
             active, goal, budget, hessian = active[keep], goal[keep], budget[keep], hessian.select(keep)
-            w, r, p, rs, new = w[keep], r[keep], p[keep], rs[keep], new[keep]
-        p = r + over_image(new / rs, r) * p
+            w, r, p, rs, square = w[keep], r[keep], p[keep], rs[keep], square[keep]
+            inverse = inverse.select(keep) if inverse is not None else None
+        z = r if inverse is None else inverse(r)
+        new = square if inverse is None else per_image_dot(r, z)
+        p = z + over_image(new / rs, r) * p
         rs = new

@@ -15,6 +15,10 @@ class InverseHessian:
 
     Two passes over the history per product, instead of the 4m of the two-loop recursion. Vectors are flattened:
     ``(batch, n)``. Images have their own ring buffers, because they accept their steps at different iterations.
+
+    With a preconditioner P about the Hessian, H_0 = gamma P^{-1} in place of gamma: the same formula with P^{-1} g in
+    place of the first g, Z = P^{-1} Y in place of the last Y, and Y^T Z, Z^T g in place of Y^T Y, Y^T g. Y itself is
+    nowhere needed, so Z is stored in its place: no product with P^{-1} but those of g and the newest y.
     """
 
     def __init__(self, like: Tensor, memory: int) -> None:
@@ -24,12 +28,15 @@ class InverseHessian:
         self.gram = like.new_zeros(batch, 2 * memory, 2 * memory, dtype=torch.float64)
         self.count = torch.zeros(batch, dtype=torch.int64, device=like.device)
 
-    def update(self, rows: Tensor, s: Tensor, y: Tensor) -> None:
-        """Append the pairs (s, y) to the histories of the images ``rows``; <s, y> > 0 is the caller's business."""
+    def update(self, rows: Tensor, s: Tensor, y: Tensor, z: Tensor | None = None) -> None:
+        """Append the pairs (s, y) to the histories of the images ``rows``; <s, y> > 0 is the caller's business.
+
+        ``z``: P^{-1} y, if there is a preconditioner.
+        """
         if rows.numel() == 0:
             return
         head, m = self.count[rows] % self.memory, self.memory
-        self.pairs[rows, head], self.pairs[rows, m + head] = s, y
+        self.pairs[rows, head], self.pairs[rows, m + head] = s, y if z is None else z
         whole = rows.numel() == self.pairs.shape[0]
         pairs = self.pairs if whole else self.pairs[rows]
         products = (pairs @ torch.stack((s, y), dim=2)).double()
@@ -38,11 +45,15 @@ class InverseHessian:
             self.gram[rows, :, slot] = column
         self.count[rows] += 1
 
-    def apply(self, g: Tensor, gamma: Tensor) -> Tensor:
-        """H g per image; ``gamma`` is the initial scaling of the images that have no pair yet, ``(batch,)``."""
+    def apply(self, g: Tensor, gamma: Tensor, inverse: Tensor | None = None) -> Tensor:
+        """H g per image; ``gamma`` is the initial scaling of the images that have no pair yet, ``(batch,)``.
+
+        ``inverse``: P^{-1} g, if there is a preconditioner.
+        """
+        first = g if inverse is None else inverse
         m, batch = self.memory, g.shape[0]
         if not bool((self.count > 0).any()):
-            return gamma.to(g)[:, None] * g
+            return gamma.to(g)[:, None] * first
         products = (self.pairs @ g[..., None])[..., 0].double()
         # slots from the oldest pair to the newest; empty slots come first and hold zeros
         order = (self.count[:, None] + torch.arange(m, device=g.device)) % m
@@ -60,7 +71,7 @@ class InverseHessian:
         weights = torch.zeros_like(products)
         weights.scatter_(1, order, q)
         weights.scatter_(1, order + m, -gamma * p)
-        return gamma.to(g) * g + (weights.to(g)[:, None, :] @ self.pairs)[:, 0]
+        return gamma.to(g) * first + (weights.to(g)[:, None, :] @ self.pairs)[:, 0]
 
     def select(self, index: Tensor) -> None:
         """Keep the images ``index`` only."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recon.operators.normal_symbol import NormalSymbol
+
 Shape = tuple[int, ...]
 LinearMap = Callable[[Tensor], Tensor]
 
@@ -86,6 +88,10 @@ class LinearOperator(nn.Module):
         Operators whose channels are parts of one number, such as the real and imaginary part, return the magnitude.
         """
         return x
+
+    def normal_symbol(self) -> NormalSymbol | None:
+        """What A^T A does to each frequency, about, for preconditioners; None (no preconditioner) by default."""
+        return None
 
     def _forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must implement _forward (or override forward)")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.linear import LinearOperator
+from recon.operators.normal_symbol import NormalSymbol
 
 # Relative slack for the rounding of the bounds themselves.
 _ROUNDING = 1e-13
@@ -160,6 +161,12 @@ class CartesianMRI(LinearOperator):
         """Points of the k-space grid for each sampled one; infinite for an empty mask."""
         sampled = int(self.mask.sum())
         return self.mask.numel() / sampled if sampled else math.inf
+
+    def normal_symbol(self) -> NormalSymbol:
+        """The mask times the mean of sum_c |s_c|^2: exact for one coil of constant sensitivity."""
+        square = float(self._maps.abs().square().sum(0).mean())
+        # an image and its data both have the origin in the middle, which changes phases only
+        return NormalSymbol(torch.fft.ifftshift(self.mask.double().cpu()) * square, complex_pairs=True)
 
     # F = fftshift fft2 ifftshift. The first shift, of k-space, is a modulation of the image, which is part of the maps;
     # the other is one of the image alone. So no array with an axis of coils is ever shifted.

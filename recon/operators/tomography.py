@@ -13,6 +13,7 @@ from torch import Tensor
 from recon.operators.astra_cuda import CudaProjector
 from recon.operators.geometry import Geometry
 from recon.operators.linear import LinearOperator, apply_linear, check_adjoint
+from recon.operators.normal_symbol import NormalSymbol, impulse_symbol
 from recon.operators.odl_adapter import ODLOperator
 from recon.operators.projector_matrix import ProjectorMatrix, import_astra
 
@@ -74,6 +75,7 @@ class RayTransform(LinearOperator):
         super().__init__(geometry.domain_shape, geometry.range_shape, norm_bound=0.0)
         self.geometry = geometry
         self.backend = backend
+        self._symbol: NormalSymbol | None = None
         # Methods of the backend, and none of this object: a cycle would keep a large matrix until it is collected.
         self._matvec: Callable[[Tensor], Tensor]
         self._rmatvec: Callable[[Tensor], Tensor]
@@ -98,6 +100,13 @@ class RayTransform(LinearOperator):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return apply_linear(y, self._rmatvec, self._matvec)
+
+    def normal_symbol(self) -> NormalSymbol | None:
+        """Measured at an impulse in the middle of the image, once: about c / |xi|. None for cone beams."""
+        if self._symbol is None and self.geometry.ndim == 2:
+            height, width = self.geometry.domain_shape[1:]
+            self._symbol = impulse_symbol(lambda x: self._rmatvec(self._matvec(x)), (height, width))
+        return self._symbol
 
     def mismatch(self, trials: int = 2, seed: int = 0) -> float:
         """Return the largest ``|<A x, y> - <x, A^T y>| / (||A x|| ||y||)`` over seeded random pairs.

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets import read_dicom
 from models import FieldsOfExperts, TotalVariation
 from models.storage import save_regularizer
 from recon.commands.reconstruct import main
@@ -108,6 +109,21 @@ def test_precision_floor(model: Path, data: Path) -> None:
     assert status == 1
     report = json.loads((output / "report.json").read_text())
     assert {entry["status"] for entry in report["images"]} == {"precision floor"}
+
+
+def test_dicom_in_and_out(model: Path) -> None:
+    """CT slices come back as Hounsfield units in a derived series; what cannot be told apart by TV stays."""
+    pydicom = pytest.importorskip("pydicom")
+    source = Path(pydicom.data.get_testdata_file("CT_small.dcm"))
+    status, output = run(model, source)
+    assert status == 0
+    assert (output / "CT_small.npy").is_file()
+    before, after = read_dicom(source), read_dicom(output / "CT_small.dcm")
+    assert after.patient == before.patient
+    assert after.series != before.series
+    expected = 4071 * np.load(output / "CT_small.npy") - 1000
+    assert np.abs(after.image.numpy() - expected.clip(-1024, 3071)).max() <= 0.51
+    assert float((after.image - before.image).abs().mean()) > 1
 
 
 def refused(match: str, model: Path, data: Path, *more: str, kind: type[Exception] = ValueError) -> None:

@@ -1,0 +1,189 @@
+"""What ``recon reconstruct`` writes about measured CT and MRI data: numbers, pictures, an entry of the report."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from recon.commands.measured_picture import measured_figure
+from recon.commands.problem import Problem
+from recon.commands.results import finite
+from recon.files import write_files
+from recon.metrics import SSIM_WINDOW, psnr, ssim
+from recon.operators import channels_to_complex
+from recon.plotting import Panel, figure_bytes
+
+PSNR_CONVENTION = "PSNR and SSIM with data range = maximum of the reference, over all its pixels, values not clipped"
+_TITLES = {"fbp": "FBP", "zero_filled": "zero-filled RSS", "tv": "TV", "model": "learned"}
+
+
+@dataclass(frozen=True)
+class MeasuredResult:
+    """The entry of one slice in the report; lengths, values and errors in ``unit``, null where there is nothing.
+
+    weight, mu, strong_convexity, norm_bound: of the energy in x = image / ``scale``. residual, noise: root mean square
+    over the data, on the scale of the file. error: certified, over the whole image; error_relative: over its norm.
+    """
+
+    name: str
+    data: str
+    method: str
+    shape: list[int]
+    unit: str
+    status: str
+    seconds: float
+    residual: float | None = None
+    noise: float | None = None
+    noise_rule: str | None = None
+    model: str | None = None
+    regularizer: str | None = None
+    smoothing: float | None = None
+    weight: float | None = None
+    weight_rule: str | None = None
+    weight_trials: list[dict[str, float]] = field(default_factory=list)
+    mu: float | None = None
+    strong_convexity: float | None = None
+    norm_bound: float | None = None
+    accuracy: float | None = None
+    error: float | None = None
+    error_relative: float | None = None
+    error_rms_per_pixel: float | None = None
+    evaluations: int = 0
+    evaluations_choosing: int = 0
+    psnr: float | None = None
+    ssim: float | None = None
+    baseline_psnr: float | None = None
+    baseline_ssim: float | None = None
+    psnr_convention: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of_baseline(problem: Problem, method: str, seconds: float) -> MeasuredResult:
+        """The entry of a plain reconstruction, which has no energy."""
+        return MeasuredResult(
+            name=problem.name,
+            data=str(problem.data),
+            method=method,
+            shape=list(problem.baseline.shape),
+            unit=problem.unit,
+            status="direct",
+            seconds=round(seconds, 2),
+            residual=problem.residual(problem.start) * problem.scale if method == "fbp" else None,
+            noise=problem.noise * problem.scale,
+            noise_rule=problem.noise_rule,
+            details=dict(problem.details),
+            **quality(problem.baseline, problem.reference),
+        )
+
+    def entries(self) -> dict[str, Any]:
+        """As a dictionary for JSON."""
+        return asdict(self)
+
+
+def quality(image: Tensor, reference: Tensor | None, prefix: str = "") -> dict[str, Any]:
+    """PSNR and SSIM of an image (H, W) against the reference, whose middle it is compared with if that is smaller.
+
+    Raises:
+        ValueError: the reference is larger than the image, or nowhere positive.
+    """
+    if reference is None:
+        return {}
+    if any(r > n for r, n in zip(reference.shape, image.shape, strict=True)):
+        raise ValueError(
+            f"the reference has {reference.shape[0]}x{reference.shape[1]} pixels, but the reconstruction "
+            f"{image.shape[0]}x{image.shape[1]}; set --size, or give another reference"
+        )
+    if not float(reference.max()) > 0:
+        raise ValueError("no value of the reference is positive, so there is no data range for a PSNR")
+    top, left = ((n - r) // 2 for n, r in zip(image.shape, reference.shape, strict=True))
+    part = image[top : top + reference.shape[0], left : left + reference.shape[1]]
+    pair, data_range = (part[None, None], reference[None, None]), float(reference.max())
+    large = min(reference.shape) >= SSIM_WINDOW
+    return {
+        f"{prefix}psnr": finite(float(psnr(*pair, data_range))),
+        f"{prefix}ssim": finite(float(ssim(*pair, data_range))) if large else None,
+        **({} if prefix else {"psnr_convention": PSNR_CONVENTION}),
+    }
+
+
+def output_files(output: Path, name: str) -> tuple[Path, Path, Path]:
+    """Numbers, the same as TIFF, and the picture beside the plain method."""
+    return output / f"{name}.npy", output / f"{name}.tif", output / f"{name}_comparison.png"
+
+
+def write_measured(output: Path, problem: Problem, result: MeasuredResult, image: Tensor, x: Tensor | None) -> None:
+    """Write the three files of :func:`output_files`, all or none.
+
+    NumPy files hold all digits, complex ones for MRI; TIFF the (H, W) image as float32.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    values = image.numpy()
+    if x is not None and problem.task == "mri":
+        values = problem.scale * channels_to_complex(x[0].detach().cpu().double()).numpy()
+    npy, tif, png = output_files(output, result.name)
+    write_files({npy: _npy(values), tif: _tiff(image), png: _picture(problem, result, image)})
+
+
+def _npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def _tiff(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, image.numpy().astype(np.float32))
+    return buffer.getvalue()
+
+
+def _picture(problem: Problem, result: MeasuredResult, image: Tensor) -> bytes:
+    title = _TITLES[result.method]
+    panels = [Panel(title, image, _note(result.psnr, result.ssim))]
+    if result.method != problem.method:
+        note = _note(result.baseline_psnr, result.baseline_ssim)
+        panels.insert(0, Panel(_TITLES[problem.method], problem.baseline, note))
+    if problem.reference is not None:
+        panels.append(Panel("reference", problem.reference))
+    shown = image if problem.reference is None else problem.reference
+    top = float(torch.quantile(shown.flatten()[:: max(1, shown.numel() // 10**6)], 0.998))
+    return figure_bytes(measured_figure(panels, (0.0, top if top > 0 else 1.0), problem.unit))
+
+
+def _note(decibels: float | None, similarity: float | None) -> str:
+    if decibels is None:
+        return ""
+    return f"{decibels:.2f} dB" + ("" if similarity is None else f", SSIM {similarity:.3f}")
+
+
+def measured_table(results: list[MeasuredResult]) -> Table:
+    """Every slice: how well its data are fitted, what is certified, what it took; and the plain method where known."""
+    # without lines between the columns everything fits into 80 characters
+    table = Table(title="Residual relative to the noise, certified error relative to the image", box=None)
+    table.add_column("data", overflow="fold", min_width=8)
+    for column in ("method", "weight", "resid.", "error ≤", "evals", "s", "PSNR", "status"):
+        table.add_column(column, justify="right", no_wrap=column != "status")
+    for r in results:
+        ratio = None if r.residual is None or not r.noise else r.residual / r.noise
+        error = "–" if r.error_relative is None else f"{100 * r.error_relative:.2g} %"
+        evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else str(r.evaluations)
+        if r.baseline_psnr is not None:
+            plain = "fbp" if "geometry" in r.details else "zero_filled"
+            table.add_row(r.name, plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")
+        decibels = "–" if r.psnr is None else f"{r.psnr:.2f}"
+        cells = (r.method, _short(r.weight), _short(ratio), error, evaluations, f"{r.seconds:.1f}", decibels, r.status)
+        table.add_row(r.name, *cells)
+    return table
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2g}"

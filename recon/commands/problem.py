@@ -1,0 +1,166 @@
+"""One inverse problem of ``recon reconstruct``: measured data with their operator, and its certified solution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recon.lower_level import LBFGS, Energy, HessianMap, Regularizer, Solution, Status
+from recon.operators import LinearOperator
+
+#: what is certified and what is not, as every report says it
+CERTIFICATE = (
+    "||x - x^|| <= error in the Euclidean norm over all pixels, on the scale of the output, for the minimizer x^ of "
+    "1/2 ||A x - y||^2 + weight R(x) + mu/2 ||x||^2 with the mu given here. error = ||gradient|| / modulus, and where "
+    "A is not injective the modulus is mu alone: the bound is then a worst case over directions that the data hardly "
+    "see, often far above the true error. It says nothing about the minimizer for mu = 0, nor about the truth."
+)
+NOT_EXACT = "nothing is certified: this backend's back-projection is not the exact transpose of its projection"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Data y of one slice, ``y = A x + noise``, and all that is needed to reconstruct, show and report it.
+
+    x is on the scale that models are trained on; ``scale * operator.display(x)`` is in ``unit``.
+    """
+
+    name: str
+    data: Path
+    task: str
+    y: Tensor
+    """(1, ...), on the device and of the type to be computed with."""
+    operator: LinearOperator
+    start: Tensor
+    """First guess for x, (1, channels, H, W)."""
+    baseline: Tensor
+    """What the plain method gives, (H, W) in ``unit``: filtered back-projection or zero-filled."""
+    method: str
+    """Name of the plain method: fbp or zero_filled."""
+    scale: float
+    unit: str
+    noise: float
+    """Standard deviation of the noise of y (real parts and imaginary parts alike), given or estimated."""
+    noise_rule: str
+    measured: int
+    """How many numbers of y were measured."""
+    exact: bool = True
+    """Whether the adjoint is the exact transpose, so that certificates hold."""
+    reference: Tensor | None = None
+    """(H, W) in ``unit``."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Geometry, sampling and what else the report says."""
+
+    def picture(self, x: Tensor) -> Tensor:
+        """x (1, channels, H, W) as people look at it: (H, W), float64, in ``unit``."""
+        return self.scale * self.operator.display(x)[0, 0].detach().cpu().double()
+
+    def residual(self, x: Tensor) -> float:
+        """Root mean square of A x - y over what was measured."""
+        with torch.no_grad():
+            difference = self.operator(x) - self.y
+        return float(difference.double().norm()) / math.sqrt(self.measured)
+
+    def noise_gain(self, seed: int = 0) -> float:
+        """Root mean square of A^T n over the pixels, for white noise n of variance 1 on what was measured."""
+        noise = torch.randn(self.y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        with torch.no_grad():
+            back = self.operator.adjoint(noise.to(self.y))
+        return float(back.double().square().mean().sqrt())
+
+
+class Weighted(Regularizer):
+    """``weight * R(x)``, for choosing the weight of a regularizer that is fixed otherwise."""
+
+    def __init__(self, regularizer: Regularizer, weight: float) -> None:
+        super().__init__()
+        if not 0 < weight < math.inf:
+            raise ValueError(f"the weight is {weight}, but must be positive and finite")
+        self.regularizer, self.weight = regularizer, weight
+        self.margin = regularizer.margin
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = self.weight * self.regularizer(x)
+        return value
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = self.regularizer.value_and_grad(x)
+        return self.weight * value, self.weight * grad
+
+    def hessian(self, x: Tensor) -> HessianMap:
+        inner = self.regularizer.hessian(x)
+
+        def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+            return self.weight * (inner if kept is None else inner.select(kept))(v)
+
+        return HessianMap(apply)
+
+    def smoothness(self) -> float:
+        return self.weight * self.regularizer.smoothness()
+
+    def rounding_gain(self) -> float:
+        return self.weight * self.regularizer.rounding_gain()
+
+    def convexity(self) -> float:
+        return self.weight * self.regularizer.convexity()
+
+
+class _WatchedEnergy(Energy):
+    """Reports the certified distance to the minimizer at every evaluation."""
+
+    watch: Callable[[float], None]
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value, grad = super().value_and_grad(x)
+        self.watch(float(grad.norm()) / self.strong_convexity)
+        return value, grad
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Minimizes 1/2 ||A x - y||^2 + weight R(x) + mu/2 ||x||^2 for one problem and any weight."""
+
+    problem: Problem
+    regularizer: Regularizer
+    mu: float
+    max_evaluations: int
+    watch: Callable[[float], None] = lambda error: None
+
+    def energy(self, weight: float) -> Energy:
+        """The energy with this weight.
+
+        Raises:
+            NotStronglyConvexError: (a ValueError) nothing could be certified.
+        """
+        energy = _WatchedEnergy(self.problem.y, Weighted(self.regularizer, weight), self.problem.operator, mu=self.mu)
+        energy.watch = self.watch
+        energy.require_strong_convexity()
+        return energy
+
+    def certified(self, weight: float, start: Tensor, accuracy: float) -> Solution:
+        """The minimizer to the certified ``accuracy``, on the scale of x."""
+        return LBFGS(max_iterations=self.max_evaluations)(self.energy(weight), start, accuracy)
+
+    def rough(self, weight: float, start: Tensor, gradient: float) -> Solution:
+        """A point with ``||gradient|| <= gradient``: enough to compare weights.
+
+        Raises:
+            ValueError: it was not reached within the evaluations allowed.
+        """
+        energy = self.energy(weight)
+        # the certificate is ||gradient|| / modulus, so this accuracy asks for the gradient
+        solution = LBFGS(max_iterations=self.max_evaluations)(energy, start, gradient / energy.strong_convexity)
+        status = Status(int(solution.status[0]))
+        if status in (Status.NOT_FINITE, Status.ITERATION_LIMIT):
+            raise ValueError(
+                f"{self.problem.data}: the weight {weight:.3g} could not be tried "
+                f"({status.name.lower().replace('_', ' ')} after {int(solution.evaluations[0])} evaluations); use a "
+                "larger --max-evaluations, another --smoothing, or give --weight"
+            )
+        return solution
