@@ -90,8 +90,10 @@ def discrepancy(solver: Solver, trained: bool) -> Choice:
         ValueError: the residual stays below the level for all weights: the noise is stated too large.
     """
     problem = solver.problem
-    trials = _Trials(solver, problem.residual)
-    level, rule = problem.noise, f"discrepancy principle: residual = noise = {problem.noise:.4g} ({problem.noise_rule})"
+    # on the scale of the file, as the rest of the report
+    trials = _Trials(solver, lambda x: problem.scale * problem.residual(x))
+    level = noise = problem.scale * problem.noise
+    rule = f"discrepancy principle: residual = noise = {noise:.4g} ({problem.noise_rule})"
     weight = trials.first_weight(trained)
     residual = trials(weight)
     # down to a residual below the level, or to the end
@@ -105,7 +107,7 @@ def discrepancy(solver: Solver, trained: bool) -> Choice:
     if residual > level * (1 + _TOLERANCE):
         level = math.hypot(residual, level * math.sqrt(min(1.0, problem.start.numel() / problem.measured)))
         rule = (
-            f"discrepancy principle: the residual stays above the noise of {problem.noise:.4g} ({problem.noise_rule}), "
+            f"discrepancy principle: the residual stays above the noise of {noise:.4g} ({problem.noise_rule}), "
             f"so the model does not explain the data to that level; with the smallest residual of {residual:.4g} the "
             f"level is {level:.4g}"
         )
