@@ -60,8 +60,8 @@ class Energy:
         self.data_convexity = data + mu
         #: a guaranteed modulus of strong convexity of h (not positive: none is known)
         self.strong_convexity = self.data_convexity + regularizer.convexity()
-        #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
         rest = self.operator.norm_bound**2 * self.fidelity.smoothness(y) + mu
+        #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
         self.smoothness = rest + regularizer.smoothness()
         #: how many times relative rounding errors in x grow in the computed gradient, see :meth:`rounding`
         self.rounding_gain = rest + regularizer.rounding_gain()
