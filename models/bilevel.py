@@ -30,6 +30,7 @@ from recon.lower_level import (
     SquaredL2,
     Status,
     cropped,
+    first_guess,
     mirrored,
 )
 from recon.operators import Identity, LinearOperator
@@ -194,7 +195,7 @@ class BilevelModule(pl.LightningModule):
         """
         margin = self.regularizer.margin if self.operator is None or isinstance(self.operator, Identity) else 0
         energy = Energy(mirrored(y, margin), self.regularizer, self.operator, self.fidelity, self.mu)
-        start = energy.operator.adjoint(energy.y)
+        start = first_guess(energy.operator, energy.y)
         solution: Solution = self.solver(energy, start, self.reconstruction_accuracy)
         if margin:
             solution = cropped(solution, (y.shape[2], y.shape[3]))

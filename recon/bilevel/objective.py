@@ -21,6 +21,7 @@ from recon.lower_level import (
     Solver,
     SquaredL2,
     Status,
+    first_guess,
     over_image,
     per_image_norm,
 )
@@ -141,9 +142,9 @@ class BilevelObjective:
         )
 
     def start(self) -> Evaluation:
-        """Nothing known yet: x = A^T y, w = 0."""
+        """Nothing known yet: x is a multiple of A^T y, see :func:`recon.lower_level.first_guess`, and w = 0."""
         n, inf = len(self.y), torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
-        x = self.operator.adjoint(self.y) if not isinstance(self.operator, Identity) else self.y.clone()
+        x = torch.cat([first_guess(self.operator, self.y[c]) for c in self._chunks()])
         running = torch.full((n,), int(Status.ITERATION_LIMIT), device=self.y.device)
         a, b, c, d = (inf.clone() for _ in range(4))
         w, weight = torch.zeros_like(x), torch.ones_like(inf)

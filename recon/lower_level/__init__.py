@@ -8,6 +8,7 @@ from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
 from recon.lower_level.energy import Energy, NotStronglyConvexError
+from recon.lower_level.first_guess import first_guess
 from recon.lower_level.fista import FISTA
 from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.mirror import cropped, mirrored
@@ -43,6 +44,7 @@ __all__ = [
     "WeightedSquaredL2",
     "conjugate_gradients",
     "cropped",
+    "first_guess",
     "mirrored",
     "over_image",
     "per_image_dot",
