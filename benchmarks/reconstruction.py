@@ -48,8 +48,8 @@ def main() -> None:
     start(args)
     module, mu = configured(args)
     module.setup("test")
-    samples = module.test_dataloader().dataset
-    count = min(len(samples), 1 if args.quick else math.inf)  # type: ignore[arg-type]
+    samples: Any = module.test_dataloader().dataset
+    count = 1 if args.quick else len(samples)
     data = [(samples[i].x[None], samples[i].y[None]) for i in range(count)]
     operator: Any = module.operator
     rows = [plain(operator, data)]
