@@ -77,7 +77,7 @@ class ProjectedLBFGS:
                 f"{type(self).__name__} cannot be used in training: minimizers over x >= 0 have no implicit derivative "
                 "here; train with LBFGS, or freeze the parameters, regularizer.requires_grad_(False), to reconstruct"
             )
-        stopping, out = Stopping(energy, accuracy, len(x0), self.certified), Collector(x0)
+        stopping, out = Stopping(energy, accuracy, x0, self.certified), Collector(x0)
         x = x0.detach().clamp_min(0)
         value, grad = energy.value_and_grad(x)
         out.evaluations += 1
