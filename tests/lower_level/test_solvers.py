@@ -285,10 +285,10 @@ def test_images_that_are_constant_or_zero() -> None:
             assert float((solution.x - y).abs().max()) <= 1e-6
 
 
-SOLVERS: list[Solver] = [LBFGS(), FISTA(), ProjectedLBFGS()]
+EVERY: list[Solver] = [LBFGS(), FISTA(), ProjectedLBFGS()]
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", EVERY, ids=lambda s: type(s).__name__)
 def test_what_would_be_broadcast_is_refused(solver: Solver) -> None:
     """One column for all, one image for two, a missing batch axis: none of these is the problem that was meant."""
     blur, y = Blur(0.7, (1, 6, 5), "periodic"), normal(2, 1, 6, 5)
@@ -310,7 +310,7 @@ def test_what_would_be_broadcast_is_refused(solver: Solver) -> None:
         solver(energy, y, torch.ones(3))
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", EVERY, ids=lambda s: type(s).__name__)
 def test_no_graph_of_the_iteration_is_kept(solver: Solver) -> None:
     y = normal(2, 1, 6, 5).requires_grad_()
     solution = solver(Energy(y, make("tv")), y, 1e-2)
@@ -319,7 +319,7 @@ def test_no_graph_of_the_iteration_is_kept(solver: Solver) -> None:
     assert not solution.gradient.requires_grad
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", EVERY, ids=lambda s: type(s).__name__)
 def test_nothing_is_certified_where_the_adjoint_is_not_exact(solver: Solver) -> None:
     blur, y = Blur(0.7, (1, 6, 5), "periodic"), normal(2, 1, 6, 5)
     blur.adjoint_exact = False
