@@ -89,6 +89,15 @@ class Geometry:
         return 0.5 * (np.append(steps, min(steps[-1], gap)) + np.append(min(steps[0], gap), steps))
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Where the angular range begins and ends, radians: ``arc`` apart."""
+        widths, angles = self.view_widths, self.angles
+        if len(angles) == 1:
+            return angles[0] - widths[0] / 2, angles[0] + widths[0] / 2
+        first, last = (angles[0] + angles[1]) / 2, (angles[-2] + angles[-1]) / 2  # between the first two, the last two
+        return float(first - widths[0]), float(last + widths[-1])
+
+    @property
     def arc(self) -> float:
         """Length of the angular range in radians, the sum of ``view_widths``."""
         return float(self.view_widths.sum())
@@ -173,9 +182,8 @@ class Geometry:
             shape, sizes = (*shape[1:], shape[0]), (*sizes[1:], sizes[0])
         half = [0.5 * n * p for n, p in zip(shape, sizes, strict=True)]
         space = uniform_discr([-h for h in half], half, shape, dtype=dtype)
-        widths = self.view_widths
-        ends = {"min_pt": self.angles[0] - widths[0] / 2, "max_pt": self.angles[-1] + widths[-1] / 2}
-        angles = nonuniform_partition(np.asarray(self.angles), **ends)
+        start, stop = self.ends
+        angles = nonuniform_partition(np.asarray(self.angles), min_pt=start, max_pt=stop)
         return space, self.odl_geometry(angles)
 
     def odl_geometry(self, angles: Any) -> Any:

@@ -133,8 +133,10 @@ def test_view_widths_fill_the_arc(angles: list[float]) -> None:
     geometry = ParallelBeam((4, 4), 1.0, tuple(sorted(angles)), 5, 1.0)
     widths = geometry.view_widths
     assert (widths > 0).all()
-    ends = geometry.angles[0] - widths[0] / 2, geometry.angles[-1] + widths[-1] / 2
-    assert ends[1] - ends[0] == pytest.approx(geometry.arc)
+    start, stop = geometry.ends
+    assert start <= geometry.angles[0] < geometry.angles[-1] <= stop
+    assert stop - start == pytest.approx(geometry.arc)
+    assert widths.sum() == pytest.approx(geometry.arc)
 
 
 @pytest.mark.parametrize(
