@@ -57,7 +57,7 @@ def goal_oriented(
     """
     norm, rounding = _residual_norms(energy, residual, x)
     size = per_image_norm(w).double()
-    adjoint = adjoint_residual + energy.rounding(w, adjoint_residual)
+    adjoint = adjoint_residual + energy.product_rounding(w, adjoint_residual)
     # a computed inner product has random rounding errors: they add up to the norm of the error times that of w over
     # the square root of the number of pixels, not to the product of the norms. Those of the weights and filters, which
     # are rounded once for all pixels, are not random: they change every part of the gradient by a multiple of it

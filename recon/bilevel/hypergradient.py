@@ -45,7 +45,7 @@ def error_bound(
         lipschitz = variation.lipschitz
     else:
         lipschitz, certified = _estimated_lipschitz(energy, x, w), False
-    residual = residual + energy.rounding(w, residual)
+    residual = residual + energy.product_rounding(w, residual)
     adjoint = (smoothness * error + residual + lipschitz * error) / energy.require_strong_convexity()
     size = bounds.norm * per_image_norm(w).double()
     return bounds.norm * adjoint + bounds.variation * error, size, certified

@@ -17,6 +17,7 @@ from recon.lower_level import (
     LBFGS,
     DataFidelity,
     Energy,
+    ProjectedLBFGS,
     Regularizer,
     Solver,
     SquaredL2,
@@ -91,6 +92,12 @@ class BilevelObjective:
     max_adjoint_iterations: limit for conjugate gradients.
 
     ``evaluations`` counts gradients and Hessian-vector products per image, mean over the images, trials included.
+
+    Raises
+    ------
+    ValueError: what would fail later: images or data that do not fit each other or the operator, no trainable
+        parameters, a solver with constraints (sections 3 and 4 of the mathematics hold for minimizers without), or an
+        operator whose adjoint is not exact (the adjoint equations have no symmetric matrix then).
     """
 
     def __init__(
@@ -114,12 +121,30 @@ class BilevelObjective:
         self.regularizer, self.target, self.y, self.mu = regularizer, target, y, mu
         self.operator = operator if operator is not None else Identity()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
-        self.fidelity.check(y)
         self.loss = loss if loss is not None else SquaredError()
         self.solver: Solver = solver if solver is not None else LBFGS()
+        self._check()
         self.chunk_size = chunk_size if chunk_size is not None else len(y)
         self.max_adjoint_iterations = max_adjoint_iterations
         self.evaluations = 0.0
+
+    def _check(self) -> None:
+        Energy(self.y, self.regularizer, self.operator, self.fidelity, self.mu)  # checks the data
+        images = self.y.shape[1:] if isinstance(self.operator, Identity) else self.operator.domain_shape
+        if images is not None and tuple(self.target.shape[1:]) != tuple(images):
+            raise ValueError(f"the true images have the shape {tuple(self.target.shape)}, not (N, {tuple(images)})")
+        if not self.params:
+            raise ValueError(f"{type(self.regularizer).__name__} has no trainable parameters: nothing can be learned")
+        if isinstance(self.solver, ProjectedLBFGS):
+            raise ValueError(
+                "ProjectedLBFGS cannot be used in training: minimizers over x >= 0 have no implicit derivative here; "
+                "train with LBFGS, and use ProjectedLBFGS to reconstruct"
+            )
+        if not self.operator.adjoint_exact:
+            raise ValueError(
+                f"{type(self.operator).__name__} cannot be used in training: its adjoint is not the exact transpose, "
+                'so that nothing can be certified, nor the adjoint equations be solved; CT has backend="matrix"'
+            )
 
     @property
     def params(self) -> list[torch.nn.Parameter]:

@@ -71,21 +71,35 @@ class SquaredL2(DataFidelity):
 class WeightedSquaredL2(DataFidelity):
     """D(z, y) = 1/2 sum_j w_j (z_j - y_j)^2 with weights w_j >= 0, e.g. the inverse variances of the noise.
 
-    ``weights`` has the shape of one image's data, or broadcasts to it.
+    ``weights`` has the shape of one image's data, or broadcasts to it: all images have the same.
     """
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
-        if not torch.isfinite(weights).all() or (weights < 0).any():
+        weights = torch.as_tensor(weights).detach()
+        if weights.numel() == 0 or not torch.isfinite(weights).all() or (weights < 0).any():
             raise ValueError("weights of the weighted squared L2 fidelity must be finite and not negative")
         self.register_buffer("weights", weights)
         self.weights: Tensor
 
+    def check(self, y: Tensor) -> None:
+        super().check(y)
+        one = (1, *y.shape[1:])
+        try:
+            fits = torch.broadcast_shapes(one, self.weights.shape) == one
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"the weights have the shape {tuple(self.weights.shape)}, but must broadcast to the data of one image, "
+                f"{one[1:]}: all images have the same weights"
+            )
+
     def value(self, z: Tensor, y: Tensor) -> Tensor:
-        return 0.5 * (self.weights * (z - y).square()).flatten(1).sum(1, dtype=torch.float64)
+        return 0.5 * (self.weights.to(z) * (z - y).square()).flatten(1).sum(1, dtype=torch.float64)
 
     def grad(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.weights * (z - y)
+        return self.weights.to(z) * (z - y)
 
     def curvature(self, z: Tensor, y: Tensor) -> Tensor:
         weights = self.weights.to(z)

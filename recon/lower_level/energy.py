@@ -36,7 +36,7 @@ class Energy:
 
     Raises
     ------
-    ValueError: if the data are not finite, do not fit the fidelity, or ``mu`` is negative.
+    ValueError: if the data are not finite, do not fit the operator or the fidelity, or ``mu`` is negative.
     """
 
     def __init__(
@@ -50,21 +50,49 @@ class Energy:
     ) -> None:
         if not 0 <= mu < math.inf:
             raise ValueError(f"mu is {mu}, but must be finite and not negative")
-        self.y, self.regularizer, self.mu = y, regularizer, mu
+        self.y, self.regularizer, self.mu = y.detach(), regularizer, mu
         self.operator = operator if operator is not None else Identity()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
         if not checked:
-            self.fidelity.check(y)
+            self._check(y)
         data = self.operator.lower_bound**2 * self.fidelity.strong_convexity(y)
         #: modulus of the part of h without R: D(A., y) + (mu/2)||.||^2
         self.data_convexity = data + mu
         #: a guaranteed modulus of strong convexity of h (not positive: none is known)
         self.strong_convexity = self.data_convexity + regularizer.convexity()
-        rest = self.operator.norm_bound**2 * self.fidelity.smoothness(y) + mu
+        self._data_gain = self.operator.norm_bound**2 * self.fidelity.smoothness(y)
+        rest = self._data_gain + mu
         #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
         self.smoothness = rest + regularizer.smoothness()
         #: how many times relative rounding errors in x grow in the computed gradient, see :meth:`rounding`
         self.rounding_gain = rest + regularizer.rounding_gain()
+        #: ||A|| ||D'(0, y)||, per image
+        self._pull = self.operator.norm_bound * per_image_norm(self.fidelity.grad(torch.zeros_like(self.y), self.y))
+
+    def _check(self, y: Tensor) -> None:
+        shape, name = self.operator.range_shape, type(self.operator).__name__
+        if y.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the data are {y.dtype}, but must be float32 or float64")
+        if y.ndim < 2 or len(y) == 0 or (shape is not None and tuple(y.shape[1:]) != shape):
+            wanted = "(batch, ...)" if shape is None else f"(batch, {', '.join(map(str, shape))})"
+            raise ValueError(
+                f"the data have the shape {tuple(y.shape)}, but {name} maps to {wanted} with at least one image"
+            )
+        self.fidelity.check(y)
+
+    def check_start(self, x0: Tensor) -> None:
+        """Raise ``ValueError`` if a solver cannot start from ``x0``: one image for each of the data, no less precise.
+
+        Broadcasting would make something else of the problem, without a word. (The operator knows the shape of images.)
+        """
+        same = isinstance(self.operator, Identity)
+        if len(x0) != len(self.y) or (same and x0.shape != self.y.shape):
+            raise ValueError(
+                f"the start has the shape {tuple(x0.shape)}, the data {tuple(self.y.shape)}: "
+                f"{'both must be the same' if same else 'needs one image for each of the data'}"
+            )
+        if x0.dtype not in (torch.float32, torch.float64) or torch.promote_types(x0.dtype, self.y.dtype) != x0.dtype:
+            raise ValueError(f"the start is {x0.dtype}, but the data are {self.y.dtype}: use x0.to({self.y.dtype})")
 
     def require_strong_convexity(self) -> float:
         """The modulus of strong convexity, for those who need a certificate.
@@ -112,12 +140,18 @@ class Energy:
         return self.regularizer.parameter_vjp(x, w)
 
     def rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
-        """A first-order model of the rounding error of a computed gradient: u (G ||x|| + ||grad||), per image.
+        """A first-order model of the rounding error of a computed gradient: u (G ||x|| + ||grad|| + p), per image.
 
         u is the unit roundoff of the dtype, G = ``rounding_gain`` <= L; where no G is known, 10 max(1, mu) stands in
-        for it: a guess. Certificates add it to the residual, so that a residual below the noise of its own evaluation
-        certifies nothing.
+        for it: a guess. p = max(0, ||A|| ||D'(0, y)|| - ||A||^2 L_D ||x||) counts where the data are far from all Ax:
+        then A^T D' is a small difference of large numbers, although x is small. Certificates add all this to the
+        residual, so that a residual below the noise of its own evaluation certifies nothing.
         """
+        pull = (self._pull - self._data_gain * per_image_norm(x)).clamp_min(0)
+        return self.product_rounding(x, grad_norm + pull)
+
+    def product_rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
+        """The same for products of the Hessian with x, in which the data do not occur: u (G ||x|| + ||grad||)."""
         gain = self.rounding_gain if math.isfinite(self.rounding_gain) else 10 * max(1.0, self.strong_convexity)
         return torch.finfo(x.dtype).eps / 2 * (gain * per_image_norm(x) + grad_norm)
 
@@ -148,5 +182,5 @@ class Energy:
         """The energies of the images ``index`` alone."""
         part = object.__new__(Energy)
         part.__dict__.update(self.__dict__)
-        part.y = self.y[index]
+        part.y, part._pull = self.y[index], self._pull[index]
         return part

@@ -50,7 +50,7 @@ class FISTA:
     def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
         """Minimize h from ``x0`` to certified distance ``accuracy`` (a number, or one per image)."""
         mu = energy.require_strong_convexity()
-        stopping, out = Stopping(energy, accuracy, x0.shape[0]), Collector(x0)
+        stopping, out = Stopping(energy, accuracy, x0), Collector(x0)
         backtracking = self.backtracking or not math.isfinite(energy.smoothness)
         start = energy.smoothness if not backtracking else self.initial_lipschitz or 10 * mu
         v = x0.detach().clone()

@@ -51,7 +51,7 @@ class LBFGS:
 
     def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
         """Minimize h from ``x0`` to certified distance ``accuracy`` (a number, or one per image)."""
-        stopping = Stopping(energy, accuracy, x0.shape[0], self.certified)
+        stopping = Stopping(energy, accuracy, x0, self.certified)
         out = Collector(x0)
         x = x0.detach().clone()
         value, grad = energy.value_and_grad(x)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
+from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.preconditioner import Preconditioner
 from recon.lower_level.solution import RUNNING, Solution, Status
 from recon.lower_level.stopping import Collector, Stopping
@@ -36,7 +35,7 @@ def projected_gradient(x: Tensor, grad: Tensor) -> Tensor:
     return torch.where(x > 0, grad, grad.clamp_max(0))
 
 
-class ProjectedLBFGS:
+class ProjectedLBFGS(LBFGS):
     r"""Minimize h over x >= 0: limited-memory BFGS on the free pixels (Bertsekas 1982; Schmidt et al. 2009).
 
     Pixels that a gradient step would put to zero, x_i <= gamma g_i, take just this step; the others take that of L-BFGS
@@ -46,49 +45,22 @@ class ProjectedLBFGS:
 
     ``Solution.error`` is (\|\|p\|\| + rounding) / mu with the :func:`projected_gradient` p; ``Solution.gradient`` is g
     itself. Solutions are not differentiable in the parameters where pixels are about to become free, and the adjoint
-    equations of training know nothing of the free pixels: energies whose regularizer has trainable parameters are
-    refused. Freeze it, ``regularizer.requires_grad_(False)``, to reconstruct.
+    equations of training know nothing of the free pixels: :class:`recon.bilevel.BilevelObjective` refuses this solver.
 
     Parameters: those of :class:`LBFGS`.
     """
 
-    def __init__(
-        self,
-        memory: int = 10,
-        max_iterations: int = 10_000,
-        armijo: float = 1e-4,
-        certified: bool = True,
-        precondition: bool = True,
-    ) -> None:
-        if memory < 1 or max_iterations < 1:
-            raise ValueError(f"memory ({memory}) and max_iterations ({max_iterations}) must be at least 1")
-        if not 0 < armijo < 0.5:
-            raise ValueError(f"armijo is {armijo}, but must lie in (0, 1/2)")
-        self.memory, self.max_iterations, self.armijo, self.certified = memory, max_iterations, armijo, certified
-        self.precondition = precondition
-
     def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
-        """Minimize h over x >= 0 from max(x0, 0) to certified distance ``accuracy`` (a number, or one per image).
-
-        Raises ``ValueError`` if the regularizer has trainable parameters.
-        """
-        if energy.regularizer.trainable():
-            raise ValueError(
-                f"{type(self).__name__} cannot be used in training: minimizers over x >= 0 have no implicit derivative "
-                "here; train with LBFGS, or freeze the parameters, regularizer.requires_grad_(False), to reconstruct"
-            )
-        stopping, out = Stopping(energy, accuracy, len(x0), self.certified), Collector(x0)
+        """Minimize h over x >= 0 from max(x0, 0) to certified distance ``accuracy`` (a number, or one per image)."""
+        stopping, out = Stopping(energy, accuracy, x0, self.certified), Collector(x0)
         x = x0.detach().clamp_min(0)
         value, grad = energy.value_and_grad(x)
         out.evaluations += 1
         inverse = energy.preconditioner(x) if self.precondition else None
         history = _Pairs(x, self.memory)
         resolution = 1e-6 if x.dtype == torch.float32 else 1e-12  # of values of h, whose sums are in double precision
-        # gamma: first the step that the smoothness allows, then those of Barzilai and Borwein
-        gamma = torch.full_like(value, 1 / energy.smoothness) if math.isfinite(energy.smoothness) else None
-        if gamma is None:
-            gamma = 1 / grad.flatten(1).norm(dim=1).double().clamp_min(1.0)
-        safe = gamma
+        # first the step that the smoothness allows, then those of Barzilai and Borwein
+        gamma = safe = self._initial_scale(energy, grad).double()
         step, steep = torch.ones_like(value), torch.zeros_like(value, dtype=torch.bool)
         fresh, direction = ~steep, torch.zeros_like(x)
         for iteration in range(self.max_iterations + 1):
@@ -110,10 +82,7 @@ class ProjectedLBFGS:
                 step, steep, fresh, safe = step[rest], steep[rest], fresh[rest], safe[rest]
             turned = ~steep & (step < _STEEP_BELOW)
             if bool((fresh | turned).any()):
-                scale = over_image(gamma, x)
-                free = x > scale * grad.clamp_min(0)
-                free |= (x == 0) & (grad < 0)
-                new = torch.where(free, -history.apply(grad, free, gamma, inverse), -scale * grad)
+                new = _direction(x, grad, gamma, history, inverse)
                 direction = torch.where(over_image(fresh, x), new, direction)
                 direction = torch.where(over_image(turned, x), -over_image(safe, x) * grad, direction)
                 step, steep = torch.where(turned, 1.0, step), turned | (steep & ~fresh)
@@ -133,6 +102,13 @@ class ProjectedLBFGS:
             secant = torch.nan_to_num(before / (before - after), nan=0.1).clamp(0.1, 0.5)
             step = torch.where(fresh, torch.ones_like(step), step * secant)
         return out.solution()
+
+
+def _direction(x: Tensor, grad: Tensor, gamma: Tensor, history: _Pairs, inverse: Preconditioner | None) -> Tensor:
+    """That of L-BFGS on the free pixels, of a gradient step of length gamma on those which it puts to zero."""
+    scale = over_image(gamma, x)
+    free = (x > scale * grad.clamp_min(0)) | ((x == 0) & (grad < 0))
+    return torch.where(free, -history.apply(grad, free, gamma, inverse), -scale * grad)
 
 
 def _spectral(s: Tensor, y: Tensor) -> Tensor:

@@ -24,11 +24,15 @@ class Stopping:
     times this and has not fallen by a tenth in ``PATIENCE`` evaluations: the model of the rounding error knows the
     energy, not how an operator computes.
     With ``certified=False`` the accuracy is asked of \|\|grad h\|\| itself, and the reported error is infinite unless
-    the energy is known to be strongly convex.
+    the energy is known to be strongly convex. It is also infinite where the adjoint is not the exact transpose
+    (:attr:`recon.operators.LinearOperator.adjoint_exact`): what is computed is no gradient then.
     """
 
-    def __init__(self, energy: Energy, accuracy: float | Tensor, batch: int, certified: bool = True) -> None:
-        accuracy = torch.as_tensor(accuracy, dtype=torch.float64)
+    def __init__(self, energy: Energy, accuracy: float | Tensor, x0: Tensor, certified: bool = True) -> None:
+        energy.check_start(x0)
+        batch, accuracy = len(x0), torch.as_tensor(accuracy, dtype=torch.float64)
+        if accuracy.numel() not in (1, batch) or accuracy.ndim > 1:
+            raise ValueError(f"needs one accuracy, or one for each of {batch} images, got {tuple(accuracy.shape)}")
         if not bool((accuracy > 0).all()):
             raise ValueError(f"the accuracy asked for is {float(accuracy.min()):g}, but must be positive")
         modulus = energy.require_strong_convexity() if certified else energy.strong_convexity
@@ -42,7 +46,7 @@ class Stopping:
         """The certified distance of x to the minimizer, float64, ``(batch,)``."""
         norm = per_image_norm(grad).double()
         error = (norm + energy.rounding(x, norm)) / self.mu
-        return torch.where(torch.isfinite(error), error, torch.inf)
+        return torch.where(torch.isfinite(error) & energy.operator.adjoint_exact, error, torch.inf)
 
     def status(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
         """Status of every image still running, ``RUNNING`` where it has to go on."""
@@ -68,7 +72,7 @@ class Collector:
 
     def __init__(self, x: Tensor) -> None:
         batch, device = x.shape[0], x.device
-        self.x, self.gradient = x.clone(), torch.full_like(x, math.nan)
+        self.x, self.gradient = x.detach().clone(), torch.full_like(x, math.nan)
         self.error = torch.full((batch,), math.inf, dtype=torch.float64, device=device)
         self.status = torch.full((batch,), RUNNING, dtype=torch.int64, device=device)
         self.evaluations = torch.zeros(batch, dtype=torch.int64, device=device)

@@ -120,8 +120,7 @@ def redundancy_weights(geometry: Geometry) -> NDArray[np.float64]:
     delta = 0.5 * (geometry.arc - math.pi)
     if delta <= max(float(np.abs(gamma).max()), 1e-9):
         return np.ones(shape)
-    widths = geometry.view_widths
-    beta = (np.asarray(geometry.angles) - geometry.angles[0] + 0.5 * widths[0])[:, None]
+    beta = (np.asarray(geometry.angles) - geometry.ends[0])[:, None]
     rising = np.sin(0.25 * math.pi * np.minimum(beta / (delta + gamma), 2.0)) ** 2
     falling = np.sin(0.25 * math.pi * np.clip((math.pi + 2 * delta - beta) / (delta - gamma), 0.0, 2.0)) ** 2
     return np.asarray(rising * falling)
@@ -176,7 +175,6 @@ def _odl_filter(geometry: Geometry, filter_type: str, frequency_scaling: float, 
 
     # Any image will do, except that ODL takes one with pixels of area 1 for unweighted, and rescales the filter for it.
     space = uniform_discr([-1, -1], [1, 1], (3, 3), dtype="float64")
-    start = geometry.angles[0] - 0.5 * geometry.view_widths[0]
-    angles = uniform_partition(start, start + geometry.arc, len(geometry.angles))
+    angles = uniform_partition(*geometry.ends, len(geometry.angles))
     transform = ODLRayTransform(space, geometry.odl_geometry(angles), impl=_NoProjector)
     return fbp_filter_op(transform, padding, filter_type, frequency_scaling)

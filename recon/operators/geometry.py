@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 
-from recon.operators.geometry_base import TURN, Array, Geometry, covering, equispaced, numbers, odl_detector
+from recon.operators.geometry_base import TURN, Array, Geometry, equispaced, numbers, odl_detector
 
 __all__ = [
     "ConeBeam",
@@ -66,9 +66,7 @@ class ParallelBeam(Geometry):
         """Views at ``start + k arc / views``; the detector covers the image's diagonal unless it is given."""
         size = numbers(pixel_size, 2, "pixel_size")
         draft = cls(tuple(image_shape), size, equispaced(start, arc, views), 1, min(size), detector_offset)
-        spacing = min(size) if detector_spacing is None else detector_spacing
-        pixels = detector_pixels or covering(draft.radius + abs(detector_offset), spacing)
-        return replace(draft, detector_pixels=pixels, detector_spacing=spacing)
+        return draft._with_detector(detector_pixels, detector_spacing, draft.radius, 1.0)
 
     def rays(self) -> tuple[Array, Array]:
         e_s, e_t = self.frames()
@@ -138,9 +136,8 @@ class FanBeam(Geometry):
         distances = (source_distance, detector_distance)
         angles = equispaced(start, arc, views)
         draft = cls(tuple(image_shape), size, angles, 1, min(size), detector_offset, *distances)
-        spacing = min(size) * draft.magnification if detector_spacing is None else detector_spacing
-        reach = sum(distances) * math.tan(math.asin(draft.radius / source_distance)) + abs(detector_offset)
-        return replace(draft, detector_pixels=detector_pixels or covering(reach, spacing), detector_spacing=spacing)
+        reach = sum(distances) * math.tan(math.asin(draft.radius / source_distance))
+        return draft._with_detector(detector_pixels, detector_spacing, reach, draft.magnification)
 
     def rays(self) -> tuple[Array, Array]:
         e_s, e_t = self.frames()

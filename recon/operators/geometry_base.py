@@ -76,12 +76,26 @@ class Geometry:
 
     @property
     def view_widths(self) -> Array:
-        """The angle that each view stands for, in radians: half the way to both neighbours."""
+        """The angle that each view stands for, in radians: half the way to both neighbours.
+
+        At the ends, half the step on the inner side stands for what is missing, unless the scan closes the circle: then
+        the neighbour is the view at the other end (at no distance, if the first direction was measured twice).
+        """
         angles = np.asarray(self.angles)
         if len(angles) == 1:
             return np.full(1, math.pi)
         steps = np.diff(angles)
-        return 0.5 * (np.append(steps, steps[-1]) + np.append(steps[0], steps))
+        gap = max(TURN - float(angles[-1] - angles[0]), 0.0)
+        return 0.5 * (np.append(steps, min(steps[-1], gap)) + np.append(min(steps[0], gap), steps))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where the angular range begins and ends, radians: ``arc`` apart."""
+        widths, angles = self.view_widths, self.angles
+        if len(angles) == 1:
+            return angles[0] - widths[0] / 2, angles[0] + widths[0] / 2
+        first, last = (angles[0] + angles[1]) / 2, (angles[-2] + angles[-1]) / 2  # between the first two, the last two
+        return float(first - widths[0]), float(last + widths[-1])
 
     @property
     def arc(self) -> float:
@@ -135,6 +149,14 @@ class Geometry:
             raise ValueError(f"step must be positive, got {step}")
         return self.select(slice(None, None, step))
 
+    def _with_detector(self, pixels: int | None, spacing: float | None, reach: float, magnification: float) -> Self:
+        """The scan (2D) with pixels of the image's size on the detector, as many as cover ``reach``, unless given."""
+        chosen = min(self.pixel_size) * magnification
+        if spacing is not None:
+            chosen = numbers(spacing, 1, "detector_spacing")[0]
+        count = covering(reach + abs(self.detector_offset), chosen) if pixels is None else pixels
+        return replace(self, detector_pixels=count, detector_spacing=chosen)
+
     # --- rays ---
 
     def rays(self) -> tuple[Array, Array]:
@@ -160,9 +182,8 @@ class Geometry:
             shape, sizes = (*shape[1:], shape[0]), (*sizes[1:], sizes[0])
         half = [0.5 * n * p for n, p in zip(shape, sizes, strict=True)]
         space = uniform_discr([-h for h in half], half, shape, dtype=dtype)
-        widths = self.view_widths
-        ends = {"min_pt": self.angles[0] - widths[0] / 2, "max_pt": self.angles[-1] + widths[-1] / 2}
-        angles = nonuniform_partition(np.asarray(self.angles), **ends)
+        start, stop = self.ends
+        angles = nonuniform_partition(np.asarray(self.angles), min_pt=start, max_pt=stop)
         return space, self.odl_geometry(angles)
 
     def odl_geometry(self, angles: Any) -> Any:
@@ -230,11 +251,12 @@ def equispaced(start: float, arc: float, views: int) -> tuple[float, ...]:
     """Return ``start + k arc / views`` for k < views.
 
     Raises:
-        ValueError: the arc or the number is not positive.
+        ValueError: the arc is not positive, or the number no whole one.
     """
-    if views < 1 or not arc > 0:
-        raise ValueError(f"need a positive arc and at least one view, got arc={arc:g}, views={views}")
-    return tuple(start + k * arc / views for k in range(views))
+    if not arc > 0:
+        raise ValueError(f"need a positive arc, got arc={arc:g}")
+    count = int(numbers(views, 1, "views", whole=True)[0])
+    return tuple(start + k * arc / count for k in range(count))
 
 
 def covering(reach: float, spacing: float) -> int:

@@ -27,6 +27,8 @@ class LinearOperator(nn.Module):
         lower_bound: ``m >= 0`` with ``||A x|| >= m ||x||``; 0 is always valid.
         norm_bound_certified: True if ``norm_bound`` is proven, False if it is only an estimate. Certificates that use
             the bound must pass this on.
+        adjoint_exact: False if ``adjoint`` is only about the transpose. Gradients are then not those of any function,
+            and nothing that solvers find is certified.
         complex_domain, complex_range: whether the images and the data are complex tensors. Then ``adjoint`` is the
             conjugate transpose, and all inner products mean ``Re <., .>``.
 
@@ -34,6 +36,7 @@ class LinearOperator(nn.Module):
     order of the machine precision of the input's dtype.
     """
 
+    adjoint_exact: bool = True
     complex_domain: bool = False
     complex_range: bool = False
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 _MAGIC = b"RECONCT1"
 _SUFFIX = ".matrix"
 _DIGEST = 32
+_KINDS = tuple(f"{order}{kind}" for order in "<>|" for kind in ("i1", "u1", "i4", "i8", "f4", "f8"))  # of arrays
 _STALE_SECONDS = 24 * 3600.0  # older temporary files belong to processes that were killed
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def load(key: str) -> tuple[dict[str, Any], Arrays] | None:
     except OSError as error:
         _log.warning("%s: cannot be read (%s); the matrix is built again", path, error.strerror or error)
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         _log.warning("%s: damaged (%s); the matrix is built again", path, error)
         with contextlib.suppress(OSError):
             path.unlink()
@@ -195,7 +196,7 @@ def _read(file: BinaryIO, key: str) -> tuple[dict[str, Any], Arrays]:
     header = _header(file, digest)
     if header.get("key") != key:
         raise ValueError("it belongs to another key")
-    layout = {name: (np.dtype(kind), int(count)) for name, (kind, count) in header["arrays"].items()}
+    layout = _layout(header.get("arrays"))
     # The size first: a damaged count must not make us allocate anything.
     expected = file.tell() + sum(kind.itemsize * count for kind, count in layout.values()) + _DIGEST
     if os.fstat(file.fileno()).st_size != expected:
@@ -209,6 +210,17 @@ def _read(file: BinaryIO, key: str) -> tuple[dict[str, Any], Arrays]:
     return header, arrays
 
 
+def _layout(values: Any) -> dict[str, tuple[np.dtype[Any], int]]:
+    """Types and lengths of the arrays. Not yet covered by the checksum, so that anything may stand there."""
+    layout = {}
+    for name, value in values.items() if isinstance(values, dict) else ():
+        kind, count = value if isinstance(value, list) and len(value) == 2 else (None, None)
+        if kind not in _KINDS or not isinstance(count, int) or count < 0:
+            raise ValueError("it has an array of no known kind")
+        layout[name] = (np.dtype(kind), count)
+    return layout
+
+
 def _header(file: BinaryIO, digest: Any) -> dict[str, Any]:
     magic, length = file.read(8), file.read(8)
     size = int.from_bytes(length, "little")
@@ -217,7 +229,10 @@ def _header(file: BinaryIO, digest: Any) -> dict[str, Any]:
     text = file.read(size)
     for part in (magic, length, text):
         digest.update(part)
-    header = json.loads(text)
+    try:
+        header = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("no header") from error
     if not isinstance(header, dict):
         raise ValueError("no header")
     return header

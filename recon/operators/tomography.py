@@ -92,6 +92,7 @@ class RayTransform(LinearOperator):
                 raise ValueError(f"ODL's back-projection is not the transpose of its projection: mismatch {found:.2g}")
         else:
             cuda = CudaProjector(geometry)
+            self.adjoint_exact = False
             self._matvec, self._rmatvec = cuda.forward, cuda.backward
         self.norm_bound = self._estimate_norm()
 

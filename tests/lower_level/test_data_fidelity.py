@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recon.lower_level import DataFidelity, Energy, KullbackLeibler, SquaredL2, WeightedSquaredL2
+from recon.lower_level import LBFGS, DataFidelity, Energy, KullbackLeibler, SquaredL2, WeightedSquaredL2
 from tests.lower_level.problems import make, normal
 
 SHAPE = (3, 2, 4, 5)
@@ -106,3 +106,24 @@ def test_bad_arguments_are_refused() -> None:
     for bad in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="finite and not negative"):
             WeightedSquaredL2(torch.tensor([1.0, bad]))
+    with pytest.raises(ValueError, match="finite and not negative"):
+        WeightedSquaredL2(torch.ones(0))
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    """Also those of each image: solvers drop images that are done, and the weights would belong to others."""
+    y = torch.ones(2, 1, 3, 4)
+    for shape in ((2, 1, 3, 4), (3, 1, 1, 1), (3, 3), (1, 1, 1, 3, 4)):
+        with pytest.raises(ValueError, match=r"must broadcast to the data of one image, \(1, 3, 4\)"):
+            WeightedSquaredL2(torch.ones(shape)).check(y)
+    for shape in ((1, 3, 4), (1, 1, 3, 4), (3, 1), (4,), ()):
+        WeightedSquaredL2(torch.ones(shape)).check(y)
+
+
+def test_weights_take_the_precision_of_the_data() -> None:
+    y = normal(2, 1, 6, 6, dtype=torch.float32)
+    fidelity = WeightedSquaredL2(normal(1, 6, 6, seed=3).exp())
+    assert fidelity.weights.dtype == torch.float64
+    solution = LBFGS()(Energy(y, make("tv", dtype=torch.float32), fidelity=fidelity), y, 1e-2)
+    assert solution.converged
+    assert solution.x.dtype == torch.float32

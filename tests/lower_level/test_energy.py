@@ -177,3 +177,19 @@ def test_default_moduli_know_nothing() -> None:
     assert float(regularizer.hessian(x)(x).abs().max()) == 0  # affine
     with pytest.raises(NotImplementedError, match="Regularizer does not define forward"):
         Regularizer()(x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_data_far_from_the_range_have_rounding_errors_of_their_own(scale: float) -> None:
+    """A constant kernel of stripes: x is small, A^T(Ax - y) a small difference of large numbers."""
+    blur = Blur(torch.full((1, 3), 1 / 3, dtype=torch.float64), (1, 32, 33), "periodic")
+    stripes = torch.tensor([1.0, 1.0, -2.0], dtype=torch.float64).repeat(11).expand(1, 1, 32, 33)  # A^T maps them to 0
+    noise = normal(1, 1, 32, 1, seed=5, scale=scale)
+    y = (0.1 * normal(1, 1, 32, 33) + noise * stripes).float()
+    x = 0.1 * normal(1, 1, 32, 33, seed=2, dtype=torch.float32)
+    single, double = (Energy(data, make("tv", dtype=data.dtype), blur, mu=0.1) for data in (y, y.double()))
+    grad = single.grad(x)
+    error = norms(grad.double() - double.grad(x.double()))
+    assert bool((error <= single.rounding(x, norms(grad))).all())
+    if scale == 1e4:  # where the model without the data fails
+        assert bool((error > single.product_rounding(x, norms(grad))).all())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recon.bilevel import Accuracy, BilevelObjective
+from recon.bilevel import BilevelObjective
 from recon.lower_level import LBFGS, Energy, ProjectedLBFGS, Regularizer, Status, projected_gradient
 from recon.operators import Blur, LinearOperator, ParallelBeam, RayTransform
 from tests.lower_level.problems import Quadratic, energy_hessians, make, normal, norms, smooth_image
@@ -153,11 +153,77 @@ def test_limits_and_floors_are_reported_and_the_error_stays_true() -> None:
     assert float(floor.error.max()) < 1e-10
 
 
-def test_training_with_it_is_refused() -> None:
+def test_training_with_it_is_refused_but_no_reconstruction() -> None:
     image = smooth_image(2, 1, 6, 5)
-    objective = BilevelObjective(make("tv"), image, image, solver=ProjectedLBFGS())
     with pytest.raises(ValueError, match=r"ProjectedLBFGS cannot be used in training"):
-        objective.evaluate(Accuracy(1e-2, 1e-2))
+        BilevelObjective(make("tv"), image, image, solver=ProjectedLBFGS())
+    assert ProjectedLBFGS()(Energy(image, make("tv")), image, 1e-3).converged
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 10_000),
+    log_condition=st.floats(0, 4),
+    log_mu=st.floats(-6, 0),
+    noise=st.sampled_from([0.01, 1.0, 10.0]),
+    single=st.booleans(),
+)
+def test_the_certificate_holds_for_ill_conditioned_operators(
+    seed: int, log_condition: float, log_mu: float, noise: float, single: bool
+) -> None:
+    """Data of any size, a modulus that is mu alone, float32: against active sets, refined on the free pixels."""
+    generator = np.random.default_rng(seed)
+    shape, rows = (1, 4, 5), int(generator.integers(10, 40))
+    left, right = (np.linalg.qr(generator.normal(size=(n, n)))[0] for n in (rows, 20))
+    count = min(rows, 20)
+    a = (left[:, :count] * np.geomspace(1, 10**-log_condition, count)) @ right[:count]
+    y = a @ np.abs(generator.normal(size=20)) + noise * generator.normal(size=rows)
+    dtype = torch.float32 if single else torch.float64
+    operator, data = Dense(torch.from_numpy(a).to(dtype), shape), torch.from_numpy(y).to(dtype)[None]
+    energy = Energy(data, Nothing(), operator, mu=10**log_mu)
+    exact = active_set(operator.matrix.double().numpy(), data[0].double().numpy(), energy.mu)
+    solution = ProjectedLBFGS(max_iterations=150)(energy, torch.ones(1, *shape, dtype=dtype), 1e-5)
+    assert bool((solution.x >= 0).all())
+    distance = float((solution.x.double().flatten() - exact).norm())
+    assert distance <= float(solution.error) + 1e-13 * (1 + float(exact.norm())) / energy.mu
+
+
+class Nothing(Regularizer):
+    """R = 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x.flatten(1).sum(1)
+
+    def convexity(self) -> float:
+        return 0.0
+
+    def smoothness(self) -> float:
+        return 0.0
+
+
+class Dense(LinearOperator):
+    def __init__(self, matrix: Tensor, shape: tuple[int, ...]) -> None:
+        super().__init__(shape, (len(matrix),), norm_bound=float(torch.linalg.matrix_norm(matrix.double(), 2)) * 1.001)
+        self.matrix = matrix
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.T
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix).view(len(y), *self.domain_shape)  # type: ignore[misc]
+
+
+def active_set(a: np.ndarray, y: np.ndarray, mu: float) -> Tensor:
+    """argmin over x >= 0 of 1/2 ||Ax - y||^2 + mu/2 ||x||^2, whose optimality is asserted."""
+    n = a.shape[1]
+    rows, right = np.vstack([a, math.sqrt(mu) * np.eye(n)]), np.concatenate([y, np.zeros(n)])
+    free = scipy.optimize.nnls(rows, right)[0] > 0
+    x = np.zeros(n)
+    x[free] = np.linalg.lstsq(rows[:, free], right, rcond=None)[0]
+    grad = rows.T @ (rows @ x - right)
+    assert (x >= 0).all()
+    assert (grad[~free] >= -1e-10 * np.abs(rows.T @ right).max()).all()
+    return torch.from_numpy(x)
 
 
 def test_bad_options_are_refused() -> None:

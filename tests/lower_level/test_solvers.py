@@ -10,7 +10,18 @@ from torch import Tensor
 
 from models.fields_of_experts import FieldsOfExperts
 from models.total_variation import TotalVariation
-from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, Regularizer, Solution, Solver, Status
+from recon.bilevel import BilevelObjective
+from recon.lower_level import (
+    FISTA,
+    LBFGS,
+    Energy,
+    KullbackLeibler,
+    ProjectedLBFGS,
+    Regularizer,
+    Solution,
+    Solver,
+    Status,
+)
 from recon.operators import Blur
 from tests.lower_level.problems import Quadratic, exact_minimizer, make, normal, norms, smooth_image
 
@@ -272,3 +283,47 @@ def test_images_that_are_constant_or_zero() -> None:
             solution = SOLVERS[name](Energy(y, make("tv")), y, 1e-6)
             assert solution.converged
             assert float((solution.x - y).abs().max()) <= 1e-6
+
+
+EVERY: list[Solver] = [LBFGS(), FISTA(), ProjectedLBFGS()]
+
+
+@pytest.mark.parametrize("solver", EVERY, ids=lambda s: type(s).__name__)
+def test_what_would_be_broadcast_is_refused(solver: Solver) -> None:
+    """One column for all, one image for two, a missing batch axis: none of these is the problem that was meant."""
+    blur, y = Blur(0.7, (1, 6, 5), "periodic"), normal(2, 1, 6, 5)
+    for bad in (y[..., :1], y[0], y[:0], y[:, 0]):
+        with pytest.raises(ValueError, match=r"the data have the shape .* Blur maps to \(batch, 1, 6, 5\)"):
+            Energy(bad, make("tv"), blur, mu=1.0)
+    for dtype in (torch.float16, torch.bfloat16, torch.int64):
+        with pytest.raises(ValueError, match="must be float32 or float64"):
+            Energy(y.to(dtype), make("tv"), blur, mu=1.0)
+    energy = Energy(y, make("tv"), blur, mu=1.0)
+    for start in (y[:1], y[:0]):
+        with pytest.raises(ValueError, match="needs one image for each of the data"):
+            solver(energy, start, 1e-2)
+    with pytest.raises(ValueError, match="both must be the same"):
+        solver(Energy(y[..., :1], make("tv")), y, 1e-2)
+    with pytest.raises(ValueError, match=r"the start is torch.float32, but the data are torch.float64"):
+        solver(energy, y.float(), 1e-2)
+    with pytest.raises(ValueError, match=r"one for each of 2 images, got \(3,\)"):
+        solver(energy, y, torch.ones(3))
+
+
+@pytest.mark.parametrize("solver", EVERY, ids=lambda s: type(s).__name__)
+def test_no_graph_of_the_iteration_is_kept(solver: Solver) -> None:
+    y = normal(2, 1, 6, 5).requires_grad_()
+    solution = solver(Energy(y, make("tv")), y, 1e-2)
+    assert solution.converged
+    assert not solution.x.requires_grad
+    assert not solution.gradient.requires_grad
+
+
+@pytest.mark.parametrize("solver", EVERY, ids=lambda s: type(s).__name__)
+def test_nothing_is_certified_where_the_adjoint_is_not_exact(solver: Solver) -> None:
+    blur, y = Blur(0.7, (1, 6, 5), "periodic"), normal(2, 1, 6, 5)
+    blur.adjoint_exact = False
+    solution = solver(Energy(y, make("tv"), blur, mu=1.0), y, 1e-2)
+    assert solution.error.tolist() == [math.inf] * 2
+    with pytest.raises(ValueError, match="adjoint is not the exact transpose"):
+        BilevelObjective(make("tv"), y, y, blur, mu=1.0)

@@ -154,3 +154,13 @@ def test_bad_arguments() -> None:
     cone = ConeBeam.equispaced((4, 6, 8), 1.0, 5, **FAN, detector_pixels=(7, 9), detector_spacing=2.0)
     with pytest.raises(ValueError, match="serves parallel and fan beams, got cone"):
         FilteredBackProjection(cone)
+
+
+def test_a_direction_measured_twice_counts_once() -> None:
+    """Both ends of a turn are given: the weights of all views are those of the turn without the last one."""
+    geometry = SCANS["fan"]
+    twice = replace(geometry, angles=(*geometry.angles, geometry.angles[0] + 2 * math.pi))
+    assert twice.arc == pytest.approx(2 * math.pi)
+    data = torch.randn(1, *geometry.range_shape, dtype=torch.float64)
+    found = FilteredBackProjection(twice)(torch.cat([data, data[:, :, :1]], 2))
+    assert relative(found, FilteredBackProjection(geometry)(data)) <= 1e-9

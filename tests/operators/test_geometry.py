@@ -133,8 +133,10 @@ def test_view_widths_fill_the_arc(angles: list[float]) -> None:
     geometry = ParallelBeam((4, 4), 1.0, tuple(sorted(angles)), 5, 1.0)
     widths = geometry.view_widths
     assert (widths > 0).all()
-    ends = geometry.angles[0] - widths[0] / 2, geometry.angles[-1] + widths[-1] / 2
-    assert ends[1] - ends[0] == pytest.approx(geometry.arc)
+    start, stop = geometry.ends
+    assert start <= geometry.angles[0] < geometry.angles[-1] <= stop
+    assert stop - start == pytest.approx(geometry.arc)
+    assert widths.sum() == pytest.approx(geometry.arc)
 
 
 @pytest.mark.parametrize(
@@ -227,3 +229,23 @@ def test_missing_keys_are_named() -> None:
         geometry_from_dict({"type": "fan"} | PARALLEL)
     with pytest.raises(ValueError, match="a geometry is a mapping"):
         geometry_from_dict([1, 2])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("beam", ["parallel", "fan"])
+def test_detectors_that_are_none_are_refused(beam: str) -> None:
+    """And not taken for `not given`."""
+
+    def make(**options: float) -> Geometry:
+        if beam == "fan":
+            return FanBeam.equispaced((8, 8), 1.0, 5, source_distance=30, detector_distance=9, **options)
+        return ParallelBeam.equispaced((8, 8), 1.0, 5, **options)
+
+    for options in ({"detector_pixels": 0}, {"detector_spacing": 0.0}, {"detector_spacing": math.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be 1 positive"):
+            make(**options)
+
+
+def test_half_a_view_is_refused() -> None:
+    for views in (2.5, 0, math.nan):
+        with pytest.raises(ValueError, match="views must be 1 positive whole number"):
+            ParallelBeam.equispaced((8, 8), 1.0, views)  # type: ignore[arg-type]

@@ -281,3 +281,14 @@ def test_folder_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     if sys.platform == "linux":
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
         assert matrix_cache.cache_folder() == tmp_path / "xdg" / "recon"
+
+
+@pytest.mark.parametrize(
+    "arrays", ["[]", '{"a": 3}', '{"a": ["O", 3]}', '{"a": ["<f4", 1e400]}', '{"a": ["<f4", -1]}', '{"a": ["<f,", 1]}']
+)
+def test_headers_that_make_no_sense_are_taken_for_absent(arrays: str, cache: Path) -> None:
+    text = f'{{"key": "k", "arrays": {arrays}}}'.encode()
+    path = cache / "k.matrix"
+    path.write_bytes(b"RECONCT1" + len(text).to_bytes(8, "little") + text + bytes(100))
+    assert matrix_cache.load("k") is None
+    assert not path.exists()
