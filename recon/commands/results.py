@@ -25,7 +25,9 @@ class Result:
 
     error: certified ||x - x^||, null if nothing is certified; error_rms_per_pixel: error / sqrt(number of values);
     status: ``converged``, ``iteration limit``, ``precision floor`` or ``not finite``; evaluations: of the gradient;
-    psnr, ssim: of x against the reference, ``*_data``: of the data; null without a reference.
+    weight: of the regularizer, with its rule and what was tried; noise, residual: root mean squares on the scale of x,
+    over the mirrored image where the regularizer needs one. psnr, ssim: of x against the reference, ``*_data``: of the
+    data; null without a reference.
     """
 
     name: str
@@ -37,6 +39,15 @@ class Result:
     error_rms_per_pixel: float | None
     evaluations: int
     seconds: float
+    regularizer: str
+    strong_convexity: float
+    weight: float
+    weight_rule: str
+    weight_trials: list[dict[str, float]]
+    noise: float
+    noise_rule: str
+    residual: float
+    evaluations_choosing: int
     psnr_data: float | None = None
     psnr: float | None = None
     ssim_data: float | None = None
