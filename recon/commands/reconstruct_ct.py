@@ -17,7 +17,7 @@ from recon.commands.ct_data import CTOptions, Sinogram, chosen_views, read, read
 from recon.commands.pictures import is_picture, read_picture
 from recon.commands.problem import DicomTarget, Problem
 from recon.commands.weight import sinogram_noise
-from recon.operators import FilteredBackProjection, ParallelBeam, RayTransform
+from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
 
 #: side in mm of pictures that do not tell, as in ``TomographyDataModule``
 FIELD_OF_VIEW = 300.0
@@ -114,7 +114,7 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
     picture = read_picture(path, "ct", size)
     x = picture.x
     if given is None:
-        geometry = _parallel(path, options, tuple(x.shape), picture.pixel_size)
+        geometry: ParallelBeam | FanBeam = _parallel(path, options, tuple(x.shape), picture.pixel_size)
     elif given.image_shape == tuple(x.shape):
         geometry = given.select(chosen_views(given, options, path))
     else:
@@ -135,7 +135,7 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
         reference=MU_UNIT * x,
         photons=photons,
         simulated=f"scan of the picture on the same pixels, {noise}, seed {options.seed}",
-        dicom=DicomTarget(path, geometry.pixel_size) if picture.dicom else None,
+        dicom=DicomTarget(path, (geometry.pixel_size[0], geometry.pixel_size[1])) if picture.dicom else None,
     )
 
 

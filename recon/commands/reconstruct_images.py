@@ -1,8 +1,8 @@
 """``recon reconstruct``: denoise image files with a regularizer, each with a certificate of its accuracy.
 
 The reconstruction of data y is x^ = argmin 1/2||x - y||^2 + weight R(x) + (mu/2)||x||^2, over x >= 0 if asked to. What
-is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whole image on the scale of its values (8-bit
-files: [0, 1]).
+is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whole image on the scale of its values
+(8-bit files: [0, 1]).
 """
 
 from __future__ import annotations

@@ -69,9 +69,8 @@ def main(args: argparse.Namespace, task: str) -> int:
         for number, path in enumerate(paths):
             show(f"{path.name}: reading, operator")
             problem = _problem(path, number, task, args)
-            results.append(
-                _plain(problem, args) if args.method in PLAIN.values() else _best(problem, model, args, show)
-            )
+            plain = args.method == PLAIN[task]
+            results.append(_plain(problem, args) if plain else _regularized(problem, model, args, show))
     return _finish(results, args, task)
 
 
@@ -200,7 +199,7 @@ def _plain(problem: Problem, args: argparse.Namespace) -> MeasuredResult:
     return result
 
 
-def _best(
+def _regularized(
     problem: Problem, model: Model | None, args: argparse.Namespace, show: Callable[[str], None]
 ) -> MeasuredResult:
     """The regularized reconstruction."""

@@ -51,8 +51,9 @@ def test_folder_with_references(model: Path, data: Path, capsys: pytest.CaptureF
     assert sorted(p.name for p in output.iterdir()) == sorted([*names, "report.json"])
     report = json.loads((output / "report.json").read_text())
     assert report["converged"] is True
-    assert report["strong_convexity"] == 1
     for entry in report["images"]:
+        assert entry["strong_convexity"] == 1
+        assert (entry["weight"], entry["weight_rule"]) == (1, "as trained")
         assert entry["status"] == "converged"
         assert 0 < entry["error"] <= 1e-3
         assert entry["error_rms_per_pixel"] == pytest.approx(entry["error"] / np.prod(entry["shape"]) ** 0.5)
