@@ -68,7 +68,7 @@ def test_certificate_with_photons(counts: Path, constraint: tuple[str, ...]) -> 
 
 
 def test_photons_give_weights_and_the_level_of_the_noise(counts: Path) -> None:
-    """The residual of the truth is at the level; the discrepancy principle reaches it; counts or integrals: the same."""
+    """The residual of the truth is at the level; the discrepancy principle reaches it; counts give what integrals do."""
     with np.load(counts) as file:
         photons = torch.from_numpy(file["sinogram"])
     options = (*SMALL, "--method", "tv", "--photons", "300", "--nonnegative")
@@ -173,7 +173,7 @@ def test_fastmri(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["ct", "mri"])
 def test_trained_model(counts: Path, task: str) -> None:
     """Fields of Experts in CT and MRI: the weight that fits the noise, and a certified solution."""
-    regularizer = FieldsOfExperts(filters=4, kernel_size=3).double()
+    regularizer = FieldsOfExperts(filters=4, size=3).double()
     model = save_regularizer(regularizer, counts.with_name("foe"), {"mu": 0.02})
     data, noise = counts.with_name("integrals.npz"), ("--photons", "300")
     if task == "mri":
