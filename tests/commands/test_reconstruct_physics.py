@@ -112,7 +112,7 @@ def test_refused_counts(counts: Path) -> None:
 
 def test_single_precision_states_what_it_can(counts: Path) -> None:
     """Rounding errors times ||A||^2 / mu exceed 1 % of the image: the default says so, and is reached."""
-    options = (*SMALL, "--method", "tv", "--weight", "0.05", "--mu", "0.05")
+    options = (*SMALL, "--method", "tv", "--weight", "0.05")
     status, _, double = run(counts.with_name("integrals.npz"), *options)
     assert (status, double["accuracy_rule"]) == (0, "1 % of the norm of the first guess")
     status, _, single = run(counts.with_name("integrals.npz"), *options, "--dtype", "float32")
@@ -142,9 +142,10 @@ def test_lodopab(tmp_path: Path) -> None:
     status, output, report = run(data, *options)
     assert status == 0
     assert report["name"] == "observation_test_000_1"
-    assert report["residual"] < 0.02 * 1000 * LODOPAB_MU_MAX * np.sqrt((exact**2).mean()) / 1000
+    assert report["residual"] < 0.02 * LODOPAB_MU_MAX * np.sqrt((exact**2).mean())
     assert report["psnr"] > report["baseline_psnr"] + 3
-    assert np.load(output / "observation_test_000_1.npy").max() == pytest.approx(LODOPAB_MU_MAX, rel=0.3)
+    mean = LODOPAB_MU_MAX * float(phantom.mean())
+    assert np.load(output / "observation_test_000_1.npy").mean() == pytest.approx(mean, rel=0.02)
     refused_options = ("--method", "fbp", "--index", "2", "--output", str(tmp_path / "other"))
     with pytest.raises(ValueError, match="entry 2 of shape"):
         run(data, *refused_options)
@@ -163,7 +164,7 @@ def test_fastmri(tmp_path: Path) -> None:
     status, _, report = run(tmp_path / "file.h5", "--method", "tv", "--noise", "1e-6", "--index", "1")
     assert status == 0
     assert report["details"]["sampling"]["acceleration"] == pytest.approx(2)
-    assert report["psnr"] > report["baseline_psnr"] + 5
+    assert report["psnr"] > report["baseline_psnr"] + 3
     with h5py.File(tmp_path / "empty.h5", "w") as file:
         file["images"] = kspace
     with pytest.raises(ValueError, match="has no dataset"):
