@@ -20,8 +20,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 #: the accuracy by default, relative to the norm of the first guess
 RELATIVE_ACCURACY = 1e-2
 #: The least accuracy by default, in units of what rounding errors alone contribute to the certificate: when a gradient
-#: falls below its own rounding error, gradient and rounding certify 2 such units together; the rest is for minimizers whose
-#: norm exceeds that of the first guess, which the unit is computed with.
+#: falls below its own rounding error, gradient and rounding certify 2 such units together. The rest is for minimizers
+#: whose norm exceeds that of the first guess, which the unit is computed with.
 FLOORS = 5.0
 #: smoothing of TV relative to the 99th percentile of the first guess
 SMOOTHING = 0.01

@@ -68,7 +68,7 @@ def test_certificate_with_photons(counts: Path, constraint: tuple[str, ...]) -> 
 
 
 def test_photons_give_weights_and_the_level_of_the_noise(counts: Path) -> None:
-    """The residual of the truth is at the level; the discrepancy principle reaches it; counts give what integrals do."""
+    """The residual of the truth is at the level, and so is the solution's; counts give what integrals do."""
     with np.load(counts) as file:
         photons = torch.from_numpy(file["sinogram"])
     options = (*SMALL, "--method", "tv", "--photons", "300", "--nonnegative")
