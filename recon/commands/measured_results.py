@@ -1,8 +1,9 @@
-"""What ``recon reconstruct`` writes about measured CT and MRI data: numbers, pictures, an entry of the report."""
+"""What ``recon reconstruct`` writes about CT and MRI data: numbers, pictures, DICOM, an entry of the report."""
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from datasets.dicom_output import write_dicom
+from datasets.physics import attenuation_to_hu
+from models import TotalVariation
 from recon.commands.measured_picture import measured_figure
 from recon.commands.problem import Problem
-from recon.commands.results import finite
+from recon.commands.regularized import Reconstruction
+from recon.commands.results import finite, words
 from recon.files import write_files
+from recon.lower_level import Status
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.operators import channels_to_complex
 from recon.plotting import Panel, figure_bytes
@@ -29,8 +35,9 @@ _TITLES = {"fbp": "FBP", "zero_filled": "zero-filled RSS", "tv": "TV", "model": 
 class MeasuredResult:
     """The entry of one slice in the report; lengths, values and errors in ``unit``, null where there is nothing.
 
-    weight, mu, strong_convexity, norm_bound: of the energy in x = image / ``scale``. residual, noise: root mean square
-    over the data, on the scale of the file. error: certified, over the whole image; error_relative: over its norm.
+    simulated: how the data were simulated, null for measured ones. weight, mu, strong_convexity, norm_bound: of the
+    energy in x = image / ``scale``. residual, noise: root mean square over the data, on the scale of the file; weighted
+    by the photons of the rays if these are known. error: certified, of the whole image; error_relative: over its norm.
     """
 
     name: str
@@ -40,12 +47,14 @@ class MeasuredResult:
     unit: str
     status: str
     seconds: float
+    simulated: str | None = None
     residual: float | None = None
     noise: float | None = None
     noise_rule: str | None = None
     model: str | None = None
     regularizer: str | None = None
     smoothing: float | None = None
+    nonnegative: bool = False
     weight: float | None = None
     weight_rule: str | None = None
     weight_trials: list[dict[str, float]] = field(default_factory=list)
@@ -53,6 +62,7 @@ class MeasuredResult:
     strong_convexity: float | None = None
     norm_bound: float | None = None
     accuracy: float | None = None
+    accuracy_rule: str | None = None
     error: float | None = None
     error_relative: float | None = None
     error_rms_per_pixel: float | None = None
@@ -76,11 +86,54 @@ class MeasuredResult:
             unit=problem.unit,
             status="direct",
             seconds=round(seconds, 2),
+            simulated=problem.simulated,
             residual=problem.residual(problem.start) * problem.scale if method == "fbp" else None,
             noise=problem.noise * problem.scale,
             noise_rule=problem.noise_rule,
             details=dict(problem.details),
             **quality(problem.baseline, problem.reference),
+        )
+
+    @staticmethod
+    def of_reconstruction(
+        problem: Problem, made: Reconstruction, image: Tensor, model: str | None, seconds: float
+    ) -> MeasuredResult:
+        """The entry of a regularized reconstruction, ``image`` in the unit of the result."""
+        solution, choice, prior = made.solution, made.choice, made.solver.regularizer
+        error = float(solution.error[0]) * problem.scale if problem.exact else math.inf
+        smoothing = float(prior.log_smoothing.exp()) if isinstance(prior, TotalVariation) else None
+        return MeasuredResult(
+            name=problem.name,
+            data=str(problem.data),
+            method="tv" if model is None else "model",
+            model=model,
+            regularizer=type(prior).__name__,
+            smoothing=None if smoothing is None else smoothing * problem.scale,
+            shape=list(image.shape),
+            unit=problem.unit,
+            status=words(Status(int(solution.status[0]))),
+            simulated=problem.simulated,
+            nonnegative=made.solver.nonnegative,
+            weight=choice.weight,
+            weight_rule=choice.rule,
+            weight_trials=choice.entries(),
+            noise=problem.noise * problem.scale,
+            noise_rule=problem.noise_rule,
+            residual=problem.residual(solution.x) * problem.scale,
+            mu=made.solver.mu,
+            strong_convexity=made.solver.energy(choice.weight).strong_convexity,
+            norm_bound=problem.operator.norm_bound,
+            accuracy=made.accuracy * problem.scale,
+            accuracy_rule=made.accuracy_rule,
+            error=finite(error),
+            error_relative=finite(error / max(float(image.norm()), 1e-300)),
+            error_rms_per_pixel=finite(error / math.sqrt(image.numel())),
+            evaluations=int(solution.evaluations[0]),
+            evaluations_choosing=choice.evaluations,
+            seconds=round(seconds, 2),
+            details=dict(problem.details),
+            **quality(problem.baseline, problem.reference, "baseline_"),
+            **quality(image, problem.reference),
         )
 
     def entries(self) -> dict[str, Any]:
@@ -114,15 +167,16 @@ def quality(image: Tensor, reference: Tensor | None, prefix: str = "") -> dict[s
     }
 
 
-def output_files(output: Path, name: str) -> tuple[Path, Path, Path]:
-    """Numbers, the same as TIFF, and the picture beside the plain method."""
-    return output / f"{name}.npy", output / f"{name}.tif", output / f"{name}_comparison.png"
+def output_files(output: Path, name: str) -> tuple[Path, Path, Path, Path]:
+    """Numbers, the same as TIFF, the picture beside the plain method, and the slice where the input was DICOM."""
+    return output / f"{name}.npy", output / f"{name}.tif", output / f"{name}_comparison.png", output / f"{name}.dcm"
 
 
 def write_measured(output: Path, problem: Problem, result: MeasuredResult, image: Tensor, x: Tensor | None) -> None:
-    """Write the three files of :func:`output_files`, all or none.
+    """Write the files of :func:`output_files`; all but DICOM, which follows alone, or none.
 
-    NumPy files hold all digits, complex ones for MRI; TIFF the (H, W) image as float32.
+    NumPy files hold all digits, complex ones for MRI; TIFF the (H, W) image as float32; DICOM Hounsfield units, or
+    magnitudes for MRI.
 
     Raises:
         OSError: the files cannot be written.
@@ -130,8 +184,12 @@ def write_measured(output: Path, problem: Problem, result: MeasuredResult, image
     values = image.numpy()
     if x is not None and problem.task == "mri":
         values = problem.scale * channels_to_complex(x[0].detach().cpu().double()).numpy()
-    npy, tif, png = output_files(output, result.name)
+    npy, tif, png, dcm = output_files(output, result.name)
     write_files({npy: _npy(values), tif: _tiff(image), png: _picture(problem, result, image)})
+    if problem.dicom is not None:
+        stored = image if problem.task == "mri" else attenuation_to_hu(image).clamp(-(2.0**15), 2.0**15 - 1)
+        description = f"recon {_TITLES[result.method]} of simulated data"
+        write_dicom(dcm, stored, problem.dicom.source, description, problem.dicom.pixel_size)
 
 
 def _npy(values: np.ndarray) -> bytes:
@@ -147,7 +205,7 @@ def _tiff(image: Tensor) -> bytes:
 
 
 def _picture(problem: Problem, result: MeasuredResult, image: Tensor) -> bytes:
-    title = _TITLES[result.method]
+    title = _TITLES[result.method] + (", x ≥ 0" if result.nonnegative else "")
     panels = [Panel(title, image, _note(result.psnr, result.ssim))]
     if result.method != problem.method:
         note = _note(result.baseline_psnr, result.baseline_ssim)

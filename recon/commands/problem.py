@@ -1,4 +1,4 @@
-"""One inverse problem of ``recon reconstruct``: measured data with their operator, and its certified solution."""
+"""One inverse problem of ``recon reconstruct``: data with their operator and noise, and its certified solution."""
 
 from __future__ import annotations
 
@@ -11,17 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recon.lower_level import LBFGS, Energy, HessianMap, Regularizer, Solution, Status
+from recon.lower_level import (
+    LBFGS,
+    DataFidelity,
+    Energy,
+    HessianMap,
+    ProjectedLBFGS,
+    Regularizer,
+    Solution,
+    SquaredL2,
+    Status,
+    WeightedSquaredL2,
+    projected_gradient,
+)
 from recon.operators import LinearOperator
 
 #: what is certified and what is not, as every report says it
 CERTIFICATE = (
     "||x - x^|| <= error in the Euclidean norm over all pixels, on the scale of the output, for the minimizer x^ of "
-    "1/2 ||A x - y||^2 + weight R(x) + mu/2 ||x||^2 with the mu given here. error = ||gradient|| / modulus, and where "
-    "A is not injective the modulus is mu alone: the bound is then a worst case over directions that the data hardly "
-    "see, often far above the true error. It says nothing about the minimizer for mu = 0, nor about the truth."
+    "1/2 ||A x - y||^2 + weight R(x) + mu/2 ||x||^2 with the mu given here (over x >= 0 if nonnegative; rays are "
+    "weighted by their inverse variances if photons are given). error = ||gradient|| / modulus, and where A is not "
+    "injective the modulus is mu alone: the bound is then a worst case over directions that the data hardly see, often "
+    "far above the true error. It says nothing about the minimizer for mu = 0, nor about the truth."
 )
 NOT_EXACT = "nothing is certified: this backend's back-projection is not the exact transpose of its projection"
+
+
+@dataclass(frozen=True)
+class DicomTarget:
+    """What a result needs to become a slice derived from ``source``."""
+
+    source: Path
+    pixel_size: tuple[float, float]
+    """Distances between rows and between columns in mm, of the result."""
 
 
 @dataclass(frozen=True)
@@ -50,29 +72,50 @@ class Problem:
     noise_rule: str
     measured: int
     """How many numbers of y were measured."""
+    weights: Tensor | None = None
+    """Inverse variances of the noise relative to their mean over what was measured, of the shape of y without the
+    batch; ``noise`` is then the standard deviation where the weight is 1. None: the noise is the same everywhere."""
     exact: bool = True
     """Whether the adjoint is the exact transpose, so that certificates hold."""
     reference: Tensor | None = None
     """(H, W) in ``unit``."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Geometry, sampling and what else the report says."""
+    simulated: str | None = None
+    """How y was simulated from the picture ``data``; None: y was measured."""
+    dicom: DicomTarget | None = None
+    """The slice that the result belongs to, if it can be written as DICOM."""
+
+    def fidelity(self) -> DataFidelity:
+        """The squared L2 norm of A x - y, weighted by the inverse variances where these differ."""
+        return SquaredL2() if self.weights is None else WeightedSquaredL2(self.weights.to(self.y))
 
     def picture(self, x: Tensor) -> Tensor:
         """x (1, channels, H, W) as people look at it: (H, W), float64, in ``unit``."""
         return self.scale * self.operator.display(x)[0, 0].detach().cpu().double()
 
     def residual(self, x: Tensor) -> float:
-        """Root mean square of A x - y over what was measured."""
+        """Root mean square of A x - y over what was measured, weighted as the fidelity."""
         with torch.no_grad():
-            difference = self.operator(x) - self.y
-        return float(difference.double().norm()) / math.sqrt(self.measured)
+            return self.root_mean_square(self.operator(x) - self.y)
+
+    def root_mean_square(self, z: Tensor) -> float:
+        """(sum_j w_j z_j^2 / m)^(1/2) over the m data that were measured, for z like y."""
+        z = self._white(z)
+        return float(z.double().norm()) / math.sqrt(self.measured)
 
     def noise_gain(self, seed: int = 0) -> float:
-        """Root mean square of A^T n over the pixels, for white noise n of variance 1 on what was measured."""
+        """Root mean square over the pixels of the fidelity's gradient at the truth, for noise of level 1.
+
+        It is A^T W n with noise n of covariance W^-1, so A^T W^(1/2) n for white noise n of variance 1.
+        """
         noise = torch.randn(self.y.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         with torch.no_grad():
-            back = self.operator.adjoint(noise.to(self.y))
+            back = self.operator.adjoint(self._white(noise.to(self.y)))
         return float(back.double().square().mean().sqrt())
+
+    def _white(self, z: Tensor) -> Tensor:
+        return z if self.weights is None else self.weights.sqrt().to(z) * z
 
 
 class Weighted(Regularizer):
@@ -115,21 +158,24 @@ class _WatchedEnergy(Energy):
     """Reports the certified distance to the minimizer at every evaluation."""
 
     watch: Callable[[float], None]
+    nonnegative: bool
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, grad = super().value_and_grad(x)
-        self.watch(float(grad.norm()) / self.strong_convexity)
+        left = projected_gradient(x, grad) if self.nonnegative else grad
+        self.watch(float(left.norm()) / self.strong_convexity)
         return value, grad
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Minimizes 1/2 ||A x - y||^2 + weight R(x) + mu/2 ||x||^2 for one problem and any weight."""
+    """Minimizes D(A x, y) + weight R(x) + mu/2 ||x||^2 for one problem and any weight, over x >= 0 if asked to."""
 
     problem: Problem
     regularizer: Regularizer
     mu: float
     max_evaluations: int
+    nonnegative: bool = False
     watch: Callable[[float], None] = lambda error: None
 
     def energy(self, weight: float) -> Energy:
@@ -138,24 +184,25 @@ class Solver:
         Raises:
             NotStronglyConvexError: (a ValueError) nothing could be certified.
         """
-        energy = _WatchedEnergy(self.problem.y, Weighted(self.regularizer, weight), self.problem.operator, mu=self.mu)
-        energy.watch = self.watch
+        problem, prior = self.problem, Weighted(self.regularizer, weight)
+        energy = _WatchedEnergy(problem.y, prior, problem.operator, problem.fidelity(), self.mu)
+        energy.watch, energy.nonnegative = self.watch, self.nonnegative
         energy.require_strong_convexity()
         return energy
 
     def certified(self, weight: float, start: Tensor, accuracy: float) -> Solution:
         """The minimizer to the certified ``accuracy``, on the scale of x."""
-        return LBFGS(max_iterations=self.max_evaluations)(self.energy(weight), start, accuracy)
+        return self._solve(self.energy(weight), start, accuracy)
 
     def rough(self, weight: float, start: Tensor, gradient: float) -> Solution:
-        """A point with ``||gradient|| <= gradient``: enough to compare weights.
+        """A point with ``||gradient|| <= gradient`` (of what is left of it on x >= 0): enough to compare weights.
 
         Raises:
             ValueError: it was not reached within the evaluations allowed.
         """
         energy = self.energy(weight)
         # the certificate is ||gradient|| / modulus, so this accuracy asks for the gradient
-        solution = LBFGS(max_iterations=self.max_evaluations)(energy, start, gradient / energy.strong_convexity)
+        solution = self._solve(energy, start, gradient / energy.strong_convexity)
         status = Status(int(solution.status[0]))
         if status in (Status.NOT_FINITE, Status.ITERATION_LIMIT):
             raise ValueError(
@@ -164,3 +211,7 @@ class Solver:
                 "larger --max-evaluations, another --smoothing, or give --weight"
             )
         return solution
+
+    def _solve(self, energy: Energy, start: Tensor, accuracy: float) -> Solution:
+        method = ProjectedLBFGS if self.nonnegative else LBFGS
+        return method(max_iterations=self.max_evaluations)(energy, start, accuracy)

@@ -1,59 +1,31 @@
-"""``recon reconstruct`` for CT: sinograms with the geometry of their file, or of a YAML file."""
+"""``recon reconstruct`` for CT: the problem of a sinogram, measured or simulated, with its noise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from datasets.hdf5 import LODOPAB_MU_MAX, find_dataset, open_hdf5
+from datasets.noise import gaussian_noise
+from datasets.physics import line_integrals, transmission_counts, transmission_weights
 from datasets.reading import DataError
-from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
-from datasets.sinograms import read_numpy, read_sinogram
 from datasets.tomography import MU_UNIT
-from recon.commands.problem import Problem
+from recon.commands.ct_data import CTOptions, Sinogram, chosen_views, read, read_geometry, selected
+from recon.commands.pictures import is_picture, read_picture
+from recon.commands.problem import DicomTarget, Problem
 from recon.commands.weight import sinogram_noise
-from recon.operators import FanBeam, FilteredBackProjection, Geometry, ParallelBeam, RayTransform, geometry_from_dict
-from recon.operators.tomography import Backend
+from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
 
-_HDF5 = (".h5", ".hdf5")
-# Views closer than this (radians) to a full turn after the first one repeat it.
-_SAME = 1e-6
+#: side in mm of pictures that do not tell, as in ``TomographyDataModule``
+FIELD_OF_VIEW = 300.0
 
 
-@dataclass(frozen=True)
-class CTOptions:
-    """What is asked for on the command line; lengths in mm, angles in degrees, the noise on the scale of the file."""
-
-    geometry: Path | None = None
-    size: int | None = None
-    pixel_size: float | None = None
-    views: int | None = None
-    angle_range: tuple[float, float] | None = None
-    rotation_centre: str | None = None
-    index: int = 0
-    noise: float | None = None
-    filter: str = "ram-lak"
-    backend: Backend = "matrix"
-
-
-@dataclass(frozen=True)
-class Sinogram:
-    """Line integrals ``values`` (angles, detectors) along the rays of ``geometry``, x = µ / ``mu_unit``."""
-
-    values: Tensor
-    geometry: Geometry
-    mu_unit: float = MU_UNIT
-    unit: str = "1/mm"
-    reference: Tensor | None = None
-    details: Mapping[str, Any] | None = None
+def simulates(path: Path, options: CTOptions) -> bool:
+    """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms."""
+    return is_picture(path) and not (path.suffix.lower() == ".npy" and options.geometry is not None)
 
 
 def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
@@ -64,12 +36,14 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
         ValueError: a value is out of range, or the operator is too large for the memory.
         ImportError: ASTRA is missing, or the package of a reader.
     """
-    sinogram = selected(read(path, options), options, path)
-    geometry = sinogram.geometry
-    y = (sinogram.values / sinogram.mu_unit)[None, None].to(device, dtype)
+    if simulates(path, options):
+        sinogram = _simulated(path, options)
+    else:
+        sinogram = _with_photons(selected(read(path, options), options, path), options)
+    geometry, unit = sinogram.geometry, sinogram.mu_unit
+    y = (sinogram.values / unit)[None, None].to(device, dtype)
     back_projection = FilteredBackProjection(geometry, options.filter)(y)
-    noise = sinogram_noise(sinogram.values) if options.noise is None else options.noise
-    operator = RayTransform(geometry, options.backend)
+    noise, noise_rule, weights = _noise(sinogram, options, path)
     geometry_entries = geometry.to_dict()
     geometry_entries["angles_degrees"] = [round(math.degrees(a), 6) for a in geometry_entries.pop("angles")]
     return Problem(
@@ -77,148 +51,104 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
         data=path,
         task="ct",
         y=y,
-        operator=operator,
+        operator=sinogram.operator or RayTransform(geometry, options.backend),
         start=back_projection,
-        baseline=sinogram.mu_unit * back_projection[0, 0].cpu().double(),
+        baseline=unit * back_projection[0, 0].cpu().double(),
         method="fbp",
-        scale=sinogram.mu_unit,
+        scale=unit,
         unit=sinogram.unit,
-        noise=noise / sinogram.mu_unit,
-        noise_rule="estimated from second differences of the sinogram" if options.noise is None else "given",
-        measured=y.numel(),
+        noise=noise / unit,
+        noise_rule=noise_rule,
+        measured=y.numel() if weights is None else int((weights > 0).sum()),
+        weights=weights,
         exact=options.backend != "astra_cuda",
         reference=sinogram.reference if reference is None else reference,
         details={"geometry": geometry_entries, "fbp_filter": options.filter, **(sinogram.details or {})},
+        simulated=sinogram.simulated,
+        dicom=sinogram.dicom,
     )
 
 
-def read(path: Path, options: CTOptions) -> Sinogram:
-    """All views of a file. See :func:`ct_problem` for what is raised."""
-    if path.suffix.lower() in _HDF5 and _is_lodopab(path):
-        return _read_lodopab(path, options)
-    if options.geometry is not None:
-        return _read_with_geometry(path, options.geometry, options)
-    scan = _without_repeated_view(read_sinogram(path, **_reader_options(path, options)))
-    details: dict[str, Any] = {}
-    centre = options.rotation_centre
-    if centre is None and path.suffix.lower() in _HDF5:
-        centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
-    if centre == "estimate":
-        scan = replace(scan, rotation_centre=estimate_rotation_centre(scan))
-    elif centre is not None:
-        scan = replace(scan, rotation_centre=_number(centre))
-    details["rotation_centre"] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
-    detectors = scan.sinogram.shape[1]
-    size = detectors if options.size is None else options.size
-    pixel_size = options.pixel_size
-    if pixel_size is None:
-        field = float(scan.detector_spacing / scan.magnification) * detectors
-        if "effectivePixelSizePost" in scan.metadata:
-            field = 512 * float(scan.metadata["effectivePixelSizePost"])  # the field of the challenge's pictures
-        pixel_size = field / size
-    unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
-    return Sinogram(scan.sinogram, scan.geometry((size, size), pixel_size), unit=unit, details=details)
+def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[float, str, Tensor | None]:
+    """Standard deviation of the line integrals, how it is known, and the relative inverse variances (1, ...) of rays.
+
+    The variance of a ray with n photons is 1/n to first order, so its weight is n / mean(n), and the level of the noise
+    where the weight is 1 is mean(n)^(-1/2); the mean is over the rays that photons passed.
+    """
+    if sinogram.photons is None:
+        if options.noise is not None:
+            return options.noise, "given", None
+        return sinogram_noise(sinogram.values), "estimated from second differences of the sinogram", None
+    weights = transmission_weights(sinogram.photons)
+    if not bool((weights > 0).any()):
+        raise DataError(f"{path}: no ray has a photon left; give more --photons")
+    mean = float(weights[weights > 0].mean())
+    rule = f"of the mean ray, for {options.photons:g} photons through air; rays are weighted by their photons"
+    return mean**-0.5, rule, (weights / mean)[None]
 
 
-def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
-    """The views within ``angle_range`` (degrees after the first view), thinned out to ``views`` at equal distances."""
-    angles = np.asarray(sinogram.geometry.angles)
-    chosen = np.arange(len(angles))
-    if options.angle_range is not None:
-        start, stop = (math.radians(a) for a in options.angle_range)
-        after = angles - angles[0]
-        # rounding of the angles must not decide on the views at the ends
-        chosen = np.flatnonzero((after >= start - _SAME) & (after < stop - _SAME))
-        if not len(chosen):
-            raise DataError(
-                f"{path}: no view lies between {options.angle_range[0]:g} and {options.angle_range[1]:g} degrees after "
-                f"the first; the scan spans {math.degrees(after[-1]):g} degrees"
-            )
-    if options.views is not None:
-        if options.views > len(chosen):
-            raise DataError(f"{path}: --views is {options.views}, but there are only {len(chosen)} to choose from")
-        chosen = chosen[np.arange(options.views) * len(chosen) // options.views]
-    indices = [int(k) for k in chosen]
-    return replace(sinogram, values=sinogram.values[indices], geometry=sinogram.geometry.select(indices))
+def _with_photons(sinogram: Sinogram, options: CTOptions) -> Sinogram:
+    """With the photons of each ray: n0 exp(-z), times what its detector pixel gets relative to the mean pixel."""
+    if options.photons is None:
+        return sinogram
+    if sinogram.beam is None:
+        return replace(sinogram, photons=options.photons * torch.exp(-sinogram.values))
+    air = sinogram.beam * torch.exp(sinogram.values)
+    return replace(sinogram, photons=options.photons * sinogram.beam / air[sinogram.beam > 0].mean())
 
 
-def _reader_options(path: Path, options: CTOptions) -> dict[str, Any]:
-    if path.suffix.lower() in _HDF5:
-        return {"row": options.index}
-    if options.index != 0:
-        raise DataError(f"{path}: there is no slice {options.index}; the file holds one, 0")
-    return {}
+def _simulated(path: Path, options: CTOptions) -> Sinogram:
+    """A scan of a picture on its own pixels, with Gaussian noise or photons.
 
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"--rotation-centre is {text!r}; valid are a detector pixel, or `estimate`") from error
-
-
-def _without_repeated_view(scan: Scan) -> Scan:
-    """A full turn measured from 0 to 360 degrees has its first view twice."""
-    last = float(scan.angles[-1] - scan.angles[0])
-    return scan.select(slice(0, -1)) if last > 2 * math.pi - _SAME and len(scan.angles) > 1 else scan
-
-
-def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
-    geometry = _read_geometry(file)
-    if options.size is not None or options.pixel_size is not None:
-        raise ValueError(f"--size and --pixel-size do not go with --geometry: {file} has image_shape and pixel_size")
-    if path.suffix.lower() == ".npy":
-        scan = read_numpy(path, np.asarray(geometry.angles), detector_spacing=geometry.detector_spacing)
-    else:
-        scan = read_sinogram(path, **_reader_options(path, options))
-    if tuple(scan.sinogram.shape) != geometry.range_shape[1:]:
-        raise DataError(
-            f"{path}: its sinogram has the shape {tuple(scan.sinogram.shape)}, but {file} describes "
-            f"{geometry.range_shape[1]} angles and {geometry.range_shape[2]} detector pixels"
+    Rays are parallel unless a geometry is given; the picture is as large as its pixels say, or ``FIELD_OF_VIEW``.
+    """
+    if (options.noise is None) == (options.photons is None):
+        raise ValueError(
+            f"{path}: is a picture, whose scan is simulated; give its noise, either --noise (standard deviation of "
+            "line integrals) or --photons"
         )
-    return Sinogram(scan.sinogram, geometry, details={"geometry_file": str(file)})
+    given = None if options.geometry is None else read_geometry(options.geometry)
+    size = options.size
+    if given is not None and given.image_shape[0] == given.image_shape[1]:
+        size = given.image_shape[0]
+    picture = read_picture(path, "ct", size)
+    x = picture.x
+    if given is None:
+        geometry: ParallelBeam | FanBeam = _parallel(path, options, tuple(x.shape), picture.pixel_size)
+    elif given.image_shape == tuple(x.shape):
+        geometry = given.select(chosen_views(given, options, path))
+    else:
+        raise DataError(f"{path}: has {x.shape[0]}x{x.shape[1]} pixels, {options.geometry} is for {given.image_shape}")
+    operator = RayTransform(geometry, options.backend)
+    z = MU_UNIT * operator(x[None, None])[0, 0]
+    if options.photons is None:
+        assert options.noise is not None
+        values, photons = z + gaussian_noise(z.shape, options.noise, options.seed, options.number, z.dtype), None
+        noise = f"Gaussian noise of standard deviation {options.noise:g}"
+    else:
+        photons = transmission_counts(z, options.photons, options.seed, options.number)
+        values, noise = line_integrals(photons, options.photons), f"{options.photons:g} photons for each ray"
+    return Sinogram(
+        values,
+        geometry,
+        operator=operator,
+        reference=MU_UNIT * x,
+        photons=photons,
+        simulated=f"scan of the picture on the same pixels, {noise}, seed {options.seed}",
+        dicom=DicomTarget(path, (geometry.pixel_size[0], geometry.pixel_size[1])) if picture.dicom else None,
+    )
 
 
-def _read_geometry(file: Path) -> ParallelBeam | FanBeam:
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    try:
-        geometry = geometry_from_dict(values)
-    except ValueError as error:
-        raise DataError(f"{file}: {error}") from error
-    if geometry.ndim != 2 or not isinstance(geometry, (ParallelBeam, FanBeam)):
-        raise DataError(f"{file}: describes a {geometry.kind} beam; valid here are parallel and fan")
-    return geometry
-
-
-def _is_lodopab(path: Path) -> bool:
-    with open_hdf5(path) as file:
-        return "data" in file and "exchange" not in file
-
-
-def _read_lodopab(path: Path, options: CTOptions) -> Sinogram:
-    """Observation ``index`` of a file of LoDoPaB-CT, and its ground truth where the file is beside it."""
-    if not path.name.startswith("observation"):
-        raise DataError(f"{path}: has a dataset `data` as LoDoPaB-CT, but is no file observation_*.hdf5 of it")
-    for option, value in (("--geometry", options.geometry), ("--size", options.size)):
-        if value is not None:
-            raise ValueError(f"{option} does not go with LoDoPaB-CT, whose geometry is known")
-    geometry = lodopab_geometry()
-    values = _entry(path, options.index, geometry.range_shape[1:])
-    truth = path.with_name(path.name.replace("observation", "ground_truth", 1))
-    reference = _entry(truth, options.index, geometry.image_shape) * LODOPAB_MU_MAX if truth.is_file() else None
-    # the files count lengths in m, and µ in units of µ_max
-    return Sinogram(1000 * LODOPAB_MU_MAX * values, geometry, LODOPAB_MU_MAX, reference=reference)
-
-
-def _entry(path: Path, index: int, shape: tuple[int, ...]) -> Tensor:
-    with open_hdf5(path) as file:
-        data = find_dataset(file, "data", path)
-        if data.ndim != 3 or tuple(data.shape[1:]) != shape or not 0 <= index < data.shape[0]:
-            raise DataError(f"{path}: data has the shape {data.shape}; entry {index} of shape {shape} was asked for")
-        values = torch.from_numpy(np.asarray(data[index], dtype=np.float64))
-    if not bool(torch.isfinite(values).all()):
-        raise DataError(f"{path}: entry {index} has values that are NaN or infinite")
-    return values
+def _parallel(
+    path: Path, options: CTOptions, shape: tuple[int, ...], pixel_size: tuple[float, float] | None
+) -> ParallelBeam:
+    if options.views is None:
+        raise ValueError(f"{path}: is a picture, whose scan is simulated; give --views (a sinogram needs --geometry)")
+    if options.pixel_size is not None:
+        pixel_size = (options.pixel_size, options.pixel_size)
+    elif pixel_size is None:
+        pixel_size = (FIELD_OF_VIEW / max(shape),) * 2
+    start, stop = options.angle_range or (0.0, 180.0)
+    return ParallelBeam.equispaced(
+        shape, pixel_size, options.views, start=math.radians(start), arc=math.radians(stop - start)
+    )

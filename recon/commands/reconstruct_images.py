@@ -1,7 +1,8 @@
-"""``recon reconstruct``: denoise image files with a trained regularizer, each with a certificate of its accuracy.
+"""``recon reconstruct``: denoise image files with a regularizer, each with a certificate of its accuracy.
 
-The reconstruction of data y is x^ = argmin 1/2||x - y||^2 + R(x) + (mu/2)||x||^2. What is written is an x with
-||x - x^|| <= accuracy, the Euclidean norm over the whole image on the scale of its values (8-bit files: [0, 1]).
+The reconstruction of data y is x^ = argmin 1/2||x - y||^2 + weight R(x) + (mu/2)||x||^2, over x >= 0 if asked to. What
+is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whole image on the scale of its values
+(8-bit files: [0, 1]).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,23 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from datasets import DataError, ImageFolder, read_dicom, read_image, write_dicom
-from datasets.dicom import DicomFolder, holds_dicom
+from datasets import DataError, read_dicom, read_image, write_dicom
+from datasets.dicom import holds_dicom
 from datasets.physics import MAX_HU
 from models.storage import load_regularizer
+from recon.commands.pictures import picture_files
+from recon.commands.problem import Problem, Weighted
+from recon.commands.regularized import DTYPES, Settings, Watch, metadata_mu, reconstruct
 from recon.commands.results import Result, finite, output_files, quality, results_table, words, write_result
+from recon.commands.weight import image_noise
 from recon.files import prepare_folder, write_files
-from recon.lower_level import LBFGS, Energy, Regularizer, Status, cropped, mirrored
+from recon.lower_level import Energy, NotStronglyConvexError, Regularizer, Status, cropped, mirrored
+from recon.metrics import psnr
+from recon.operators import Identity
 
 REPORT = "report.json"
 #: certified by default, ||x - x^|| of the whole image
 ACCURACY = 1e-2
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_OF_SCANS = ("weight", "choose", "noise", "mu", "smoothing", "geometry", "size", "pixel_size", "views", "angle_range")
-
-
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
 _HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
 
@@ -57,28 +59,37 @@ def main(args: argparse.Namespace) -> int:
             nothing (DataError and ModelFileError are ValueErrors).
         OSError: a file is missing, or the output cannot be written.
     """
+    if (args.method is None) == (args.model is None):
+        raise ValueError("images are denoised with a trained regularizer, or TV; give either --model or --method tv")
+    if args.method not in (None, "tv"):
+        raise ValueError(f"--method {args.method} does not go with --task denoising; valid is tv")
+    if args.index:
+        raise ValueError(f"--index is {args.index}, but an image file holds one image, 0")
+    if args.choose == "sweep" and args.reference is None:
+        raise ValueError("--choose sweep compares with a reference; give --reference, or --choose discrepancy")
     args.accuracy = ACCURACY if args.accuracy is None else args.accuracy
-    if args.model is None:
-        raise ValueError("images are denoised with a trained regularizer; give --model")
-    for option in _OF_SCANS:
-        if getattr(args, option) is not None:
-            raise ValueError(f"--{option.replace('_', '-')} belongs to CT and MRI; these data are taken for images")
-    regularizer, metadata = load_regularizer(args.model)
-    mu = _denoising_mu(metadata, args.model)
-    regularizer.to(device=args.device, dtype=_DTYPES[args.dtype]).requires_grad_(False)
+    regularizer, mu = None, args.mu or 0.0
+    if args.model:
+        regularizer, metadata = load_regularizer(args.model)
+        mu = args.mu or _denoising_mu(metadata, args.model)
+        regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
+        _require_strong_convexity(regularizer, mu, args.weight or 1.0, args.model)
     jobs = _jobs([Path(p) for p in args.data], args.reference)
     _check_output(Path(args.output), [*(j.data for j in jobs), *(j.reference for j in jobs if j.reference)], jobs)
     for job in jobs:  # everything is readable before anything is computed
         _read(job)
-    modulus = _strong_convexity(regularizer, mu, args.model)
-    results = _reconstruct_all(jobs, regularizer, mu, args)
+    return _finish(_reconstruct_all(jobs, regularizer, mu, args), mu, args)
+
+
+def _finish(results: list[Result], mu: float, args: argparse.Namespace) -> int:
+    """Write the report, show the table, and name what did not reach its accuracy."""
     failed = [r for r in results if r.status != words(Status.CONVERGED)]
     report = {
         "task": "denoising",
-        "model": str(args.model),
-        "regularizer": type(regularizer).__name__,
+        "method": args.method or "model",
+        "model": args.model,
         "accuracy": args.accuracy,
-        "strong_convexity": modulus,
+        "nonnegative": args.nonnegative,
         "mu": mu,
         "dtype": args.dtype,
         "device": args.device,
@@ -104,14 +115,19 @@ def _denoising_mu(metadata: dict[str, Any], model: str) -> float:
         found = str(metadata.get(part, valid))
         if found.rpartition(".")[2] != valid:
             raise ValueError(f"{model}: trained with the {part} {found}; this program denoises, which is {valid}")
-    mu = metadata.get("mu", 0.0)
-    if not isinstance(mu, (int, float)) or not 0 <= mu < math.inf:
-        raise ValueError(f"{model}: mu is {mu!r}, but must be finite and not negative")
-    return float(mu)
+    return metadata_mu(metadata, model)
+
+
+def _require_strong_convexity(regularizer: Regularizer, mu: float, weight: float, model: str) -> None:
+    parameter = next(regularizer.parameters(), torch.zeros(()))
+    try:
+        Energy(parameter.new_zeros(1, 1, 1, 1), Weighted(regularizer, weight), mu=mu).require_strong_convexity()
+    except ValueError as error:
+        raise ValueError(f"{model}: {error}") from error
 
 
 def _jobs(data: list[Path], reference: str | None) -> list[Job]:
-    files = [file for path in data for file in _files(path)]
+    files = [file for path in data for file in picture_files(path)]
     seen: dict[str, Path] = {}
     for file in files:
         if file.stem in seen:
@@ -119,7 +135,7 @@ def _jobs(data: list[Path], reference: str | None) -> list[Job]:
         seen[file.stem] = file
     if reference is None:
         return [Job(file.stem, file, None) for file in files]
-    references = _files(Path(reference))
+    references = picture_files(Path(reference))
     if len(files) == 1 and not Path(reference).is_dir():
         return [Job(files[0].stem, files[0], references[0])]
     by_name = {file.stem: file for file in references}
@@ -127,15 +143,6 @@ def _jobs(data: list[Path], reference: str | None) -> list[Job]:
         if file.stem not in by_name:
             raise DataError(f"{reference}: has no reference for {file}; its name must be {file.stem}, too")
     return [Job(file.stem, file, by_name[file.stem]) for file in files]
-
-
-def _files(path: Path) -> list[Path]:
-    """The images of a folder, or the DICOM slices if it has any; or the one file."""
-    if not holds_dicom(path):
-        return [Path(name) for name in ImageFolder(path).names]
-    if path.is_file():
-        return [path]
-    return [Path(name) for name in DicomFolder(path, "CT").names]
 
 
 def _check_output(output: Path, inputs: list[Path], jobs: list[Job]) -> None:
@@ -169,29 +176,9 @@ def _image(path: Path, gray: bool = False) -> Tensor:
     return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
 
 
-def _strong_convexity(regularizer: Regularizer, mu: float, model: str) -> float:
-    parameter = next(regularizer.parameters(), torch.zeros(()))
-    energy = Energy(parameter.new_zeros(1, 1, 1, 1), regularizer, mu=mu)
-    try:
-        return energy.require_strong_convexity()
-    except ValueError as error:
-        raise ValueError(f"{model}: {error}") from error
-
-
-class _WatchedEnergy(Energy):
-    """Reports the certified distance to the minimizer at every evaluation."""
-
-    def __init__(self, y: Tensor, regularizer: Regularizer, mu: float, show: Callable[[float], None]) -> None:
-        super().__init__(y, regularizer, mu=mu)
-        self.show = show
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = super().value_and_grad(x)
-        self.show(float(grad.norm()) / self.strong_convexity)
-        return value, grad
-
-
-def _reconstruct_all(jobs: list[Job], regularizer: Regularizer, mu: float, args: argparse.Namespace) -> list[Result]:
+def _reconstruct_all(
+    jobs: list[Job], regularizer: Regularizer | None, mu: float, args: argparse.Namespace
+) -> list[Result]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -204,31 +191,61 @@ def _reconstruct_all(jobs: list[Job], regularizer: Regularizer, mu: float, args:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("reconstruct", total=len(jobs), evaluation=0, error="-")
         for job in jobs:
-            count = 0
 
-            def show(error: float) -> None:
-                nonlocal count
-                count += 1
-                progress.update(task, evaluation=count, error=f"{error:.1e}")
+            def watch(phase: str, evaluation: int, error: float) -> None:
+                progress.update(task, evaluation=evaluation, error=f"{error:.1e}")
 
-            results.append(_reconstruct(job, regularizer, mu, args, show))
+            results.append(_reconstruct(job, regularizer, mu, args, watch))
             progress.advance(task)
     return results
 
 
+def _problem(job: Job, y: Tensor, margin: int, noise: float | None) -> Problem:
+    """Denoising of y (1, channel, height, width), mirrored at its edges for models that were trained so."""
+    dicom = holds_dicom(job.data)
+    scale = _HU_RANGE if dicom else 1.0
+    rule = "estimated from second differences of the image" if noise is None else "given"
+    data = mirrored(y, margin)
+    return Problem(
+        name=job.name,
+        data=job.data,
+        task="denoising",
+        y=data,
+        operator=Identity(),
+        start=data,
+        baseline=y[0, 0].cpu().double(),
+        method="data",
+        scale=1.0,
+        unit="1",
+        noise=image_noise(y) if noise is None else noise / scale,
+        noise_rule=rule,
+        measured=data.numel(),
+    )
+
+
 def _reconstruct(
-    job: Job, regularizer: Regularizer, mu: float, args: argparse.Namespace, show: Callable[[float], None]
+    job: Job, regularizer: Regularizer | None, mu: float, args: argparse.Namespace, watch: Watch
 ) -> Result:
     y, target = _read(job)
-    batch = y[None].to(args.device, _DTYPES[args.dtype])
+    batch = y[None].to(args.device, DTYPES[args.dtype])
+    size = (batch.shape[2], batch.shape[3])
+    margin = 0 if regularizer is None else regularizer.margin
+
+    def psnr_of(x: Tensor) -> float:
+        assert target is not None
+        part = x[..., margin : margin + size[0], margin : margin + size[1]]
+        return float(psnr(part.cpu().double(), target[None]))
+
     start = time.perf_counter()
     try:
-        data = mirrored(batch, regularizer.margin)
-        energy = _WatchedEnergy(data, regularizer, mu, show)
-        solution = LBFGS(max_iterations=args.max_evaluations)(energy, data, args.accuracy)
-        solution = cropped(solution, (batch.shape[2], batch.shape[3]))
+        problem = _problem(job, batch, margin, args.noise)
+        made = reconstruct(problem, regularizer, mu, Settings.of(args), psnr_of, watch)
+    except NotStronglyConvexError:
+        raise
     except ValueError as error:  # images that are smaller than the filters
-        raise DataError(f"{job.data}: {error}") from error
+        named = str(job.data) in str(error)
+        raise DataError(str(error) if named else f"{job.data}: {error}") from error
+    solution = cropped(made.solution, size)
     seconds = time.perf_counter() - start
     x, distance = solution.x[0].cpu(), float(solution.error[0])
     result = Result(
@@ -241,6 +258,15 @@ def _reconstruct(
         error_rms_per_pixel=finite(distance / math.sqrt(y.numel())),
         evaluations=int(solution.evaluations[0]),
         seconds=round(seconds, 3),
+        regularizer=type(made.solver.regularizer).__name__,
+        strong_convexity=made.solver.energy(made.choice.weight).strong_convexity,
+        weight=made.choice.weight,
+        weight_rule=made.choice.rule,
+        weight_trials=made.choice.entries(),
+        noise=problem.noise,
+        noise_rule=problem.noise_rule,
+        residual=problem.residual(made.solution.x),
+        evaluations_choosing=made.choice.evaluations,
         **({} if target is None else quality(x, y, target)),
     )
     write_result(Path(args.output), result, x, y, target)

@@ -25,7 +25,9 @@ class Result:
 
     error: certified ||x - x^||, null if nothing is certified; error_rms_per_pixel: error / sqrt(number of values);
     status: ``converged``, ``iteration limit``, ``precision floor`` or ``not finite``; evaluations: of the gradient;
-    psnr, ssim: of x against the reference, ``*_data``: of the data; null without a reference.
+    weight: of the regularizer, with its rule and what was tried; noise, residual: root mean squares on the scale of x,
+    over the mirrored image where the regularizer needs one. psnr, ssim: of x against the reference, ``*_data``: of the
+    data; null without a reference.
     """
 
     name: str
@@ -37,6 +39,15 @@ class Result:
     error_rms_per_pixel: float | None
     evaluations: int
     seconds: float
+    regularizer: str
+    strong_convexity: float
+    weight: float
+    weight_rule: str
+    weight_trials: list[dict[str, float]]
+    noise: float
+    noise_rule: str
+    residual: float
+    evaluations_choosing: int
     psnr_data: float | None = None
     psnr: float | None = None
     ssim_data: float | None = None
@@ -96,13 +107,14 @@ def results_table(results: list[Result]) -> Table:
     """One row for every image; PSNR of the data and of the reconstruction."""
     table = Table(title="Reconstructions, PSNR in dB")
     table.add_column("image", overflow="fold")
-    for column in ("status", "‖x − x̂‖ ≤", "evals", "seconds", "PSNR", "SSIM"):
+    for column in ("status", "weight", "‖x − x̂‖ ≤", "evals", "s", "PSNR", "SSIM"):
         table.add_column(column, justify="right")
     for r in results:
         error = "none" if r.error is None else f"{r.error:.1e}"
         gain = "" if r.psnr is None or r.psnr_data is None else f"{r.psnr_data:.2f} → {r.psnr:.2f}"
         similarity = "" if r.ssim is None else f"{r.ssim:.3f}"
-        table.add_row(r.name, r.status, error, str(r.evaluations), f"{r.seconds:.1f}", gain, similarity)
+        evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else str(r.evaluations)
+        table.add_row(r.name, r.status, f"{r.weight:.2g}", error, evaluations, f"{r.seconds:.1f}", gain, similarity)
     return table
 
 

@@ -38,6 +38,10 @@ class Choice:
     evaluations: int
     start: Tensor
 
+    def entries(self) -> list[dict[str, float]]:
+        """The trials as dictionaries for JSON."""
+        return [{"weight": trial.weight, "value": trial.value} for trial in self.trials]
+
 
 class _Trials:
     """Solves roughly for one weight after the other, each from the solution of the one before."""
@@ -71,7 +75,7 @@ class _Trials:
 
 def _smallest_noise(problem: Problem) -> float:
     """0.2 % of the data: trials are not solved for less, so that clean data ask for no infinite accuracy."""
-    return 2e-3 * float(problem.y.double().norm()) / math.sqrt(problem.measured)
+    return 2e-3 * problem.root_mean_square(problem.y)
 
 
 def discrepancy(solver: Solver, trained: bool) -> Choice:
@@ -169,17 +173,28 @@ def sinogram_noise(sinogram: Tensor) -> float:
     Computer Vision and Image Understanding 64, 1996). Instead of the mean of its squares, which edges spoil, their
     median over the rays with the larger half of line integrals counts: where there is an object, and most noise.
     """
-    s = sinogram.detach().cpu().double().reshape(-1, *sinogram.shape[-2:])
-    if min(s.shape[-2:]) < 3:
-        raise ValueError(
-            f"a sinogram of {s.shape[-2]} views and {s.shape[-1]} pixels is too small to estimate its noise; give "
-            "--noise"
-        )
-    second = s[:, 2:] - 2 * s[:, 1:-1] + s[:, :-2]
-    second = second[..., 2:] - 2 * second[..., 1:-1] + second[..., :-2]
-    inside = s[:, 1:-1, 1:-1]
-    chosen = second[inside >= inside.median()]
-    return 1.4826 * float(chosen.abs().median()) / 6
+    inside = sinogram.detach().cpu().double()[..., 1:-1, 1:-1]
+    second = _second_differences(sinogram, f"a sinogram of {sinogram.shape[-2]} views and {sinogram.shape[-1]} pixels")
+    return _deviation(second[inside >= inside.median()]) / 6
+
+
+def image_noise(image: Tensor) -> float:
+    """Standard deviation of the noise of an image ``(..., H, W)`` with independent pixels, as :func:`sinogram_noise`.
+
+    The median is over all pixels; fine texture counts as noise.
+    """
+    return _deviation(_second_differences(image, f"an image of {image.shape[-2]}x{image.shape[-1]} pixels")) / 6
+
+
+def _second_differences(values: Tensor, what: str) -> Tensor:
+    if min(values.shape[-2:]) < 3:
+        raise ValueError(f"{what} is too small to estimate its noise; give --noise")
+    return values.detach().cpu().double().diff(n=2, dim=-2).diff(n=2, dim=-1)
+
+
+def _deviation(values: Tensor) -> float:
+    """The standard deviation of a normal distribution with this median of absolute values."""
+    return 1.4826 * float(values.abs().median())
 
 
 def kspace_noise(y: Tensor, mask: Tensor) -> float:
@@ -192,4 +207,4 @@ def kspace_noise(y: Tensor, mask: Tensor) -> float:
     radius = torch.hypot(rows[:, None] / mask.shape[0], columns[None] / mask.shape[1])
     sampled = mask.cpu()
     far = sampled & (radius >= torch.quantile(radius[sampled], 0.9))
-    return 1.4826 * float(y.detach().cpu().double()[..., far].abs().median())
+    return _deviation(y.detach().cpu().double()[..., far])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from datasets import read_dicom
 from models import FieldsOfExperts, TotalVariation
 from models.storage import save_regularizer
 from recon.commands.reconstruct import main
-from recon.lower_level import LBFGS, Energy
+from recon.commands.weight import image_noise
+from recon.lower_level import LBFGS, Energy, ProjectedLBFGS
 
 
 @pytest.fixture
@@ -51,8 +53,9 @@ def test_folder_with_references(model: Path, data: Path, capsys: pytest.CaptureF
     assert sorted(p.name for p in output.iterdir()) == sorted([*names, "report.json"])
     report = json.loads((output / "report.json").read_text())
     assert report["converged"] is True
-    assert report["strong_convexity"] == 1
     for entry in report["images"]:
+        assert entry["strong_convexity"] == 1
+        assert (entry["weight"], entry["weight_rule"]) == (1, "as trained")
         assert entry["status"] == "converged"
         assert 0 < entry["error"] <= 1e-3
         assert entry["error_rms_per_pixel"] == pytest.approx(entry["error"] / np.prod(entry["shape"]) ** 0.5)
@@ -222,3 +225,64 @@ def test_full_disk(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("recon.files.os.fsync", full)
     refused(r"a\.png: cannot be written \(No space left on device\)", model, data, kind=OSError)
+
+
+def run_tv(data: Path, *more: str) -> tuple[int, Path, list[dict[str, Any]]]:
+    output = data.parent / "results"
+    status = main(["--method", "tv", "--data", str(data), "--output", str(output), *more])
+    return status, output, json.loads((output / "report.json").read_text())["images"]
+
+
+def test_tv_by_the_discrepancy_principle(data: Path) -> None:
+    """Without a model: the residual is as large as the noise that is stated, in every image."""
+    status, _, entries = run_tv(data, "--noise", "0.1", "--reference", str(data.parent / "true"))
+    assert status == 0
+    for entry in entries:
+        assert entry["regularizer"] == "TotalVariation"
+        assert entry["residual"] == pytest.approx(0.1, rel=0.03)
+        assert entry["psnr"] > entry["psnr_data"] + 3
+
+
+def test_tv_by_a_sweep(data: Path) -> None:
+    reference = ("--reference", str(data.parent / "true"))
+    _, _, swept = run_tv(data, "--choose", "sweep", *reference)
+    _, _, given = run_tv(data, "--weight", "0.3", *reference)
+    for best, entry in zip(swept, given, strict=True):
+        assert (entry["weight"], entry["weight_rule"]) == (0.3, "given")
+        assert best["psnr"] >= entry["psnr"] - 0.05
+        assert len(best["weight_trials"]) > 4
+
+
+def test_nonnegative_images(data: Path) -> None:
+    """The certificate is that of the minimizer over x >= 0; without the constraint there are negative values."""
+    options = ("--weight", "0.02", "--smoothing", "0.05")
+    _, output, _ = run_tv(data / "a.npy", *options)
+    assert np.load(output / "a.npy").min() < 0
+    status, output, (entry,) = run_tv(data / "a.npy", *options, "--nonnegative")
+    x, y = (torch.from_numpy(np.load(p))[None, None] for p in (output / "a.npy", data / "a.npy"))
+    tv = TotalVariation(np.log(0.02), np.log(0.05)).double().requires_grad_(False)
+    exact = ProjectedLBFGS()(Energy(y, tv), y, 1e-9).x
+    assert status == 0
+    assert float(x.min()) >= 0
+    assert float((x - exact).norm()) <= entry["error"] <= 1e-2
+
+
+def test_images_that_do_not_fit_the_options(data: Path, model: Path) -> None:
+    for options, message in (
+        ((), "give either --model or --method tv"),
+        (("--method", "tv", "--model", str(model)), "give either --model or --method tv"),
+        (("--method", "tv", "--choose", "sweep"), "give --reference"),
+        (("--method", "tv", "--photons", "3"), "--photons belongs to --task ct"),
+        (("--method", "tv", "--index", "1"), "an image file holds one image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(["--data", str(data), "--output", str(data.parent / "results"), *options])
+
+
+def test_image_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.linspace(0, 1, 64).double()[:, None] * torch.linspace(0, 1, 80).double()
+    noisy = smooth + 0.05 * torch.randn(3, 64, 80, generator=generator, dtype=torch.float64)
+    assert image_noise(noisy) == pytest.approx(0.05, rel=0.1)
+    with pytest.raises(ValueError, match="2x80 pixels is too small"):
+        image_noise(noisy[:, :2])

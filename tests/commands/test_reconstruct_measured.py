@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from recon.commands.weight import kspace_noise, sinogram_noise
 from recon.lower_level import LBFGS, Energy
 from recon.operators import CartesianMRI, ParallelBeam, RayTransform, channels_to_complex, simulated_sensitivities
 from recon.operators.sampling import random_lines
+from tests.commands.slices import refused, run
 
 SIZE, VIEWS = 32, 24
 GEOMETRY = ParallelBeam.equispaced((SIZE, SIZE), 2.0, VIEWS)
@@ -58,21 +57,6 @@ def kspace(tmp_path: Path) -> Path:
     np.save(tmp_path / "kspace.npy", channels_to_complex(y[0]).numpy().astype(np.complex64))
     np.save(tmp_path / "true.npy", 1000 * picture[0].numpy())
     return tmp_path / "kspace.npy"
-
-
-def run(data: Path, *more: str) -> tuple[int, Path, dict[str, Any]]:
-    output = data.parent / "results"
-    status = main(["--data", str(data), "--output", str(output), *more])
-    report = json.loads((output / "report.json").read_text())
-    return status, output, {**report, **report["images"][0]}
-
-
-def refused(match: str, data: Path, *more: str, kind: type[Exception] = ValueError) -> None:
-    """The program ends with this message and leaves no file behind."""
-    with pytest.raises(kind, match=match):
-        run(data, *more)
-    output = data.parent / "results"
-    assert not output.exists() or not list(output.iterdir())
 
 
 SMALL = ("--size", str(SIZE), "--pixel-size", "2")

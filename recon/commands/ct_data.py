@@ -1,0 +1,231 @@
+"""Sinograms for ``recon reconstruct``: options, geometry of the file or of YAML, and the choice of views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from datasets.hdf5 import LODOPAB_MU_MAX, find_dataset, open_hdf5
+from datasets.physics import line_integrals
+from datasets.reading import DataError
+from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.sinograms import read_numpy, read_sinogram
+from datasets.tomography import MU_UNIT
+from recon.commands.problem import DicomTarget
+from recon.operators import FanBeam, Geometry, ParallelBeam, RayTransform, geometry_from_dict
+from recon.operators.tomography import Backend
+
+_HDF5 = (".h5", ".hdf5")
+# Views closer than this (radians) to a full turn after the first one repeat it.
+_SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class CTOptions:
+    """What is asked for on the command line; lengths in mm, angles in degrees, the noise on the scale of the file.
+
+    ``photons`` are those of a ray through air; with ``counts``, the file holds the photons that arrived. ``seed`` and
+    ``number`` fix the noise of a simulation.
+    """
+
+    geometry: Path | None = None
+    size: int | None = None
+    pixel_size: float | None = None
+    views: int | None = None
+    angle_range: tuple[float, float] | None = None
+    rotation_centre: str | None = None
+    index: int = 0
+    noise: float | None = None
+    photons: float | None = None
+    counts: bool = False
+    filter: str = "ram-lak"
+    backend: Backend = "matrix"
+    seed: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Sinogram:
+    """Line integrals ``values`` (angles, detectors) along the rays of ``geometry``, x = µ / ``mu_unit``."""
+
+    values: Tensor
+    geometry: Geometry
+    mu_unit: float = MU_UNIT
+    unit: str = "1/mm"
+    reference: Tensor | None = None
+    details: Mapping[str, Any] | None = None
+    beam: Tensor | None = None
+    """Counts of each ray in arbitrary units, 0 where nothing was measured, of the shape of ``values``."""
+    photons: Tensor | None = None
+    """Photons that arrived on each ray, of the shape of ``values``."""
+    operator: RayTransform | None = None
+    """Of this geometry, if there is one already."""
+    simulated: str | None = None
+    dicom: DicomTarget | None = None
+
+
+def read(path: Path, options: CTOptions) -> Sinogram:
+    """All views of a file. See ``ct_problem`` for what is raised."""
+    if path.suffix.lower() in _HDF5 and _is_lodopab(path):
+        return _read_lodopab(path, options)
+    if options.geometry is not None:
+        return _read_with_geometry(path, options.geometry, options)
+    scan = read_sinogram(path, **_reader_options(path, options))
+    scan = _without_repeated_view(_counted(scan, options) if options.counts else scan)
+    details: dict[str, Any] = {}
+    centre = options.rotation_centre
+    if centre is None and path.suffix.lower() in _HDF5:
+        centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
+    if centre == "estimate":
+        scan = replace(scan, rotation_centre=estimate_rotation_centre(scan))
+    elif centre is not None:
+        scan = replace(scan, rotation_centre=_number(centre))
+    details["rotation_centre"] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
+    detectors = scan.sinogram.shape[1]
+    size = detectors if options.size is None else options.size
+    pixel_size = options.pixel_size
+    if pixel_size is None:
+        field = float(scan.detector_spacing / scan.magnification) * detectors
+        if "effectivePixelSizePost" in scan.metadata:
+            field = 512 * float(scan.metadata["effectivePixelSizePost"])  # the field of the challenge's pictures
+        pixel_size = field / size
+    unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
+    geometry = scan.geometry((size, size), pixel_size)
+    return Sinogram(scan.sinogram, geometry, unit=unit, details=details, beam=scan.weights)
+
+
+def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
+    """The views within ``angle_range`` (degrees after the first view), thinned out to ``views`` at equal distances."""
+    views = chosen_views(sinogram.geometry, options, path)
+    beam = None if sinogram.beam is None else sinogram.beam[views]
+    return replace(sinogram, values=sinogram.values[views], geometry=sinogram.geometry.select(views), beam=beam)
+
+
+def chosen_views(geometry: Geometry, options: CTOptions, path: Path) -> list[int]:
+    """The numbers of the views that :func:`selected` takes."""
+    angles = np.asarray(geometry.angles)
+    chosen = np.arange(len(angles))
+    if options.angle_range is not None:
+        start, stop = (math.radians(a) for a in options.angle_range)
+        after = angles - angles[0]
+        # rounding of the angles must not decide on the views at the ends
+        chosen = np.flatnonzero((after >= start - _SAME) & (after < stop - _SAME))
+        if not len(chosen):
+            raise DataError(
+                f"{path}: no view lies between {options.angle_range[0]:g} and {options.angle_range[1]:g} degrees after "
+                f"the first; the scan spans {math.degrees(after[-1]):g} degrees"
+            )
+    if options.views is not None:
+        if options.views > len(chosen):
+            raise DataError(f"{path}: --views is {options.views}, but there are only {len(chosen)} to choose from")
+        chosen = chosen[np.arange(options.views) * len(chosen) // options.views]
+    return [int(k) for k in chosen]
+
+
+def _reader_options(path: Path, options: CTOptions) -> dict[str, Any]:
+    if path.suffix.lower() in _HDF5:
+        return {"row": options.index}
+    if options.index != 0:
+        raise DataError(f"{path}: there is no slice {options.index}; the file holds one, 0")
+    return {}
+
+
+def _counted(scan: Scan, options: CTOptions) -> Scan:
+    """A scan whose file holds photons that arrived: line integrals log(n0 / n), and the photons as weights."""
+    if options.photons is None:
+        raise ValueError("--counts needs --photons, those of a ray through air")
+    if scan.weights is not None:
+        raise ValueError(f"--counts does not go with {scan.path}, whose flat fields say what its values mean")
+    counts = scan.sinogram
+    if float(counts.min()) < 0:
+        raise DataError(f"{scan.path}: has counts of {float(counts.min()):g}, but they must be at least 0")
+    return replace(scan, sinogram=line_integrals(counts, options.photons), weights=counts)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--rotation-centre is {text!r}; valid are a detector pixel, or `estimate`") from error
+
+
+def _without_repeated_view(scan: Scan) -> Scan:
+    """A full turn measured from 0 to 360 degrees has its first view twice."""
+    last = float(scan.angles[-1] - scan.angles[0])
+    return scan.select(slice(0, -1)) if last > 2 * math.pi - _SAME and len(scan.angles) > 1 else scan
+
+
+def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
+    geometry = read_geometry(file)
+    if options.size is not None or options.pixel_size is not None:
+        raise ValueError(f"--size and --pixel-size do not go with --geometry: {file} has image_shape and pixel_size")
+    if path.suffix.lower() == ".npy":
+        scan = read_numpy(path, np.asarray(geometry.angles), detector_spacing=geometry.detector_spacing)
+    else:
+        scan = read_sinogram(path, **_reader_options(path, options))
+    scan = _counted(scan, options) if options.counts else scan
+    if tuple(scan.sinogram.shape) != geometry.range_shape[1:]:
+        raise DataError(
+            f"{path}: its sinogram has the shape {tuple(scan.sinogram.shape)}, but {file} describes "
+            f"{geometry.range_shape[1]} angles and {geometry.range_shape[2]} detector pixels"
+        )
+    return Sinogram(scan.sinogram, geometry, details={"geometry_file": str(file)}, beam=scan.weights)
+
+
+def read_geometry(file: Path) -> ParallelBeam | FanBeam:
+    """The geometry in a YAML file, see docs/geometry.md.
+
+    Raises:
+        OSError: the file cannot be read.
+        DataError: it is no YAML, or no parallel or fan beam in the plane.
+    """
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    try:
+        geometry = geometry_from_dict(values)
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from error
+    if geometry.ndim != 2 or not isinstance(geometry, (ParallelBeam, FanBeam)):
+        raise DataError(f"{file}: describes a {geometry.kind} beam; valid here are parallel and fan")
+    return geometry
+
+
+def _is_lodopab(path: Path) -> bool:
+    with open_hdf5(path) as file:
+        return "data" in file and "exchange" not in file
+
+
+def _read_lodopab(path: Path, options: CTOptions) -> Sinogram:
+    """Observation ``index`` of a file of LoDoPaB-CT, and its ground truth where the file is beside it."""
+    if not path.name.startswith("observation"):
+        raise DataError(f"{path}: has a dataset `data` as LoDoPaB-CT, but is no file observation_*.hdf5 of it")
+    for option, value in (("--geometry", options.geometry), ("--size", options.size)):
+        if value is not None:
+            raise ValueError(f"{option} does not go with LoDoPaB-CT, whose geometry is known")
+    geometry = lodopab_geometry()
+    values = _entry(path, options.index, geometry.range_shape[1:])
+    truth = path.with_name(path.name.replace("observation", "ground_truth", 1))
+    reference = _entry(truth, options.index, geometry.image_shape) * LODOPAB_MU_MAX if truth.is_file() else None
+    # the files count lengths in m, and µ in units of µ_max
+    return Sinogram(1000 * LODOPAB_MU_MAX * values, geometry, LODOPAB_MU_MAX, reference=reference)
+
+
+def _entry(path: Path, index: int, shape: tuple[int, ...]) -> Tensor:
+    with open_hdf5(path) as file:
+        data = find_dataset(file, "data", path)
+        if data.ndim != 3 or tuple(data.shape[1:]) != shape or not 0 <= index < data.shape[0]:
+            raise DataError(f"{path}: data has the shape {data.shape}; entry {index} of shape {shape} was asked for")
+        values = torch.from_numpy(np.asarray(data[index], dtype=np.float64))
+    if not bool(torch.isfinite(values).all()):
+        raise DataError(f"{path}: entry {index} has values that are NaN or infinite")
+    return values
