@@ -215,7 +215,10 @@ def fastmri_slices(path: str | Path) -> int:
         DataError: the file cannot be read or has no ``kspace``.
     """
     with open_hdf5(path) as file:
-        return int(find_dataset(file, "kspace", path).shape[0])
+        shape = find_dataset(file, "kspace", path).shape
+    if len(shape) not in (3, 4):
+        raise DataError(f"{path}: kspace has the shape {shape}; valid are (slices, coils, height, width), or no coils")
+    return int(shape[0])
 
 
 def fastmri_patient(path: str | Path) -> str:
@@ -255,7 +258,12 @@ def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) ->
         fitting = "reconstruction_rss" if data.ndim == 4 else "reconstruction_esc"
         picture = None
         if target is not None or fitting in file:
-            picture = np.asarray(find_dataset(file, target or fitting, path)[index], dtype=np.float64)
+            pictures = find_dataset(file, target or fitting, path)
+            if pictures.ndim != 3 or len(pictures) != len(data):
+                raise DataError(
+                    f"{path}: {target or fitting} has the shape {pictures.shape}; valid is ({len(data)}, height, width)"
+                )
+            picture = np.asarray(pictures[index], dtype=np.float64)
             check_finite(picture, target or fitting, path)
         mask = np.asarray(file["mask"]).astype(bool).ravel() if "mask" in file else None
         attributes = {key: _text(value) for key, value in file.attrs.items()}

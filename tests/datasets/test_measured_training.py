@@ -227,3 +227,12 @@ def test_fastmri_folders_that_are_no_good(tmp_path: Path) -> None:
         file["kspace"][0] = 0
     with pytest.raises(DataError, match=r"a\.h5\[0\]: holds only zeros"):
         FastMRIFolder(tmp_path)[0]
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file["reconstruction_esc"]
+        file["reconstruction_esc"] = np.ones((1, 8, 8))
+    with pytest.raises(DataError, match=r"reconstruction_esc has the shape \(1, 8, 8\); valid is \(2, height, width\)"):
+        FastMRIFolder(tmp_path)[1]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kspace"] = np.complex64(5)
+    with pytest.raises(DataError, match=r"a\.h5: kspace has the shape \(\)"):
+        FastMRIFolder(tmp_path)
