@@ -3,10 +3,13 @@
 from datasets.denoising import DenoisingDataModule
 from datasets.dicom import DicomFolder, DicomSlice, read_dicom
 from datasets.dicom_output import write_dicom
+from datasets.fastmri import FastMRIFolder
 from datasets.hdf5 import LoDoPaB, read_fastmri
 from datasets.images import BuiltinImages, ImageFolder, ImageSource, center_crop, resize, stack_images
 from datasets.kspace import KSpaceDataModule, read_kspace
+from datasets.lodopab import LoDoPaBDataModule
 from datasets.measurements import MeasuredImages, Measurement, MeasurementDataset, Sample, SimulatedMeasurements
+from datasets.medical import BrainSlice, BuiltinSlices
 from datasets.mri import MRIDataModule
 from datasets.noise import gaussian_noise
 from datasets.patches import random_patches
@@ -20,15 +23,19 @@ from datasets.tomography import TomographyDataModule, TomographyDataset
 
 __all__ = [
     "SUFFIXES",
+    "BrainSlice",
     "BuiltinImages",
+    "BuiltinSlices",
     "DataError",
     "DenoisingDataModule",
     "DicomFolder",
     "DicomSlice",
+    "FastMRIFolder",
     "ImageFolder",
     "ImageSource",
     "KSpaceDataModule",
     "LoDoPaB",
+    "LoDoPaBDataModule",
     "MRIDataModule",
     "MeasuredImages",
     "Measurement",

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.arguments import check_counts, check_side, torch_dtype
 from datasets.images import BuiltinImages, ImageFolder, Images, ImageSource, Split, stack_images
 from datasets.measurements import (
     MeasuredImages,
@@ -16,6 +17,7 @@ from datasets.measurements import (
     MeasurementDataset,
     Sample,
     SimulatedMeasurements,
+    stack_samples,
 )
 from datasets.noise import check_sigma, derive_seed, keyed_generator
 from datasets.patches import random_patches
@@ -23,8 +25,6 @@ from datasets.reading import DataError
 
 BUILTIN = "builtin"
 REST = "rest"
-
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 # Parts of an experiment that draw random numbers, each from a seed of its own.
 _STREAMS = {"train": 0, "val": 1, "test": 2, "patches": 3}
@@ -81,7 +81,7 @@ class DenoisingDataModule(pl.LightningDataModule):
         eval_batch_size: int = 1,
     ) -> None:
         super().__init__()
-        _check_counts(
+        check_counts(
             size=size,
             crop_size=crop_size,
             patch_size=patch_size,
@@ -90,12 +90,9 @@ class DenoisingDataModule(pl.LightningDataModule):
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
         )
-        if size is not None and crop_size is not None:
-            raise ValueError(f"size ({size}) and crop_size ({crop_size}) exclude each other; set one of them")
+        check_side(size, crop_size)
         if n_patches is not None and patch_size is None:
             raise ValueError(f"n_patches is {n_patches}, but patch_size is not set; set both or neither")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; valid are {', '.join(_DTYPES)}")
         if REST in (val, test) and limit is None:
             raise ValueError(f"val or test is {REST!r}, the training pictures after the first `limit`: set limit")
         keyed_generator(seed)  # for its check
@@ -105,7 +102,7 @@ class DenoisingDataModule(pl.LightningDataModule):
         self.size, self.crop_size = size, crop_size
         self.patch_size, self.n_patches, self.limit = patch_size, n_patches, limit
         self.seed = seed
-        self.dtype = _DTYPES[dtype]
+        self.dtype = torch_dtype(dtype)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
 
     def setup(self, stage: str) -> None:
@@ -158,9 +155,7 @@ class DenoisingDataModule(pl.LightningDataModule):
         else:
             count = self.n_patches or len(source)
             images = random_patches(source, self.patch_size, count, self._stream("patches"), source.names)
-        samples = self._samples(images, "train")
-        pairs = [samples[index] for index in range(len(samples))]
-        return torch.stack([pair.x for pair in pairs]), torch.stack([pair.y for pair in pairs])
+        return stack_samples(self._samples(images, "train"))
 
     @cached_property
     def _val_source(self) -> ImageSource:
@@ -223,9 +218,3 @@ class _StackedSamples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(self.x[index], self.y[index], index)
-
-
-def _check_counts(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.images import ImageSource
+from datasets.images import PatientSource
 from datasets.optional import require
 from datasets.orientation import AS_STORED, Display, display_of
 from datasets.physics import MAX_HU, MIN_HU, MU_WATER, hu_to_attenuation
@@ -93,7 +93,7 @@ def read_dicom(
     )
 
 
-class DicomFolder(ImageSource):
+class DicomFolder(PatientSource):
     """The slices of a folder as pictures, grouped by patient.
 
     Slices are sorted by patient, series, position along the normal of the slice, number, and name of the file. Files
@@ -150,24 +150,28 @@ class DicomFolder(ImageSource):
         """The slice of picture ``index`` in HU (CT) or as stored (MR), in its original size."""
         return read_dicom(self.names[index], self.modality)
 
-    def select(self, indices: Iterable[int]) -> Self:
-        """The pictures of these numbers as a source of the same kind, e.g. one part of ``split_by_patient``."""
-        part = self.subset(0)
-        part.names = [self.names[index] for index in indices]
-        return part
-
     def _load(self, name: str) -> Tensor:
-        values = read_dicom(name, self.modality).image[None]
+        found = read_dicom(name, self.modality)
         if self.unit == "stored":
-            return values
-        if self.modality == "MR":
-            largest = values.max()
-            if not largest > 0:
-                raise DataError(f"{name}: no value is positive, so the picture cannot be scaled to [0, 1]")
-            return values / largest
-        mu_water = self.mu_water if self.unit == "attenuation" else MU_WATER
-        mu = hu_to_attenuation(values, mu_water).clamp_min(0)
-        return mu if self.unit == "attenuation" else mu / (MU_WATER * (1 + MAX_HU / 1000))
+            return found.image[None]
+        if self.unit == "attenuation":
+            return hu_to_attenuation(found.image[None], self.mu_water).clamp_min(0)
+        return on_unit_scale(found)
+
+
+def on_unit_scale(found: DicomSlice) -> Tensor:
+    """The picture (1, H, W) on the scale [0, 1], see ``unit`` of ``DicomFolder``.
+
+    Raises:
+        DataError: a slice of MR without a positive value.
+    """
+    values = found.image[None]
+    if found.modality == "CT":
+        return hu_to_attenuation(values).clamp_min(0) / (MU_WATER * (1 + MAX_HU / 1000))
+    largest = values.max()
+    if not largest > 0:
+        raise DataError(f"{found.path}: no value is positive, so the picture cannot be scaled to [0, 1]")
+    return values / largest
 
 
 def holds_dicom(path: Path) -> bool:

@@ -7,7 +7,6 @@ import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.images import ImageSource
+from datasets.images import PatientSource
 from datasets.optional import require
 from datasets.physics import MAX_HU, hu_to_attenuation
 from datasets.reading import DataError
@@ -83,7 +82,7 @@ _LENGTHS = {"train": 35820, "validation": 3522, "test": 3553}
 LodopabPart = Literal["train", "validation", "test"]
 
 
-class LoDoPaB(ImageSource):
+class LoDoPaB(PatientSource):
     """LoDoPaB-CT (Leuschner et al., Scientific Data 8:109, 2021): pictures, low-dose sinograms, and patients.
 
     ``source[i]`` is the picture µ / µ_max of shape (1, 362, 362) on [0, 1], µ_max = ``LODOPAB_MU_MAX``.
@@ -130,9 +129,9 @@ class LoDoPaB(ImageSource):
         file, row = _split_name(self.names[index])
         return 1000.0 * _entry(file.with_name(file.name.replace("ground_truth", "observation")), row)
 
-    @cached_property
+    @property
     def patients(self) -> list[str]:
-        """The patient of each picture.
+        """The patient of each picture, read from the CSV file each time.
 
         Raises:
             DataError: the CSV file is missing, or too short.
@@ -145,11 +144,6 @@ class LoDoPaB(ImageSource):
         if numbers and max(numbers) >= len(ids):
             raise DataError(f"{path}: has {len(ids)} lines, but there is a picture of number {max(numbers)}")
         return [ids[number] for number in numbers]
-
-    def subset(self, start: int, stop: int | None = None) -> LoDoPaB:
-        part = super().subset(start, stop)
-        part.__dict__.pop("patients", None)
-        return part
 
 
 def holds_lodopab(path: Path) -> bool:
@@ -221,7 +215,20 @@ def fastmri_slices(path: str | Path) -> int:
         DataError: the file cannot be read or has no ``kspace``.
     """
     with open_hdf5(path) as file:
-        return int(find_dataset(file, "kspace", path).shape[0])
+        shape = find_dataset(file, "kspace", path).shape
+    if len(shape) not in (3, 4):
+        raise DataError(f"{path}: kspace has the shape {shape}; valid are (slices, coils, height, width), or no coils")
+    return int(shape[0])
+
+
+def fastmri_patient(path: str | Path) -> str:
+    """The patient of a fastMRI file, ``patient_id``; empty if it does not tell.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    with open_hdf5(path) as file:
+        return _text(file.attrs.get("patient_id", ""))
 
 
 def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) -> FastMRISlice:
@@ -251,7 +258,12 @@ def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) ->
         fitting = "reconstruction_rss" if data.ndim == 4 else "reconstruction_esc"
         picture = None
         if target is not None or fitting in file:
-            picture = np.asarray(find_dataset(file, target or fitting, path)[index], dtype=np.float64)
+            pictures = find_dataset(file, target or fitting, path)
+            if pictures.ndim != 3 or len(pictures) != len(data):
+                raise DataError(
+                    f"{path}: {target or fitting} has the shape {pictures.shape}; valid is ({len(data)}, height, width)"
+                )
+            picture = np.asarray(pictures[index], dtype=np.float64)
             check_finite(picture, target or fitting, path)
         mask = np.asarray(file["mask"]).astype(bool).ravel() if "mask" in file else None
         attributes = {key: _text(value) for key, value in file.attrs.items()}

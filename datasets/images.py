@@ -69,9 +69,22 @@ class ImageSource(ABC):
 
     def subset(self, start: int, stop: int | None = None) -> Self:
         """The pictures ``start, ..., stop - 1`` as a source of the same kind."""
+        return self.select(range(len(self))[start:stop])
+
+    def select(self, indices: Iterable[int]) -> Self:
+        """The pictures of these numbers as a source of the same kind, e.g. one part of ``split_by_patient``."""
         part = copy.copy(self)
-        part.names = self.names[start:stop]
+        part.names = [self.names[index] for index in indices]
         return part
+
+
+class PatientSource(ImageSource):
+    """Pictures whose patients are known."""
+
+    @property
+    @abstractmethod
+    def patients(self) -> list[str]:
+        """The patient of each picture."""
 
 
 class ImageFolder(ImageSource):

@@ -11,14 +11,17 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.arguments import check_positive, torch_dtype
+from datasets.fastmri import HDF5_SUFFIXES
 from datasets.hdf5 import read_fastmri
-from datasets.measurements import Measurement
+from datasets.measurements import Measurement, Sample
 from datasets.reading import DataError
 from recon.operators import CartesianMRI, complex_to_channels, root_sum_of_squares, zero_filled
+from recon.operators.sampling import PATTERNS, Pattern
 from recon.operators.sensitivity import NoCalibrationError, estimate_sensitivities, sampled_points
 
-_HDF5 = (".h5", ".hdf5")
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Share of the points of fully sampled k-space that are not exactly zero, at least.
+_FULL = 0.99
 
 
 def read_kspace(path: str | Path, index: int = 0) -> torch.Tensor:
@@ -39,7 +42,7 @@ def read_kspace(path: str | Path, index: int = 0) -> torch.Tensor:
             NaN or infinite, or only zeros.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() in _HDF5:
+    if path.suffix.lower() in HDF5_SUFFIXES:
         scan = read_fastmri(path, index)
         kspace = scan.kspace if scan.mask is None else scan.kspace * scan.mask
     elif path.suffix.lower() == ".npy":
@@ -47,7 +50,7 @@ def read_kspace(path: str | Path, index: int = 0) -> torch.Tensor:
             raise DataError(f"{path}: there is no slice {index}; a NumPy file holds one slice, 0")
         kspace = _read_numpy(path)
     else:
-        raise DataError(f"{path}: unknown kind of k-space file; valid are .npy, {', '.join(_HDF5)}")
+        raise DataError(f"{path}: unknown kind of k-space file; valid are .npy, {', '.join(HDF5_SUFFIXES)}")
     if not bool(kspace.any()):
         raise DataError(f"{path}: holds only zeros; nothing was sampled")
     return kspace.to(torch.complex128)
@@ -72,10 +75,17 @@ def _read_numpy(path: Path) -> torch.Tensor:
 
 
 class KSpaceDataModule(pl.LightningDataModule):
-    """One slice of measured k-space, for prediction: y ``(1, coils, 2, H, W)`` and the operator that fits it.
+    """One slice of measured k-space: y ``(1, coils, 2, H, W)`` and the operator that fits it.
 
-    The mask is where any coil is not zero; the sensitivities of several coils are estimated from the fully sampled
-    centre by ``estimate_sensitivities``. ``BilevelModule`` takes over ``operator`` from here.
+    Without ``acceleration``, for prediction only. With it, fully sampled data are undersampled in retrospect: y is the
+    measured k-space on a mask, zero elsewhere, with all its coils and its own noise. The true image x is the
+    combination sum_c conj(s_c) F^-1 k_c of the full data with the sensitivities of the operator, and training,
+    validation and test are served this one pair too. Many slices to learn from are for ``MRIDataModule``, as every
+    slice of several coils has an operator of its own.
+
+    Otherwise the mask is where any coil is not zero. The sensitivities of several coils are estimated from the fully
+    sampled centre of y by ``estimate_sensitivities``, as if the rest had never been measured. ``BilevelModule``
+    takes over ``operator`` from here.
 
     Regularizers are not invariant to the scale of the image, and that of k-space is arbitrary: the data are divided by
     ``scale``, and reconstructions have to be multiplied with it to be on the scale of the file.
@@ -85,12 +95,14 @@ class KSpaceDataModule(pl.LightningDataModule):
         slice_index: of a fastMRI file.
         scale: None is the maximum of the zero-filled root-sum-of-squares image, which becomes 1.
         kernel, noise_level, support: of ``estimate_sensitivities``.
+        acceleration: grid points for each sampled one, at least 1; None takes what was measured.
+        pattern, calibration, seed: of the mask for ``acceleration``, see :mod:`recon.operators.sampling`.
         dtype: ``"float32"`` or ``"float64"``.
 
     Raises:
         ValueError: an argument is out of its range.
-        DataError: (a ValueError) in ``setup``, or when data are asked for: the file cannot be used, or the centre of
-            its k-space is not sampled.
+        DataError: (a ValueError) in ``setup``, or when data are asked for: the file cannot be used, the centre of its
+            k-space is not sampled, or with ``acceleration``, its k-space is undersampled already.
     """
 
     def __init__(
@@ -101,27 +113,55 @@ class KSpaceDataModule(pl.LightningDataModule):
         kernel: int = 6,
         noise_level: float = 0.03,
         support: float = 0.8,
+        acceleration: float | None = None,
+        pattern: Pattern = "random_lines",
+        calibration: int | None = None,
+        seed: int = 0,
         dtype: Literal["float32", "float64"] = "float64",
     ) -> None:
         super().__init__()
-        if scale is not None and not 0 < scale < float("inf"):
-            raise ValueError(f"scale is {scale}; it must be positive and finite")
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; valid are {', '.join(_DTYPES)}")
+        check_positive(scale=scale)
+        if pattern not in PATTERNS:
+            raise ValueError(f"pattern is {pattern!r}; valid are {', '.join(PATTERNS)}")
         self.path, self.slice_index, self.given_scale = path, slice_index, scale
         self.kernel, self.noise_level, self.support = kernel, noise_level, support
-        self.dtype = _DTYPES[dtype]
+        self.pattern, self.acceleration, self.calibration, self.seed = pattern, acceleration, calibration, seed
+        self.dtype = torch_dtype(dtype)
 
     def setup(self, stage: str) -> None:
         """Read the file and estimate the sensitivities, so that errors come before the first computation."""
-        if stage != "predict":
-            raise ValueError(f"measured k-space has no true images: it serves prediction only, not {stage!r}")
+        if stage != "predict" and self.acceleration is None:
+            raise ValueError(
+                f"measured k-space has no true images: it serves prediction only, not {stage!r}. If it is fully "
+                "sampled, set acceleration"
+            )
         _ = self.operator
 
     @cached_property
-    def kspace(self) -> torch.Tensor:
+    def measured(self) -> torch.Tensor:
         """What the file holds, complex128 ``(coils, H, W)``."""
         return read_kspace(self.path, self.slice_index)
+
+    @cached_property
+    def kspace(self) -> torch.Tensor:
+        """What reconstructions are made from, complex128 ``(coils, H, W)``: all that was measured, or part of it."""
+        return self.measured if self.acceleration is None else self.measured * self._mask
+
+    @cached_property
+    def _mask(self) -> torch.Tensor:
+        sampled = sampled_points(self.measured)
+        if self.acceleration is None:
+            return sampled
+        # Rows and columns of zeros at the rim are resolution that was not asked for, not undersampling.
+        rows, columns = (torch.nonzero(sampled.any(axis)).flatten() for axis in (1, 0))
+        inside = sampled[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        if float(inside.double().mean()) < _FULL:
+            raise DataError(
+                f"{self.path}: only {int(inside.sum())} of {inside.numel()} points of k-space are sampled; "
+                "acceleration needs fully sampled data"
+            )
+        shape = (int(sampled.shape[0]), int(sampled.shape[1]))
+        return PATTERNS[self.pattern](shape, self.acceleration, self.calibration, self.seed)
 
     @cached_property
     def scale(self) -> float:
@@ -132,25 +172,48 @@ class KSpaceDataModule(pl.LightningDataModule):
 
     @cached_property
     def operator(self) -> CartesianMRI:
-        """A, with the mask of the file and estimated sensitivities."""
-        mask = sampled_points(self.kspace)
+        """A, with the mask of y and estimated sensitivities."""
+        return CartesianMRI(self._mask, self._maps)
+
+    @cached_property
+    def _maps(self) -> torch.Tensor | None:
         if len(self.kspace) == 1:
-            return CartesianMRI(mask)
+            return None
         try:
-            maps = estimate_sensitivities(self.kspace, mask, self.kernel, self.noise_level, self.support)
+            return estimate_sensitivities(self.kspace, self._mask, self.kernel, self.noise_level, self.support)
         except NoCalibrationError as error:
             raise DataError(f"{self.path}: {error}") from error
-        return CartesianMRI(mask, maps)
 
     def measurement(self) -> torch.Tensor:
         """The scaled data y, ``(coils, 2, H, W)``."""
         return (complex_to_channels(self.kspace) / self.scale).to(self.dtype)
 
+    def target(self) -> torch.Tensor:
+        """The true image x for the scaled data, ``(2, H, W)``.
+
+        Raises:
+            ValueError: without ``acceleration``.
+        """
+        if self.acceleration is None:
+            raise ValueError("measured k-space has no true image; if it is fully sampled, set acceleration")
+        full = CartesianMRI(torch.ones_like(self._mask), self._maps)
+        return (full.adjoint(complex_to_channels(self.measured)[None])[0] / self.scale).to(self.dtype)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """One batch with one ``Sample``; so are those of validation and test, which are the same."""
+        return DataLoader(_OneSample(self.target(), self.measurement()), batch_size=1)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        return self.train_dataloader()
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        return self.train_dataloader()
+
     def predict_dataloader(self) -> DataLoader[Measurement]:
         """One batch with one ``Measurement``."""
         return DataLoader(_OneMeasurement(self.measurement()), batch_size=1)
 
-    def names(self, stage: Literal["predict"] = "predict") -> list[str]:
+    def names(self, stage: Literal["val", "test", "predict"] = "predict") -> list[str]:
         """The file."""
         return [self.path]
 
@@ -164,3 +227,14 @@ class _OneMeasurement(Dataset[Measurement]):
 
     def __getitem__(self, index: int) -> Measurement:
         return Measurement(self.y, index)
+
+
+class _OneSample(Dataset[Sample]):
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.x, self.y, index)

@@ -70,6 +70,12 @@ class MeasurementDataset(Dataset[Sample]):
         return Sample(x, exact + gaussian_noise(exact.shape, self.sigma, self.seed, index, self.dtype), index)
 
 
+def stack_samples(samples: MeasurementDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pictures and all measurements, of one shape each, as two tensors with a batch axis in front."""
+    pairs = [samples[index] for index in range(len(samples))]
+    return torch.stack([pair.x for pair in pairs]), torch.stack([pair.y for pair in pairs])
+
+
 class SimulatedMeasurements(Dataset[Measurement]):
     """The measurements of a ``MeasurementDataset`` without the pictures they were made from."""
 

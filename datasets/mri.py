@@ -9,12 +9,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from datasets.denoising import BUILTIN, DenoisingDataModule
-from datasets.images import Images
+from datasets.denoising import BUILTIN
+from datasets.dicom import DicomFolder, holds_dicom
+from datasets.fastmri import FastMRIFolder, holds_fastmri
+from datasets.images import Images, ImageSource, PatientSource, Split
 from datasets.measurements import MeasurementDataset, Sample
+from datasets.medical import BRAIN, BrainSlice, BuiltinSlices
 from datasets.noise import derive_seed, gaussian_noise, keyed_generator
+from datasets.patients import PatientDataModule
 from datasets.reading import DataError
-from recon.operators import CartesianMRI, complex_to_channels
+from recon.operators import CartesianMRI, channels_to_complex, complex_to_channels
 from recon.operators.sampling import PATTERNS, Pattern
 from recon.operators.sensitivity import simulated_sensitivities
 
@@ -25,17 +29,18 @@ _PHASE = 1
 class ComplexImages:
     """Gray pictures (1, H, W) as complex ones with two channels: m(p) exp(i t(p)), ``(2, H, W)``.
 
-    The phase t is a random quadratic polynomial in the position, fixed by (seed, index) and scaled to max |t| =
-    ``phase`` radians: the smooth phase that coils and field inhomogeneity leave in measured images.
+    Pictures with two channels are complex already, and are multiplied with exp(i t(p)). The phase t is a random
+    quadratic polynomial in the position, fixed by (seed, index) and scaled to max |t| = ``phase`` radians: the smooth
+    phase that coils and field inhomogeneity leave in measured images.
 
     Args:
-        images: the magnitudes m.
+        images: the magnitudes m, or complex pictures.
         phase: amplitude in radians, at least 0; with 0 the images are real.
         seed: at least 0.
 
     Raises:
         ValueError: phase is negative or not finite.
-        DataError: (when the picture is read) a picture is not gray.
+        DataError: (when the picture is read) a picture is neither gray nor complex.
     """
 
     def __init__(self, images: Images, phase: float = 0.0, seed: int = 0) -> None:
@@ -48,10 +53,18 @@ class ComplexImages:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         image = self.images[index]
-        if image.ndim != 3 or image.shape[0] != 1:
-            raise DataError(f"picture {index} has the shape {tuple(image.shape)}; MRI needs gray pictures (1, H, W)")
-        modulus = image[0].double()
-        return complex_to_channels(torch.polar(modulus, self._smooth_phase(index, modulus.shape)))
+        if image.ndim != 3 or image.shape[0] not in (1, 2):
+            raise DataError(
+                f"picture {index} has the shape {tuple(image.shape)}; MRI needs gray pictures (1, H, W), or complex "
+                "ones (2, H, W)"
+            )
+        image = image.double()
+        phase = self._smooth_phase(index, image.shape[1:])
+        if len(image) == 1:
+            return complex_to_channels(torch.polar(image[0], phase))
+        if not self.phase:
+            return image
+        return complex_to_channels(channels_to_complex(image) * torch.polar(torch.ones_like(phase), phase))
 
     def _smooth_phase(self, index: int, shape: torch.Size) -> torch.Tensor:
         if not self.phase:
@@ -84,15 +97,21 @@ class KSpaceDataset(MeasurementDataset):
         return Sample(x, exact + noise.masked_fill(~self.operator.mask, 0.0), index)
 
 
-class MRIDataModule(DenoisingDataModule):
-    """Gray pictures as complex images x ``(2, H, W)`` with undersampled k-space y ``(coils, 2, H, W)``.
+class MRIDataModule(PatientDataModule):
+    """Pictures as complex images x ``(2, H, W)`` with undersampled k-space y ``(coils, 2, H, W)``.
 
     All pictures are squares of the same side, because one mask serves them all; the attribute ``operator`` is the
     ``CartesianMRI`` that made the data, which ``BilevelModule`` takes over. Otherwise like ``DenoisingDataModule``,
     without patches: k-space belongs to a whole image.
 
     Args:
-        train, val, test: as ``DenoisingDataModule``.
+        train: ``"builtin"`` (photographs), a folder of MR slices in DICOM, of fully sampled fastMRI files
+            (``FastMRIFolder``: complex pictures with the noise of the measurement, so ``sigma`` may be 0), or of
+            pictures.
+        val, test: as ``train``, or ``"rest"`` as in ``DenoisingDataModule``, or ``"brain"``, the T1 slice of
+            ``BrainSlice``; ``"builtin"`` as ``test`` is the MR slices of ``BuiltinSlices``. None is a part of the
+            training folder with other patients for DICOM and fastMRI (see ``PatientDataModule``), ``"builtin"`` else.
+        fractions: of the patients in such a folder, for training, validation and test.
         size: side in pixels of the squares to which all pictures are resized; 128 without ``crop_size``.
         crop_size: side in pixels of squares cut out of the centre instead.
         pattern: of the mask, see :mod:`recon.operators.sampling`.
@@ -109,6 +128,7 @@ class MRIDataModule(DenoisingDataModule):
     Raises:
         ValueError: an argument is out of its range.
         DataError: (a ValueError) the mask's file cannot be used; later, as ``DenoisingDataModule``.
+        ImportError: later, the package of a reader or of built-in slices is missing.
     """
 
     operator: CartesianMRI
@@ -118,6 +138,7 @@ class MRIDataModule(DenoisingDataModule):
         train: str = BUILTIN,
         val: str | None = None,
         test: str | None = None,
+        fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
         size: int | None = None,
         crop_size: int | None = None,
         pattern: Pattern = "random_lines",
@@ -151,7 +172,7 @@ class MRIDataModule(DenoisingDataModule):
         if pattern not in PATTERNS:
             raise ValueError(f"pattern is {pattern!r}; valid are {', '.join(PATTERNS)}")
         ComplexImages([], phase)  # for its check
-        self.phase, self.coils = phase, coils
+        self.phase, self.coils, self.fractions = phase, coils, fractions
         side = self.size or self.crop_size
         assert side is not None
         shape = (side, side)
@@ -160,6 +181,24 @@ class MRIDataModule(DenoisingDataModule):
         else:
             mask = read_mask(mask_file, shape)
         self.operator = CartesianMRI(mask, simulated_sensitivities(coils, shape) if coils > 1 else None)
+
+    def _source(self, path: str | None, split: Split) -> ImageSource:
+        if path is None:
+            path = self._default(split)
+        if path == BUILTIN and split == "test":
+            return BuiltinSlices("MR", size=self.size, crop_size=self.crop_size)
+        if path == BRAIN:
+            if split == "train" or self.train == BRAIN:
+                raise DataError(f"train is {BRAIN!r}, a single picture for validation or test")
+            return BrainSlice(size=self.size, crop_size=self.crop_size)
+        return super()._source(path, split)
+
+    def _patient_source(self, path: Path) -> PatientSource | None:
+        if str(path) == BRAIN:
+            return None
+        if holds_fastmri(path):
+            return FastMRIFolder(path, size=self.size, crop_size=self.crop_size)
+        return DicomFolder(path, "MR", size=self.size, crop_size=self.crop_size) if holds_dicom(path) else None
 
     def _samples(self, images: Images, part: str) -> MeasurementDataset:
         stream = self._stream(part)

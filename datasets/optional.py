@@ -6,7 +6,7 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, extra: str = "data") -> ModuleType:
     """Import ``module`` for ``purpose``.
 
     Raises:
@@ -15,8 +15,12 @@ def require(module: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(
-            f"{purpose} needs the package {package}, which is not installed; install it with "
-            f"`pip install 'recon-bilevel[data]'` or `pip install {package}`"
-        ) from error
+        raise missing(module.partition(".")[0], purpose, extra) from error
+
+
+def missing(package: str, purpose: str, extra: str) -> ImportError:
+    """The error that says how to install a package."""
+    return ImportError(
+        f"{purpose} needs the package {package}, which is not installed; install it with "
+        f"`pip install 'recon-bilevel[{extra}]'` or `pip install {package}`"
+    )

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.arguments import check_positive, torch_dtype
 from datasets.measurements import Measurement
 from datasets.reading import DataError
 from datasets.scans import Scan
@@ -71,11 +72,8 @@ class SinogramDataModule(pl.LightningDataModule):
         dtype: Literal["float32", "float64"] = "float64",
     ) -> None:
         super().__init__()
-        if not mu_unit > 0:
-            raise ValueError(f"mu_unit is {mu_unit}; it must be positive")
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype is {dtype!r}; valid are float32, float64")
-        self.dtype = torch.float32 if dtype == "float32" else torch.float64
+        check_positive(mu_unit=mu_unit)
+        self.dtype = torch_dtype(dtype)
         self.mu_unit = mu_unit
         views = slice(first_view, last_view, view_step)
         self.scans = [read_sinogram(file, **(options or {})).select(views) for file in _files(Path(path).expanduser())]

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from datasets.denoising import BUILTIN, REST, DenoisingDataModule
+from datasets.arguments import check_positive
+from datasets.denoising import BUILTIN
 from datasets.dicom import DicomFolder, holds_dicom
 from datasets.hdf5 import LoDoPaB, LodopabPart, holds_lodopab
-from datasets.images import Images, ImageSource, Split
+from datasets.images import Images, ImageSource, PatientSource, Split
 from datasets.measurements import MeasurementDataset, Sample
+from datasets.medical import BuiltinSlices
 from datasets.noise import check_sigma, gaussian_noise
+from datasets.patients import PatientDataModule
 from datasets.phantoms import RandomEllipses, SheppLogan
 from datasets.physics import MAX_HU, MU_WATER, line_integrals, transmission_counts, transmission_weights
-from datasets.reading import DataError
-from datasets.splits import split_by_patient
 from recon.operators import FanBeam, Geometry, LinearOperator, ParallelBeam, RayTransform
 from recon.operators.tomography import Backend
 
@@ -29,7 +29,6 @@ SHEPP_LOGAN = "shepp_logan"
 #: µ in 1/mm of a pixel of value 1: bone of 3071 HU
 MU_UNIT = MU_WATER * (1 + MAX_HU / 1000)
 
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _LODOPAB_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
 _PHANTOMS = {"train": 32, "val": 8, "test": 8}
 
@@ -98,7 +97,7 @@ class TomographyDataset(MeasurementDataset):
         return transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
 
 
-class TomographyDataModule(DenoisingDataModule):
+class TomographyDataModule(PatientDataModule):
     """Pictures x (1, H, W) with simulated sinograms y (1, angles, detectors), like ``DenoisingDataModule``.
 
     A pixel of value x stands for the attenuation µ = ``mu_unit`` x, and y for line integrals of x, lengths in mm; both
@@ -108,10 +107,11 @@ class TomographyDataModule(DenoisingDataModule):
 
     Args:
         train: ``"ellipses"`` (``RandomEllipses``), ``"builtin"`` (photographs), ``"shepp_logan"``, a folder of DICOM
-            slices, of LoDoPaB-CT, or of pictures.
-        val, test: as ``train``, or ``"rest"`` as in ``DenoisingDataModule``. None is a part of the training folder with
-            other patients for DICOM, the part of that name for LoDoPaB-CT, other ellipses for validation and
-            Shepp-Logan for the test for ``"ellipses"``, and ``"builtin"`` else.
+            slices, of LoDoPaB-CT (whose own noisy sinograms are served by ``LoDoPaBDataModule``), or of pictures.
+        val, test: as ``train``, or ``"rest"`` as in ``DenoisingDataModule``; ``"builtin"`` as ``test`` is the CT slices
+            of ``BuiltinSlices``. None is a part of the training folder with other patients for DICOM (see
+            ``PatientDataModule``), the part of that name for LoDoPaB-CT, other ellipses for validation and Shepp-Logan
+            for the test for ``"ellipses"``, and ``"builtin"`` else.
         fractions: of the patients in a DICOM folder, for training, validation and test.
         size: side in pixels of the pictures; 128 without ``crop_size``.
         crop_size: side in pixels of squares cut out of the centre instead.
@@ -216,33 +216,20 @@ class TomographyDataModule(DenoisingDataModule):
             return RandomEllipses(count, self.size or self.crop_size or 0, self._stream(split))
         if path == SHEPP_LOGAN:
             return SheppLogan(self.size or self.crop_size or 0)
-        if path in (BUILTIN, REST):
-            if path == REST and self._dicom_train is not None:
-                raise DataError(f"{split} is {REST!r}, which may hold patients of the training data; leave it out")
-            return super()._source(path, split)
-        if path == self.train and self._dicom_train is not None:
-            folder = self._dicom_train
-            if split == "train" and self.val is not None and self.test is not None:
-                return folder
-            return folder.select(split_by_patient(folder.patients, self.fractions, self.seed)[_SPLITS.index(split)])
-        if holds_lodopab(Path(path).expanduser()):
+        if path == BUILTIN and split == "test":
+            return BuiltinSlices("CT", size=self.size, crop_size=self.crop_size)
+        if path != BUILTIN and holds_lodopab(Path(path).expanduser()):
             return LoDoPaB(path, _LODOPAB_PARTS[split], size=self.size, crop_size=self.crop_size)
-        if holds_dicom(Path(path).expanduser()):
-            return DicomFolder(path, "CT", size=self.size, crop_size=self.crop_size)
         return super()._source(path, split)
 
     def _default(self, split: Split) -> str:
         if self.train == ELLIPSES:
             return ELLIPSES if split == "val" else SHEPP_LOGAN
-        if self._dicom_train is not None or holds_lodopab(Path(self.train).expanduser()):
-            return self.train
-        return BUILTIN
+        return self.train if holds_lodopab(Path(self.train).expanduser()) else super()._default(split)
 
-    @cached_property
-    def _dicom_train(self) -> DicomFolder | None:
-        """The DICOM folder of the training data, if it is one; its headers are read once."""
-        path = Path(self.train).expanduser()
-        if self.train in (ELLIPSES, SHEPP_LOGAN, BUILTIN) or not holds_dicom(path):
+    def _patient_source(self, path: Path) -> PatientSource | None:
+        # the only folders of patients here are those of DICOM: LoDoPaB-CT comes with parts of its own
+        if str(path) in (ELLIPSES, SHEPP_LOGAN) or holds_lodopab(path) or not holds_dicom(path):
             return None
         return DicomFolder(path, "CT", size=self.size, crop_size=self.crop_size)
 
@@ -293,6 +280,4 @@ def check_noise(sigma: float | None, relative_sigma: float, photons: float | Non
     check_sigma(sigma or 0.0)
     if not (math.isfinite(relative_sigma) and relative_sigma >= 0):
         raise ValueError(f"relative_sigma is {relative_sigma}; it must be finite and at least 0")
-    for name, value in (("photons", photons), ("mu_unit", mu_unit)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; it must be positive and finite")
+    check_positive(photons=photons, mu_unit=mu_unit)

@@ -6,7 +6,8 @@ ASTRA's CPU projectors give the matrix. Their pixels must be square, so lengths 
 ``1 / |D^-1 d_r|``: line integrals over mm, for pixels of any shape. The same code serves square pixels, detectors with
 an offset (vector geometries) and both kinds of beam.
 
-Values are stored in float32; float64 products convert them. A and A^T hold the same numbers, so the adjoint is exact.
+Values are stored in float32. The first product in float64 on the CPU converts them for good, and an entry then takes 24
+bytes in place of 16. A and A^T hold the same numbers in both types, so the adjoint is exact.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +30,10 @@ from recon.operators.sparse import SparseMatrix, transpose_csr
 
 _FORMAT = 1  # of the cached files: raise it whenever the numbers change
 _BLOCK_ENTRIES = 16_000_000  # entries that ASTRA makes at once; scipy's copy takes 12 bytes each
-_ENTRY_BYTES = 16  # float32 value and int32 index, in A and in A^T
+# value and int32 index, in A and in A^T
+_ENTRY_BYTES = {torch.float32: 16, torch.float64: 24}
+# Converting both to float64 takes 8 bytes for A, gives up 4, and takes 8 for A^T before the last 4 are given up.
+_CONVERSION_BYTES = 12
 PROJECTORS = {"parallel": ("linear", "line", "strip"), "fan": ("line",)}
 
 
@@ -55,15 +60,18 @@ class ProjectorMatrix:
             projector: "linear" (Joseph's method; default for parallel beams, as in ODL), "line" (lengths of
                 intersection; the only one for fan beams) or "strip" (areas; parallel beams).
             cache: whether to use the cache on disk, see :mod:`recon.operators.matrix_cache`.
-            memory_limit: bytes that A and A^T may take together; by default what the machine has left.
+            memory_limit: bytes that A and A^T may take together, in whatever type they are used; by default what the
+                machine has left.
 
         Raises:
             ImportError: ASTRA is not installed.
             ValueError: no such projector for this geometry.
-            ValueError: the matrix would not fit.
+            ValueError: the matrix would not fit in float32, the type it is built in. For float64 the same is raised at
+                the first product in that type.
         """
         projector = check_projector(geometry, projector)
         check_memory(geometry, projector, memory_limit)
+        self._memory_limit, self._has_double = memory_limit, False
         astra = import_astra()
         self.geometry = geometry
         description = _describe(geometry, projector)
@@ -83,12 +91,40 @@ class ProjectorMatrix:
                 matrix_cache.store(key, {"norm_bound": self.norm_bound, "description": description}, arrays)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``A x``, ``(batch, *domain_shape) -> (batch, *range_shape)``."""
+        """Return ``A x``, ``(batch, *domain_shape) -> (batch, *range_shape)``.
+
+        Raises:
+            ValueError: the first product in float64, which the memory is too small for.
+        """
+        self._check_double(x)
         return self.matrix.apply(x.flatten(1)).reshape(len(x), *self.geometry.range_shape)
 
     def backward(self, y: Tensor) -> Tensor:
-        """Return ``A^T y``, ``(batch, *range_shape) -> (batch, *domain_shape)``."""
+        """Return ``A^T y``, ``(batch, *range_shape) -> (batch, *domain_shape)``.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
+        self._check_double(y)
         return self.transpose.apply(y.flatten(1)).reshape(len(y), *self.geometry.domain_shape)
+
+    def _check_double(self, x: Tensor) -> None:
+        if self._has_double or x.dtype != torch.float64 or x.device.type != "cpu":
+            return
+        entries = len(self.matrix.indices)
+        if self._memory_limit is None:
+            needed, limit = float(_CONVERSION_BYTES * entries), available_memory()
+        else:
+            rays, pixels = self.matrix.shape
+            needed, limit = _bytes(entries, rays + pixels, torch.float64), self._memory_limit
+        if needed > limit:
+            amount = f"{needed / 1e9:.3g} GB" + (" more" if self._memory_limit is None else "")
+            raise ValueError(
+                f"the projector matrix has {entries / 1e6:.0f} million entries; products in float64 take {amount} with "
+                f"its transpose, and {limit / 1e9:.3g} GB are {_allowed(self._memory_limit)}. Use float32, fewer "
+                "views, fewer detector or image pixels, or raise memory_limit"
+            )
+        self._has_double = True
 
 
 def import_astra() -> Any:
@@ -150,24 +186,37 @@ def estimate_entries(geometry: Geometry, projector: str | None = None) -> int:
     return int(entries.sum()) + 1
 
 
-def check_memory(geometry: Geometry, projector: str | None = None, memory_limit: float | None = None) -> float:
-    """Return how many bytes A and A^T will take together.
+def check_memory(
+    geometry: Geometry,
+    projector: str | None = None,
+    memory_limit: float | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """Return how many bytes A and A^T will take together when they are used in float32, or in float64.
 
     Raises:
         ValueError: more than ``memory_limit``, or than the machine has left, or more entries than int32 can count.
     """
     entries = estimate_entries(geometry, projector)
     rays, pixels = math.prod(geometry.range_shape), math.prod(geometry.domain_shape)
-    needed = float(_ENTRY_BYTES * entries + 4 * (rays + pixels))
+    needed = _bytes(entries, rays + pixels, dtype)
     limit = available_memory() if memory_limit is None else memory_limit
     if needed > limit or max(entries, rays, pixels) >= 2**31:
-        reason = f"{limit / 1e9:.1f} GB are allowed" if needed > limit else "the limit is 2^31 entries"
+        reason = f"{limit / 1e9:.1f} GB are {_allowed(memory_limit)}" if needed > limit else "the limit is 2^31 entries"
         raise ValueError(
             f"the projector matrix ({_describe(geometry, projector or '')}) has about {entries / 1e6:.0f} million "
             f'entries and takes {needed / 1e9:.1f} GB with its transpose; {reason}. Use backend="astra_cuda" (a GPU) '
             'or "odl", fewer views, fewer detector or image pixels, or raise memory_limit'
         )
     return needed
+
+
+def _bytes(entries: int, pointers: int, dtype: torch.dtype) -> float:
+    return float(_ENTRY_BYTES[dtype] * entries + 4 * pointers)
+
+
+def _allowed(memory_limit: float | None) -> str:
+    return "left on this machine" if memory_limit is None else "allowed (memory_limit)"
 
 
 def available_memory() -> float:

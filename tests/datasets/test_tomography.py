@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from datasets import BuiltinImages
+from datasets import BuiltinImages, BuiltinSlices
 from datasets.phantoms import RandomEllipses
 from datasets.reading import DataError
 from datasets.scan_data import SinogramDataModule
@@ -127,7 +127,8 @@ def test_mean_weights() -> None:
 def test_photographs() -> None:
     data = _module(train="builtin", limit=2)
     torch.testing.assert_close(data.train_tensors()[0][1], BuiltinImages("train", size=24)[1])
-    assert data.names("test") == BuiltinImages("test").names
+    assert data.names("val") == BuiltinImages("val").names
+    assert data.names("test") == BuiltinSlices("CT").names
 
 
 def test_modules_from_a_configuration() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -145,6 +147,46 @@ def test_memory_estimate_is_what_the_arrays_take() -> None:
     matrix = ProjectorMatrix(SCAN)
     taken = matrix.matrix.nbytes + matrix.transpose.nbytes
     assert check_memory(SCAN) == pytest.approx(taken, rel=0.1)
+
+
+def test_memory_of_each_type_and_the_same_numbers_in_all() -> None:
+    matrix = ProjectorMatrix(SCAN)
+    parts = (matrix.matrix, matrix.transpose)
+    single = matrix.matrix.values.copy()
+    x = torch.randn(2, 1, 12, 12)
+    expected = matrix.forward(x)
+    matrix.backward(matrix.forward(x.double()))
+    taken = sum(part.nbytes for part in parts)
+    assert check_memory(SCAN, dtype=torch.float64) == pytest.approx(taken, rel=0.1)
+    # float32 after float64, and what is pickled or written to the cache, are the numbers that were built
+    torch.testing.assert_close(matrix.forward(x), expected, rtol=0, atol=0)
+    np.testing.assert_array_equal(matrix.matrix.values, single)
+    again = pickle.loads(pickle.dumps(parts[1]))
+    np.testing.assert_array_equal(again.values, parts[1].values)
+    torch.testing.assert_close(again.dense(), matrix.matrix.dense().T, rtol=0, atol=0)
+
+
+def test_float64_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = len(ProjectorMatrix(SCAN).matrix.values)
+    matrix = ProjectorMatrix(SCAN, memory_limit=20.0 * entries)
+    x = torch.randn(1, 1, 12, 12)
+    matrix.forward(x)
+    with pytest.raises(ValueError, match=r"float64 take .* GB with its transpose, .* allowed.*Use float32"):
+        matrix.forward(x.double())
+    matrix = ProjectorMatrix(SCAN)
+    y = matrix.forward(x)
+    monkeypatch.setattr(projector_matrix, "available_memory", lambda: 11.0 * entries)
+    with pytest.raises(ValueError, match=r"GB more with its transpose, .* left on this machine"):
+        matrix.backward(y.double())
+    monkeypatch.setattr(projector_matrix, "available_memory", lambda: 13.0 * entries)
+    assert matrix.backward(y.double()).dtype == torch.float64
+
+
+def test_a_deep_copy_shares_the_numbers() -> None:
+    operator = RayTransform(SCAN)
+    twin = copy.deepcopy(operator)
+    assert twin.projector_matrix.matrix is operator.projector_matrix.matrix
+    assert twin.projector_matrix.transpose is operator.projector_matrix.transpose
 
 
 # --- the cache ---
