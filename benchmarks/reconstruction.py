@@ -123,6 +123,7 @@ def best_total_variation(
             regularizer = TotalVariation(*point).requires_grad_(False)
             name = f"TV, log weight {point[0]:g}, log smoothing {point[1]:g}"
             tried[point] = measure(name, operator, regularizer, data, reconstruct)
+            print(f"{name}: {tried[point]['PSNR']:.2f} dB", flush=True)
         return float(tried[point]["PSNR"])
 
     best, step = (log_weight, -6.0), WEIGHT_STEP
