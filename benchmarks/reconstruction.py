@@ -33,6 +33,7 @@ from recon.operators.fbp import FILTERS
 Pairs = list[tuple[Tensor, Tensor]]
 SCALINGS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
 WEIGHT_STEP = 0.5
+GAIN = 0.003  # dB: the search ends where there is less to gain
 
 
 def main() -> None:
@@ -126,11 +127,12 @@ def best_total_variation(
             print(f"{name}: {tried[point]['PSNR']:.2f} dB", flush=True)
         return float(tried[point]["PSNR"])
 
-    best, step = (log_weight, -6.0), WEIGHT_STEP
+    best, step = (log_weight, -7.0), WEIGHT_STEP
     while step >= WEIGHT_STEP / 4 and not quick:
         near = [best] + [(best[0] + d * step, best[1] + e) for d, e in ((1, 0), (-1, 0), (0, 1), (0, -1))]
         found = max(near, key=value)
-        step, best = (step / 2, best) if found == best else (step, found)
+        better = value(found) > value(best) + GAIN
+        step, best = (step, found) if better else (step / 2, best)
     value(best)
     return tried[best]
 

@@ -173,8 +173,17 @@ class ReconCLI(LightningCLI):
         if self.datamodule is not None and self.trainer.limit_val_batches and not validated:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         summary = self._summary(self.model)
-        write_json(self.run / "summary.json", summary)
         save_regularizer(self.model.regularizer, self.run / "regularizer.safetensors", self._metadata(self.model))
+        self._report(summary)
+
+    def after_test(self) -> None:
+        """Write ``summary.json`` and print the table: means of PSNR and SSIM, the largest certified error."""
+        self._report({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+
+    after_validate = after_test
+
+    def _report(self, summary: dict[str, Any]) -> None:
+        write_json(self.run / "summary.json", summary)
         table = Table(title=f"{self.run}", show_header=False)
         for name, value in summary.items():
             table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))

@@ -94,6 +94,10 @@ def test_round_trip(config: Path, tmp_path: Path) -> None:
         assert main([command, "--config", str(config), "--ckpt_path", last]) == 0
     validated = read_metrics(tmp_path / "outputs" / "foe" / "tiny" / "validate_0")
     assert float(validated[0]["val_psnr"]) == pytest.approx(summary["val_psnr"], rel=1e-12)
+    for command, name in (("validate", "val_psnr"), ("test", "test_psnr")):
+        folder = tmp_path / "outputs" / "foe" / "tiny" / f"{command}_0"
+        saved = json.loads((folder / "summary.json").read_text())
+        assert saved[name] == pytest.approx(float(read_metrics(folder)[0][name]), rel=1e-6)
     predicted = tmp_path / "outputs" / "foe" / "tiny" / "predict_0"
     assert sorted(p.name for p in predicted.iterdir()) == ["000_d.npy", "000_d.png", "001_e.npy", "001_e.png"]
     assert np.load(predicted / "000_d.npy").shape == (1, 16, 14)
