@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tifffile
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -236,10 +237,10 @@ def measured_table(results: list[MeasuredResult]) -> Table:
         evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else str(r.evaluations)
         if r.baseline_psnr is not None:
             plain = "fbp" if "geometry" in r.details else "zero_filled"
-            table.add_row(r.name, plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")
+            table.add_row(escape(r.name), plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")
         decibels = "–" if r.psnr is None else f"{r.psnr:.2f}"
         cells = (r.method, _short(r.weight), _short(ratio), error, evaluations, f"{r.seconds:.1f}", decibels, r.status)
-        table.add_row(r.name, *cells)
+        table.add_row(escape(r.name), *cells)
     return table
 
 

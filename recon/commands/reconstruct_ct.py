@@ -42,6 +42,8 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
         sinogram = _with_photons(selected(read(path, options), options, path), options)
     geometry, unit = sinogram.geometry, sinogram.mu_unit
     y = (sinogram.values / unit)[None, None].to(device, dtype)
+    # first, because it refuses what is too large for the memory
+    operator = sinogram.operator or RayTransform(geometry, options.backend)
     back_projection = FilteredBackProjection(geometry, options.filter)(y)
     noise, noise_rule, weights = _noise(sinogram, options, path)
     geometry_entries = geometry.to_dict()
@@ -51,7 +53,7 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
         data=path,
         task="ct",
         y=y,
-        operator=sinogram.operator or RayTransform(geometry, options.backend),
+        operator=operator,
         start=back_projection,
         baseline=unit * back_projection[0, 0].cpu().double(),
         method="fbp",

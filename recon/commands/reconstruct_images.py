@@ -180,7 +180,7 @@ def _reconstruct_all(
     jobs: list[Job], regularizer: Regularizer | None, mu: float, args: argparse.Namespace
 ) -> list[Result]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn(
             "{task.completed}/{task.total}, evaluation {task.fields[evaluation]}, certified {task.fields[error]}"

@@ -226,7 +226,7 @@ def _regularized(
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """A line that says what is being done; ``with _progress() as show: show("text")``."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("")
         yield lambda text: progress.update(task, description=text)

@@ -54,6 +54,7 @@ def check_options(args: argparse.Namespace, task: str) -> None:
         (_POSITIVE, "positive and finite", lambda v: 0 < v < math.inf),
         (_COUNTS, "at least 1", lambda v: v >= 1),
         (_NOT_NEGATIVE, "at least 0", lambda v: v >= 0),
+        (("acceleration",), "finite and at least 1", lambda v: 1 <= v < math.inf),
     ):
         for name in names:
             value = getattr(args, name)

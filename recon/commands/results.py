@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -114,7 +115,9 @@ def results_table(results: list[Result]) -> Table:
         gain = "" if r.psnr is None or r.psnr_data is None else f"{r.psnr_data:.2f} → {r.psnr:.2f}"
         similarity = "" if r.ssim is None else f"{r.ssim:.3f}"
         evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else str(r.evaluations)
-        table.add_row(r.name, r.status, f"{r.weight:.2g}", error, evaluations, f"{r.seconds:.1f}", gain, similarity)
+        table.add_row(
+            escape(r.name), r.status, f"{r.weight:.2g}", error, evaluations, f"{r.seconds:.1f}", gain, similarity
+        )
     return table
 
 

@@ -287,3 +287,16 @@ def test_htc_agrees_with_the_organisers(shared_data: Path, tmp_path: Path) -> No
     truth = io.loadmat(folder / "htc2022_ta_full_recon_fbp_seg.mat")["reconFullFbpSeg"] > 0
     found = image > 0.5 * np.quantile(image, 0.9)
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) >= 0.95
+
+
+@pytest.mark.parametrize("name", ["[red]x", "x[bold]", "a [b] ü"])
+def test_brackets_in_names_are_no_markup(scan: Path, name: str, capsys: pytest.CaptureFixture[str]):
+    data = scan.rename(scan.with_name(f"{name}.npz"))
+    status, output, _ = run(data, "--method", "fbp", "--size", "16")
+    assert status == 0
+    assert (output / f"{name}.npy").is_file()
+    assert name in capsys.readouterr().out
+
+
+def test_a_picture_larger_than_the_memory_is_refused(scan: Path):
+    refused("memory", scan, "--method", "tv", "--size", "1000000")

@@ -141,3 +141,10 @@ def test_refused_for_mri(tmp_path: Path) -> None:
     np.save(tmp_path / "kspace.npy", np.ones((8, 8), dtype=complex))
     refused("--coils does not go with .*measured", tmp_path / "kspace.npy", "--method", "tv", "--coils", "2")
     refused("holds complex values, as k-space does; use --task mri", tmp_path / "kspace.npy", *CT, "--noise", "1")
+
+
+@pytest.mark.parametrize("acceleration", ["0", "-2", "0.5", "nan", "inf"])
+def test_accelerations_below_one_are_refused(tmp_path: Path, acceleration: str):
+    np.save(tmp_path / "picture.npy", np.ones((16, 16)))
+    more = ("--task", "mri", "--method", "tv", "--noise", "0.1", "--acceleration", acceleration)
+    refused("--acceleration .* at least 1", tmp_path / "picture.npy", *more)
