@@ -207,7 +207,8 @@ class GroupNorm(Functional):
     def groups(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x as ``(batch, *shape)``, and the norms of its groups."""
         z = x.reshape(len(x), *self.shape)
-        return z, z.abs() if self.axis is None else z.norm(dim=self.axis, keepdim=True)
+        # not torch.norm, which takes ten times as long along an axis that is not the last one
+        return z, z.abs() if self.axis is None else z.square().sum(self.axis, keepdim=True).sqrt()
 
     def steps(self, step: Step) -> Step:
         """One step per group."""
@@ -462,9 +463,7 @@ class Blocks(Functional):
         return torch.stack([f.fenchel(a, b) for f, a, b in pairs]).sum(0)
 
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        kappa, lipschitz = zip(
-            *(f.variation(b) for f, b in zip(self.parts, self.split(w), strict=True)), strict=True
-        )
+        kappa, lipschitz = zip(*(f.variation(b) for f, b in zip(self.parts, self.split(w), strict=True)), strict=True)
         return torch.stack(kappa).amax(0), torch.stack(lipschitz).amax(0)
 
     def tensors(self) -> list[tuple[Tensor, ParameterBound]]:

@@ -59,6 +59,9 @@ class Iteration:
     sigma_i the inverse absolute sums of the columns and rows of K (Pock and Chambolle 2011, alpha = 1).
     """
 
+    #: evaluations of a step, and of the start
+    cost = 1
+
     def __init__(self, saddle: SaddlePoint, x: Tensor, y: Tensor, diagonal: bool = False) -> None:
         self.saddle, self.x, self.y = saddle, x.detach().clone(), y.detach().clone()
         self.primal, self.dual = saddle.convexity, saddle.dual_convexity
@@ -71,7 +74,7 @@ class Iteration:
         else:
             step = 1 / max(saddle.norm, 1e-30)
             self.tau = self.sigma = x.new_full((batch, 1), step)
-        if 0 < self.primal and 0 < self.dual < math.inf:
+        if self.primal > 0 and 0 < self.dual < math.inf:
             ratio = math.sqrt(self.dual / self.primal)
             self.tau, self.sigma = self.tau * ratio, self.sigma / ratio
         self.alpha = torch.full((batch, 1), 0.5, **kind)  # type: ignore[call-overload]
@@ -106,7 +109,7 @@ class Iteration:
 
     def balance(self, p: Tensor, d: Tensor) -> None:
         """Move tau/sigma, less and less, so that both residuals weigh as much in the certificate (tau sigma stays)."""
-        if 0 < self.primal and 0 < self.dual < math.inf:
+        if self.primal > 0 and 0 < self.dual < math.inf:
             p, d = p * self.primal**-0.5, d * self.dual**-0.5
         up = (p > IMBALANCE * d)[:, None]
         down = (d > IMBALANCE * p)[:, None]
@@ -116,6 +119,10 @@ class Iteration:
         self.tau, self.sigma = self.tau * factor, self.sigma / factor
         self.alpha = torch.where(up | down, DECAY * self.alpha, self.alpha)
         self._set_theta()
+
+    def carried(self) -> tuple[Tensor, ...]:
+        """What is kept of an image when it stops: x, y, s, and more if a subclass has more."""
+        return self.x, self.y, self.s
 
     def gap(self) -> Tensor:
         """The primal-dual gap at the current point."""
@@ -161,10 +168,10 @@ class PDHG:
         """
         if self.certified:
             saddle.require_strong_convexity()
-        return self.run(Iteration(saddle, x, y, self.diagonal), accuracy)
+        return self.run(Iteration(saddle, x, y, self.diagonal), accuracy)[0]
 
-    def run(self, iteration: Iteration, accuracy: float | Tensor) -> SaddleSolution:
-        """Advance until every image may stop."""
+    def run(self, iteration: Iteration, accuracy: float | Tensor) -> tuple[SaddleSolution, list[Tensor]]:
+        """Advance until every image may stop; the solution, and what else the iteration carries."""
         goal = torch.as_tensor(accuracy, dtype=torch.float64, device=iteration.x.device).expand(len(iteration.x))
         if not bool((goal > 0).all()):
             raise ValueError(f"the accuracy asked for is {float(goal.min()):g}, but must be positive")
@@ -186,7 +193,7 @@ class PDHG:
                 status[status == RUNNING] = Status.ITERATION_LIMIT
             done = status != RUNNING
             if done.any():
-                values = (iteration.x, iteration.y, iteration.s, error, dual_error, torch.maximum(primal, dual), status)
+                values = (error, dual_error, torch.maximum(primal, dual), status, *iteration.carried())
                 rest = collected.finish(done, values, steps, iteration)
                 if rest.numel() == 0:
                     return collected.solution()
@@ -237,7 +244,7 @@ class _Collected:
         batch = len(iteration.x)
         number = torch.full((batch,), math.inf, dtype=torch.float64, device=iteration.x.device)
         count = torch.zeros(batch, dtype=torch.int64, device=iteration.x.device)
-        self.values = [t.clone() for t in (iteration.x, iteration.y, iteration.y, number, number, number, count)]
+        self.values = [t.clone() for t in (number, number, number, count, *iteration.carried())]
         self.evaluations = count.clone()
         self.active = torch.arange(batch, device=iteration.x.device)
 
@@ -246,11 +253,11 @@ class _Collected:
         index = self.active[done]
         for mine, new in zip(self.values, values, strict=True):
             mine[index] = new[done]
-        self.evaluations[index] = evaluations + 1  # and K x at the start
+        self.evaluations[index] = iteration.cost * (evaluations + 1)  # K x at the start counts as one
         rest = torch.nonzero(~done).flatten()
         self.active = self.active[rest]
         return rest
 
-    def solution(self) -> SaddleSolution:
-        x, y, s, error, dual_error, residual, status = self.values
-        return SaddleSolution(x, y, s, error, dual_error, residual, status, self.evaluations)
+    def solution(self) -> tuple[SaddleSolution, list[Tensor]]:
+        error, dual_error, residual, status, x, y, s, *more = self.values
+        return SaddleSolution(x, y, s, error, dual_error, residual, status, self.evaluations), more

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.curvature import Curvature
@@ -233,6 +233,32 @@ class SaddlePoint:
         """A copy that does not compute ||K|| anew."""
         _ = self.norm
         return copy.copy(self)
+
+
+class SaddleModel(nn.Module):
+    """What is learned: parameters theta, and the saddle-point problem that they make of data."""
+
+    def saddle_point(self, y: Tensor) -> SaddlePoint:
+        """The problems of the data ``y``, ``(batch, ...)``, at the current parameters.
+
+        K, g and f are made from the parameters by differentiable operations: if gradients are on, their ``tensors``
+        have a graph. The image that x begins with is what an upper-level loss compares. The problem may leave out the
+        test of the transpose (``check=False``); objectives test it once.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define saddle_point")
+
+    def initial(self, y: Tensor) -> Tensor:
+        """The first (x, y) for the data ``y``, ``(batch, n + m)``: data that look like images, else zero."""
+        with torch.no_grad():
+            operator = (saddle := self.saddle_point(y)).operator
+            z = y.new_zeros(len(y), operator.domain_size + operator.range_size)
+            if y.shape[1:] == saddle.image_shape:
+                z[:, : saddle.pixels] = y.flatten(1)
+            return z
+
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that are learned, in a fixed order."""
+        return [p for p in self.parameters() if p.requires_grad]
 
 
 class QuadraticModel(Functional):
