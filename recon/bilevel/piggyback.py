@@ -36,8 +36,8 @@ class AdjointSolution:
 class PiggybackIteration(Iteration):
     """Steps of PDHG on a saddle-point problem and, with the derivatives of its proximal maps, on the adjoint one.
 
-    prox' at the argument of the step is (I + tau g''(x+))^{-1} for g, and by Moreau's identity I - (I + f''(s)/sigma)^{-1}
-    for f*: a step of the same method on the problem linearized at x+ and s.
+    prox' at the argument of the step is (I + tau g''(x+))^{-1} for g and, by Moreau's identity,
+    I - (I + f''(s)/sigma)^{-1} for f*: a step of the same method on the problem linearized at x+ and s.
     """
 
     cost = 2
@@ -86,6 +86,7 @@ class Piggyback:
         self.solver = solver if solver is not None else PDHG()
         self.method, self.iterations = adjoint, iterations
 
+    @torch.no_grad()
     def together(
         self, saddle: SaddlePoint, z: Tensor, w: Tensor, slope: Slope, accuracy: float, adjoint: float
     ) -> tuple[SaddleSolution, AdjointSolution]:
@@ -102,6 +103,7 @@ class Piggyback:
             return solution, _half_step(saddle, solution, big_x, big_y, at)
         return solution, self.adjoint(saddle, solution.x, torch.cat([big_x, big_y], 1), at, adjoint)
 
+    @torch.no_grad()
     def adjoint(
         self,
         saddle: SaddlePoint,

@@ -17,7 +17,6 @@ from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, er
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
 from recon.lower_level.pdhg import PDHG
 from recon.lower_level.saddle_point import SaddleModel, SaddlePoint, check_transpose
-from recon.lower_level.solution import RUNNING
 
 
 class SaddleObjective(BilevelObjective):
@@ -100,6 +99,7 @@ class SaddleObjective(BilevelObjective):
         """The reconstructions, ``(N, channel, height, width)``."""
         return self.saddle_point(slice(0, 1)).image(evaluation.x)
 
+    @torch.no_grad()
     def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
         """z = (1/N) sum_i l_i' d_theta <pairing of (x, y) and (X, Y)> with adjoints solved to ``accuracy.adjoint``.
 
@@ -149,6 +149,7 @@ class SaddleObjective(BilevelObjective):
         self._count(found.evaluations)
         return found
 
+    @torch.no_grad()
     def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> tuple[Tensor, ...]:
         saddle, z, w, target = self.saddle_point(c), start.x[c], start.w[c], self.target[c]
         second = second and self.loss.quadratic and self._has_derivatives(saddle)
@@ -180,7 +181,7 @@ class SaddleObjective(BilevelObjective):
             size,
             sensitivity,
             weight,
-            solution.status.clamp_min(RUNNING + 1),
+            solution.status,
             *self._mapped(interval, target),
         )
 
@@ -194,8 +195,8 @@ class SaddleObjective(BilevelObjective):
     ) -> tuple[Interval, Tensor]:
         r"""The goal-oriented certificate of :mod:`recon.bilevel.certificate` for h(x) = g(x) + f(Kx) and w = -X.
 
-        r = grad h(x), r_w = grad l + h''(x) X; the Hessian varies along w with the constants kappa of g along X and of f
-        along KX, or T_g + \|\|K\|\|^2 T_f. The better one of it and ``interval``, and its length per eps^2.
+        r = grad h(x), r_w = grad l + h''(x) X; the Hessian varies along w with the constants kappa of g along X and
+        of f along KX, or T_g + \|\|K\|\|^2 T_f. The better one of it and ``interval``, and its length per eps^2.
         """
         kx, inner = saddle.operator(x), saddle.operator(big_x)
         back = saddle.operator.transpose(saddle.f.grad(kx))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Sequence
 from typing import Self
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.curvature import BlockCurvature, Curvature, GroupCurvature
+from recon.lower_level.energy import NotStronglyConvexError
 
 Step = Tensor | float
 #: sup of the third derivative of sqrt(t^2 + 1)
@@ -111,9 +113,7 @@ class Squared(Functional):
     ) -> None:
         self.size, self.weight, self.centre, self.nonnegative = size, weight, centre, nonnegative
         self.shape = tuple(shape) if shape is not None else (size,)
-        low, high = _range(weight)
-        if not 0 <= low <= high < math.inf:
-            raise ValueError(f"weights of a squared distance are {low:g} to {high:g}, but must be finite and >= 0")
+        low, high = _range(weight, "weights of a squared distance", 0.0)
         self.convexity, self.smoothness = low, math.inf if nonnegative else high
         self.hessian_lipschitz = math.inf if nonnegative else 0.0
 
@@ -187,9 +187,7 @@ class GroupNorm(Functional):
     """
 
     def __init__(self, shape: Sequence[int], axis: int | None, weight: Tensor | float, mu: float) -> None:
-        low, high = _range(weight)
-        if not 0 <= low <= high < math.inf:
-            raise ValueError(f"weights of a norm are {low:g} to {high:g}, but must be finite and not negative")
+        _range(weight, "weights of a norm", 0.0)
         if not 0 <= mu < math.inf:
             raise ValueError(f"mu is {mu}, but must be finite and not negative")
         self.shape, self.weight, self.mu = tuple(shape), weight, mu
@@ -311,9 +309,7 @@ class SmoothedNorm(GroupNorm):
         mu: float = 0.0,
     ) -> None:
         super().__init__(shape, axis, weight, mu)
-        low, high = _range(nu)
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"widths of a smoothed norm are {low:g} to {high:g}, but must be positive and finite")
+        _range(nu, "widths of a smoothed norm", sys.float_info.min)
         self.nu = nu
         self.smoothness = _range(weight / nu)[1] + mu
         self.hessian_lipschitz = THIRD * _range(weight / nu**2)[1]
@@ -489,8 +485,15 @@ class _OfBlock(ParameterBound):
         return self.bound(x[:, self.window], w[:, self.window], radius)
 
 
-def _range(value: Tensor | float) -> tuple[float, float]:
-    if not isinstance(value, Tensor):
-        return value, value
-    value = value.detach()
-    return float(value.min()), float(value.max())
+def _range(value: Tensor | float, name: str = "", least: float = -math.inf) -> tuple[float, float]:
+    """The smallest and the largest value; with a ``name``, raises ValueError unless they are valid.
+
+    Values that are not finite come from learned parameters that went astray: a trial of a line search may meet them,
+    hence the error that upper-level methods take for a point where nothing can be certified.
+    """
+    low, high = (value, value) if not isinstance(value, Tensor) else map(float, value.detach().aminmax())
+    if name and not (math.isfinite(low) and math.isfinite(high)):
+        raise NotStronglyConvexError(f"{name} are {low:g} to {high:g}, but must be finite")
+    if name and low < least:
+        raise ValueError(f"{name} are {low:g} to {high:g}, but must be {'positive' if least else 'not negative'}")
+    return low, high

@@ -65,19 +65,19 @@ class Iteration:
     def __init__(self, saddle: SaddlePoint, x: Tensor, y: Tensor, diagonal: bool = False) -> None:
         self.saddle, self.x, self.y = saddle, x.detach().clone(), y.detach().clone()
         self.primal, self.dual = saddle.convexity, saddle.dual_convexity
-        batch, kind = len(x), {"dtype": x.dtype, "device": x.device}
+        batch = len(x)
         sums = saddle.operator.absolute_sums() if diagonal else None
         if diagonal and sums is None:
             raise ValueError(f"{type(saddle.operator).__name__} knows no absolute_sums: no diagonal preconditioning")
         if sums is not None:
-            self.tau, self.sigma = ((1 / t.clamp_min(1e-30)).to(**kind).expand(batch, -1) for t in sums)
+            self.tau, self.sigma = ((1 / t.clamp_min(1e-30)).to(x).expand(batch, -1) for t in sums)
         else:
             step = 1 / max(saddle.norm, 1e-30)
             self.tau = self.sigma = x.new_full((batch, 1), step)
         if self.primal > 0 and 0 < self.dual < math.inf:
             ratio = math.sqrt(self.dual / self.primal)
             self.tau, self.sigma = self.tau * ratio, self.sigma / ratio
-        self.alpha = torch.full((batch, 1), 0.5, **kind)  # type: ignore[call-overload]
+        self.alpha = x.new_full((batch, 1), 0.5)
         self.kx = saddle.operator(self.x)
         self.kx_bar, self.s = self.kx, self.kx
         self._set_theta()
@@ -139,10 +139,10 @@ class Iteration:
 class PDHG:
     r"""PDHG with certified per-image stopping, see :class:`Iteration` for its steps.
 
-    An image is CONVERGED when its certified error is at most ``accuracy``; at the PRECISION_FLOOR when its residuals are
-    no larger than their rounding errors, or within a thousand times these without a tenth of progress for a while;
-    NOT_FINITE when x or y holds NaN or infinite values. Certificates: the smaller one of :func:`distances` and the
-    primal-dual gap. Without a positive modulus of f* only the gap certifies x, and nothing y.
+    An image is CONVERGED when its certified error is at most ``accuracy``; at the PRECISION_FLOOR when its residuals
+    are no larger than their rounding errors, or within a thousand times these without a tenth of progress for a
+    while; NOT_FINITE when x or y holds NaN or infinite values. Certificates: the smaller one of :func:`distances` and
+    the primal-dual gap. Without a positive modulus of f* only the gap certifies x, and nothing y.
 
     Parameters
     ----------
@@ -161,6 +161,7 @@ class PDHG:
         self.max_iterations, self.adaptive = max_iterations, adaptive
         self.diagonal, self.certified = diagonal, certified
 
+    @torch.no_grad()
     def __call__(self, saddle: SaddlePoint, x: Tensor, y: Tensor, accuracy: float | Tensor) -> SaddleSolution:
         """Solve from (x, y) to ||x - x^|| <= ``accuracy``, a number or one per image.
 
@@ -170,6 +171,7 @@ class PDHG:
             saddle.require_strong_convexity()
         return self.run(Iteration(saddle, x, y, self.diagonal), accuracy)[0]
 
+    @torch.no_grad()
     def run(self, iteration: Iteration, accuracy: float | Tensor) -> tuple[SaddleSolution, list[Tensor]]:
         """Advance until every image may stop; the solution, and what else the iteration carries."""
         goal = torch.as_tensor(accuracy, dtype=torch.float64, device=iteration.x.device).expand(len(iteration.x))

@@ -143,7 +143,8 @@ class SaddlePoint:
     ) -> None:
         if g.size != operator.domain_size or f.size != operator.range_size:
             raise ValueError(
-                f"K maps {operator.domain_size} to {operator.range_size} components, but g takes {g.size} and f {f.size}"
+                f"K maps {operator.domain_size} to {operator.range_size} components, but g takes {g.size} and f "
+                f"{f.size}"
             )
         self.pixels = math.prod(image_shape)
         if self.pixels > g.size:
@@ -293,8 +294,9 @@ class QuadraticModel(Functional):
 def distances(p: Tensor, d: Tensor, primal: float, dual: float) -> tuple[Tensor, Tensor]:
     r"""Bounds of \|\|x - x^\|\| and \|\|y - y^\|\| from residuals of norms ``p``, ``d`` and the moduli mu_g, mu_f.
 
-    With a = sqrt(mu_g) \|\|x - x^\|\|, b = sqrt(mu_f) \|\|y - y^\|\|, P = \|\|p\|\|/sqrt(mu_g), D = \|\|d\|\|/sqrt(mu_f),
-    a^2 + b^2 <= P a + D b: a disc around (P, D)/2 through the origin. Infinite where a modulus is not positive.
+    With a = sqrt(mu_g) \|\|x - x^\|\|, b = sqrt(mu_f) \|\|y - y^\|\| and residuals P = \|\|p\|\|/sqrt(mu_g),
+    D = \|\|d\|\|/sqrt(mu_f), a^2 + b^2 <= P a + D b: a disc around (P, D)/2 through the origin. Infinite where a
+    modulus is not positive.
     """
     if not (primal > 0 and dual > 0):
         unknown = torch.full_like(p, math.inf)
