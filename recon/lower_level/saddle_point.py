@@ -44,7 +44,10 @@ class SaddleMap:
         raise NotImplementedError
 
     def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
-        """Upper bounds of sum_i |K_ij|, ``(domain_size,)``, and sum_j |K_ij|, ``(range_size,)``; None: not known."""
+        """Upper bounds of sum_i |K_ij|, ``(domain_size,)``, and sum_j |K_ij|, ``(range_size,)``; None: not known.
+
+        They become step sizes, so that they have to be constant in every group of g and of f (take the largest).
+        """
         return None
 
     def tensors(self) -> list[tuple[Tensor, float]]:
