@@ -138,7 +138,8 @@ class Piggyback:
         solved = conjugate_gradients(hessian, right, saddle.split(w)[0], accuracy, max_iterations, rounding=rounding)
         inner = saddle.operator(solved.w)
         y = f(inner if dual_slope is None else inner + dual_slope)
-        return AdjointSolution(solved.w, y, solved.residual_norm, solved.status, solved.evaluations + 1)
+        spent = solved.evaluations + 2  # and K x, K X
+        return AdjointSolution(solved.w, y, solved.residual_norm, solved.status, spent)
 
 
 def _half_step(saddle: SaddlePoint, at: SaddleSolution, x: Tensor, y: Tensor, slope: Tensor) -> AdjointSolution:

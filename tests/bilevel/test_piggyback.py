@@ -107,13 +107,13 @@ def dense_adjoint(saddle: SaddlePoint, x: Tensor, slope: Tensor, dual_slope: Ten
 
 @pytest.mark.parametrize(("kind", "certified"), [("filters", True), ("matrix", True), ("field", True), ("relu", False)])
 def test_bound_of_the_error_in_random_cases(kind: str, certified: bool) -> None:
-    """3 problems x 48 perturbed points, of 4 problems: 576 cases, with losses of x and of y, at all scales.
+    """4 problems x 48 perturbed points, of 4 models: 768 cases, 576 of them certified, with losses of x and of y, at all scales.
 
     The points are the exact ones plus random errors, and the bound is told nothing but the length of these: the least
     that any certificate can say. Hessians of the smoothed norms move; weights, widths and kernels are parameters.
     """
     cases, tight = 0, 0.0
-    for seed in range(3):
+    for seed in range(4):
         model, data, target = problem(kind, 10 * seed, batch=1)
         with torch.no_grad():
             saddle = model.saddle_point(data)
@@ -146,7 +146,7 @@ def test_bound_of_the_error_in_random_cases(kind: str, certified: bool) -> None:
             assert float(z.norm()) <= float(size) * (1 + 1e-9)
             tight = max(tight, error / float(omega))
             cases += 1
-    assert cases == 144
+    assert cases == 192
     assert tight >= 1e-3  # a bound, not an astronomical number
 
 

@@ -20,6 +20,7 @@ from recon.bilevel import (
     SaddleObjective,
 )
 from recon.lower_level import (
+    PDHG,
     HuberNorm,
     OperatorMap,
     SaddleModel,
@@ -143,7 +144,7 @@ def test_mini_batches_at_fixed_accuracy_and_for_a_fixed_number_of_iterations(ite
         before = of.evaluations
         optimizer.step(objective=of)
         if iterations is not None:  # 30 steps of two evaluations, as many at the start, and two for the residual
-            assert of.evaluations - before == 2 * 30 + 2 + 2
+            assert of.evaluations - before == pytest.approx(2 * 30 + 2 + 2)
     assert exact_loss(of) < 0.9 * first
 
 
@@ -209,7 +210,7 @@ def test_bad_input() -> None:
 
 
 def test_trial_with_parameters_out_of_range_is_refused_and_put_back() -> None:
-    of = objective()
+    of = objective(solver=PDHG(300))
     optimizer = MAID(of.params, lr=1e4)  # the first trial puts e^theta beyond all numbers, or to zero
     before = exact_loss(of)
     record = optimizer.step(objective=of)
