@@ -107,7 +107,7 @@ def dense_adjoint(saddle: SaddlePoint, x: Tensor, slope: Tensor, dual_slope: Ten
 
 @pytest.mark.parametrize(("kind", "certified"), [("filters", True), ("matrix", True), ("field", True), ("relu", False)])
 def test_bound_of_the_error_in_random_cases(kind: str, certified: bool) -> None:
-    """4 problems x 48 perturbed points, of 4 models: 768 cases, 576 of them certified, with losses of x and of y, at all scales.
+    """4 problems x 48 perturbed points, of 4 models: 768 cases, 576 certified, with losses of x and y, at all scales.
 
     The points are the exact ones plus random errors, and the bound is told nothing but the length of these: the least
     that any certificate can say. Hessians of the smoothed norms move; weights, widths and kernels are parameters.
