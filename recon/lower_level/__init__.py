@@ -10,11 +10,12 @@ from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, Squar
 from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.first_guess import first_guess
 from recon.lower_level.fista import FISTA
-from recon.lower_level.functionals import Blocks, Functional, HuberNorm, HuberReLU, SmoothedNorm, Squared
+from recon.lower_level.functionals import Blocks, Functional, HuberNorm, HuberReLU, SmoothedNorm, Squared, Vanishing
 from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.mirror import cropped, mirrored
 from recon.lower_level.nonnegative import ProjectedLBFGS, projected_gradient
 from recon.lower_level.pdhg import PDHG, SaddleSolution
+from recon.lower_level.recreatable import Recreatable
 from recon.lower_level.regularizer import (
     HessianMap,
     HessianVariation,
@@ -45,6 +46,7 @@ __all__ = [
     "NotStronglyConvexError",
     "OperatorMap",
     "ProjectedLBFGS",
+    "Recreatable",
     "Regularizer",
     "SaddleMap",
     "SaddleModel",
@@ -57,6 +59,7 @@ __all__ = [
     "SquaredL2",
     "StackedMap",
     "Status",
+    "Vanishing",
     "WeightedSquaredL2",
     "conjugate_gradients",
     "cropped",

@@ -8,6 +8,7 @@ subdifferential of f* at y, and f* has the modulus 1 / ``smoothness``. The conju
     HuberReLU(weight, eps)      the box [0, weight] and (eps/2)||y||^2
     SmoothedNorm(weight, nu)    sum_j nu (weight - sqrt(weight^2 - |y_j|^2)) with |y_j| <= weight
     Squared(weight, centre)     ||y||^2 / (2 weight) + <y, centre>
+    Vanishing                   0
 """
 
 from __future__ import annotations
@@ -177,6 +178,22 @@ class _SquaredWeight(ParameterBound):
 
     def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         return (x - self.squared.centre).norm(dim=1).double() + radius, w.norm(dim=1).double()
+
+
+class Vanishing(Functional):
+    """phi(0) = 0, infinite elsewhere: the constraint s = 0, whose conjugate is zero. It certifies nothing."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def value(self, x: Tensor) -> Tensor:
+        return torch.where((x == 0).all(1), 0.0, math.inf).double()
+
+    def prox(self, v: Tensor, step: Step) -> Tensor:
+        return torch.zeros_like(v)
+
+    def fenchel(self, x: Tensor, p: Tensor) -> Tensor:
+        return self.value(x)
 
 
 class GroupNorm(Functional):

@@ -19,6 +19,7 @@ from recon.lower_level.batch import per_image_norm
 from recon.lower_level.curvature import Curvature
 from recon.lower_level.energy import NotStronglyConvexError
 from recon.lower_level.functionals import Functional, Step
+from recon.lower_level.recreatable import Recreatable
 from recon.operators import LinearOperator
 
 Shape = Sequence[int]
@@ -239,7 +240,7 @@ class SaddlePoint:
         return copy.copy(self)
 
 
-class SaddleModel(nn.Module):
+class SaddleModel(Recreatable):
     """What is learned: parameters theta, and the saddle-point problem that they make of data."""
 
     def saddle_point(self, y: Tensor) -> SaddlePoint:
