@@ -89,7 +89,8 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     ``operator`` and ``fidelity``.
 
     The module that the class is imported from is executed, as by any ``import``; only subclasses of
-    :class:`recon.lower_level.Regularizer` and :class:`recon.lower_level.SaddleModel` are instantiated, and checkpoints are read with ``weights_only=True``.
+    :class:`recon.lower_level.Regularizer` and :class:`recon.lower_level.SaddleModel` are instantiated, and checkpoints
+    are read with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -205,7 +206,8 @@ def _build(head: Mapping[str, Any], path: Path) -> Model:
         )
     if not (isinstance(cls, type) and issubclass(cls, (Regularizer, SaddleModel))):
         raise ModelFileError(
-            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer and SaddleModel"
+            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer and of "
+            "recon.lower_level.SaddleModel"
         )
     try:
         regularizer = cls(**arguments)

@@ -241,6 +241,7 @@ def test_bad_data() -> None:
     learned.measured_by(Blur(torch.full((3, 3), 1 / 9), (1, 8, 8)).double())
     with pytest.raises(ValueError, match=r"\(1, 9, 9\), but those of A are \(1, 8, 8\)"):
         learned.saddle_point(torch.zeros(1, 1, 9, 9, dtype=torch.float64))
+    y = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    of = SaddleObjective(learned, y, y)
     with pytest.raises(ValueError, match="strongly convex g"):  # no image_convexity
-        y = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
-        SaddleObjective(learned, y, y).evaluate(Accuracy(1.0, 1.0))
+        of.evaluate(Accuracy(1.0, 1.0))
