@@ -248,7 +248,8 @@ class GroupNorm(Functional):
         _, across, along = self.profile(r)
         if self.axis is None:
             return GroupCurvature(self.shape, along + self.mu)
-        return GroupCurvature(self.shape, across + self.mu, along + self.mu, z / r.clamp_min(1e-300), self.axis)
+        direction = z / r.clamp_min(torch.finfo(r.dtype).tiny)
+        return GroupCurvature(self.shape, across + self.mu, along + self.mu, direction, self.axis)
 
     def prox(self, v: Tensor, step: Step) -> Tensor:
         z, r = self.groups(v)

@@ -17,6 +17,7 @@ from recon.lower_level import (
     NotStronglyConvexError,
     SmoothedNorm,
     Squared,
+    Vanishing,
 )
 from tests.lower_level.problems import normal
 
@@ -194,3 +195,18 @@ def test_bad_input() -> None:
         Squared(2, math.inf)
     with pytest.raises(ValueError, match="at least one"):
         Blocks([])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_groups_that_vanish_have_a_finite_hessian(dtype: torch.dtype) -> None:
+    """Flat parts of an image: phi''(0) = (weight / nu + mu) I, or (1 / eps + mu) I."""
+    x, v = torch.zeros(1, 6, dtype=dtype), torch.ones(1, 6, dtype=dtype)
+    for norm, expected in ((SmoothedNorm((2, 3), 0.5, 0.1, mu=1.0), 6.0), (HuberNorm((2, 3), 0.5, 0.1, mu=1.0), 11.0)):
+        torch.testing.assert_close(norm.hessian(x)(v), expected * v)
+
+
+def test_the_constraint_to_zero() -> None:
+    """f = indicator of {0}, f* = 0: Moreau gives prox_{sigma f*}(v) = v."""
+    f, v = Vanishing(4), normal(2, 4)
+    torch.testing.assert_close(v - 0.7 * f.prox(v / 0.7, 1 / 0.7), v)
+    assert torch.equal(f.value(torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 0]])), torch.tensor([0.0, math.inf]).double())

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from rich.console import Console
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import DenoisingDataModule
 from models import LearnedTV
@@ -205,7 +205,7 @@ def learn(
         of = data.learning(model, piggyback)
         optimizer = InexactAdam(of.params, lr=step or 1e-2, batch_size=len(data.x))
     records: list[Record] = []
-    bar = tqdm(range(iterations), desc=METHODS[method], leave=False)
+    bar = Tqdm(range(iterations), desc=METHODS[method], leave=False)
     for _ in bar:
         records.append(optimizer.step(objective=of))
         bar.set_postfix_str(f"PSNR {-records[-1].loss:.3f} dB, evaluations {records[-1].evaluations:.0f}")
