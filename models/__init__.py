@@ -2,7 +2,8 @@
 
 from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.fields_of_experts import FieldsOfExperts
+from models.learned_tv import LearnedTV
 from models.storage import pretrained
 from models.total_variation import TotalVariation
 
-__all__ = ["ConvexRidge", "FieldsOfExperts", "TotalVariation", "WeaklyConvexRidge", "pretrained"]
+__all__ = ["ConvexRidge", "FieldsOfExperts", "LearnedTV", "TotalVariation", "WeaklyConvexRidge", "pretrained"]

@@ -169,9 +169,7 @@ class BilevelModule(pl.LightningModule):
                 f"the data are {x.dtype}, but the regularizer is {', '.join(map(str, dtypes))}; "
                 "give the data module an attribute dtype, or cast the module"
             )
-        objective = BilevelObjective(
-            self.regularizer, x, y, self.operator, self.fidelity, self.mu, self.loss, self.solver, self.chunk_size
-        )
+        objective = self._objective(x, y)
         if self._resumed is not None:
             if self._resumed["data"] != checksum(x, y):
                 raise CheckpointError(
@@ -181,6 +179,12 @@ class BilevelModule(pl.LightningModule):
             objective.load_state_dict(self._resumed["objective"])
             self._resumed = None
         return objective
+
+    def _objective(self, x: Tensor, y: Tensor) -> BilevelObjective:
+        """The learning problem of true images x and data y."""
+        return BilevelObjective(
+            self.regularizer, x, y, self.operator, self.fidelity, self.mu, self.loss, self.solver, self.chunk_size
+        )
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
@@ -199,10 +203,15 @@ class BilevelModule(pl.LightningModule):
         solution: Solution = self.solver(energy, start, self.reconstruction_accuracy)
         if margin:
             solution = cropped(solution, (y.shape[2], y.shape[3]))
-        if not solution.converged:
-            worst = Status(int(solution.status.max())).name.lower().replace("_", " ")
-            log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, worst)
-        return Reconstruction(solution.x, solution.error, solution.status)
+        return self._checked(Reconstruction(solution.x, solution.error, solution.status))
+
+    def _checked(self, found: Reconstruction) -> Reconstruction:
+        """The same; warns of images that did not reach their accuracy."""
+        worst = Status(int(found.status.max()))
+        if worst is not Status.CONVERGED:
+            reason = worst.name.lower().replace("_", " ")
+            log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, reason)
+        return found
 
     def display(self, x: Tensor) -> Tensor:
         """Images as people look at them, see :meth:`recon.operators.LinearOperator.display`."""

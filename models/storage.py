@@ -23,10 +23,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from recon.files import write_files
-from recon.lower_level import Regularizer
+from recon.lower_level import Recreatable, Regularizer, SaddleModel
 
 FORMAT = "recon regularizer 1"
 WEIGHTS, DESCRIPTION, CHECKPOINT = ".safetensors", ".json", ".ckpt"
+
+Model = Regularizer | SaddleModel
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -35,7 +37,7 @@ class ModelFileError(ValueError):
     """A file that holds no usable regularizer; the message names it and says what would be valid."""
 
 
-def save_regularizer(regularizer: Regularizer, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
+def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
     """Write ``regularizer`` to ``path`` (with or without ``.safetensors``) and to the ``.json`` beside it.
 
     Args:
@@ -66,14 +68,29 @@ def save_regularizer(regularizer: Regularizer, path: str | Path, metadata: Mappi
 
 
 def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
-    """Read a regularizer, on the CPU, and its metadata.
+    """Read a regularizer of energies, on the CPU, and its metadata.
+
+    As :func:`load_model`, but raises :class:`ModelFileError` for saddle-point models, too.
+    """
+    model, metadata = load_model(path)
+    if not isinstance(model, Regularizer):
+        raise ModelFileError(
+            f"{path}: holds a saddle-point model, {type(model).__name__}; this needs a regularizer R(x) of an energy, "
+            "a subclass of recon.lower_level.Regularizer"
+        )
+    return model, metadata
+
+
+def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
+    """Read a regularizer or a saddle-point model, on the CPU, and its metadata.
 
     ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), or a Lightning
     checkpoint (``.ckpt``) of :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of
     ``operator`` and ``fidelity``.
 
     The module that the class is imported from is executed, as by any ``import``; only subclasses of
-    :class:`recon.lower_level.Regularizer` are instantiated, and checkpoints are read with ``weights_only=True``.
+    :class:`recon.lower_level.Regularizer` and :class:`recon.lower_level.SaddleModel` are instantiated, and checkpoints
+    are read with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -102,15 +119,15 @@ def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     return regularizer, head["metadata"]
 
 
-def pretrained(path: str | Path) -> Regularizer:
-    """The regularizer in a file that :func:`load_regularizer` reads: what a configuration starts from to train on.
+def pretrained(path: str | Path) -> Model:
+    """The model in a file that :func:`load_model` reads: what a configuration starts from to train on.
 
     In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE}}``.
     """
-    return load_regularizer(path)[0]
+    return load_model(path)[0]
 
 
-def specification(regularizer: Regularizer) -> dict[str, Any]:
+def specification(regularizer: Recreatable) -> dict[str, Any]:
     """``class``, ``arguments`` and ``dtype``: plain values from which the regularizer can be made again.
 
     Raises:
@@ -180,16 +197,17 @@ def _find(name: str) -> Any:
         return None
 
 
-def _build(head: Mapping[str, Any], path: Path) -> Regularizer:
+def _build(head: Mapping[str, Any], path: Path) -> Model:
     name, arguments = head["class"], head["arguments"]
     cls = _find(name)
     if cls is None:
         raise ModelFileError(
             f"{path}: there is no class {name}; install the package that has it, or put it on PYTHONPATH"
         )
-    if not (isinstance(cls, type) and issubclass(cls, Regularizer)):
+    if not (isinstance(cls, type) and issubclass(cls, (Regularizer, SaddleModel))):
         raise ModelFileError(
-            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer"
+            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer and of "
+            "recon.lower_level.SaddleModel"
         )
     try:
         regularizer = cls(**arguments)
@@ -198,7 +216,7 @@ def _build(head: Mapping[str, Any], path: Path) -> Regularizer:
     return regularizer.to(_DTYPES[head["dtype"]])
 
 
-def _fill(regularizer: Regularizer, tensors: Mapping[str, Tensor], path: Path) -> None:
+def _fill(regularizer: Model, tensors: Mapping[str, Tensor], path: Path) -> None:
     """``load_state_dict`` with one sentence for everything that does not fit."""
     own = regularizer.state_dict()
     wrong = [f"{k} is missing" for k in own if k not in tensors]
@@ -216,7 +234,7 @@ def _fill(regularizer: Regularizer, tensors: Mapping[str, Tensor], path: Path) -
     regularizer.load_state_dict(dict(tensors))
 
 
-def _load_checkpoint(path: Path) -> tuple[Regularizer, dict[str, Any]]:
+def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:

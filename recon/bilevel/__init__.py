@@ -4,7 +4,9 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
 from recon.bilevel.maid import MAID, PublishedMAID
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.record import Progress, Record
+from recon.bilevel.saddle_objective import SaddleObjective
 from recon.bilevel.stochastic import InexactAdam
 
 __all__ = [
@@ -15,9 +17,11 @@ __all__ = [
     "Hypergradient",
     "InexactAdam",
     "NegativePSNR",
+    "Piggyback",
     "Progress",
     "PublishedMAID",
     "Record",
+    "SaddleObjective",
     "SquaredError",
     "UpperLoss",
 ]

@@ -231,7 +231,7 @@ class BilevelObjective:
         With delta = mu eps, the interval is C eps^2 long if goal-oriented, else 2 s eps + L eps^2 / 2; s, C and L are
         means over the images of slope, sensitivity and smoothness, times dg/dq.
         """
-        mu = self._energy(slice(0, 1)).require_strong_convexity()
+        mu = self._modulus()
         slope = float((evaluation.weight * evaluation.slope).mean())
         smoothness = float(evaluation.weight.mean()) * self.loss.smoothness
         linear = -slope + math.sqrt(slope**2 + 0.5 * margin * smoothness)
@@ -257,6 +257,10 @@ class BilevelObjective:
 
     def _energy(self, c: slice) -> Energy:
         return Energy(self.y[c], self.regularizer, self.operator, self.fidelity, self.mu, checked=True)
+
+    def _modulus(self) -> float:
+        """mu of the lower level, for those who need a certificate."""
+        return self._energy(slice(0, 1)).require_strong_convexity()
 
     def _count(self, evaluations: Tensor) -> None:
         self.evaluations += float(evaluations.sum()) / len(self.y)

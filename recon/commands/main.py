@@ -11,7 +11,7 @@ from collections.abc import Callable
 from recon.commands.errors import sentence
 
 TRAINING = ("fit", "validate", "test", "predict")
-OTHERS = ("reconstruct", "demo", "cache")
+OTHERS = ("reconstruct", "demo", "reproduce", "cache")
 
 USAGE = """usage: recon COMMAND [OPTIONS]
 
@@ -24,6 +24,7 @@ commands:
   predict      reconstruct the data of the configuration
   reconstruct  reconstruct files with a trained regularizer
   demo         learn, reconstruct and compare, on built-in images
+  reproduce    compute and draw a figure:        recon reproduce tv-discretisation --scale quick
   cache        list or clear the projector matrices kept on disk: recon cache list
 
 options:
@@ -73,6 +74,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from recon.commands import demo
 
         return demo.main
+    if name == "reproduce":
+        from recon.commands import reproduce
+
+        return reproduce.main
     if name == "cache":
         from recon.commands import cache
 

@@ -10,15 +10,19 @@ from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, Squar
 from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.first_guess import first_guess
 from recon.lower_level.fista import FISTA
+from recon.lower_level.functionals import Blocks, Functional, HuberNorm, HuberReLU, SmoothedNorm, Squared, Vanishing
 from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.mirror import cropped, mirrored
 from recon.lower_level.nonnegative import ProjectedLBFGS, projected_gradient
+from recon.lower_level.pdhg import PDHG, SaddleSolution
+from recon.lower_level.recreatable import Recreatable
 from recon.lower_level.regularizer import (
     HessianMap,
     HessianVariation,
     JacobianBounds,
     Regularizer,
 )
+from recon.lower_level.saddle_point import OperatorMap, SaddleMap, SaddleModel, SaddlePoint, StackedMap
 from recon.lower_level.solution import LinearSolution, Solution, Status
 
 #: a solver: ``solver(energy, x0, accuracy) -> Solution``
@@ -27,20 +31,35 @@ Solver = Callable[[Energy, Tensor, float | Tensor], Solution]
 __all__ = [
     "FISTA",
     "LBFGS",
+    "PDHG",
+    "Blocks",
     "DataFidelity",
     "Energy",
+    "Functional",
     "HessianMap",
     "HessianVariation",
+    "HuberNorm",
+    "HuberReLU",
     "JacobianBounds",
     "KullbackLeibler",
     "LinearSolution",
     "NotStronglyConvexError",
+    "OperatorMap",
     "ProjectedLBFGS",
+    "Recreatable",
     "Regularizer",
+    "SaddleMap",
+    "SaddleModel",
+    "SaddlePoint",
+    "SaddleSolution",
+    "SmoothedNorm",
     "Solution",
     "Solver",
+    "Squared",
     "SquaredL2",
+    "StackedMap",
     "Status",
+    "Vanishing",
     "WeightedSquaredL2",
     "conjugate_gradients",
     "cropped",

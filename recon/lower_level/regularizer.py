@@ -6,16 +6,15 @@ analytic derivatives) has honest defaults: a bound that is not known is infinite
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from recon.lower_level.batch import per_image_norm
+from recon.lower_level.recreatable import Recreatable
 
 
 class HessianMap:
@@ -64,28 +63,8 @@ class JacobianBounds:
     certified: bool = True
 
 
-class Regularizer(nn.Module):
+class Regularizer(Recreatable):
     """A function R_theta of images, ``(batch, channel, height, width) -> (batch,)``; theta are its parameters."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep the arguments of the constructor, so that any regularizer can be saved and made again."""
-        self = super().__new__(cls)
-        self.__dict__["_arguments"] = (args, kwargs)
-        return self
-
-    def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that this regularizer was made with, by name, defaults included."""
-        args, kwargs = self.__dict__["_arguments"]
-        signature = inspect.signature(type(self).__init__)
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(list(bound.arguments.items())[1:])
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                arguments |= arguments.pop(name)
-            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and arguments.pop(name):
-                raise TypeError(f"{type(self).__name__}: the arguments *{name} of its constructor have no names")
-        return arguments
 
     #: width in pixels of the band along the boundary where R acts less than inside; denoising mirrors so much data
     margin: int = 0

@@ -1,0 +1,95 @@
+"""Training of saddle-point models by any upper-level method, and certified reconstruction with them, in Lightning."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from models.bilevel import BilevelModule, Reconstruction
+from models.checkpointing import describe
+from recon.bilevel import MAID, Piggyback, SaddleObjective, UpperLoss
+from recon.lower_level import PDHG, SaddleModel
+from recon.operators import Identity, LinearOperator
+
+
+class SaddleModule(BilevelModule):
+    """Learns theta of a saddle-point model: x^(theta) is the image in the saddle point of the problem of data y.
+
+    Training, logs and checkpoints are those of :class:`models.bilevel.BilevelModule`.
+
+    Parameters
+    ----------
+    regularizer: the model; what is learned are its trainable parameters. It brings its data term along, and takes A
+        by ``measured_by``.
+    optimizer, loss, chunk_size, reconstruction_accuracy: as in BilevelModule.
+    solver: of saddle points; PDHG with adaptive steps by default.
+    piggyback: of adjoints; with a fixed number of iterations, of the saddle points in training, too.
+    operator: A; by default a copy of the data module's, or the identity.
+
+    Raises
+    ------
+    ValueError: as in BilevelModule; an operator is given, but the model takes none.
+    """
+
+    regularizer: SaddleModel  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        regularizer: SaddleModel,
+        optimizer: OptimizerCallable = MAID,
+        solver: PDHG | None = None,
+        piggyback: Piggyback | None = None,
+        operator: LinearOperator | None = None,
+        loss: UpperLoss | None = None,
+        chunk_size: int | None = None,
+        reconstruction_accuracy: float = 1e-2,
+    ) -> None:
+        super().__init__(
+            cast(Any, regularizer),
+            optimizer,
+            operator=operator,
+            loss=loss,
+            chunk_size=chunk_size,
+            reconstruction_accuracy=reconstruction_accuracy,
+        )
+        self.saddle_solver = solver if solver is not None else PDHG()
+        self.piggyback = piggyback if piggyback is not None else Piggyback(self.saddle_solver)
+        self._measure()
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._measure()
+
+    def _measure(self) -> None:
+        """Tell the model what A is."""
+        if self.operator is None or isinstance(self.operator, Identity):
+            return
+        measured_by = getattr(self.regularizer, "measured_by", None)
+        if measured_by is None:
+            raise ValueError(
+                f"{type(self.regularizer).__name__} takes no operator (it has no method measured_by), but the data "
+                f"were measured by {type(self.operator).__name__}"
+            )
+        measured_by(self.operator)
+
+    def _objective(self, x: Tensor, y: Tensor) -> SaddleObjective:
+        return SaddleObjective(self.regularizer, x, y, self.loss, self.saddle_solver, self.piggyback, self.chunk_size)
+
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor) -> Reconstruction:
+        """The images in the saddle points of data y, ``(batch, *range_shape)``, with certified errors.
+
+        Raises ``ValueError`` if y is not data for the model, or the problem is not strongly convex.
+        """
+        saddle = self.regularizer.saddle_point(y)
+        z = self.regularizer.initial(y)
+        solution = self.saddle_solver(saddle, *saddle.split(z), self.reconstruction_accuracy)
+        return self._checked(Reconstruction(saddle.image(solution.x), solution.error, solution.status))
+
+    def _problem(self) -> dict[str, Any]:
+        problem = super()._problem()
+        del problem["fidelity"], problem["mu"]  # parts of the model
+        return problem | {"solver": describe(self.saddle_solver), "piggyback": describe(self.piggyback)}

@@ -1,0 +1,304 @@
+"""Hypergradients of saddle-point problems: the adjoint saddle point, by piggyback iterations, and error bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
+from recon.lower_level.curvature import Curvature
+from recon.lower_level.pdhg import PDHG, Iteration, SaddleSolution
+from recon.lower_level.saddle_point import SaddleModel, SaddlePoint
+from recon.lower_level.solution import Status
+
+#: grad l(x) of the images ``index`` at x, flat
+Slope = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AdjointSolution:
+    r"""Approximate solutions of the adjoint saddle-point problems, linearized at x and s = Kx.
+
+    X, Y: flat. residual R: \|\|X - X^\|\| <= R / mu_g and \|\|Y - Y^\|\| <= 2 R / sqrt(mu_g mu_f), per image.
+    """
+
+    X: Tensor
+    Y: Tensor
+    residual: Tensor
+    status: Tensor
+    evaluations: Tensor
+
+
+class PiggybackIteration(Iteration):
+    """Steps of PDHG on a saddle-point problem and, with the derivatives of its proximal maps, on the adjoint one.
+
+    prox' at the argument of the step is (I + tau g''(x+))^{-1} for g and, by Moreau's identity,
+    I - (I + f''(s)/sigma)^{-1} for f*: a step of the same method on the problem linearized at x+ and s.
+    """
+
+    cost = 2
+
+    def __init__(self, saddle: SaddlePoint, z: Tensor, w: Tensor, slope: Slope) -> None:
+        super().__init__(saddle, *saddle.split(z))
+        self.index = torch.arange(len(z), device=z.device)
+        self.slope = slope
+        adjoint = saddle.linearized(self.x, self.kx, slope(self.x, self.index))
+        self.adjoint = Iteration(adjoint, *saddle.split(w))
+
+    def advance(self) -> tuple[Tensor, Tensor]:
+        residuals = super().advance()
+        self.adjoint.saddle = self.saddle.linearized(self.x, self.s, self.slope(self.x, self.index))
+        self.adjoint.advance()
+        return residuals
+
+    def carried(self) -> tuple[Tensor, ...]:
+        return *super().carried(), self.adjoint.x, self.adjoint.y
+
+    def select(self, index: Tensor) -> None:
+        super().select(index)
+        self.adjoint.select(index)
+        self.index = self.index[index]
+
+
+class Piggyback:
+    r"""Solves the saddle-point problem and its adjoint, each to its own accuracy (Bogensperger et al. 2025).
+
+    Both run together until the saddle point is accurate enough; then the adjoint is linearized at x and s = Kx and goes
+    on alone, if it has to. With ``iterations``, both run so many times instead, whatever accuracy they reach.
+
+    Parameters
+    ----------
+    solver: of the saddle point and of an adjoint that goes on alone.
+    adjoint: ``cg``: conjugate gradients on (g'' + K^T f'' K) X = -grad l_1 - K^T f'' grad l_2, Y = f''(KX + grad l_2),
+        which needs the fewest products; ``pdhg``: as published. Problems that are not smooth take ``pdhg``.
+    iterations: a fixed number, for comparisons; None: as many as the accuracies ask for.
+    """
+
+    def __init__(self, solver: PDHG | None = None, adjoint: str = "cg", iterations: int | None = None) -> None:
+        if adjoint not in ("cg", "pdhg"):
+            raise ValueError(f"adjoint is {adjoint!r}, but must be cg or pdhg")
+        if iterations is not None and iterations < 1:
+            raise ValueError(f"iterations is {iterations}, but must be at least 1")
+        self.solver = solver if solver is not None else PDHG()
+        self.method, self.iterations = adjoint, iterations
+
+    @torch.no_grad()
+    def together(
+        self, saddle: SaddlePoint, z: Tensor, w: Tensor, slope: Slope, accuracy: float, adjoint: float
+    ) -> tuple[SaddleSolution, AdjointSolution]:
+        """From z = (x, y) and w = (X, Y) to ||x - x^|| <= ``accuracy`` and R <= ``adjoint`` per image."""
+        fixed = self.iterations is not None
+        solver = PDHG(self.iterations, adaptive=False, certified=False) if self.iterations is not None else self.solver
+        if not fixed and solver.certified:
+            saddle.require_strong_convexity()
+        run = PiggybackIteration(saddle, z, w, slope)
+        solution, (big_x, big_y) = solver.run(run, 1e-300 if fixed else accuracy)
+        index = torch.arange(len(z), device=z.device)
+        at = slope(solution.x, index)
+        if fixed:
+            return solution, _half_step(saddle, solution, big_x, big_y, at)
+        return solution, self.adjoint(saddle, solution.x, torch.cat([big_x, big_y], 1), at, adjoint)
+
+    @torch.no_grad()
+    def adjoint(
+        self,
+        saddle: SaddlePoint,
+        x: Tensor,
+        w: Tensor,
+        slope: Tensor,
+        accuracy: float,
+        dual_slope: Tensor | None = None,
+        max_iterations: int = 100_000,
+    ) -> AdjointSolution:
+        """The adjoint at x, for losses with gradients ``slope`` (in x) and ``dual_slope`` (in y), from w = (X, Y).
+
+        Raises :class:`NotStronglyConvexError` if a modulus is not positive.
+        """
+        primal, dual = saddle.require_strong_convexity(), saddle.require_dual_convexity()
+        kx = saddle.operator(x)
+        smooth = math.isfinite(saddle.g.smoothness)
+        if self.method == "pdhg" or not smooth:
+            linear = saddle.linearized(x, kx, slope, dual_slope)
+            solver = PDHG(max_iterations, self.solver.adaptive, self.solver.diagonal)
+            found = solver(linear, *saddle.split(w), accuracy / primal)
+            return AdjointSolution(
+                found.x, found.y, found.error * primal, found.status, found.evaluations + found.evaluations.new_ones(())
+            )
+        g, f = saddle.g.hessian(x), saddle.f.hessian(kx)
+        right = -slope
+        if dual_slope is not None:
+            right = right - saddle.operator.transpose(f(dual_slope))
+        unit = torch.finfo(x.dtype).eps / 2
+        hessian = reduced_hessian(saddle, g, f)
+        rounding = unit * (saddle.g.smoothness + saddle.norm**2 / dual)
+        solved = conjugate_gradients(hessian, right, saddle.split(w)[0], accuracy, max_iterations, rounding=rounding)
+        inner = saddle.operator(solved.w)
+        y = f(inner if dual_slope is None else inner + dual_slope)
+        spent = solved.evaluations + 2  # and K x, K X
+        return AdjointSolution(solved.w, y, solved.residual_norm, solved.status, spent)
+
+
+def _half_step(saddle: SaddlePoint, at: SaddleSolution, x: Tensor, y: Tensor, slope: Tensor) -> AdjointSolution:
+    """Y = f''(Kx) K X for the X of a fixed number of iterations, and the residual of X then, where f is smooth."""
+    limit = torch.full_like(at.status, int(Status.ITERATION_LIMIT))
+    if not (saddle.dual_convexity > 0 and math.isfinite(saddle.g.smoothness)):
+        return AdjointSolution(x, y, torch.full_like(at.error, math.inf), limit, 0 * at.evaluations)
+    y = saddle.f.hessian(saddle.operator(at.x))(saddle.operator(x))
+    residual = per_image_norm(saddle.g.hessian(at.x)(x) + saddle.operator.transpose(y) + slope).double()
+    return AdjointSolution(x, y, residual, limit, 0 * at.evaluations + 2)
+
+
+def reduced_hessian(saddle: SaddlePoint, g: Curvature, f: Curvature) -> HessianMap:
+    """v -> (g'' + K^T f'' K) v, one evaluation."""
+    last: tuple[Tensor | None, Curvature, Curvature] = (None, g, f)
+
+    def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+        nonlocal last
+        if kept is not last[0]:
+            last = (None, g, f) if kept is None else (kept, g.select(kept), f.select(kept))
+        return last[1](v) + saddle.operator.transpose(last[2](saddle.operator(v)))
+
+    return HessianMap(apply)
+
+
+def pairing(saddle: SaddlePoint, x: Tensor, y: Tensor, big_x: Tensor, big_y: Tensor, q: Tensor) -> Tensor:
+    """<Kx, Y> + <KX, y> + <grad g(x), X> + <grad f(s), q>, s = Kx and q = KX + grad l_2, summed over the images.
+
+    Its derivative in theta at fixed vectors and fixed s is the hypergradient: the terms of K are those of Chambolle and
+    Pock (2021). A parameter of f* contributes -<d grad f*(y), Y>, and y = grad f(s) turns this into <d grad f(s), q>.
+    """
+    operator = saddle.operator
+    with torch.no_grad():
+        s = operator(x)
+    value = (operator(x) * big_y).sum() + (operator(big_x) * y).sum()
+    return value + (saddle.g.grad(x) * big_x).sum() + (saddle.f.grad(s) * q).sum()
+
+
+def parameter_gradient(
+    model: SaddleModel, data: Tensor, x: Tensor, y: Tensor, big_x: Tensor, big_y: Tensor, q: Tensor
+) -> tuple[Tensor, ...]:
+    """d/dtheta of :func:`pairing`, one tensor for every trainable parameter. Two evaluations."""
+    with torch.enable_grad():
+        value = pairing(model.saddle_point(data), x, y, big_x, big_y, q)
+        if not value.requires_grad:
+            return tuple(torch.zeros_like(p) for p in model.trainable())
+        return torch.autograd.grad(value, model.trainable(), allow_unused=True, materialize_grads=True)
+
+
+@dataclass(frozen=True)
+class AdjointPoint:
+    """Where an error bound is computed: x, y, X, Y, their slopes, and per image what is certified of them.
+
+    error: ||x - x^||; residual: R of :class:`AdjointSolution`; dual_slope: grad l_2(y) (None: no such loss);
+    smoothness, dual_smoothness: Lipschitz constants of grad l_1, grad l_2.
+    """
+
+    x: Tensor
+    y: Tensor
+    X: Tensor
+    Y: Tensor
+    error: Tensor
+    residual: Tensor
+    smoothness: float
+    dual_slope: Tensor | None = None
+    dual_smoothness: float = 0.0
+
+
+def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Tensor, Tensor, bool]:
+    r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, per image, and whether they are proved.
+
+    The exact adjoint differs from (X, Y) because its equations were not solved exactly (by R) and because they were
+    linearized at x and Kx, not at x^ and Kx^. With T_g, T_f the Lipschitz constants of x -> g''(x) X, s -> f''(s) q,
+    q = KX + grad l_2, and eps_s = \|\|K\|\| eps_x,
+
+        A = ((T_g + L_1) eps_x + \|\|K\|\| T_f eps_s) / sqrt(mu_g),   B = L_2 eps_y / sqrt(mu_f),
+        \|\|X^ - X\|\| <= D_X = R / mu_g + (A + sqrt(A^2 + B^2)) / (2 sqrt(mu_g)),
+        \|\|Y^ - Y\|\| <= D_Y = 2 R / sqrt(mu_g mu_f) + (B + sqrt(A^2 + B^2)) / (2 sqrt(mu_f)) + L_2 eps_y / mu_f
+                            + T_f eps_s,
+
+    by the strong monotonicity of the equations at (x^, y^). omega then bounds, tensor by tensor, how far the derivative
+    of :func:`pairing` can move. It takes the place of Theorem 2 of Bogensperger et al. (2025), where f* must be smooth;
+    here it may be that of a norm, with a bounded domain. Not proved, with T = 0, where g or f are not C^2.
+    """
+    with torch.no_grad():
+        saddle = model.saddle_point(data)
+        primal, dual, norm = saddle.require_strong_convexity(), saddle.require_dual_convexity(), saddle.norm
+        kx, inner = saddle.operator(at.x), saddle.operator(at.X)
+        q = inner if at.dual_slope is None else inner + at.dual_slope
+        dual_error = _dual_error(saddle, at, kx)
+        unit = torch.finfo(at.x.dtype).eps / 2
+        curvature = saddle.g.smoothness if math.isfinite(saddle.g.smoothness) else primal
+        rounding = unit * ((curvature + norm**2 / dual) * per_image_norm(at.X).double() + at.residual)
+        residual, eps, eps_s = at.residual + rounding, at.error, norm * at.error
+        solved = residual / primal
+        t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
+        t_f, proved_f = _finite(saddle.f.variation(q)[1] + _product(saddle.f.hessian_lipschitz, norm * solved))
+        a = ((t_g + at.smoothness) * eps + norm * t_f * eps_s) / math.sqrt(primal)
+        b = at.dual_smoothness * dual_error / math.sqrt(dual)
+        root = torch.hypot(a, b)
+        d_x = solved + (a + root) / (2 * math.sqrt(primal))
+        d_y = 2 * residual / math.sqrt(primal * dual) + (b + root) / (2 * math.sqrt(dual))
+        d_y = d_y + at.dual_smoothness * dual_error / dual + t_f * eps_s
+        sizes = [per_image_norm(v).double() for v in (at.x, at.y, at.X, at.Y, q)]
+    omega, size = torch.zeros_like(eps), torch.zeros_like(eps)
+    certified = proved_g and proved_f and math.isfinite(saddle.operator.norm_bound)
+    with torch.enable_grad():
+        live = model.saddle_point(data)
+        n_x, n_y, n_big_x, n_big_y, n_q = sizes
+        for tensor, c in live.operator.tensors():
+            gain = c * _chain_norm(tensor, model)
+            if gain:
+                move = n_big_y * eps + (n_x + eps) * d_y + n_y * d_x + (n_big_x + d_x) * dual_error
+                omega, size = omega + gain * move, size + gain * (n_x * n_big_y + n_big_x * n_y)
+        d_q = norm * d_x + at.dual_smoothness * dual_error
+        for part, point, w, n_w, radius, d_w in (
+            (live.g, at.x, at.X, n_big_x, eps, d_x),
+            (live.f, kx, q, n_q, eps_s, d_q),
+        ):
+            for tensor, bound in part.tensors():
+                gain = _chain_norm(tensor, model)
+                if gain:
+                    with torch.no_grad():
+                        n, v = bound(point, w, radius)
+                        v, proved = _finite(v)
+                    certified &= proved
+                    omega, size = omega + gain * (n * d_w + v * radius), size + gain * n * n_w
+    return omega, size, certified
+
+
+def _dual_error(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor) -> Tensor:
+    r"""\|\|y - y^\|\| by the primal-dual gap, or by y^ = grad f(K x^) and the Lipschitz constant of grad f."""
+    dual = saddle.dual_convexity
+    gap = saddle.gap(at.x, at.y, kx, saddle.operator.transpose(at.y))
+    by_gradient = per_image_norm(at.y - saddle.f.grad(kx)).double() + saddle.norm * at.error / dual
+    return torch.fmin((2 * gap / dual).sqrt(), by_gradient)
+
+
+def _finite(value: Tensor) -> tuple[Tensor, bool]:
+    """Zero for what is not finite, and whether all was."""
+    finite = torch.isfinite(value)
+    return torch.where(finite, value, 0.0), bool(finite.all())
+
+
+def _product(constant: float, value: Tensor) -> Tensor:
+    return constant * value if math.isfinite(constant) else torch.full_like(value, math.inf)
+
+
+def _chain_norm(tensor: Tensor, model: SaddleModel) -> float:
+    """The spectral norm of the derivative of ``tensor`` in theta, row by row: for kernels and weights, not images."""
+    if not tensor.requires_grad:
+        return 0.0
+    if tensor.is_leaf:
+        return 1.0
+    flat = tensor.flatten()
+    rows = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+    grads = [
+        torch.autograd.grad(flat, model.trainable(), row, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for row in rows
+    ]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in grads])
+    return float(torch.linalg.matrix_norm(jacobian.double(), 2))

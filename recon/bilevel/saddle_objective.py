@@ -1,0 +1,230 @@
+"""The learning problem with a saddle-point lower level, behind the same calls as with a smooth one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from recon.bilevel.certificate import Interval, first_order, middle_term
+from recon.bilevel.hypergradient import Hypergradient
+from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
+from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
+from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
+from recon.lower_level.pdhg import PDHG
+from recon.lower_level.saddle_point import SaddleModel, SaddlePoint, check_transpose
+
+
+class SaddleObjective(BilevelObjective):
+    """f(theta) = (1/N) sum_i l(x^_i(theta), x_i*), x^_i the image in the saddle point of the problem of data i.
+
+    Calls and counter are those of :class:`BilevelObjective`, so that every upper-level method runs on it unchanged. In
+    an :class:`Evaluation`, x holds the saddle points (x, y) and w the adjoint ones (X, Y), flat; ``error`` and
+    ``slope`` belong to x; ``adjoint_residual`` is R with ||X - X^|| <= R / mu_g.
+
+    Parameters
+    ----------
+    model: theta, and the saddle-point problem of given data. target: true images, of the problem's ``image_shape``.
+    y: data, ``(N, ...)``. loss: l. solver: of saddle points where no adjoint is asked for. piggyback: of both together,
+        and of adjoints; with a fixed number of iterations it replaces the solver, and accuracies are not kept.
+    chunk_size: images solved together. max_adjoint_iterations: evaluations of one adjoint.
+
+    Raises ``ValueError`` for data that do not fit, and for a K whose transpose is wrong.
+    """
+
+    def __init__(
+        self,
+        model: SaddleModel,
+        target: Tensor,
+        y: Tensor,
+        loss: UpperLoss | None = None,
+        solver: PDHG | None = None,
+        piggyback: Piggyback | None = None,
+        chunk_size: int | None = None,
+        max_adjoint_iterations: int = 10_000,
+    ) -> None:
+        if len(target) != len(y) or len(y) == 0:
+            raise ValueError(f"needs as many true images as data, and at least one; got {len(target)} and {len(y)}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
+        check_finite("true images", target)
+        check_finite("data", y)
+        self.model, self.target, self.y = model, target, y
+        self.loss = loss if loss is not None else SquaredError()
+        self.saddle_solver = solver if solver is not None else PDHG()
+        self.piggyback = piggyback if piggyback is not None else Piggyback(self.saddle_solver)
+        self.chunk_size = chunk_size if chunk_size is not None else len(y)
+        self.max_adjoint_iterations = max_adjoint_iterations
+        self.evaluations = 0.0
+        saddle = self.saddle_point(slice(0, 1))
+        check_transpose(saddle.operator)
+        if tuple(target.shape[1:]) != saddle.image_shape:
+            raise ValueError(f"true images have the shape {tuple(target.shape[1:])}, not {saddle.image_shape}")
+
+    @property
+    def params(self) -> list[torch.nn.Parameter]:
+        return self.model.trainable()
+
+    def subset(self, index: Tensor) -> SaddleObjective:
+        return SaddleObjective(
+            self.model,
+            self.target[index],
+            self.y[index],
+            self.loss,
+            self.saddle_solver,
+            self.piggyback,
+            self.chunk_size,
+            self.max_adjoint_iterations,
+        )
+
+    def start(self) -> Evaluation:
+        """Nothing known yet: (x, y) as the model says, (X, Y) = 0."""
+        inf = torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
+        z = torch.cat([self.model.initial(self.y[c]) for c in self._chunks()])
+        running = torch.full((len(self.y),), int(Status.ITERATION_LIMIT), device=self.y.device)
+        a, b, c, d = (inf.clone() for _ in range(4))
+        weight = torch.ones_like(inf)
+        return Evaluation(z, torch.zeros_like(z), a, b, c, d, weight, running, math.inf, -math.inf, math.inf)
+
+    def saddle_point(self, c: slice) -> SaddlePoint:
+        """The problems of the images ``c`` at the current parameters, without graph."""
+        with torch.no_grad():
+            return self.model.saddle_point(self.y[c])
+
+    def image(self, evaluation: Evaluation) -> Tensor:
+        """The reconstructions, ``(N, channel, height, width)``."""
+        return self.saddle_point(slice(0, 1)).image(evaluation.x)
+
+    @torch.no_grad()
+    def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
+        """z = (1/N) sum_i l_i' d_theta <pairing of (x, y) and (X, Y)> with adjoints solved to ``accuracy.adjoint``.
+
+        As in :class:`BilevelObjective`; omega by :func:`recon.bilevel.piggyback.error_bound`.
+        """
+        total: list[Tensor] | None = None
+        ws, residuals, errors, certified = [], [], [], True
+        for c in self._chunks():
+            saddle, w, residual = self.saddle_point(c), evaluation.w[c], evaluation.adjoint_residual[c]
+            x, y = saddle.split(evaluation.x[c])
+            slope = self._slope(saddle, c, x)
+            if self.piggyback.iterations is None and not bool((residual <= accuracy.adjoint).all()):
+                found = self._adjoint(saddle, x, w, slope, accuracy.adjoint)
+                w, residual = torch.cat([found.X, found.Y], 1), found.residual
+            weight = evaluation.weight[c]
+            big_x, big_y = saddle.split(w)
+            scaled = [over_image(weight, v) * v for v in (big_x, big_y, saddle.operator(big_x))]
+            grads = parameter_gradient(self.model, self.y[c], x, y, *scaled)
+            total = [
+                g.double() if total is None else t + g.double() for g, t in zip(grads, total or grads, strict=True)
+            ]
+            if bound:
+                at = AdjointPoint(x, y, big_x, big_y, evaluation.error[c], residual, self.loss.smoothness)
+                omega, size, proved = error_bound(self.model, self.y[c], at)
+                self._count(4 * torch.ones_like(omega))
+                errors.append(weight * omega + self._weight_error(c, evaluation) * (size + omega))
+                certified &= proved
+            ws.append(w)
+            residuals.append(residual)
+        assert total is not None
+        z = torch.cat([g.flatten() for g in total]) / len(self.y)
+        improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
+        error = float(torch.cat(errors).mean()) if bound else math.inf
+        return Hypergradient(z, error, certified and bound, improved)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _modulus(self) -> float:
+        return self.saddle_point(slice(0, 1)).require_strong_convexity()
+
+    def _slope(self, saddle: SaddlePoint, c: slice, x: Tensor, index: Tensor | None = None) -> Tensor:
+        target = self.target[c] if index is None else self.target[c][index]
+        return saddle.embed(self.loss.grad(saddle.image(x), target))
+
+    def _adjoint(self, saddle: SaddlePoint, x: Tensor, w: Tensor, slope: Tensor, accuracy: float) -> AdjointSolution:
+        found = self.piggyback.adjoint(saddle, x, w, slope, accuracy, None, self.max_adjoint_iterations)
+        self._count(found.evaluations)
+        return found
+
+    @torch.no_grad()
+    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> tuple[Tensor, ...]:
+        saddle, z, w, target = self.saddle_point(c), start.x[c], start.w[c], self.target[c]
+        second = second and self.loss.quadratic and self._has_derivatives(saddle)
+        found: AdjointSolution | None = None
+        if self.piggyback.iterations is not None or (second and self.piggyback.method == "pdhg"):
+            slope = partial(self._slope, saddle, c)
+            solution, found = self.piggyback.together(saddle, z, w, slope, accuracy.solution, accuracy.adjoint)
+            self._count(solution.evaluations + found.evaluations)
+        else:
+            solution = self.saddle_solver(saddle, *saddle.split(z), accuracy.solution)
+            self._count(solution.evaluations)
+            if second and bool((solution.status != Status.NOT_FINITE).all()):
+                found = self._adjoint(saddle, solution.x, w, self._slope(saddle, c, solution.x), accuracy.adjoint)
+        x, image = solution.x, saddle.image(solution.x)
+        slope_at = self.loss.grad(image, target)
+        loss, size = self.loss.value(image, target), per_image_norm(slope_at).double()
+        interval = first_order(loss, size, solution.error, self.loss.smoothness)
+        residual, sensitivity = torch.full_like(size, math.inf), torch.full_like(size, math.inf)
+        if found is not None:
+            w, residual = torch.cat([found.X, found.Y], 1), found.residual
+            if second:
+                interval, sensitivity = self._second_order(saddle, interval, solution.error, x, found.X, image, c)
+        weight = self.loss.outer_slope(loss, target)
+        return (
+            torch.cat([x, solution.y], 1),
+            w,
+            solution.error,
+            residual,
+            size,
+            sensitivity,
+            weight,
+            solution.status,
+            *self._mapped(interval, target),
+        )
+
+    @staticmethod
+    def _has_derivatives(saddle: SaddlePoint) -> bool:
+        """Whether g and f have Hessians that move by a bounded amount: what goal-oriented certificates need."""
+        return math.isfinite(saddle.g.hessian_lipschitz) and math.isfinite(saddle.f.hessian_lipschitz)
+
+    def _second_order(
+        self, saddle: SaddlePoint, interval: Interval, error: Tensor, x: Tensor, big_x: Tensor, image: Tensor, c: slice
+    ) -> tuple[Interval, Tensor]:
+        r"""The goal-oriented certificate of :mod:`recon.bilevel.certificate` for h(x) = g(x) + f(Kx) and w = -X.
+
+        r = grad h(x), r_w = grad l + h''(x) X; the Hessian varies along w with the constants kappa of g along X and
+        of f along KX, or T_g + \|\|K\|\|^2 T_f. The better one of it and ``interval``, and its length per eps^2.
+        """
+        kx, inner = saddle.operator(x), saddle.operator(big_x)
+        back = saddle.operator.transpose(saddle.f.grad(kx))
+        slope = self.loss.grad(image, self.target[c])
+        r = saddle.g.grad(x) + back
+        product = saddle.g.hessian(x)(big_x) + saddle.operator.transpose(saddle.f.hessian(kx)(inner))
+        self._count(2 * torch.ones_like(error))
+        (kappa_g, t_g), (kappa_f, t_f) = saddle.g.variation(big_x), saddle.f.variation(inner)
+        # an estimate of ||K|| certifies nothing; where f is quadratic, none is needed
+        known = saddle.operator.norm_bound
+        t = t_g + torch.where(t_f > 0, known**2 * t_f, 0.0)
+        variation = HessianVariation(torch.maximum(kappa_g, kappa_f), t, torch.zeros_like(t))
+        mu, l_g, unit = saddle.convexity, self.loss.smoothness, torch.finfo(x.dtype).eps / 2
+        curvature = saddle.g.smoothness + saddle.norm**2 * saddle.f.smoothness
+
+        def rounding(v: Tensor, residual: Tensor) -> Tensor:
+            return unit * (curvature * per_image_norm(v).double() + residual)
+
+        norm, adjoint = per_image_norm(r).double(), per_image_norm(product + saddle.embed(slope)).double()
+        noise = rounding(x, norm)
+        systematic = 4 * unit * (norm + per_image_norm(back).double())
+        spread = per_image_norm(big_x).double() * (noise * (8 / x.shape[1] ** 0.5) + systematic)
+        low = (adjoint + rounding(big_x, adjoint)) * error + middle_term(variation, norm + noise, mu, error) + spread
+        value = self.loss.value(image, self.target[c]) + per_image_dot(big_x.double(), r.double())
+        one = torch.ones_like(error)
+        sensitivity = 2 * (mu + middle_term(variation, mu * one, mu, one)) + 0.5 * l_g
+        return interval.better(Interval(value, low, low + 0.5 * l_g * error.square())), sensitivity
+
+    def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
+        saddle = self.saddle_point(slice(0, 1))
+        return super()._weight_error(c, replace(evaluation, x=saddle.image(evaluation.x)))
