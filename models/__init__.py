@@ -7,4 +7,13 @@ from models.icnn_saddle import ICNNSaddle, PrimalDual
 from models.storage import pretrained
 from models.total_variation import TotalVariation
 
-__all__ = ["ICNN", "ConvexRidge", "FieldsOfExperts", "ICNNSaddle", "PrimalDual", "TotalVariation", "WeaklyConvexRidge", "pretrained"]
+__all__ = [
+    "ICNN",
+    "ConvexRidge",
+    "FieldsOfExperts",
+    "ICNNSaddle",
+    "PrimalDual",
+    "TotalVariation",
+    "WeaklyConvexRidge",
+    "pretrained",
+]

@@ -166,7 +166,7 @@ class ICNN(Regularizer):
         """V x + b_0, W_1 z_0 + b_1, ..., each ``(batch * channel, filters, height, width)``."""
         check_image(x, self.reach)
         z, found = x.reshape(-1, 1, *x.shape[2:]), []
-        for layer, (kernel, bias) in enumerate(zip(self.convolutions(), self.biases, strict=True)):
+        for kernel, bias in zip(self.convolutions(), self.biases, strict=True):
             found.append(F.conv2d(z, kernel, bias))
             z = self.hidden.value(found[-1])
         return found
@@ -245,15 +245,20 @@ class ICNN(Regularizer):
             weights.insert(0, m.T @ weights[0])
         return sums, weights, kernels[0][:, 0]
 
+    def _finite(self) -> bool:
+        """Whether weights are finite numbers: a line search may try parameters whose exponentials are not."""
+        return all(bool(torch.isfinite(t).all()) for part in self._sizes()[:2] for t in part)
+
     def smoothness(self) -> float:
         r"""R'' = sum_l J_l^T diag(sigma''(u_l) dR/dz_l) J_l with the Jacobians J_l of u_l = W_l z_{l-1} + b_l, so
 
         \|\|R''\|\| <= c_0 \|\|V^T diag(t_0) V\|\| + \|\|V\|\|^2 sum_l c_l \|\|diag(sqrt(t_l)) M_l ... M_1\|\|^2,
         c_l = sup sigma''.
         """
-        if self.hidden.width == 0:
+        if self.hidden.width == 0 or not self._finite():
             return math.inf
-        return self.hidden.curvature_bound * float(spectral_bound(self._sizes()[2], self._sizes()[1][0])) + self._deep()
+        _, weights, v = self._sizes()
+        return self.hidden.curvature_bound * float(spectral_bound(v, weights[0])) + self._deep()
 
     def _deep(self) -> float:
         """The second term of :meth:`smoothness`."""
@@ -270,7 +275,7 @@ class ICNN(Regularizer):
 
         The rest of :meth:`smoothness` stays as it is: errors of one filter reach all channels of the next layer.
         """
-        if self.hidden.width == 0:
+        if self.hidden.width == 0 or not self._finite():
             return math.inf
         _, weights, v = self._sizes()
         first = 4 * float((self.hidden.curvature_bound * weights[0] * v.square().sum((1, 2))).norm())
@@ -288,7 +293,7 @@ class ICNN(Regularizer):
         of u_l[e,v], per unit of e and v:  m_{l+1} = M m_l,  g_l = \|\|M_l ... M_1\|\| \|\|V\|\|,
         h_{l+1} = \|\|M\|\| (c_l max m_l g_l + h_l),  r_{l+1} = \|\|M\|\|_1 (c_l g_l^2 + r_l).
         """
-        if self.hidden.kind != "smooth":
+        if self.hidden.kind != "smooth" or not self._finite():
             return None
         sums, weights, v = self._sizes()
         with torch.no_grad():

@@ -15,6 +15,7 @@ from recon.lower_level import (
     Blocks,
     Energy,
     Functional,
+    NotStronglyConvexError,
     OperatorMap,
     SaddleMap,
     SaddleModel,
@@ -54,11 +55,12 @@ class NetworkMap(SaddleMap):
         with torch.no_grad():
             first = math.sqrt(float(spectral_bound(kernels[0][:, 0], torch.ones(len(kernels[0])))))
             sums = [k.detach().double().sum((2, 3)) for k in kernels[1:]]
+        if not (math.isfinite(first) and all(bool(torch.isfinite(m).all()) for m in sums)):
+            # as of weights that are not finite: a trial of a line search may meet them
+            raise NotStronglyConvexError("norms of the layers of the network are not finite")
         self.norms = [first, *(float(torch.linalg.matrix_norm(m, 2)) * (1 + 1e-12) for m in sums)]
-        # what tests whether parameters went astray: an infinite norm gives no steps
-        table = self._table()
-        finite = bool(torch.isfinite(table).all())
-        self.norm_bound = float(torch.linalg.matrix_norm(table, 2)) if finite else math.inf
+        known = data is None or math.isfinite(data.norm_bound)
+        self.norm_bound = float(torch.linalg.matrix_norm(self._table(), 2)) if known else math.inf
 
     def _table(self) -> Tensor:
         """The norms of the blocks of K, ``(blocks of y, blocks of x)``; pairs (W_l z_{l-1}, z_l) are two blocks."""
@@ -90,7 +92,9 @@ class NetworkMap(SaddleMap):
         parts = y.split(self.range_sizes, 1)
         batch, own, found = len(y) * self.image_shape[0], None, []
         for layer, (kernel, shape) in enumerate(zip(self.kernels, self.shapes, strict=True)):
-            above, after = parts[layer].split(math.prod(shape), 1) if layer < len(self.kernels) - 1 else (parts[layer], None)
+            above, after = (
+                parts[layer].split(math.prod(shape), 1) if layer < len(self.kernels) - 1 else (parts[layer], None)
+            )
             back = F.conv_transpose2d(above.reshape(batch, *shape[1:]), kernel).reshape(len(y), -1)
             found.append(back if own is None else back + own)
             own = after
@@ -111,7 +115,9 @@ class NetworkMap(SaddleMap):
         per_block = [float(torch.maximum(rows[2 * i], rows[2 * i + 1])) for i in range(hidden)]
         per_block += rows[2 * hidden :].tolist()
         like = self.like()
-        columns = torch.cat([like.new_full((n,), float(t)) for n, t in zip(self.domain_sizes, table.sum(0), strict=True)])
+        columns = torch.cat(
+            [like.new_full((n,), float(t)) for n, t in zip(self.domain_sizes, table.sum(0), strict=True)]
+        )
         return columns, torch.cat([like.new_full((n,), t) for n, t in zip(self.range_sizes, per_block, strict=True)])
 
     def tensors(self) -> list[tuple[Tensor, float]]:
@@ -154,7 +160,12 @@ class ICNNSaddle(SaddleModel):
         super().__init__()
         if network.hidden.kind != "huber":
             raise ValueError(f"the primal-dual form is that of the activation 'huber', not {network.hidden.kind!r}")
-        for name, value in (("mu", mu), ("data_weight", data_weight), ("relaxation", relaxation), ("z_convexity", z_convexity)):
+        for name, value in (
+            ("mu", mu),
+            ("data_weight", data_weight),
+            ("relaxation", relaxation),
+            ("z_convexity", z_convexity),
+        ):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value}, but must be finite and not negative")
         self.network, self.image_shape, self.mu, self.data_weight = network, tuple(image_shape), mu, data_weight
@@ -212,15 +223,15 @@ class PrimalDual:
         Raises ``ValueError`` if R is no ICNN, or D not (c/2)||Ax - y||^2; :class:`NotStronglyConvexError` if a
         certificate is asked for and h has no positive modulus.
         """
-        model = saddle_model(energy, x0)
         energy.check_start(x0)
+        model = saddle_model(energy, x0)
+        saddle = model.saddle_point(energy.y)
         modulus = energy.require_strong_convexity() if self.certified else energy.strong_convexity
         goal = torch.as_tensor(accuracy, dtype=torch.float64, device=x0.device).expand(len(x0))
         if not bool((goal > 0).all()):
             raise ValueError(f"the accuracy asked for is {float(goal.min()):g}, but must be positive")
         if self.certified and not math.isfinite(energy.smoothness):
             raise ValueError("networks of width 0 have no gradient that certifies x: use certified=False or a width")
-        saddle = model.saddle_point(energy.y)
         x = model.hidden(x0)
         y = x.new_zeros(len(x), saddle.operator.range_size)
         spent = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -260,6 +271,4 @@ def saddle_model(energy: Energy, like: Tensor) -> ICNNSaddle:
     if type(energy.fidelity) is not SquaredL2:
         raise ValueError(f"the primal-dual form needs the fidelity SquaredL2, not {type(energy.fidelity).__name__}")
     channel, height, width = like.shape[1:]
-    return ICNNSaddle(
-        energy.regularizer, (channel, height, width), energy.operator, energy.mu, energy.fidelity.weight
-    )
+    return ICNNSaddle(energy.regularizer, (channel, height, width), energy.operator, energy.mu, energy.fidelity.weight)

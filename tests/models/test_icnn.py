@@ -11,7 +11,7 @@ import torch
 from models import ICNN
 from models.storage import load_regularizer, save_regularizer
 from recon.lower_level import Regularizer
-from tests.lower_level.problems import norms, normal, perturb, smooth_image
+from tests.lower_level.problems import normal, norms, perturb, smooth_image
 from tests.lower_level.regularizer_checks import (
     assert_batch,
     assert_derivatives,

@@ -12,10 +12,25 @@ from models import ICNN, FieldsOfExperts, ICNNSaddle, PrimalDual
 from recon.bilevel import Accuracy, BilevelObjective, Piggyback, SaddleObjective
 from recon.lower_level import LBFGS, PDHG, Energy, KullbackLeibler, NotStronglyConvexError, Status
 from recon.lower_level.saddle_point import check_transpose
-from recon.operators import DenseMatrix
-from tests.lower_level.problems import exact_minimizer, norms, normal, perturb
+from recon.operators import LinearOperator
+from tests.lower_level.problems import exact_minimizer, normal, norms, perturb
 
 SHAPE = (1, 6, 6)
+
+
+class DenseMatrix(LinearOperator):
+    """A matrix from images to vectors."""
+
+    def __init__(self, matrix: Tensor, shape: tuple[int, ...]) -> None:
+        super().__init__(shape, (matrix.shape[0],), float(torch.linalg.matrix_norm(matrix, 2)) * (1 + 1e-12))
+        self.register_buffer("matrix", matrix)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.T
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        assert self.domain_shape is not None
+        return (y @ self.matrix).view(-1, *self.domain_shape)
 
 
 def network(seed: int = 0, **options: object) -> ICNN:
@@ -94,12 +109,14 @@ def test_feasible_start() -> None:
     z = model.hidden(x)
     with torch.no_grad():
         saddle = model.saddle_point(x)
-        # f counts no constraint as violated, and g + f is h, up to rounding at the boundary
-        kx = saddle.operator(z)
-        pushed = z.clone()
-        pushed[:, 36:] += 1e-12
-        total = saddle.f.value(saddle.operator(pushed)) + 0 * kx.sum(1)
-        torch.testing.assert_close(total, model.network(x).double(), rtol=1e-8, atol=1e-8)
+        # slightly raised, z_0 less than z_1, it violates no constraint, and f is R
+        one = (len(z[0]) - 36) // 2
+        z[:, 36 : 36 + one] += 1e-12
+        z[:, 36 + one :] += 1e-10
+        total = saddle.f.value(saddle.operator(z))
+        torch.testing.assert_close(total, model.network(x).double(), rtol=1e-7, atol=1e-7)
+        z[:, 36] -= 1e-6
+        assert bool((saddle.f.value(saddle.operator(z)) == math.inf).all())
 
 
 def relaxed(seed: int = 2, eps: float = 0.05, weight: float = 0.05, **options: object) -> ICNNSaddle:
