@@ -87,7 +87,8 @@ class Epigraph(Functional):
 
     def project(self, v: Tensor) -> Tensor:
         """The nearest point of the epigraphs."""
-        return torch.cat(project_epigraph(*v.split(self.count, 1), self.slope, self.width), 1)
+        u, z = v.split(self.count, 1)
+        return torch.cat(project_epigraph(u, z, self.slope, self.width), 1)
 
     def value(self, x: Tensor) -> Tensor:
         distance = per_image_norm(x - self.project(x)).double().square()

@@ -47,7 +47,7 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(64, 8, 1, 20, 600, 6_000, (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001), (1e-2, 1e-3)),
+    "quick": Scale(48, 6, 1, 15, 300, 2_000, (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001), (1e-2, 1e-3)),
     "paper": Scale(
         256, 32, 2, 100, 4_000, 40_000, tuple(10.0 ** (-k / 4) for k in range(1, 17)), (1e-1, 1e-2, 1e-3, 1e-4)
     ),
@@ -97,18 +97,14 @@ def run(scale: str, output: Path) -> None:
     traces.append(primal_dual(energy, noisy, sizes.iterations))
     reference = primal_dual(energy, noisy, sizes.reference)
     lowest = min(v for t in [*traces, reference] for v in t.energies)
-    write_files(
-        {output / f"{NAME}.csv": rows(traces, lowest), output / f"{NAME}_targets.csv": targets(traces, lowest)}
-    )
+    write_files({output / f"{NAME}.csv": rows(traces, lowest), output / f"{NAME}_targets.csv": targets(traces, lowest)})
     plot(output)
 
 
 def problem(sizes: Scale) -> tuple[Energy, Tensor]:
     """Denoising of a built-in picture by a network without smoothing, learned on others with a smoothed one."""
-    train, test = (
-        torch.stack([x for x, _ in zip(BuiltinImages(split, sizes.size), range(count), strict=False)]).double()
-        for split, count in (("train", 2), ("test", 1))
-    )
+    train = torch.stack(list(BuiltinImages("train", sizes.size).subset(0, 2))).double()
+    test = torch.stack(list(BuiltinImages("test", sizes.size).subset(0, 1))).double()
     generator = torch.Generator().manual_seed(0)
 
     def noisy(x: Tensor) -> Tensor:
@@ -116,7 +112,7 @@ def problem(sizes: Scale) -> tuple[Energy, Tensor]:
 
     y, data = noisy(train), noisy(test)
     smooth = ICNN(sizes.filters, layers=sizes.layers, width=0.05).double()
-    objective, optimizer = BilevelObjective(smooth, train, y), InexactAdam(smooth.parameters(), 0.1, solution_accuracy=1)
+    objective, optimizer = BilevelObjective(smooth, train, y), InexactAdam(smooth.parameters(), 0.03)
     for _ in range(sizes.passes):
         optimizer.step(objective=objective)
     sharp = ICNN(sizes.filters, layers=sizes.layers, width=0.0).double()
@@ -160,9 +156,7 @@ class _Traced(Energy):
         return found
 
 
-def smoothed(
-    energy: Energy, x0: Tensor, width: float, iterations: int, solver: type[FISTA] | type[LBFGS]
-) -> Trace:
+def smoothed(energy: Energy, x0: Tensor, width: float, iterations: int, solver: type[FISTA] | type[LBFGS]) -> Trace:
     """A solver on the network smoothed over ``width``, watched by the energy of the network with kinks."""
     arguments = energy.regularizer.constructor_arguments() | {"width": width}
     network = ICNN(**arguments).to(x0.dtype)
@@ -239,7 +233,9 @@ def plot(output: Path) -> Path:
         color, line = next(styles, "#000000"), "-" if method in (SUBGRADIENT, PRIMAL_DUAL) else "--"
         for axis, column in zip(axes, ("iteration", "seconds"), strict=True):
             axis.loglog([float(row[column]) for row in mine], gaps, line, color=color, label=label, linewidth=1.4)
-    for axis, name in zip(axes, ("iterations (one product with every layer and its transpose)", "seconds"), strict=True):
+    for axis, name in zip(
+        axes, ("iterations (one product with every layer and its transpose)", "seconds"), strict=True
+    ):
         axis.axhline(TARGET, color="0.6", linewidth=0.8, linestyle=":")
         axis.set_xlabel(name)
         axis.grid(alpha=0.25)
