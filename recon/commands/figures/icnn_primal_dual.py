@@ -47,7 +47,7 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(48, 6, 1, 15, 300, 2_000, (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001), (1e-2, 1e-3)),
+    "quick": Scale(32, 6, 1, 10, 250, 600, (0.1, 0.05, 0.04, 0.03, 0.025, 0.02, 0.015, 0.01), (1e-2,)),
     "paper": Scale(
         256, 32, 2, 100, 4_000, 40_000, tuple(10.0 ** (-k / 4) for k in range(1, 17)), (1e-1, 1e-2, 1e-3, 1e-4)
     ),
@@ -170,7 +170,7 @@ def smoothed(energy: Energy, x0: Tensor, width: float, iterations: int, solver: 
 
 @torch.no_grad()
 def primal_dual(energy: Energy, x0: Tensor, iterations: int) -> Trace:
-    """PDHG on the epigraph form of the network, steps from norms and residuals."""
+    """PDHG on the epigraph form of the network, steps from the norms of the blocks of K."""
     trace, (channel, height, width) = Trace(PRIMAL_DUAL, math.nan), x0.shape[1:]
     assert isinstance(energy.regularizer, ICNN)
     start = time.perf_counter()
@@ -180,8 +180,8 @@ def primal_dual(energy: Energy, x0: Tensor, iterations: int) -> Trace:
     spent = time.perf_counter() - start
     for _ in range(iterations):
         start = time.perf_counter()
-        p, d = iteration.advance()
-        iteration.balance(p.norm(dim=1), d.norm(dim=1))
+        # balancing the steps by the residuals, as PDHG does by default, took longer here: 116 iterations instead of 67
+        iteration.advance()
         spent += time.perf_counter() - start
         _note(trace, energy, saddle.image(iteration.x), spent)
     return trace
