@@ -2,8 +2,20 @@
 
 from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.fields_of_experts import FieldsOfExperts
+from models.icnn import ICNN
+from models.icnn_saddle import ICNNSaddle, PrimalDual
 from models.learned_tv import LearnedTV
 from models.storage import pretrained
 from models.total_variation import TotalVariation
 
-__all__ = ["ConvexRidge", "FieldsOfExperts", "LearnedTV", "TotalVariation", "WeaklyConvexRidge", "pretrained"]
+__all__ = [
+    "ICNN",
+    "ConvexRidge",
+    "FieldsOfExperts",
+    "ICNNSaddle",
+    "LearnedTV",
+    "PrimalDual",
+    "TotalVariation",
+    "WeaklyConvexRidge",
+    "pretrained",
+]

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets.hdf5 import open_hdf5
 from recon.commands import reconstruct_images, reconstruct_measured
 from recon.commands.pictures import holds_complex
-from recon.commands.reconstruct_options import check_options, parser
+from recon.commands.reconstruct_options import PLAIN, check_options, parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def guessed_task(paths: list[Path], method: str | None) -> str:
     Raises:
         ValueError: the files are of different kinds.
     """
-    if method in ("fbp", "zero_filled"):
+    if method in PLAIN:
         return {"fbp": "ct", "zero_filled": "mri"}[method]
     found = {path: _kind(path) for path in paths}
     if len(set(found.values())) > 1:

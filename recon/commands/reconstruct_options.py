@@ -12,7 +12,8 @@ from recon.commands.reconstruct_mri import MASKS
 from recon.operators.fbp import FILTERS
 
 TASKS = ("denoising", "ct", "mri")
-METHODS = ("fbp", "zero_filled", "tv")
+PLAIN = ("fbp", "zero_filled")
+METHODS = (*PLAIN, "tv")
 
 # what belongs to some tasks only; everything else belongs to all
 _TASKS_OF = {
@@ -29,6 +30,8 @@ _TASKS_OF = {
     "size": ("ct", "mri"),
     "seed": ("ct", "mri"),
 }
+# what methods that solve nothing have not
+_REGULARIZED = ("weight", "choose", "mu", "smoothing", "accuracy", "nonnegative")
 _POSITIVE = ("weight", "mu", "accuracy", "noise", "smoothing", "pixel_size", "photons")
 _COUNTS = ("size", "views", "coils", "max_evaluations")
 _NOT_NEGATIVE = ("index", "seed")
@@ -64,10 +67,16 @@ def check_options(args: argparse.Namespace, task: str) -> None:
         start, stop = args.angle_range
         if not (start < stop and stop - start <= 360):  # as written, so that NaN fails too
             raise ValueError(f"--angle-range is {start:g} {stop:g}; valid are degrees with START < STOP <= START + 360")
+    if args.method in PLAIN:
+        for name in _REGULARIZED:
+            if getattr(args, name) not in (None, False):
+                raise ValueError(
+                    f"{option(name)} belongs to --method tv and to --model; {args.method} has no such thing"
+                )
     if args.weight is not None and args.choose is not None:
         raise ValueError("--weight and --choose exclude each other; give one of them")
     try:
-        torch.zeros(1, device=args.device)
+        torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device {args.device} cannot be used here; cpu always can ({reason})") from error

@@ -23,6 +23,8 @@ RELATIVE_ACCURACY = 1e-2
 #: falls below its own rounding error, gradient and rounding certify 2 such units together. The rest is for minimizers
 #: whose norm exceeds that of the first guess, which the unit is computed with.
 FLOORS = 5.0
+#: where rounding errors allow no better than this by default, relative to the first guess, nothing is computed
+LARGEST_ACCURACY = 0.1
 #: smoothing of TV relative to the 99th percentile of the first guess
 SMOOTHING = 0.01
 
@@ -147,6 +149,9 @@ def _accuracy(solver: Solver, weight: float, given: float | None) -> tuple[float
 
     By default 1 % of the norm of the first guess, but no less than ``FLOORS`` times the rounding errors of a gradient
     over the modulus. In single precision that is 6e-8 ||A||^2 max w / mu relative to the image, w the weights of rays.
+
+    Raises:
+        ValueError: this is more than ``LARGEST_ACCURACY``, so that the certificate would be worth nothing.
     """
     problem = solver.problem
     if given is not None:
@@ -157,4 +162,10 @@ def _accuracy(solver: Solver, weight: float, given: float | None) -> tuple[float
     if FLOORS * floor <= RELATIVE_ACCURACY * norm:
         return RELATIVE_ACCURACY * norm, f"{100 * RELATIVE_ACCURACY:g} % of the norm of the first guess"
     kind = str(problem.y.dtype).removeprefix("torch.")
+    if FLOORS * floor > LARGEST_ACCURACY * norm:
+        raise ValueError(
+            f"{problem.data}: with the weight {weight:.3g} and mu {solver.mu:.3g}, {kind} certifies no better than "
+            f"{100 * FLOORS * floor / norm:.3g} % of the image; use --dtype float64, a smaller weight, a larger "
+            "--mu, or say with --accuracy that this is enough"
+        )
     return FLOORS * floor, f"{FLOORS:g} times the rounding errors of {kind}: less cannot be certified with this mu"

@@ -189,6 +189,10 @@ def test_accuracy_that_is_not_reached(kspace: Path, capsys: pytest.CaptureFixtur
         (("--method", "tv", "--weight", "1", "--choose", "discrepancy"), "exclude each other"),
         (("--method", "tv", "--views", "3"), "--views belongs to --task ct"),
         (("--method", "tv", "--index", "2"), "there is no slice 2"),
+        (("--method", "zero_filled", "--weight", "2"), "--weight belongs to --method tv and to --model"),
+        (("--method", "zero_filled", "--nonnegative"), "--nonnegative belongs to --method tv"),
+        (("--method", "tv", "--device", "meta"), "--device meta cannot be used"),
+        (("--method", "tv", "--weight", "1e9"), r"certifies no better than .* % of the image; use"),
     ],
 )
 def test_options_that_do_not_fit(kspace: Path, options: tuple[str, ...], message: str) -> None:
