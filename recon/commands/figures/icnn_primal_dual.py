@@ -180,8 +180,8 @@ def primal_dual(energy: Energy, x0: Tensor, iterations: int) -> Trace:
     spent = time.perf_counter() - start
     for _ in range(iterations):
         start = time.perf_counter()
-        # steps from the norms of the blocks alone: balancing them by the residuals, as PDHG does by default, was slower on
-        # the picture of the quick scale
+        # steps from the norms of the blocks alone: balancing them by the residuals, as PDHG does by default, was slower
+        # on the picture of the quick scale
         iteration.advance()
         spent += time.perf_counter() - start
         _note(trace, energy, saddle.image(iteration.x), spent)
