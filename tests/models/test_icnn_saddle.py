@@ -143,13 +143,13 @@ def values(objective: SaddleObjective, at: object) -> float:
     return float(objective.loss.value(image, objective.target).mean())
 
 
-def compare(params: list[torch.nn.Parameter], z: Tensor, value, h: float = 3e-4) -> None:  # type: ignore[no-untyped-def]
-    """Central differences of fourth order; where second derivatives of Huber functions jump, of second order."""
+def compare(params: list[torch.nn.Parameter], z: Tensor, value, h: float = 3e-5) -> None:  # type: ignore[no-untyped-def]
+    """Central differences; h is small because second derivatives of Huber functions jump."""
     start = 0
     for p in params:
         direction, found = normal(p.numel(), seed=1).view_as(p), []
         before = p.detach().clone()
-        for k in (1, -1, 2, -2):
+        for k in (1, -1):
             with torch.no_grad():
                 p.copy_(before + k * h * direction)
             found.append(value())
@@ -157,7 +157,7 @@ def compare(params: list[torch.nn.Parameter], z: Tensor, value, h: float = 3e-4)
             p.copy_(before)
         part = float(z[start : start + p.numel()] @ direction.flatten())
         start += p.numel()
-        assert part == pytest.approx((8 * (found[0] - found[1]) - (found[2] - found[3])) / (12 * h), rel=1e-6, abs=1e-8)
+        assert part == pytest.approx((found[0] - found[1]) / (2 * h), rel=1e-6, abs=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_same_hypergradient_by_both_solvers_and_by_piggyback() -> None:
     for eps in (4e-3, 2e-3, 1e-3):
         model = ICNNSaddle(regularizer, SHAPE, relaxation=eps, z_convexity=eps)
         objective = SaddleObjective(model, target, y)
-        fine = Accuracy(1e-7, 1e-7)
+        fine = Accuracy(1e-6, 1e-6)
         z = objective.hypergradient(objective.evaluate(fine, goal_oriented=False), fine).z
         order = [name for name, _ in model.network.named_parameters()]
         assert order == [name for name, _ in regularizer.named_parameters()]
