@@ -181,10 +181,15 @@ def _problem(path: Path, number: int, task: str, args: argparse.Namespace) -> Pr
     dtype, reference = DTYPES[args.dtype], None
     if args.reference is not None:
         reference = read_reference(Path(args.reference), task)
-    if task == "mri":
-        problem = mri_problem(path, _mri_options(args, number), dtype, args.device, reference)
-    else:
-        problem = ct_problem(path, _ct_options(args, number), dtype, args.device, reference)
+    try:
+        if task == "mri":
+            problem = mri_problem(path, _mri_options(args, number), dtype, args.device, reference)
+        else:
+            problem = ct_problem(path, _ct_options(args, number), dtype, args.device, reference)
+    except ValueError as error:
+        if path.name in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error  # geometry and operators know no files
     if args.choose == "sweep" and problem.reference is None:
         raise ValueError(f"{path}: --choose sweep compares with a reference; give --reference, or --choose discrepancy")
     if problem.reference is not None:

@@ -91,12 +91,17 @@ def discrepancy(solver: Solver, trained: bool) -> Choice:
     fit to m data takes off the residual of the truth is the share n/m of the noise.
 
     Raises:
-        ValueError: the residual stays below the level for all weights: the noise is stated too large.
+        ValueError: the residual stays below the level for all weights: the noise is stated too large; or there is none.
     """
     problem = solver.problem
     # on the scale of the file, as the rest of the report
     trials = _Trials(solver, lambda x: problem.scale * problem.residual(x))
     level = noise = problem.scale * problem.noise
+    if not noise > 0:
+        raise ValueError(
+            f"{problem.data}: the noise is {noise:g} ({problem.noise_rule}), so that the discrepancy principle asks "
+            "for no regularization at all; give --noise or --weight"
+        )
     rule = f"discrepancy principle: residual = noise = {noise:.4g} ({problem.noise_rule})"
     weight = trials.first_weight(trained)
     residual = trials(weight)

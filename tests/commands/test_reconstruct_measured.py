@@ -218,6 +218,17 @@ def test_reference_of_another_size(scan: Path) -> None:
     )
 
 
+def test_data_without_noise_and_a_geometry_that_cannot_be(scan: Path) -> None:
+    with np.load(scan) as old:
+        values = dict(old)
+    values["sinogram"] = np.ones_like(values["sinogram"])
+    np.savez(scan, **values)
+    refused(r"scan\.npz: the noise is 0 .* give --noise or --weight", scan, *SMALL, "--method", "tv")
+    values["sinogram"] = values["sinogram"][:, :1]
+    np.savez(scan, **values)
+    refused(r"scan\.npz: ", scan, *SMALL, "--method", "fbp")
+
+
 def test_truncated_and_missing_files(scan: Path, kspace: Path) -> None:
     scan.write_bytes(scan.read_bytes()[:100])
     refused(r"scan\.npz: cannot be read", scan, "--method", "fbp")

@@ -177,6 +177,7 @@ def test_implicit_hypergradient_against_finite_differences(options: dict[str, ob
     compare(objective.params, z, value)
 
 
+@pytest.mark.slow
 def test_same_hypergradient_by_both_solvers_and_by_piggyback() -> None:
     """Of the same network: implicit with L-BFGS and with the primal-dual solver, and by piggyback as eps -> 0.
 
