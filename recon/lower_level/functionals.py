@@ -360,8 +360,13 @@ class SmoothedNorm(GroupNorm):
         q, size = self.groups(p)
         w, nu = self.weight, self.nu
         outside = size > w * (1 + 8 * torch.finfo(x.dtype).eps)
-        dot = (z * q).sum(self.axis, keepdim=True) if self.axis is not None else z * q
-        gap = w * (r.square() + nu**2).sqrt() - nu * (w**2 - size.square()).clamp_min(0).sqrt() - dot
+        # a w - <A, B> = (a w/2) |A/a - B/w|^2 with A = (z, nu) of norm a, B = (q, (w^2 - |q|^2)^(1/2)) of norm w: as it
+        # stands in the definition it would cancel, and certify less than the rounding error
+        a, b = (r.square() + nu**2).sqrt(), (w**2 - size.square()).clamp_min(0).sqrt()
+        safe = torch.as_tensor(w).clamp_min(torch.finfo(x.dtype).tiny)
+        turn = (z / a - q / safe).square()
+        turn = turn.sum(self.axis, keepdim=True) if self.axis is not None else turn
+        gap = 0.5 * a * w * (turn + (nu / a - b / safe).square())
         return torch.where(outside.flatten(1).any(1), math.inf, gap.flatten(1).double().sum(1))
 
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,11 @@ RUNNING = -1
 
 
 class Status(IntEnum):
-    """Why the iteration of one image ended. Only ``CONVERGED`` means that the accuracy asked for is certified."""
+    """Why the iteration of one image ended. Only ``CONVERGED`` means that the accuracy asked for was reached.
+
+    It is certified then, unless ``error`` is infinite: solvers with ``certified=False``, and operators whose adjoint is
+    not the exact transpose, ask the accuracy of a gradient.
+    """
 
     CONVERGED = 0
     ITERATION_LIMIT = 1

@@ -210,3 +210,12 @@ def test_the_constraint_to_zero() -> None:
     f, v = Vanishing(4), normal(2, 4)
     torch.testing.assert_close(v - 0.7 * f.prox(v / 0.7, 1 / 0.7), v)
     assert torch.equal(f.value(torch.tensor([[0.0, 0, 0, 0], [0, 1, 0, 0]])), torch.tensor([0.0, math.inf]).double())
+
+
+def test_small_gaps_of_smoothed_norms_in_single_precision() -> None:
+    """Near the minimizer the gap is far below its terms; a certificate must not be smaller than the truth."""
+    phi = SmoothedNorm((2, 300), 0.1, 0.01, axis=0)
+    x = 1e-3 * normal(3, 600)
+    p = phi.grad(x) * (1 - 1e-4)
+    exact = phi.fenchel(x.float().double(), p.float().double())
+    torch.testing.assert_close(phi.fenchel(x.float(), p.float()), exact, rtol=1e-2, atol=0)
