@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.filter_bank import spectral_bound
 from recon.lower_level import (
     Blocks,
+    FairNorm,
     Functional,
     HuberNorm,
     OperatorMap,
@@ -138,8 +139,9 @@ class LearnedTV(SaddleModel):
     log_weight: initial log lambda, learned if ``learn_weight``. learn_kernels: whether K is learned.
     dual_convexity: e > 0. field_convexity: mu_v > 0. image_convexity: mu, which a certificate needs if A is not the
         identity.
-    norm, smoothing: phi is sqrt(\|v\|^2 + nu^2) - nu for ``smoothed`` (what goal-oriented certificates need), or
-        Huber's function, quadratic for \|v\| <= nu lambda, for ``huber``; nu = ``smoothing``.
+    norm, smoothing: phi is sqrt(\|v\|^2 + nu^2) - nu for ``smoothed``, \|v\| - nu log(1 + \|v\|/nu) for ``fair``, whose
+        prox is several times cheaper, or Huber's function, quadratic for \|v\| <= nu lambda, for ``huber``, which has
+        no goal-oriented certificates; nu = ``smoothing``.
     operator: A; the identity by default. Not saved with the model, see :meth:`measured_by`.
 
     Raises
@@ -160,7 +162,7 @@ class LearnedTV(SaddleModel):
         dual_convexity: float = 0.1,
         field_convexity: float = 0.05,
         image_convexity: float = 0.0,
-        norm: Literal["smoothed", "huber"] = "smoothed",
+        norm: Literal["smoothed", "fair", "huber"] = "smoothed",
         smoothing: float = 0.01,
         seed: int = 0,
     ) -> None:
@@ -177,8 +179,8 @@ class LearnedTV(SaddleModel):
                 raise ValueError(f"{name} is {value}, but must be positive and finite")
         if not 0 <= image_convexity < math.inf:
             raise ValueError(f"image_convexity is {image_convexity}, but must be finite and not negative")
-        if norm not in ("smoothed", "huber"):
-            raise ValueError(f"norm is {norm!r}, but must be smoothed or huber")
+        if norm not in ("smoothed", "fair", "huber"):
+            raise ValueError(f"norm is {norm!r}, but must be smoothed, fair or huber")
         self.size, self.norm, self.smoothing, self.sum_constraint = size, norm, smoothing, sum_constraint
         self.dual_convexity, self.field_convexity = dual_convexity, field_convexity
         self.image_convexity = image_convexity
@@ -210,10 +212,10 @@ class LearnedTV(SaddleModel):
         e, mu_v, nu = (0.0, 0.0, 0.0) if plain else (self.dual_convexity, self.field_convexity, self.smoothing)
         weight = self.log_weight.exp()
         field: Functional
-        if self.norm == "smoothed" and not plain:
-            field = SmoothedNorm(first.field_shape, weight, nu, mu=mu_v)
-        else:
+        if plain or self.norm == "huber":
             field = HuberNorm(first.field_shape, weight, nu, mu=mu_v)
+        else:
+            field = (FairNorm if self.norm == "fair" else SmoothedNorm)(first.field_shape, weight, nu, mu=mu_v)
         f: Functional = Vanishing(first.range_size) if plain else Squared(first.range_size, 1 / e)
         data = y.flatten(1)
         if operator is None:

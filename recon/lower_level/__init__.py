@@ -10,10 +10,11 @@ from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, Squar
 from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.first_guess import first_guess
 from recon.lower_level.fista import FISTA
-from recon.lower_level.functionals import Blocks, Functional, HuberNorm, HuberReLU, SmoothedNorm, Squared, Vanishing
+from recon.lower_level.functionals import Blocks, Functional, Squared, Vanishing
 from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.mirror import cropped, mirrored
 from recon.lower_level.nonnegative import ProjectedLBFGS, projected_gradient
+from recon.lower_level.norms import FairNorm, HuberNorm, HuberReLU, SmoothedNorm
 from recon.lower_level.pdhg import PDHG, SaddleSolution
 from recon.lower_level.recreatable import Recreatable
 from recon.lower_level.regularizer import (
@@ -35,6 +36,7 @@ __all__ = [
     "Blocks",
     "DataFidelity",
     "Energy",
+    "FairNorm",
     "Functional",
     "HessianMap",
     "HessianVariation",

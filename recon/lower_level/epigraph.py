@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.curvature import Curvature, GroupCurvature
-from recon.lower_level.functionals import Functional, ParameterBound, Step, _range
+from recon.lower_level.functionals import Functional, ParameterBound, Step, value_range
 
 
 def _leaky(t: Tensor, slope: float, width: float) -> Tensor:
@@ -150,7 +150,7 @@ class ReLUSum(Functional):
 
     def __init__(self, shape: Sequence[int], weight: Tensor | float, width: float = 0.0) -> None:
         _check(0.0, width)
-        top = _range(weight, "weights of a sum of ReLUs", 0.0)[1]
+        top = value_range(weight, "weights of a sum of ReLUs", 0.0)[1]
         self.shape, self.weight, self.width, self.size = tuple(shape), weight, width, math.prod(shape)
         self.smoothness = top / width if width else math.inf
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from rich.console import Console
@@ -290,13 +291,19 @@ def _reconstructions(output: Path) -> Figure:
 
 def _filters(output: Path) -> Figure:
     figure = Figure(figsize=(7.5, 2.8), layout="constrained")
-    for ax, (name, title) in zip(figure.subplots(1, len(METHODS)), METHODS.items(), strict=True):
+    models: dict[str, LearnedTV] = {}
+    for name in METHODS:
         model, _ = load_model(output / f"{name}.safetensors")
         if not isinstance(model, LearnedTV):
             raise ValueError(f"{output / name}: holds {type(model).__name__}, but must hold LearnedTV")
-        kernels = model.kernels.detach()
+        models[name] = model
+    largest = max(model.size for model in models.values())
+    for ax, (name, title) in zip(figure.subplots(1, len(METHODS)), METHODS.items(), strict=True):
+        # one size for all: the standard discretisation is a single one in a field of zeros
+        margin = (largest - models[name].size) // 2
+        kernels = F.pad(models[name].kernels.detach(), [margin] * 4)
         ax.imshow(filter_grid(kernels.flatten(0, 1), kernels.shape[1]), cmap="gray", vmin=0, vmax=1)
-        ax.set_title(f"{title}, λ = {float(model.log_weight.detach().exp()):.3f}", fontsize=9)
+        ax.set_title(f"{title}, λ = {float(models[name].log_weight.detach().exp()):.3f}", fontsize=9)
         ax.set(xticks=[], yticks=[])
     return figure
 
