@@ -23,9 +23,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_tv_discretisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training writes tables and models; drawing needs these alone."""
-    tiny = replace(
-        tv.SCALES["quick"], patches=2, patch_size=12, kernels=2, iterations=2, fixed_iterations=2, piggyback=(5, 10)
-    )
+    tiny = replace(tv.SCALES["quick"], patches=2, patch_size=12, kernels=2, budget=60.0, piggyback=(5, 10))
     small = tv.load("quick")
     small = tv.Data(small.x[:2, :, :12, :12], small.y[:2, :, :12, :12], small.held_x[:1, :, :24, :24],
                     small.held_y[:1, :, :24, :24])  # fmt: skip
@@ -48,9 +46,25 @@ def test_tv_discretisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert small.psnr(learned) == pytest.approx(float(rows(tmp_path / "results.csv")[2]["psnr"]), abs=1e-3)
     for name in FIGURES:
         (tmp_path / name).unlink()
+    monkeypatch.setattr(tv, "learn", None)
+    assert main(["reproduce", "tv-discretisation", "--output", str(tmp_path)]) == 0  # every run is finished
+    (tmp_path / "filters.png").unlink()
     monkeypatch.setattr(tv, "train", None)
     assert main(["reproduce", "tv-discretisation", "--plot-only", "--output", str(tmp_path)]) == 0
     assert all((tmp_path / name).is_file() for name in FIGURES)
+
+
+def test_a_folder_of_other_settings_and_a_table_that_was_cut_off(tmp_path: Path) -> None:
+    tv.claim(tmp_path, {"scale": "quick", "budget": 1.0})
+    tv.claim(tmp_path, {"scale": "quick", "budget": 1.0})
+    with pytest.raises(ValueError, match=r"holds results of other settings \(budget\); choose another folder"):
+        tv.claim(tmp_path, {"scale": "quick", "budget": 2.0})
+    (tmp_path / "settings.json").write_text('{"scale": "qu')
+    with pytest.raises(ValueError, match=r"settings.json: is no JSON file"):
+        tv.claim(tmp_path, {"scale": "quick"})
+    (tmp_path / "results.csv").write_text("method,psnr\nstandard,27.4\nfix")
+    with pytest.raises(ValueError, match=r"results.csv: was cut off"):
+        tv.read(tmp_path / "results.csv")
 
 
 def test_the_best_weight_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

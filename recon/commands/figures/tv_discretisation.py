@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +42,23 @@ METHODS = {"standard": "standard TV", "fixed": "non-adaptive", "adaptive": "adap
 #: certified ||u - u^|| of the pictures that PSNRs are computed of
 ACCURACY = 0.1
 #: the regularization that makes the problem strongly convex and concave, the same for all methods
-REGULARIZATION: dict[str, Any] = {"dual_convexity": 0.1, "field_convexity": 0.02, "smoothing": 0.003}
+REGULARIZATION: dict[str, Any] = {"dual_convexity": 0.03, "field_convexity": 0.01, "norm": "fair", "smoothing": 0.002}
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much is computed.
 
-    patches, patch_size: to learn from. iterations, fixed_iterations: of MAID, of Adam.
-    For the sensitivity: ``share`` of these iterations, initial accuracies and first steps of MAID; piggyback iterations
-    and steps of Adam.
+    patches, patch_size: to learn from. kernels, size: of the model. budget: evaluations of one training.
+    For the sensitivity: ``share`` of this budget, initial accuracies (all with the first step 0.1) and first steps (all
+    from the accuracy 1) of MAID; piggyback iterations and steps of Adam (all pairs).
     """
 
     patches: int
     patch_size: int
     kernels: int
     size: int
-    iterations: int
-    fixed_iterations: int
+    budget: float
     share: float
     accuracies: tuple[float, ...]
     first_steps: tuple[float, ...]
@@ -66,9 +67,9 @@ class Scale:
 
 
 SCALES = {
-    "quick": Scale(12, 32, 4, 3, 6, 20, 0.5, (1.0, 1e-1, 1e-2, 1e-3), (0.1,), (10, 100), (1e-3, 1e-2)),
+    "quick": Scale(12, 32, 4, 3, 2500.0, 0.5, (1.0, 1e-1, 1e-2, 1e-3), (0.1,), (10, 100), (1e-3, 1e-2)),
     "paper": Scale(
-        40, 48, 4, 5, 200, 500, 0.5, (1.0, 1e-1, 1e-2, 1e-3), (0.01, 0.1, 1.0), (10, 100, 1000), (1e-3, 1e-2, 1e-1)
+        20, 48, 4, 7, 30_000.0, 0.5, (1.0, 1e-1, 1e-2, 1e-3), (0.01, 0.1, 1.0), (10, 100), (1e-3, 1e-2, 1e-1)
     ),
 }
 
@@ -120,58 +121,96 @@ def load(scale: str) -> Data:
 
 
 def run(scale: str, output: Path) -> None:
-    """Learn, write what the figures show into ``output``, and draw them.
+    """Learn, write what the figures show into ``output``, and draw them. Goes on where it was interrupted.
 
     Raises:
-        ValueError: another scale, or no data.
+        ValueError: another scale, no data, or a folder with the results of other settings.
         OSError: files cannot be written.
     """
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, but must be one of {', '.join(SCALES)}")
-    train(scale, output)
+    data = load(scale)
+    claim(output, {"figure": "tv-discretisation", "scale": scale, **asdict(SCALES[scale]), **REGULARIZATION})
+    train(SCALES[scale], data, output)
+    sensitivity(SCALES[scale], data, output)
     plot(output)
 
 
-def train(scale: str, output: Path) -> None:
-    """Everything that takes time; see the module."""
-    size, data = SCALES[scale], load(scale)
-    models = {"standard": best_standard(data)}
-    training: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = [
-        {"method": "standard", "psnr": data.psnr(models["standard"]), "evaluations": 0.0, "seconds": 0.0}
-    ]
-    log_weight = float(models["standard"].log_weight.detach())
-    for method, iterations in (("fixed", size.fixed_iterations), ("adaptive", size.iterations)):
-        model = start(size, log_weight)
-        begin = time.perf_counter()
-        records = learn(data, model, method, iterations)
-        seconds = time.perf_counter() - begin
-        models[method] = model
-        results.append(
-            {
+def claim(output: Path, settings: Mapping[str, Any]) -> None:
+    """Write ``settings`` into the folder, or see that they are those of the results in it.
+
+    Raises ``ValueError`` if they are not.
+    """
+    path, mine = output / "settings.json", json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_files({path: json.dumps(mine, indent=2).encode()})
+        return
+    try:
+        theirs = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is no JSON file ({error}); delete the folder, or choose another one") from error
+    if theirs != mine:
+        names = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
+        raise ValueError(
+            f"{output}: holds results of other settings ({', '.join(sorted(names))}); choose another folder"
+        )
+
+
+def train(size: Scale, data: Data, output: Path) -> None:
+    """Standard TV, non-adaptive and adaptive training: tables, models and an example; see the module."""
+    results = read(output / "results.csv") if (output / "results.csv").is_file() else []
+    training = read(output / "training.csv") if (output / "training.csv").is_file() else []
+    example = {"true": data.held_x[0], "noisy": data.held_y[0]}
+    log_weight = math.nan
+    for method in METHODS:
+        if any(row["method"] == method for row in results):
+            model = saved(output / method)
+        else:
+            begin, records = time.perf_counter(), []
+            if method == "standard":
+                model = best_standard(data)
+            else:
+                model = start(size, log_weight)
+                records = learn(data, model, method, size.budget)
+            names = ("iteration", "evaluations", "loss", "lower", "upper", "epsilon")
+            training += [{"method": method} | {name: getattr(r, name) for name in names} for r in records]
+            row: dict[str, Any] = {
                 "method": method,
                 "psnr": data.psnr(model),
-                "evaluations": records[-1].evaluations,
-                "seconds": round(seconds, 1),
+                "evaluations": records[-1].evaluations if records else 0.0,
+                "seconds": round(time.perf_counter() - begin, 1),
             }
-        )
-        names = ("iteration", "evaluations", "loss", "lower", "upper", "epsilon")
-        training += [{"method": method} | {name: getattr(r, name) for name in names} for r in records]
-        write_files({output / "results.csv": table(results), output / "training.csv": table(training)})
-    example = {"true": data.held_x[0], "noisy": data.held_y[0]}
-    for name, model in models.items():
-        save_regularizer(model, output / name, {"sigma": SIGMA})
-        example[name] = data.reconstructions(model)[0]
+            results.append(row)
+            save_regularizer(model, output / method, {"sigma": SIGMA})
+            write_files(
+                {output / "results.csv": table(results)}
+                | ({output / "training.csv": table(training)} if training else {})
+            )
+        if method == "standard":
+            log_weight = float(model.log_weight.detach())
+        example[method] = data.reconstructions(model)[0]
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {k: v.detach().numpy() for k, v in example.items()}
     np.savez(buffer, **arrays)
     write_files({output / "example.npz": buffer.getvalue()})
-    sensitivity(data, size, log_weight, output / "sensitivity.csv")
     console = Console()
     for row in results:
         console.print(
-            f"{METHODS[row['method']]}: {row['psnr']:.2f} dB, {row['evaluations']:.0f} evaluations", highlight=False
+            f"{METHODS[row['method']]}: {float(row['psnr']):.2f} dB, {float(row['evaluations']):.0f} evaluations, "
+            f"{float(row['seconds']):.0f} s",
+            highlight=False,
         )
+
+
+def saved(path: Path) -> LearnedTV:
+    """The model of a finished run.
+
+    Raises ``ValueError`` if it is of another kind.
+    """
+    model, _ = load_model(path.with_suffix(".safetensors"))
+    if not isinstance(model, LearnedTV):
+        raise ValueError(f"{path}: holds {type(model).__name__}, but must hold LearnedTV")
+    return model
 
 
 def start(size: Scale, log_weight: float) -> LearnedTV:
@@ -195,12 +234,15 @@ def learn(
     data: Data,
     model: LearnedTV,
     method: str,
-    iterations: int,
+    budget: float,
     accuracy: float = 1.0,
     step: float | None = None,
     piggyback: int = 100,
 ) -> list[Record]:
-    """Learn by MAID from an initial accuracy, or by Adam with a fixed number of piggyback iterations."""
+    """Learn by MAID from an initial accuracy, or by Adam with a fixed number of piggyback iterations.
+
+    Stops after the iteration that reaches ``budget`` evaluations.
+    """
     optimizer: MAID | InexactAdam
     if method == "adaptive":
         of = data.learning(model)
@@ -209,28 +251,31 @@ def learn(
         of = data.learning(model, piggyback)
         optimizer = InexactAdam(of.params, lr=step or 1e-2, batch_size=len(data.x))
     records: list[Record] = []
-    bar = Tqdm(range(iterations), desc=METHODS[method], leave=False)
-    for _ in bar:
+    bar = Tqdm(total=round(budget), desc=METHODS[method], leave=False)
+    while not records or (records[-1].evaluations < budget and not records[-1].finished):
+        before = records[-1].evaluations if records else 0.0
         records.append(optimizer.step(objective=of))
-        bar.set_postfix_str(f"PSNR {-records[-1].loss:.3f} dB, evaluations {records[-1].evaluations:.0f}")
-        if records[-1].finished:
-            break
+        bar.update(round(records[-1].evaluations) - round(before))
+        bar.set_postfix_str(f"PSNR {-records[-1].loss:.3f} dB, iteration {len(records)}")
     bar.close()
     return records
 
 
-def sensitivity(data: Data, size: Scale, log_weight: float, path: Path) -> None:
+def sensitivity(size: Scale, data: Data, output: Path) -> None:
     """Final PSNR and evaluations over initial accuracies, steps and numbers of iterations; a row for each run."""
-    rows: list[dict[str, Any]] = []
-    adaptive = [("adaptive", accuracy, step) for accuracy in size.accuracies for step in size.first_steps]
-    fixed = [("fixed", float(number), step) for number in size.piggyback for step in size.steps]
-    for method, value, step in adaptive + fixed:
+    path = output / "sensitivity.csv"
+    rows = read(path) if path.is_file() else []
+    log_weight = float(saved(output / "standard").log_weight.detach())
+    runs = [("adaptive", accuracy, 0.1) for accuracy in size.accuracies]
+    runs += [("adaptive", 1.0, step) for step in size.first_steps if ("adaptive", 1.0, step) not in runs]
+    runs += [("fixed", float(number), step) for number in size.piggyback for step in size.steps]
+    done = {(row["method"], float(row["accuracy_or_iterations"]), float(row["step"])) for row in rows}
+    for method, value, step in runs:
+        if (method, value, step) in done:
+            continue
         model = start(size, log_weight)
-        if method == "adaptive":
-            records = learn(data, model, method, round(size.share * size.iterations), value, step)
-        else:
-            count = round(size.share * size.fixed_iterations)
-            records = learn(data, model, method, count, step=step, piggyback=int(value))
+        given = {"accuracy": value} if method == "adaptive" else {"piggyback": int(value)}
+        records = learn(data, model, method, size.share * size.budget, step=step, **given)
         rows.append(
             {
                 "method": method,
@@ -273,9 +318,15 @@ def plot(output: Path) -> None:
     save_figure(_sensitivity(read(output / "sensitivity.csv")), output / "sensitivity.png")
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    return list(csv.DictReader(io.StringIO(path.read_text())))
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file.
+
+    Raises ``ValueError`` if it was cut off.
+    """
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    if not rows or any(None in row.values() or None in row for row in rows):
+        raise ValueError(f"{path}: was cut off; delete it to compute it again")
+    return rows
 
 
 def _reconstructions(output: Path) -> Figure:
@@ -291,12 +342,7 @@ def _reconstructions(output: Path) -> Figure:
 
 def _filters(output: Path) -> Figure:
     figure = Figure(figsize=(7.5, 2.8), layout="constrained")
-    models: dict[str, LearnedTV] = {}
-    for name in METHODS:
-        model, _ = load_model(output / f"{name}.safetensors")
-        if not isinstance(model, LearnedTV):
-            raise ValueError(f"{output / name}: holds {type(model).__name__}, but must hold LearnedTV")
-        models[name] = model
+    models = {name: saved(output / name) for name in METHODS}
     largest = max(model.size for model in models.values())
     for ax, (name, title) in zip(figure.subplots(1, len(METHODS)), METHODS.items(), strict=True):
         # one size for all: the standard discretisation is a single one in a field of zeros
@@ -308,7 +354,7 @@ def _filters(output: Path) -> Figure:
     return figure
 
 
-def _training(rows: Sequence[Mapping[str, str]]) -> Figure:
+def _training(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     ax = figure.subplots()
     for color, method in zip(COLORS, ("fixed", "adaptive"), strict=False):
@@ -320,7 +366,7 @@ def _training(rows: Sequence[Mapping[str, str]]) -> Figure:
     return figure
 
 
-def _sensitivity(rows: Sequence[Mapping[str, str]]) -> Figure:
+def _sensitivity(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Final PSNR against evaluations: a colour for each accuracy or number of iterations, a marker for each method."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     ax = figure.subplots()
