@@ -225,7 +225,12 @@ def _regularized(
     mu = args.mu or (model and model.mu) or RELATIVE_MU[problem.task] * problem.operator.norm_bound**2
     if args.plain and not args.mu:
         mu = None  # as the model says, in the plain form
-    made = reconstruct(problem, trained, mu, Settings.of(args), psnr, watch)
+    try:
+        made = reconstruct(problem, trained, mu, Settings.of(args), psnr, watch)
+    except ValueError as error:
+        if problem.data.name in str(error):
+            raise
+        raise ValueError(f"{problem.data}: {error}") from error  # models and solvers know no files
     image = problem.picture(made.solution.x)
     seconds = time.perf_counter() - start
     result = MeasuredResult.of_reconstruction(problem, made, image, args.model, seconds)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from models import LearnedTV
 from recon.commands.problem import Problem, require_tried
 from recon.lower_level import PDHG, SaddleModel, SaddlePoint, Solution
 from recon.lower_level.pdhg import Iteration
@@ -18,9 +19,10 @@ from recon.operators import Identity, LinearOperator
 #: what is certified of saddle-point models and what is not, as every report says it
 SADDLE_CERTIFICATE = (
     "||x - x^|| <= error in the Euclidean norm over all pixels, on the scale of the output, for the image x^ in the "
-    "saddle point of the strongly convex-concave problem of the model, its norm weighted by `weight`, with "
+    "saddle point of the strongly convex-concave problem of the model, R multiplied by `weight`, with "
     "mu/2 ||x||^2 where A is not the identity. error is the smaller one of a bound by the residuals of both optimality "
-    "conditions over the moduli and of one by the primal-dual gap. It says nothing about the plain problem, nor about the truth."
+    "conditions over the moduli and of one by the primal-dual gap. It says nothing about the plain problem, nor about "
+    "the truth."
 )
 PLAIN_CERTIFICATE = (
     "the plain form of the model, which is not strongly convex: no distance to x^ is certified except by the "
@@ -63,10 +65,10 @@ class _Watched(Iteration):
 
 
 class SaddleSolver:
-    """Solves the saddle-point problems of one model and one problem, for any weight of its norm.
+    """Solves the saddle-point problems of one model and one problem, for any weight of its regularizer.
 
     Images that are denoised are solved channel by channel, as all regularizers here act; data with an operator as the
-    model takes it. ``weight`` multiplies lambda of :class:`models.LearnedTV`.
+    model takes it. Weights multiply R as it was trained, see :func:`multiply`.
 
     Parameters
     ----------
@@ -143,34 +145,30 @@ class SaddleSolver:
 
     def certified(self, weight: float, start: Tensor, accuracy: float) -> Solution:
         """The image in the saddle point, to the certified ``accuracy``; of the residuals, for the plain form."""
-        return self._solve(weight, start, accuracy)
+        return self._solve(weight, start, accuracy, not self.plain)
 
     def rough(self, weight: float, start: Tensor, gradient: float) -> Solution:
-        """A point with residuals of about the norm ``gradient``: enough to compare weights.
+        """A point whose primal residual is at most ``gradient``, and the dual one alike: enough to compare weights.
+
+        What noise makes of the gradient it multiplies by the gain of A^T, so that it goes without in the data.
 
         Raises:
             ValueError: it was not reached within the evaluations allowed.
         """
-        accuracy = gradient if self.plain else gradient / self.strong_convexity(weight)
-        solution = self._solve(weight, start, accuracy)
+        solution = self._solve(weight, start, gradient / max(1.0, self.problem.noise_gain()), False)
         require_tried(self.problem, weight, solution)
         return solution
 
     def _model(self, weight: float) -> SaddleModel:
-        """A copy with lambda multiplied by ``weight``, and with mu."""
+        """A copy whose regularizer is multiplied by ``weight``, and with mu."""
         model = copy.deepcopy(self.regularizer).requires_grad_(False)
         if self._mu is not None:
             model.image_convexity = self._mu  # type: ignore[assignment]
         if weight != 1:
-            if not 0 < weight < math.inf:
-                raise ValueError(f"the weight is {weight}, but must be positive and finite")
-            log_weight = getattr(model, "log_weight", None)
-            if not isinstance(log_weight, Tensor):
-                raise ValueError(f"{type(model).__name__} has no log_weight, so its weight cannot be changed")
-            log_weight += math.log(weight)
+            multiply(model, weight)
         return model
 
-    def _solve(self, weight: float, start: Tensor, accuracy: float) -> Solution:
+    def _solve(self, weight: float, start: Tensor, accuracy: float, certified: bool) -> Solution:
         saddle = self.saddle_point(weight)
         images = start.flatten(0, 1)[:, None] if self.denoises else start
         z = self._ends.get(weight, self._last)
@@ -180,7 +178,7 @@ class SaddleSolver:
         diagonal = saddle.operator.absolute_sums() is not None
         iteration = _Watched(saddle, *saddle.split(z), diagonal)
         iteration.watch = self.watch
-        method = PDHG(self.max_evaluations, diagonal=diagonal, certified=not self.plain)
+        method = PDHG(self.max_evaluations, diagonal=diagonal, certified=certified)
         with torch.no_grad():
             found = method.run(iteration, accuracy / math.sqrt(len(images)))[0]
             gradient = saddle.g.grad(found.x) + saddle.operator.transpose(found.y)
@@ -194,3 +192,23 @@ class SaddleSolver:
             found.status.max()[None],  # larger ones are worse
             found.evaluations.max()[None],
         )
+
+
+def multiply(model: SaddleModel, weight: float) -> None:
+    """Make of R(u) = min_v max_p <Du - K^T v, p> - (e/2)||p||^2 + lambda phi(v) + (mu_v/2)||v||^2 ``weight`` times it.
+
+    With p' = weight p: e is divided, lambda and mu_v are multiplied by it; Huber's nu, which belongs to 1/(2 nu)
+    ||v||^2, is divided.
+
+    Raises ``ValueError`` for other models than :class:`models.LearnedTV`, and weights that are not positive.
+    """
+    if not isinstance(model, LearnedTV):
+        raise ValueError(f"the weight of {type(model).__name__} cannot be changed, only that of LearnedTV")
+    if not 0 < weight < math.inf:
+        raise ValueError(f"the weight is {weight}, but must be positive and finite")
+    with torch.no_grad():
+        model.log_weight += math.log(weight)
+    model.dual_convexity /= weight
+    model.field_convexity *= weight
+    if model.norm == "huber":
+        model.smoothing /= weight

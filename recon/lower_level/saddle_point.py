@@ -109,8 +109,8 @@ class StackedMap(SaddleMap):
     def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
         r"""Of the parts, with the norm bound for parts that know only that, as a single block.
 
-        The steps 1/sum stay safe (Pock and Chambolle 2011, Lemma 2, with blocks): s = \|\|K_i\|\| for the rows of such a
-        part makes \|\|K_i x\|\|^2 / s at most s \|\|x\|\|^2, which adds s to the sum of every column.
+        The steps 1/sum stay safe (Pock and Chambolle 2011, Lemma 2, with blocks): with s = \|\|K_i\|\| for the rows of
+        such a part, \|\|K_i x\|\|^2 / s is at most s \|\|x\|\|^2, which adds s to the sum of every column.
         """
         columns, rows = [], []
         for k in self.parts:
