@@ -28,10 +28,13 @@ class SaddleModule(BilevelModule):
     solver: of saddle points; PDHG with adaptive steps by default.
     piggyback: of adjoints; with a fixed number of iterations, of the saddle points in training, too.
     operator: A; by default a copy of the data module's, or the identity.
+    plain: reconstruct with the plain form of the model, which is not strongly convex (training is as ever):
+        ``reconstruction_accuracy`` is then that of the residuals, see :class:`recon.lower_level.PDHG` with
+        ``certified=False``, and errors are infinite unless the primal-dual gap bounds them.
 
     Raises
     ------
-    ValueError: as in BilevelModule; an operator is given, but the model takes none.
+    ValueError: as in BilevelModule; an operator is given, but the model takes none; there is no plain form.
     """
 
     regularizer: SaddleModel  # type: ignore[assignment]
@@ -46,6 +49,7 @@ class SaddleModule(BilevelModule):
         loss: UpperLoss | None = None,
         chunk_size: int | None = None,
         reconstruction_accuracy: float = 1e-2,
+        plain: bool = False,
     ) -> None:
         super().__init__(
             cast(Any, regularizer),
@@ -57,6 +61,9 @@ class SaddleModule(BilevelModule):
         )
         self.saddle_solver = solver if solver is not None else PDHG()
         self.piggyback = piggyback if piggyback is not None else Piggyback(self.saddle_solver)
+        self.plain = plain
+        if plain and not regularizer.has_plain_form:
+            raise ValueError(f"{type(regularizer).__name__} has no plain form; set plain to false")
         self._measure()
 
     def setup(self, stage: str) -> None:
@@ -80,13 +87,15 @@ class SaddleModule(BilevelModule):
 
     @torch.no_grad()
     def reconstruct(self, y: Tensor) -> Reconstruction:
-        """The images in the saddle points of data y, ``(batch, *range_shape)``, with certified errors.
+        """The images in the saddle points of data y, ``(batch, *range_shape)``, with certified errors if not plain.
 
-        Raises ``ValueError`` if y is not data for the model, or the problem is not strongly convex.
+        Raises ``ValueError`` if y is not data for the model, or the problem is not strongly convex and not plain.
         """
-        saddle = self.regularizer.saddle_point(y)
-        z = self.regularizer.initial(y)
-        solution = self.saddle_solver(saddle, *saddle.split(z), self.reconstruction_accuracy)
+        model, solver = self.regularizer, self.saddle_solver
+        saddle = model.plain_saddle_point(y) if self.plain else model.saddle_point(y)
+        if self.plain:
+            solver = PDHG(solver.max_iterations, solver.adaptive, solver.diagonal, certified=False)
+        solution = solver(saddle, *saddle.split(model.initial(y)), self.reconstruction_accuracy)
         return self._checked(Reconstruction(saddle.image(solution.x), solution.error, solution.status))
 
     def _problem(self) -> dict[str, Any]:

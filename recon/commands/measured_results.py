@@ -22,6 +22,7 @@ from recon.commands.measured_picture import measured_figure
 from recon.commands.problem import Problem
 from recon.commands.regularized import Reconstruction
 from recon.commands.results import finite, words
+from recon.commands.saddle_solver import SaddleSolver
 from recon.files import write_files
 from recon.lower_level import Status
 from recon.metrics import SSIM_WINDOW, psnr, ssim
@@ -38,7 +39,8 @@ class MeasuredResult:
 
     simulated: how the data were simulated, null for measured ones. weight, mu, strong_convexity, norm_bound: of the
     energy in x = image / ``scale``. residual, noise: root mean square over the data, on the scale of the file; weighted
-    by the photons of the rays if these are known. error: certified, of the whole image; error_relative: over its norm.
+    by the photons of the rays if these are known. plain: of a saddle-point model, without strong convexity; accuracy is
+    that of residuals then. error: certified, of the whole image; error_relative: over its norm.
     """
 
     name: str
@@ -56,6 +58,7 @@ class MeasuredResult:
     regularizer: str | None = None
     smoothing: float | None = None
     nonnegative: bool = False
+    plain: bool = False
     weight: float | None = None
     weight_rule: str | None = None
     weight_trials: list[dict[str, float]] = field(default_factory=list)
@@ -115,6 +118,7 @@ class MeasuredResult:
             status=words(Status(int(solution.status[0]))),
             simulated=problem.simulated,
             nonnegative=made.solver.nonnegative,
+            plain=isinstance(made.solver, SaddleSolver) and made.solver.plain,
             weight=choice.weight,
             weight_rule=choice.rule,
             weight_trials=choice.entries(),
@@ -122,7 +126,7 @@ class MeasuredResult:
             noise_rule=problem.noise_rule,
             residual=problem.residual(solution.x) * problem.scale,
             mu=made.solver.mu,
-            strong_convexity=made.solver.energy(choice.weight).strong_convexity,
+            strong_convexity=made.solver.strong_convexity(choice.weight),
             norm_bound=problem.operator.norm_bound,
             accuracy=made.accuracy * problem.scale,
             accuracy_rule=made.accuracy_rule,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recon.lower_level import (
     LBFGS,
@@ -167,6 +167,28 @@ class _WatchedEnergy(Energy):
         return value, grad
 
 
+class WeightedSolver(Protocol):
+    """What chooses weights and reports results needs of a solver, whatever the lower level is."""
+
+    @property
+    def problem(self) -> Problem: ...
+
+    @property
+    def regularizer(self) -> nn.Module: ...
+
+    @property
+    def mu(self) -> float: ...
+
+    @property
+    def nonnegative(self) -> bool: ...
+
+    def strong_convexity(self, weight: float) -> float: ...
+
+    def certified(self, weight: float, start: Tensor, accuracy: float) -> Solution: ...
+
+    def rough(self, weight: float, start: Tensor, gradient: float) -> Solution: ...
+
+
 @dataclass(frozen=True)
 class Solver:
     """Minimizes D(A x, y) + weight R(x) + mu/2 ||x||^2 for one problem and any weight, over x >= 0 if asked to."""
@@ -190,6 +212,10 @@ class Solver:
         energy.require_strong_convexity()
         return energy
 
+    def strong_convexity(self, weight: float) -> float:
+        """The modulus of the energy with this weight."""
+        return self.energy(weight).strong_convexity
+
     def certified(self, weight: float, start: Tensor, accuracy: float) -> Solution:
         """The minimizer to the certified ``accuracy``, on the scale of x."""
         return self._solve(self.energy(weight), start, accuracy)
@@ -203,15 +229,20 @@ class Solver:
         energy = self.energy(weight)
         # the certificate is ||gradient|| / modulus, so this accuracy asks for the gradient
         solution = self._solve(energy, start, gradient / energy.strong_convexity)
-        status = Status(int(solution.status[0]))
-        if status in (Status.NOT_FINITE, Status.ITERATION_LIMIT):
-            raise ValueError(
-                f"{self.problem.data}: the weight {weight:.3g} could not be tried "
-                f"({status.name.lower().replace('_', ' ')} after {int(solution.evaluations[0])} evaluations); use a "
-                "larger --max-evaluations, another --smoothing, or give --weight"
-            )
+        require_tried(self.problem, weight, solution)
         return solution
 
     def _solve(self, energy: Energy, start: Tensor, accuracy: float) -> Solution:
         method = ProjectedLBFGS if self.nonnegative else LBFGS
         return method(max_iterations=self.max_evaluations)(energy, start, accuracy)
+
+
+def require_tried(problem: Problem, weight: float, solution: Solution) -> None:
+    """Raise ``ValueError`` unless a trial of ``weight`` ended where it was to."""
+    status = Status(int(solution.status[0]))
+    if status in (Status.NOT_FINITE, Status.ITERATION_LIMIT):
+        raise ValueError(
+            f"{problem.data}: the weight {weight:.3g} could not be tried "
+            f"({status.name.lower().replace('_', ' ')} after {int(solution.evaluations[0])} evaluations); use a "
+            "larger --max-evaluations, another --smoothing, or give --weight"
+        )

@@ -24,10 +24,18 @@ from torch import Tensor
 from datasets import DataError, read_dicom, read_image, write_dicom
 from datasets.dicom import holds_dicom
 from datasets.physics import MAX_HU
-from models.storage import load_regularizer
+from models.storage import Model, load_model
 from recon.commands.pictures import picture_files
 from recon.commands.problem import Problem, Weighted
-from recon.commands.regularized import DTYPES, Settings, Watch, metadata_mu, reconstruct
+from recon.commands.regularized import (
+    DTYPES,
+    Settings,
+    Watch,
+    certificate,
+    check_model,
+    metadata_mu,
+    reconstruct,
+)
 from recon.commands.results import Result, finite, output_files, quality, results_table, words, write_result
 from recon.commands.weight import image_noise
 from recon.files import prepare_folder, write_files
@@ -68,20 +76,24 @@ def main(args: argparse.Namespace) -> int:
     if args.choose == "sweep" and args.reference is None:
         raise ValueError("--choose sweep compares with a reference; give --reference, or --choose discrepancy")
     args.accuracy = ACCURACY if args.accuracy is None else args.accuracy
-    regularizer, mu = None, args.mu or 0.0
+    model: Model | None = None
+    mu = args.mu
     if args.model:
-        regularizer, metadata = load_regularizer(args.model)
-        mu = args.mu or _denoising_mu(metadata, args.model)
-        regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
-        _require_strong_convexity(regularizer, mu, args.weight or 1.0, args.model)
+        model, metadata = load_model(args.model)
+        check_model(model, Settings.of(args), args.model)
+        trained = _denoising_mu(metadata, args.model)
+        model.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
+        if isinstance(model, Regularizer):
+            mu = args.mu or trained
+            _require_strong_convexity(model, mu, args.weight or 1.0, args.model)
     jobs = _jobs([Path(p) for p in args.data], args.reference)
     _check_output(Path(args.output), [*(j.data for j in jobs), *(j.reference for j in jobs if j.reference)], jobs)
     for job in jobs:  # everything is readable before anything is computed
         _read(job)
-    return _finish(_reconstruct_all(jobs, regularizer, mu, args), mu, args)
+    return _finish(_reconstruct_all(jobs, model, mu, args), mu or 0.0, certificate(model, args.plain), args)
 
 
-def _finish(results: list[Result], mu: float, args: argparse.Namespace) -> int:
+def _finish(results: list[Result], mu: float, certified: str, args: argparse.Namespace) -> int:
     """Write the report, show the table, and name what did not reach its accuracy."""
     failed = [r for r in results if r.status != words(Status.CONVERGED)]
     report = {
@@ -90,6 +102,8 @@ def _finish(results: list[Result], mu: float, args: argparse.Namespace) -> int:
         "model": args.model,
         "accuracy": args.accuracy,
         "nonnegative": args.nonnegative,
+        "plain": args.plain,
+        "certificate": certified,
         "mu": mu,
         "dtype": args.dtype,
         "device": args.device,
@@ -176,9 +190,7 @@ def _image(path: Path, gray: bool = False) -> Tensor:
     return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
 
 
-def _reconstruct_all(
-    jobs: list[Job], regularizer: Regularizer | None, mu: float, args: argparse.Namespace
-) -> list[Result]:
+def _reconstruct_all(jobs: list[Job], model: Model | None, mu: float | None, args: argparse.Namespace) -> list[Result]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -195,7 +207,7 @@ def _reconstruct_all(
             def watch(phase: str, evaluation: int, error: float) -> None:
                 progress.update(task, evaluation=evaluation, error=f"{error:.1e}")
 
-            results.append(_reconstruct(job, regularizer, mu, args, watch))
+            results.append(_reconstruct(job, model, mu, args, watch))
             progress.advance(task)
     return results
 
@@ -223,13 +235,11 @@ def _problem(job: Job, y: Tensor, margin: int, noise: float | None) -> Problem:
     )
 
 
-def _reconstruct(
-    job: Job, regularizer: Regularizer | None, mu: float, args: argparse.Namespace, watch: Watch
-) -> Result:
+def _reconstruct(job: Job, model: Model | None, mu: float | None, args: argparse.Namespace, watch: Watch) -> Result:
     y, target = _read(job)
     batch = y[None].to(args.device, DTYPES[args.dtype])
     size = (batch.shape[2], batch.shape[3])
-    margin = 0 if regularizer is None else regularizer.margin
+    margin = model.margin if isinstance(model, Regularizer) else 0
 
     def psnr_of(x: Tensor) -> float:
         assert target is not None
@@ -239,7 +249,7 @@ def _reconstruct(
     start = time.perf_counter()
     try:
         problem = _problem(job, batch, margin, args.noise)
-        made = reconstruct(problem, regularizer, mu, Settings.of(args), psnr_of, watch)
+        made = reconstruct(problem, model, mu, Settings.of(args), psnr_of, watch)
     except NotStronglyConvexError:
         raise
     except ValueError as error:  # images that are smaller than the filters
@@ -259,7 +269,7 @@ def _reconstruct(
         evaluations=int(solution.evaluations[0]),
         seconds=round(seconds, 3),
         regularizer=type(made.solver.regularizer).__name__,
-        strong_convexity=made.solver.energy(made.choice.weight).strong_convexity,
+        strong_convexity=made.solver.strong_convexity(made.choice.weight),
         weight=made.choice.weight,
         weight_rule=made.choice.rule,
         weight_trials=made.choice.entries(),

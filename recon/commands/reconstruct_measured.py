@@ -17,19 +17,19 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from datasets.reading import DataError
-from models.storage import load_regularizer
+from models.storage import load_model
 from recon.commands.ct_data import CTOptions
 from recon.commands.measured_results import MeasuredResult, measured_table, output_files, quality, write_measured
 from recon.commands.pictures import holds_complex, is_picture, picture_files
-from recon.commands.problem import CERTIFICATE, NOT_EXACT, Problem
+from recon.commands.problem import NOT_EXACT, Problem
 from recon.commands.reconstruct_ct import ct_problem, simulates
 from recon.commands.reconstruct_mri import ACCELERATION, MRIOptions, mri_problem
 from recon.commands.reconstruct_options import option
 from recon.commands.references import read_reference
-from recon.commands.regularized import DTYPES, Settings, metadata_mu, reconstruct
+from recon.commands.regularized import DTYPES, Settings, certificate, check_model, metadata_mu, reconstruct
 from recon.commands.results import words
 from recon.files import prepare_folder, write_files
-from recon.lower_level import Regularizer, Status
+from recon.lower_level import Regularizer, SaddleModel, Status
 
 REPORT = "report.json"
 #: mu by default, relative to ||A||^2
@@ -42,9 +42,9 @@ _OF_MEASUREMENTS = ("rotation_centre", "counts", "reference")
 
 @dataclass(frozen=True)
 class Model:
-    """A trained regularizer, and the mu that it was trained with (0: none)."""
+    """A trained regularizer or saddle-point model, and the mu that it was trained with (0: none)."""
 
-    regularizer: Regularizer
+    regularizer: Regularizer | SaddleModel
     mu: float
 
 
@@ -60,9 +60,11 @@ def main(args: argparse.Namespace, task: str) -> int:
     _check_files(args, task, paths)
     model = None
     if args.model:
-        regularizer, metadata = load_regularizer(args.model)
+        regularizer, metadata = load_model(args.model)
+        check_model(regularizer, Settings.of(args), args.model)
         regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
-        model = Model(regularizer, metadata_mu(metadata, args.model))
+        own = getattr(regularizer, "image_convexity", 0.0) if isinstance(regularizer, SaddleModel) else 0.0
+        model = Model(regularizer, own or metadata_mu(metadata, args.model))
     prepare_folder(Path(args.output))
     results = []
     with _progress() as show:
@@ -71,10 +73,11 @@ def main(args: argparse.Namespace, task: str) -> int:
             problem = _problem(path, number, task, args)
             plain = args.method == PLAIN[task]
             results.append(_plain(problem, args) if plain else _regularized(problem, model, args, show))
-    return _finish(results, args, task)
+    described = certificate(model.regularizer if model else None, args.plain)
+    return _finish(results, args, task, described if args.backend != "astra_cuda" else NOT_EXACT)
 
 
-def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str) -> int:
+def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, certified: str) -> int:
     """Write the report, show the table, and name what did not reach its accuracy."""
     failed = [r for r in results if r.status not in (words(Status.CONVERGED), "direct")]
     report = {
@@ -83,7 +86,7 @@ def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str) 
         "converged": not failed,
         "dtype": args.dtype,
         "device": args.device,
-        "certificate": CERTIFICATE if args.backend != "astra_cuda" else NOT_EXACT,
+        "certificate": certified,
         "images": [r.entries() for r in results],
     }
     write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
@@ -220,7 +223,14 @@ def _regularized(
     start = time.perf_counter()
     trained = None if model is None else model.regularizer
     mu = args.mu or (model and model.mu) or RELATIVE_MU[problem.task] * problem.operator.norm_bound**2
-    made = reconstruct(problem, trained, mu, Settings.of(args), psnr, watch)
+    if args.plain and not args.mu:
+        mu = None  # as the model says, in the plain form
+    try:
+        made = reconstruct(problem, trained, mu, Settings.of(args), psnr, watch)
+    except ValueError as error:
+        if problem.data.name in str(error):
+            raise
+        raise ValueError(f"{problem.data}: {error}") from error  # models and solvers know no files
     image = problem.picture(made.solution.x)
     seconds = time.perf_counter() - start
     result = MeasuredResult.of_reconstruction(problem, made, image, args.model, seconds)

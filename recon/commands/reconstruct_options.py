@@ -73,6 +73,8 @@ def check_options(args: argparse.Namespace, task: str) -> None:
                 raise ValueError(
                     f"{option(name)} belongs to --method tv and to --model; {args.method} has no such thing"
                 )
+    if args.plain and args.model is None:
+        raise ValueError("--plain belongs to --model with a saddle-point model")
     if args.weight is not None and args.choose is not None:
         raise ValueError("--weight and --choose exclude each other; give one of them")
     try:
@@ -121,6 +123,12 @@ def _add_solution(group: argparse._ArgumentGroup) -> None:
         type=float,
         help="certified Euclidean distance of the whole image to the exact minimizer, in the unit of the result "
         "(default: 0.01 for images; for CT and MRI 1%% of the norm of the first guess, or what the type allows)",
+    )
+    group.add_argument(
+        "--plain",
+        action="store_true",
+        help="the plain form of a saddle-point model, without regularization: no distance is certified, --accuracy is "
+        "that of residuals",
     )
     group.add_argument("--nonnegative", action="store_true", help="minimize over x >= 0 (images, CT)")
     group.add_argument("--max-evaluations", type=int, default=10_000, help="of one solution (default: %(default)d)")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from models import TotalVariation
-from recon.commands.problem import Problem, Solver
+from recon.commands.problem import CERTIFICATE, Problem, Solver, WeightedSolver
+from recon.commands.saddle_solver import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE, SaddleSolver
 from recon.commands.weight import Choice, discrepancy, sweep
-from recon.lower_level import Regularizer, Solution
+from recon.lower_level import Regularizer, SaddleModel, Solution
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 #: the accuracy by default, relative to the norm of the first guess
@@ -42,6 +43,7 @@ class Settings:
     accuracy: float | None
     max_evaluations: int
     nonnegative: bool
+    plain: bool = False
 
     @staticmethod
     def of(args: argparse.Namespace) -> Settings:
@@ -53,6 +55,7 @@ class Settings:
             accuracy=args.accuracy,
             max_evaluations=args.max_evaluations,
             nonnegative=args.nonnegative,
+            plain=args.plain,
         )
 
 
@@ -60,7 +63,7 @@ class Settings:
 class Reconstruction:
     """A certified solution with everything that led to it, on the scale of x."""
 
-    solver: Solver
+    solver: WeightedSolver
     choice: Choice
     solution: Solution
     accuracy: float
@@ -77,6 +80,30 @@ def metadata_mu(metadata: dict[str, Any], file: str) -> float:
     if not isinstance(mu, (int, float)) or not 0 <= mu < math.inf:
         raise ValueError(f"{file}: mu is {mu!r}, but must be finite and not negative")
     return float(mu)
+
+
+def check_model(model: Regularizer | SaddleModel, settings: Settings, file: str) -> None:
+    """Refuse options that the kind of the model in ``file`` has not.
+
+    Raises:
+        ValueError: it names the option and the file.
+    """
+    name = type(model).__name__
+    if not isinstance(model, SaddleModel):
+        if settings.plain:
+            raise ValueError(f"--plain belongs to saddle-point models; {file} holds a regularizer, {name}")
+        return
+    if settings.nonnegative:
+        raise ValueError(f"--nonnegative does not go with {file}, which holds a saddle-point model, {name}")
+    if settings.smoothing is not None:
+        raise ValueError(f"--smoothing belongs to --method tv; {file} holds {name}, which has its own")
+
+
+def certificate(model: Regularizer | SaddleModel | None, plain: bool) -> str:
+    """What is certified of results with ``model``, as reports say it."""
+    if not isinstance(model, SaddleModel):
+        return CERTIFICATE
+    return PLAIN_CERTIFICATE if plain else SADDLE_CERTIFICATE
 
 
 def total_variation(problem: Problem, smoothing: float | None) -> TotalVariation:
@@ -100,8 +127,8 @@ def _height(x: Tensor) -> float:
 
 def reconstruct(
     problem: Problem,
-    model: Regularizer | None,
-    mu: float,
+    model: Regularizer | SaddleModel | None,
+    mu: float | None,
     settings: Settings,
     psnr: Callable[[Tensor], float],
     watch: Watch = lambda phase, evaluation, error: None,
@@ -110,8 +137,8 @@ def reconstruct(
 
     Args:
         problem: data, operator, noise.
-        model: the trained regularizer; None is total variation.
-        mu: of the energy.
+        model: the trained regularizer or saddle-point model; None is total variation.
+        mu: of the energy; None is 0 for energies, and what saddle-point models say themselves.
         settings: what is asked for.
         psnr: of an x against the reference, for a sweep.
         watch: see ``Watch``.
@@ -126,8 +153,12 @@ def reconstruct(
         count += 1
         watch(phase, count, error)
 
-    prior = total_variation(problem, settings.smoothing) if model is None else model
-    solver = Solver(problem, prior, mu, settings.max_evaluations, settings.nonnegative, seen)
+    solver: Solver | SaddleSolver
+    if isinstance(model, SaddleModel):
+        solver = SaddleSolver(problem, model, mu, settings.max_evaluations, settings.plain, seen)
+    else:
+        prior = total_variation(problem, settings.smoothing) if model is None else model
+        solver = Solver(problem, prior, mu or 0.0, settings.max_evaluations, settings.nonnegative, seen)
     choice = _choice(solver, settings, model is not None, psnr)
     accuracy, rule = _accuracy(solver, choice.weight, settings.accuracy)
     phase = "final solution"
@@ -135,7 +166,7 @@ def reconstruct(
     return Reconstruction(solver, choice, solution, accuracy, rule)
 
 
-def _choice(solver: Solver, settings: Settings, trained: bool, psnr: Callable[[Tensor], float]) -> Choice:
+def _choice(solver: WeightedSolver, settings: Settings, trained: bool, psnr: Callable[[Tensor], float]) -> Choice:
     if settings.weight is not None or (trained and settings.choose is None):
         rule = "as trained" if settings.weight is None else "given"
         return Choice(settings.weight or 1.0, rule, (), 0, solver.problem.start)
@@ -144,8 +175,8 @@ def _choice(solver: Solver, settings: Settings, trained: bool, psnr: Callable[[T
     return discrepancy(solver, trained)
 
 
-def _accuracy(solver: Solver, weight: float, given: float | None) -> tuple[float, str]:
-    """The accuracy on the scale of x, and its rule.
+def _accuracy(solver: Solver | SaddleSolver, weight: float, given: float | None) -> tuple[float, str]:
+    """The accuracy on the scale of x, and its rule; of the residuals for plain forms of saddle-point models.
 
     By default 1 % of the norm of the first guess, but no less than ``FLOORS`` times the rounding errors of a gradient
     over the modulus. In single precision that is 6e-8 ||A||^2 max w / mu relative to the image, w the weights of rays.
@@ -154,9 +185,12 @@ def _accuracy(solver: Solver, weight: float, given: float | None) -> tuple[float
         ValueError: this is more than ``LARGEST_ACCURACY``, so that the certificate would be worth nothing.
     """
     problem = solver.problem
+    what = ", of the residuals" if isinstance(solver, SaddleSolver) and solver.plain else ""
     if given is not None:
-        return given / problem.scale, "given"
+        return given / problem.scale, "given" + what
     norm = float(problem.start.double().norm())
+    if isinstance(solver, SaddleSolver):
+        return RELATIVE_ACCURACY * norm, f"{100 * RELATIVE_ACCURACY:g} % of the norm of the first guess{what}"
     energy = solver.energy(weight)
     floor = float(energy.rounding(problem.start, torch.zeros(1)).max()) / energy.strong_convexity
     if FLOORS * floor <= RELATIVE_ACCURACY * norm:

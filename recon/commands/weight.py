@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recon.commands.problem import Problem, Solver
+from recon.commands.problem import Problem, WeightedSolver
 
 #: Gradients of trial solutions, relative to that of the noise, ||A^T n||: trials need to be compared, not certified.
 _ROUGH = 0.05
@@ -46,7 +46,7 @@ class Choice:
 class _Trials:
     """Solves roughly for one weight after the other, each from the solution of the one before."""
 
-    def __init__(self, solver: Solver, measure: Callable[[Tensor], float]) -> None:
+    def __init__(self, solver: WeightedSolver, measure: Callable[[Tensor], float]) -> None:
         problem = solver.problem
         self.solver, self.measure = solver, measure
         noise, self.gain = max(problem.noise, _smallest_noise(problem)), problem.noise_gain()
@@ -78,7 +78,7 @@ def _smallest_noise(problem: Problem) -> float:
     return 2e-3 * problem.root_mean_square(problem.y)
 
 
-def discrepancy(solver: Solver, trained: bool) -> Choice:
+def discrepancy(solver: WeightedSolver, trained: bool) -> Choice:
     """Morozov's discrepancy principle: the weight for which the residual is as large as the noise.
 
     The root mean square residual grows with the weight. Weights are multiplied or divided by 4 until the level of the
@@ -146,7 +146,7 @@ def _between(low: Trial, high: Trial, level: float) -> float:
     return math.exp(a + min(max(share, 0.15), 0.85) * (b - a))
 
 
-def sweep(solver: Solver, trained: bool, quality: Callable[[Tensor], float]) -> Choice:
+def sweep(solver: WeightedSolver, trained: bool, quality: Callable[[Tensor], float]) -> Choice:
     """The weight with the best ``quality`` (PSNR against the reference), within a factor of the square root of 2.
 
     Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a

@@ -8,8 +8,9 @@ one tensor, and only K and the functionals know what the parts mean.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -106,11 +107,22 @@ class StackedMap(SaddleMap):
         return sum(rest, first)
 
     def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
-        sums = [k.absolute_sums() for k in self.parts]
-        known = [s for s in sums if s is not None]
-        if len(known) < len(sums):
-            return None
-        return torch.stack([s[0] for s in known]).sum(0), torch.cat([s[1] for s in known])
+        r"""Of the parts, with the norm bound for parts that know only that, as a single block.
+
+        The steps 1/sum stay safe (Pock and Chambolle 2011, Lemma 2, with blocks): with s = \|\|K_i\|\| for the rows of
+        such a part, \|\|K_i x\|\|^2 / s is at most s \|\|x\|\|^2, which adds s to the sum of every column.
+        """
+        columns, rows = [], []
+        for k in self.parts:
+            sums = k.absolute_sums()
+            if sums is None:
+                if not math.isfinite(k.norm_bound):
+                    return None
+                like = self.like()
+                sums = like.new_full((k.domain_size,), k.norm_bound), like.new_full((k.range_size,), k.norm_bound)
+            columns.append(sums[0])
+            rows.append(sums[1])
+        return torch.stack(columns).sum(0), torch.cat(rows)
 
     def tensors(self) -> list[tuple[Tensor, float]]:
         return [t for k in self.parts for t in k.tensors()]
@@ -251,6 +263,21 @@ class SaddleModel(Recreatable):
         test of the transpose (``check=False``); objectives test it once.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define saddle_point")
+
+    @property
+    def has_plain_form(self) -> bool:
+        """Whether :meth:`saddle_point` takes an argument ``plain``."""
+        return "plain" in inspect.signature(self.saddle_point).parameters
+
+    def plain_saddle_point(self, y: Tensor) -> SaddlePoint:
+        """The problems without what was added for certificates: ``saddle_point(y, plain=True)``.
+
+        Raises ``ValueError`` if the model has no such form.
+        """
+        if not self.has_plain_form:
+            raise ValueError(f"{type(self).__name__} has no plain form: its saddle_point takes no argument plain")
+        form: Callable[..., SaddlePoint] = self.saddle_point
+        return form(y, plain=True)
 
     def initial(self, y: Tensor) -> Tensor:
         """The first (x, y) for the data ``y``, ``(batch, n + m)``: data that look like images, else zero."""
