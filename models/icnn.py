@@ -44,7 +44,7 @@ class LeakyReLU:
         """sigma'(t); at a kink the smaller one."""
         s, w = self.slope, self.width
         if w == 0:
-            return torch.where(t > 0, 1.0, s).to(t)
+            return (t > 0).to(t).mul_(1 - s).add_(s)
         if self.kind == "smooth":
             rho = 0.5 * (1 + t * (t.square() + w**2).rsqrt())
         else:

@@ -17,8 +17,8 @@ class NetworkIteration:
     r"""The steps of :class:`recon.lower_level.pdhg.Iteration` with theta = 1, for the exact form of an ICNN without A.
 
     What :class:`ICNNSaddle` puts into flat vectors is one tensor per layer here, ``(batch * channel, filters, height,
-    width)``: x and z_0, ..., z_{L-1}; the multipliers (p_l, q_l) of (W_l z_{l-1} + b_l, z_l), W_0 = V, z_{-1} = x, and r
-    of the last layer. Prox and projection are dual ones, a few passes over memory each.
+    width)``: x and z_0, ..., z_{L-1}; the multipliers (p_l, q_l) of (W_l z_{l-1} + b_l, z_l), W_0 = V, z_{-1} = x, and
+    r of the last layer. Prox and projection are dual ones, a few passes over memory each.
 
     Steps: no row of K has two blocks of x, so that K^T diag(sigma) K is the block diagonal of sigma_0 V^T V and
     sigma_{l-1} I + sigma_l W_l^T W_l. Hence 1/tau = sigma_0 \|\|V\|\|^2 for x and sigma_{l-1} + sigma_l
@@ -137,6 +137,38 @@ class NetworkIteration:
         self.count += 1
         if self.adaptive and self.count % BALANCE_EVERY == 0:
             self._balance(*before)
+
+    @torch.no_grad()
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        r"""Upper and lower bounds of the minimum, ``(batch,)`` in float64: the energy of x, and the dual one.
+
+        The multipliers are made feasible for the latter: r as it is, beta_l = W_{l+1}^T p_{l+1} from the last layer to
+        the first, and p_l clamped to [s beta_l, beta_l]. What is left is a minimum of a quadratic function of x,
+
+            min_x (c/2)||x - y||^2 + (mu/2)||x||^2 + <V x, p_0>  +  sum_l <b_l, p_l> - f_l*(p_l, -beta_l).
+
+        Both are computed up to rounding.
+        """
+        network, (width, slope) = self.model.network, (self.sigma_0.width, self.sigma_0.slope)
+        batch = self.shape[0]
+        c, mu, data = self.model.data_weight, self.model.mu, self.pull / self.model.data_weight
+        image = self.x[0]
+        fit = 0.5 * c * (image - data).square() + 0.5 * mu * image.square()
+        upper = network(self.image).double() + fit.reshape(batch, -1).double().sum(1)
+        r = self.p[-1]
+        lower = (r * self.biases[-1][:, None, None] - width / 2 * r.square() / self.a).reshape(batch, -1)
+        total, p = lower.double().sum(1), r
+        for layer in range(network.layers - 1, -1, -1):
+            beta = F.conv_transpose2d(p, self.kernels[layer + 1])
+            p = torch.maximum(torch.minimum(self.p[layer], beta), slope * beta)
+            # f*(alpha, -beta) = beta (1 - s) w theta^2 / 2, theta = (alpha/beta - s)/(1 - s)
+            excess = (p - slope * beta).square() / ((1 - slope) * beta).clamp_min(torch.finfo(p.dtype).tiny)
+            part = p * self.biases[layer][:, None, None] - width / 2 * excess
+            total = total + part.reshape(batch, -1).double().sum(1)
+        force = F.conv_transpose2d(p, self.kernels[0])
+        best = (c * data - force) / self.modulus
+        part = 0.5 * c * (best - data).square() + 0.5 * mu * best.square() + best * force
+        return upper, total + part.reshape(batch, -1).double().sum(1)
 
     def _balance(self, x: list[Tensor], p: list[Tensor], q: list[Tensor]) -> None:
         primal = _total([_norm(new - old) / t.sqrt() for new, old, t in zip(self.x, x, self.tau, strict=True)])
