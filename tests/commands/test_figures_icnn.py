@@ -13,7 +13,7 @@ from recon.commands.main import main
 from recon.lower_level import LBFGS, Energy
 
 TINY = replace(
-    figure.SCALES["quick"], size=16, pictures=2, filters=2, passes=1, iterations=60, repeats=2, widths=(0.1,)
+    figure.SCALES["quick"], size=16, pictures=2, filters=2, passes=1, iterations=200, repeats=2, widths=(0.1,)
 )
 PICTURE = f"{figure.NAME}.png"
 
