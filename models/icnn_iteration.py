@@ -50,7 +50,7 @@ class NetworkIteration:
         if model.data is not None:
             raise ValueError("the model has an operator, but this iteration is for denoising; use PrimalDual")
         self.model, network = model, model.network
-        saddle_map = NetworkMap(network.convolutions(), model.image_shape)
+        saddle_map = NetworkMap(network.convolutions(), model.image_shape)  # type: ignore[arg-type]
         self.norms = saddle_map.norms
         self.kernels = [k.detach() for k in saddle_map.kernels]
         self.biases = [b.detach() for b in network.biases]
