@@ -3,6 +3,7 @@
 from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.fields_of_experts import FieldsOfExperts
 from models.icnn import ICNN
+from models.icnn_iteration import NetworkIteration
 from models.icnn_saddle import ICNNSaddle, PrimalDual
 from models.learned_tv import LearnedTV
 from models.storage import pretrained
@@ -14,6 +15,7 @@ __all__ = [
     "FieldsOfExperts",
     "ICNNSaddle",
     "LearnedTV",
+    "NetworkIteration",
     "PrimalDual",
     "TotalVariation",
     "WeaklyConvexRidge",

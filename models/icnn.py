@@ -31,10 +31,10 @@ class LeakyReLU:
     def value(self, t: Tensor) -> Tensor:
         """sigma(t)."""
         s, w = self.slope, self.width
+        if w == 0:
+            return F.leaky_relu(t, s)
         if self.kind == "smooth":
             rho = 0.5 * (t + (t.square() + w**2).sqrt() - w)
-        elif w == 0:
-            rho = t.clamp_min(0)
         else:
             inner = t.clamp(0, w)
             rho = inner.square() / (2 * w) + (t - w).clamp_min(0)
@@ -43,10 +43,10 @@ class LeakyReLU:
     def derivative(self, t: Tensor) -> Tensor:
         """sigma'(t); at a kink the smaller one."""
         s, w = self.slope, self.width
+        if w == 0:
+            return (t > 0).to(t).mul_(1 - s).add_(s)
         if self.kind == "smooth":
             rho = 0.5 * (1 + t * (t.square() + w**2).rsqrt())
-        elif w == 0:
-            rho = (t > 0).to(t)
         else:
             rho = (t / w).clamp(0, 1)
         return s + (1 - s) * rho
@@ -181,6 +181,10 @@ class ICNN(Regularizer):
         responses, kernels, a = self.responses(x), self.convolutions(), self.weights()
         value = (a * self.outer.value(responses[-1])).reshape(len(x), -1).sum(1, dtype=torch.float64)
         return value, self._back(responses, kernels, a)[0].view_as(x)
+
+    @torch.no_grad()
+    def grad(self, x: Tensor) -> Tensor:
+        return self._back(self.responses(x), self.convolutions(), self.weights())[0].view_as(x)
 
     def _back(self, responses: list[Tensor], kernels: list[Tensor], a: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The gradient in x, and dR/dz_l for z_l = sigma(response l): a for the last layer."""

@@ -66,6 +66,32 @@ def project_epigraph(u: Tensor, z: Tensor, slope: float, width: float = 0.0) -> 
     return torch.where(inside, u, t), torch.where(inside, z, _leaky(t, slope, width))
 
 
+def dual_epigraph(u: Tensor, z: Tensor, step: Tensor, slope: float, width: float = 0.0) -> tuple[Tensor, Tensor]:
+    r"""v - sigma P(v / sigma), the proximal map of sigma f* for the constraint v = (u, z) in an epigraph; sigma > 0.
+
+    Without a width the epigraph is a cone, and this is the projection of v onto its polar {(alpha, -beta): s beta <=
+    alpha <= beta}, beta = max(0, (u - z)/2, min(-z, (s u - z)/(1 + s^2))): in the order of the arguments, v is in the
+    epigraph, or nearest to its right edge, its tip, its left edge. alpha is u, clamped to [s beta, beta].
+    """
+    _check(slope, width)
+    if width > 0:
+        a, b = project_epigraph(u / step, z / step, slope, width)
+        return u - step * a, z - step * b
+    minus = torch.sub(z, u, alpha=slope).div_(1 + slope**2)
+    torch.maximum(minus, z, out=minus)
+    right = torch.sub(z, u).mul_(0.5)
+    minus = torch.minimum(minus, right, out=minus).clamp_max_(0)
+    alpha = torch.minimum(u, torch.neg(minus, out=right), out=right)
+    return torch.maximum(alpha, minus * -slope, out=alpha), minus
+
+
+def dual_relu_sum(v: Tensor, step: Tensor, weight: Tensor, width: float = 0.0) -> Tensor:
+    """The proximal map of sigma f* for :class:`ReLUSum`: a v/(a + sigma w), clamped to [0, a]."""
+    if width > 0:
+        v = v * (weight / (weight + step * width).clamp_min(torch.finfo(v.dtype).tiny))
+    return torch.minimum(v.clamp_min(0), weight)
+
+
 class Epigraph(Functional):
     r"""phi(u, z) = 0 where z_j >= sigma(u_j) for every j, else infinite; with ``eps``, dist((u, z), epi)^2 / (2 eps).
 
