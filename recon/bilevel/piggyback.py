@@ -193,7 +193,7 @@ def parameter_gradient(
 class AdjointPoint:
     """Where an error bound is computed: x, y, X, Y, their slopes, and per image what is certified of them.
 
-    error: ||x - x^||; residual: R of :class:`AdjointSolution`; dual_slope: grad l_2(y) (None: no such loss);
+    error: ||x - x^||, of all of x; residual: R of :class:`AdjointSolution`; dual_slope: grad l_2(y), None for no l_2;
     smoothness, dual_smoothness: Lipschitz constants of grad l_1, grad l_2.
     """
 
@@ -237,7 +237,7 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Ten
         solved = residual / primal
         t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
         t_f, proved_f = _finite(saddle.f.variation(q)[1] + _product(saddle.f.hessian_lipschitz, norm * solved))
-        a = ((t_g + at.smoothness) * eps + norm * t_f * eps_s) / math.sqrt(primal)
+        a = ((t_g + at.smoothness / saddle.spread) * eps + norm * t_f * eps_s) / math.sqrt(primal)
         b = at.dual_smoothness * dual_error / math.sqrt(dual)
         root = torch.hypot(a, b)
         d_x = solved + (a + root) / (2 * math.sqrt(primal))

@@ -15,7 +15,7 @@ from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
-from recon.lower_level.pdhg import PDHG
+from recon.lower_level.pdhg import PDHG, SaddleSolution
 from recon.lower_level.saddle_point import SaddleModel, SaddlePoint, check_transpose
 
 
@@ -24,7 +24,7 @@ class SaddleObjective(BilevelObjective):
 
     Calls and counter are those of :class:`BilevelObjective`, so that every upper-level method runs on it unchanged. In
     an :class:`Evaluation`, x holds the saddle points (x, y) and w the adjoint ones (X, Y), flat; ``error`` and
-    ``slope`` belong to x; ``adjoint_residual`` is R with ||X - X^|| <= R / mu_g.
+    ``slope`` belong to the image; ``adjoint_residual`` is R with ||X - X^|| <= R / mu_g.
 
     Parameters
     ----------
@@ -122,7 +122,8 @@ class SaddleObjective(BilevelObjective):
                 g.double() if total is None else t + g.double() for g, t in zip(grads, total or grads, strict=True)
             ]
             if bound:
-                at = AdjointPoint(x, y, big_x, big_y, evaluation.error[c], residual, self.loss.smoothness)
+                error = evaluation.error[c] * saddle.spread
+                at = AdjointPoint(x, y, big_x, big_y, error, residual, self.loss.smoothness)
                 omega, size, proved = error_bound(self.model, self.y[c], at)
                 self._count(4 * torch.ones_like(omega))
                 errors.append(weight * omega + self._weight_error(c, evaluation) * (size + omega))
@@ -132,8 +133,8 @@ class SaddleObjective(BilevelObjective):
         assert total is not None
         z = torch.cat([g.flatten() for g in total]) / len(self.y)
         improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
-        error = float(torch.cat(errors).mean()) if bound else math.inf
-        return Hypergradient(z, error, certified and bound, improved)
+        omega_mean = float(torch.cat(errors).mean()) if bound else math.inf
+        return Hypergradient(z, omega_mean, certified and bound, improved)
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -171,7 +172,7 @@ class SaddleObjective(BilevelObjective):
         if found is not None:
             w, residual = torch.cat([found.X, found.Y], 1), found.residual
             if second:
-                interval, sensitivity = self._second_order(saddle, interval, solution.error, x, found.X, image, c)
+                interval, sensitivity = self._second_order(saddle, interval, solution, found.X, image, c)
         weight = self.loss.outer_slope(loss, target)
         return (
             torch.cat([x, solution.y], 1),
@@ -191,24 +192,34 @@ class SaddleObjective(BilevelObjective):
         return math.isfinite(saddle.g.hessian_lipschitz) and math.isfinite(saddle.f.hessian_lipschitz)
 
     def _second_order(
-        self, saddle: SaddlePoint, interval: Interval, error: Tensor, x: Tensor, big_x: Tensor, image: Tensor, c: slice
+        self, saddle: SaddlePoint, interval: Interval, at: SaddleSolution, big_x: Tensor, image: Tensor, c: slice
     ) -> tuple[Interval, Tensor]:
         r"""The goal-oriented certificate of :mod:`recon.bilevel.certificate` for h(x) = g(x) + f(Kx) and w = -X.
 
         r = grad h(x), r_w = grad l + h''(x) X; the Hessian varies along w with the constants kappa of g along X and
-        of f along KX, or T_g + \|\|K\|\|^2 T_f. The better one of it and ``interval``, and its length per eps^2.
+        of f along KX, or T_g + \|\|K\|\|^2 T_f. With these kappa, which bound the third derivative by the second one,
+
+            \|<(B_bar - B(x)) w, e>\| <= kappa int_0^1 s <e, h''(x^ + s e) e> ds = kappa (h(x) - h(x^)) <= kappa G
+
+        with the primal-dual gap G: the smallest one of this bound and of those by residuals is taken. The better one of
+        this certificate and ``interval``, and its length per eps^2.
         """
+        x, error, whole = at.x, at.error, at.error * saddle.spread
         kx, inner = saddle.operator(x), saddle.operator(big_x)
         back = saddle.operator.transpose(saddle.f.grad(kx))
         slope = self.loss.grad(image, self.target[c])
         r = saddle.g.grad(x) + back
         product = saddle.g.hessian(x)(big_x) + saddle.operator.transpose(saddle.f.hessian(kx)(inner))
-        self._count(2 * torch.ones_like(error))
+        gap = torch.fmin(
+            saddle.gap(x, at.y, kx, saddle.operator.transpose(at.y)), saddle.gap(x, saddle.f.grad(kx), kx, back)
+        )
+        self._count(2.5 * torch.ones_like(error))
         (kappa_g, t_g), (kappa_f, t_f) = saddle.g.variation(big_x), saddle.f.variation(inner)
         # an estimate of ||K|| certifies nothing; where f is quadratic, none is needed
         known = saddle.operator.norm_bound
         t = t_g + torch.where(t_f > 0, known**2 * t_f, 0.0)
-        variation = HessianVariation(torch.maximum(kappa_g, kappa_f), t, torch.zeros_like(t))
+        kappa = torch.maximum(kappa_g, kappa_f)
+        variation = HessianVariation(kappa, t, torch.zeros_like(t))
         mu, l_g, unit = saddle.convexity, self.loss.smoothness, torch.finfo(x.dtype).eps / 2
         curvature = saddle.g.smoothness + saddle.norm**2 * saddle.f.smoothness
 
@@ -219,10 +230,11 @@ class SaddleObjective(BilevelObjective):
         noise = rounding(x, norm)
         systematic = 4 * unit * (norm + per_image_norm(back).double())
         spread = per_image_norm(big_x).double() * (noise * (8 / x.shape[1] ** 0.5) + systematic)
-        low = (adjoint + rounding(big_x, adjoint)) * error + middle_term(variation, norm + noise, mu, error) + spread
+        middle = torch.fmin(middle_term(variation, norm + noise, mu, whole), kappa * gap)
+        low = (adjoint + rounding(big_x, adjoint)) * whole + middle + spread
         value = self.loss.value(image, self.target[c]) + per_image_dot(big_x.double(), r.double())
-        one = torch.ones_like(error)
-        sensitivity = 2 * (mu + middle_term(variation, mu * one, mu, one)) + 0.5 * l_g
+        # with G = mu_u eps^2 / 2, and an adjoint as accurate as x
+        sensitivity = saddle.image_convexity * (2 + torch.fmin(kappa, t / mu)) + 0.5 * l_g
         return interval.better(Interval(value, low, low + 0.5 * l_g * error.square())), sensitivity
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:

@@ -207,7 +207,7 @@ def multiply(model: SaddleModel, weight: float) -> None:
     if not 0 < weight < math.inf:
         raise ValueError(f"the weight is {weight}, but must be positive and finite")
     with torch.no_grad():
-        model.log_weight += math.log(weight)
+        model.log_weight.add_(math.log(weight))
     model.dual_convexity /= weight
     model.field_convexity *= weight
     if model.norm == "huber":

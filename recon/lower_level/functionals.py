@@ -39,6 +39,10 @@ class Functional:
     #: Lipschitz constant of the gradient; infinite where phi has none
     smoothness: float = math.inf
 
+    def leading_convexity(self, count: int) -> float:
+        """m with phi - (m/2)||a||^2 - (convexity/2)||b||^2 convex, a the first ``count`` components of x = (a, b)."""
+        return self.convexity
+
     def value(self, x: Tensor) -> Tensor:
         """phi(x) per image, float64."""
         raise NotImplementedError
@@ -203,6 +207,14 @@ class Blocks(Functional):
         self.convexity = min(p.convexity for p in parts)
         self.smoothness = max(p.smoothness for p in parts)
         self.hessian_lipschitz = max(p.hessian_lipschitz for p in parts)
+
+    def leading_convexity(self, count: int) -> float:
+        moduli = []
+        for part in self.parts:
+            if count > 0:
+                moduli.append(part.leading_convexity(min(count, part.size)))
+            count -= part.size
+        return min(moduli)
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """The blocks of x."""

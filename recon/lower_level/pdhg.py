@@ -24,7 +24,8 @@ class SaddleSolution:
     """Approximate saddle points of a batch of problems, with certificates for these very points.
 
     x: ``(batch, n)``; y: ``(batch, m)``; s: ``(batch, m)``, a subgradient of f* at y (near Kx).
-    error, dual_error: certified ||x - x^||, ||y - y^|| per image; infinite where nothing is certified.
+    error: certified ||u - u^|| of the images that x begins with; ||x - x^|| <= error * :attr:`SaddlePoint.spread`.
+    dual_error: certified ||y - y^||. Per image; infinite where nothing is certified.
     residual: max(||p||, ||d||), see :class:`SaddlePoint`. status: values of :class:`Status`.
     evaluations: products with K and with K^T, per image: one evaluation is one of each, as a gradient of
     g(x) + f(Kx) is for the smooth solvers.
@@ -163,7 +164,7 @@ class PDHG:
 
     @torch.no_grad()
     def __call__(self, saddle: SaddlePoint, x: Tensor, y: Tensor, accuracy: float | Tensor) -> SaddleSolution:
-        """Solve from (x, y) to ||x - x^|| <= ``accuracy``, a number or one per image.
+        """Solve from (x, y) to ||u - u^|| <= ``accuracy`` for the image u of x, a number or one per image.
 
         Raises :class:`NotStronglyConvexError` if a certificate is asked for and g has no positive modulus.
         """
@@ -185,6 +186,8 @@ class PDHG:
             primal, dual = per_image_norm(p).double(), per_image_norm(d).double()
             noise = iteration.rounding()
             error, dual_error = distances(primal + noise[0], dual + noise[1], iteration.primal, iteration.dual)
+            if iteration.primal > 0:
+                error = error / iteration.saddle.spread
             if steps % GAP_EVERY == 0 or steps >= self.max_iterations:
                 error, dual_error = _smaller(error, dual_error, iteration)
             status = track.status(primal, dual, noise, error if self.certified else None)
@@ -208,9 +211,9 @@ class PDHG:
 
 def _smaller(error: Tensor, dual_error: Tensor, iteration: Iteration) -> tuple[Tensor, Tensor]:
     """The certificates or, where they are smaller, those of the primal-dual gap."""
-    gap = iteration.gap()
-    if iteration.primal > 0:
-        error = torch.fmin(error, (2 * gap / iteration.primal).sqrt())
+    gap, image = iteration.gap(), iteration.saddle.image_convexity
+    if image > 0:
+        error = torch.fmin(error, (2 * gap / image).sqrt())
     if iteration.dual > 0:
         dual_error = torch.fmin(dual_error, (2 * gap / iteration.dual).sqrt())
     return error, dual_error

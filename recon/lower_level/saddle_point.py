@@ -175,6 +175,16 @@ class SaddlePoint:
         return self.g.convexity
 
     @property
+    def image_convexity(self) -> float:
+        """mu_u >= mu_g, the modulus of g in the image alone: in the certificates, ||u - u^|| has it for ||x - x^||."""
+        return self.g.leading_convexity(self.pixels)
+
+    @property
+    def spread(self) -> float:
+        """sqrt(mu_u / mu_g) >= 1: how many times larger than that of the image the certified error of x is."""
+        return math.sqrt(self.image_convexity / self.convexity) if self.convexity > 0 else math.inf
+
+    @property
     def dual_convexity(self) -> float:
         """The modulus mu_f of f*."""
         return 1 / self.f.smoothness if self.f.smoothness > 0 else math.inf

@@ -88,7 +88,9 @@ def test_certified_distances_from_random_points(kind: str, seed: int) -> None:
             start = normal(4, n, seed=limit, scale=scale), normal(4, m, seed=limit + 1, scale=scale)
             found = PDHG(limit)(saddle, best.x + start[0], best.y + start[1], 1e-13)
             assert bool((found.status == Status.ITERATION_LIMIT).all())
-            assert bool(((found.x - best.x).norm(dim=1) <= found.error + 1e-10).all())
+            assert bool(((found.x - best.x).norm(dim=1) <= saddle.spread * found.error + 1e-10).all())
+            image = (saddle.image(found.x) - saddle.image(best.x)).flatten(1).norm(dim=1)
+            assert bool((image <= found.error + 1e-10).all())
             assert bool(((found.y - best.y).norm(dim=1) <= found.dual_error + 1e-9).all())
 
 
