@@ -139,7 +139,9 @@ class SaddleObjective(BilevelObjective):
     # -----------------------------------------------------------------------------------------------------------------
 
     def _modulus(self) -> float:
-        return self.saddle_point(slice(0, 1)).require_strong_convexity()
+        """sqrt(mu_u mu_g): with R = sqrt(mu_u mu_g) eps, R ||x - x^|| is as small as mu_u eps^2."""
+        saddle = self.saddle_point(slice(0, 1))
+        return math.sqrt(saddle.image_convexity * saddle.require_strong_convexity())
 
     def _slope(self, saddle: SaddlePoint, c: slice, x: Tensor, index: Tensor | None = None) -> Tensor:
         target = self.target[c] if index is None else self.target[c][index]

@@ -38,6 +38,8 @@ class Functional:
     convexity: float = 0.0
     #: Lipschitz constant of the gradient; infinite where phi has none
     smoothness: float = math.inf
+    #: whether :meth:`fenchel` is computed from terms that are not negative, so that nothing cancels
+    stable_fenchel: bool = False
 
     def leading_convexity(self, count: int) -> float:
         """m with phi - (m/2)||a||^2 - (convexity/2)||b||^2 convex, a the first ``count`` components of x = (a, b)."""
@@ -117,6 +119,8 @@ class Squared(Functional):
         low, high = value_range(weight, "weights of a squared distance", 0.0)
         self.convexity, self.smoothness = low, math.inf if nonnegative else high
         self.hessian_lipschitz = math.inf if nonnegative else 0.0
+
+    stable_fenchel = True
 
     def _weight(self, x: Tensor) -> Tensor:
         if not isinstance(self.weight, Tensor):
@@ -207,6 +211,7 @@ class Blocks(Functional):
         self.convexity = min(p.convexity for p in parts)
         self.smoothness = max(p.smoothness for p in parts)
         self.hessian_lipschitz = max(p.hessian_lipschitz for p in parts)
+        self.stable_fenchel = all(p.stable_fenchel for p in parts)
 
     def leading_convexity(self, count: int) -> float:
         moduli = []

@@ -170,6 +170,8 @@ class SmoothedNorm(GroupNorm):
         self.smoothness = value_range(weight / nu)[1] + mu
         self.hessian_lipschitz = THIRD * value_range(weight / nu**2)[1]
 
+    stable_fenchel = True
+
     def profile(self, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, nu = self.weight, self.nu
         root = (r.square() + nu**2).sqrt()
@@ -241,6 +243,8 @@ class FairNorm(GroupNorm):
         self.nu = nu
         self.smoothness = value_range(weight / nu)[1] + mu
         self.hessian_lipschitz = 2 * value_range(weight / nu**2)[1]
+
+    stable_fenchel = True
 
     def profile(self, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, nu = self.weight, self.nu
