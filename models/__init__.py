@@ -4,18 +4,22 @@ from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.fields_of_experts import FieldsOfExperts
 from models.icnn import ICNN
 from models.icnn_saddle import ICNNSaddle, PrimalDual
+from models.learned_primal_dual import LearnedPrimalDual
 from models.learned_tv import LearnedTV
 from models.storage import pretrained
 from models.total_variation import TotalVariation
+from models.unet import UNet
 
 __all__ = [
     "ICNN",
     "ConvexRidge",
     "FieldsOfExperts",
     "ICNNSaddle",
+    "LearnedPrimalDual",
     "LearnedTV",
     "PrimalDual",
     "TotalVariation",
+    "UNet",
     "WeaklyConvexRidge",
     "pretrained",
 ]
