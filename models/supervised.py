@@ -157,7 +157,7 @@ class SupervisedModule(ReconstructionModule):
             bad = ~torch.isfinite(tensor).flatten(1).all(1)
             if bad.any():
                 raise ValueError(f"{what}: image {int(bad.nonzero()[0])} holds values that are NaN or infinite")
-        belongs = {"problem": self._problem(), "data": checksum(x, y)}
+        belongs: dict[str, Any] = {"problem": self._problem(), "data": checksum(x, y)}
         if self._resumed is not None:
             self._check_problem(self._resumed["problem"], belongs["problem"])
             if self._resumed["data"] != belongs["data"]:
