@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused() -> None:
         network(y[..., :8], operator)
     with pytest.raises(ValueError, match="got data of shape"):
         network(y[:0], operator)
-    with pytest.raises(ValueError, match="torch.int64; expected real"):
+    with pytest.raises(ValueError, match=r"torch\.int64; expected real"):
         network(y.long(), operator)
     with pytest.raises(ValueError, match=r"is for images \(1, height, width\) \(image_channels\)"):
         LearnedPrimalDual(1)(y, operator)
