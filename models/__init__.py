@@ -6,7 +6,7 @@ from models.icnn import ICNN
 from models.icnn_saddle import ICNNSaddle, PrimalDual
 from models.learned_primal_dual import LearnedPrimalDual
 from models.learned_tv import LearnedTV
-from models.storage import pretrained
+from models.storage import pretrained, pretrained_reconstructor
 from models.total_variation import TotalVariation
 from models.unet import UNet
 
@@ -22,4 +22,5 @@ __all__ = [
     "UNet",
     "WeaklyConvexRidge",
     "pretrained",
+    "pretrained_reconstructor",
 ]

@@ -142,12 +142,20 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     return regularizer, head["metadata"]
 
 
-def pretrained(path: str | Path) -> Model:
+def pretrained(path: str | Path) -> Regularizer | SaddleModel:
     """The model in a file that :func:`load_model` reads: what a configuration starts from to train on.
 
     In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE}}``.
     """
-    return load_model(path)[0]
+    model = load_model(path)[0]
+    if isinstance(model, Reconstructor):
+        raise ModelFileError(f"{path}: holds a {type(model).__name__}; networks are for pretrained_reconstructor")
+    return model
+
+
+def pretrained_reconstructor(path: str | Path) -> Reconstructor:
+    """The network in a file that :func:`load_reconstructor` reads; like ``pretrained``."""
+    return load_reconstructor(path)[0]
 
 
 def specification(regularizer: Recreatable) -> dict[str, Any]:

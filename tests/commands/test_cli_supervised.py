@@ -58,8 +58,11 @@ def test_round_trip(supervised: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["fit", "--config", str(supervised), "--ckpt_path", last]) == 1
     assert "nothing is left to do: the checkpoint has made 12 iterations already" in capsys.readouterr().err
     # training goes on from a file
-    start = f"--model.reconstructor={{class_path: models.pretrained, init_args: {{path: {run / 'reconstructor'}}}}}"
-    assert main(["fit", "--config", str(supervised), "--model.steps=2", start]) == 0
+    content = yaml.safe_load(supervised.read_text())
+    start = {"class_path": "models.pretrained_reconstructor", "init_args": {"path": str(run / "reconstructor")}}
+    content["model"]["init_args"] |= {"reconstructor": start, "steps": 2}
+    (tmp_path / "further.yaml").write_text(yaml.safe_dump(content))
+    assert main(["fit", "--config", "further.yaml"]) == 0, capsys.readouterr().err
 
 
 def test_kill_and_resume_is_bit_identical(supervised: Path, tmp_path: Path) -> None:
