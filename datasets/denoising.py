@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -144,6 +145,27 @@ class DenoisingDataModule(pl.LightningDataModule):
             return list(self._val_source.names)
         source = self._test_source if stage == "test" else self._predict_source
         return list(source.names)
+
+    def description(self) -> dict[str, Any]:
+        """What the data are, in plain values, for the file of a model that was trained on them.
+
+        ``class``, ``noise``, and the arguments that make the pictures, with names of folders and no paths.
+        """
+        pictures: dict[str, Any] = {}
+        for part in ("train", "val", "test"):
+            path = getattr(self, part)
+            pictures[part] = None if path is None else Path(path).name
+        for name in ("size", "crop_size", "patch_size", "n_patches", "limit", "seed", *self._settings):
+            value = getattr(self, name)
+            pictures[name] = list(value) if isinstance(value, tuple) else value
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "noise": self.noise()} | pictures
+
+    #: further attributes that ``description`` has
+    _settings: tuple[str, ...] = ()
+
+    def noise(self) -> dict[str, Any]:
+        """``kind`` of the noise and its parameters."""
+        return {"kind": "gaussian", "sigma": float(self.sigma)}
 
     # Every part is made when it is first needed and kept, whatever order Lightning, or a script without it, calls in.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class LoDoPaBDataModule(DenoisingDataModule):
     """
 
     operator: RayTransform
+    _settings = ("view_step",)
 
     def __init__(
         self,
@@ -116,6 +117,9 @@ class LoDoPaBDataModule(DenoisingDataModule):
         """
         _, y = self.train_tensors()
         return (LODOPAB_PHOTONS * LODOPAB_MU_MAX**2 * torch.exp(-LODOPAB_MU_MAX * y)).mean(0)
+
+    def noise(self) -> dict[str, Any]:
+        return {"kind": "photons", "photons": float(LODOPAB_PHOTONS), "mu_unit": float(LODOPAB_MU_MAX)}
 
     def _source(self, path: str | None, split: Split) -> LoDoPaB:
         return LoDoPaB(self.train, _PARTS[split])

@@ -132,6 +132,7 @@ class MRIDataModule(PatientDataModule):
     """
 
     operator: CartesianMRI
+    _settings = ("fractions", "coils", "phase")
 
     def __init__(
         self,

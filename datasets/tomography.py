@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -133,6 +133,7 @@ class TomographyDataModule(PatientDataModule):
     """
 
     operator: RayTransform
+    _settings = ("fractions", "mu_unit")
 
     def __init__(
         self,
@@ -203,6 +204,13 @@ class TomographyDataModule(PatientDataModule):
         for index in range(1, len(samples)):
             total = total + samples.weights(index)
         return total / len(samples)
+
+    def noise(self) -> dict[str, Any]:
+        if self.photons is not None:
+            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
+        if self.absolute_sigma is not None:
+            return {"kind": "gaussian", "sigma": float(self.absolute_sigma)}
+        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
 
     def _samples(self, images: Images, part: str) -> MeasurementDataset:
         noise = (self.absolute_sigma, self.relative_sigma, self.photons, self.mu_unit)

@@ -5,19 +5,24 @@ from models.fields_of_experts import FieldsOfExperts
 from models.icnn import ICNN
 from models.icnn_iteration import NetworkIteration
 from models.icnn_saddle import ICNNSaddle, PrimalDual
+from models.learned_primal_dual import LearnedPrimalDual
 from models.learned_tv import LearnedTV
-from models.storage import pretrained
+from models.storage import pretrained, pretrained_reconstructor
 from models.total_variation import TotalVariation
+from models.unet import UNet
 
 __all__ = [
     "ICNN",
     "ConvexRidge",
     "FieldsOfExperts",
     "ICNNSaddle",
+    "LearnedPrimalDual",
     "LearnedTV",
     "NetworkIteration",
     "PrimalDual",
     "TotalVariation",
+    "UNet",
     "WeaklyConvexRidge",
     "pretrained",
+    "pretrained_reconstructor",
 ]

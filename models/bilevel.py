@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from models.checkpointing import CheckpointError, checksum, describe, difference, qualified_name
-from models.precision import cast
+from models.checkpointing import CheckpointError, checksum, describe, qualified_name
+from models.reconstruction import Reconstruction, ReconstructionModule
 from models.storage import specification
-from recon import metrics
 from recon.bilevel import MAID, BilevelObjective, Record, SquaredError, UpperLoss
 from recon.lower_level import (
     LBFGS,
     DataFidelity,
     Energy,
+    Recreatable,
     Regularizer,
     Solution,
     Solver,
@@ -38,15 +36,10 @@ from recon.operators import Identity, LinearOperator
 log = logging.getLogger(__name__)
 
 
-class Reconstruction(NamedTuple):
-    """x: minimizers, ``(batch, channel, height, width)``; error: certified ||x - x^|| per image, float64."""
-
-    x: Tensor
-    error: Tensor
-    status: Tensor
+__all__ = ["BilevelModule", "Reconstruction", "record_values"]
 
 
-class BilevelModule(pl.LightningModule):
+class BilevelModule(ReconstructionModule):
     """Learns theta in x^(theta) = argmin D(Ax, y) + R_theta(x) + (mu/2)||x||^2 by min_theta mean g(x^_i, x_i*).
 
     One training step is one upper-level iteration on the whole training set, which the data loader serves as one
@@ -99,31 +92,11 @@ class BilevelModule(pl.LightningModule):
         self.loss = loss if loss is not None else SquaredError()
         self.objective: BilevelObjective | None = None
         self.record: Record | None = None
-        self.validated_iteration: int | None = None
         self._method: dict[str, Any] = {}
         self._checksum: str | None = None
         self._resumed: dict[str, Any] | None = None
-        self._values: dict[str, list[Tensor]] = {}
 
     # --- training ----------------------------------------------------------------------------------------------------
-
-    def setup(self, stage: str) -> None:
-        """Take over the operator and the floating-point type of the data module, before any checkpoint is read."""
-        if self.trainer.world_size > 1:
-            raise ValueError(f"one process must see all data, not {self.trainer.world_size}; set devices to 1")
-        datamodule = getattr(self.trainer, "datamodule", None)
-        operator = getattr(datamodule, "operator", None)
-        if self.operator is None and operator is not None:
-            if not isinstance(operator, LinearOperator):
-                raise ValueError(
-                    f"the operator of the data, {qualified_name(operator)}, is no recon.operators.LinearOperator; "
-                    "give the model an operator of that kind that fits it"
-                )
-            # the data module measures on the CPU; its operator must not move to the accelerator with this module
-            self.operator = copy.deepcopy(operator)
-        dtype = getattr(datamodule, "dtype", None)
-        if isinstance(dtype, torch.dtype):
-            cast(self, dtype)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The upper-level method on theta."""
@@ -186,6 +159,38 @@ class BilevelModule(pl.LightningModule):
             self.regularizer, x, y, self.operator, self.fidelity, self.mu, self.loss, self.solver, self.chunk_size
         )
 
+    # --- what is shown of it -----------------------------------------------------------------------------------------
+
+    @property
+    def iteration(self) -> int | None:
+        return self.record.iteration if self.record is not None else None
+
+    @property
+    def learned(self) -> Recreatable:
+        return self.regularizer
+
+    def progress(self) -> str:
+        record = self.record
+        if record is None:
+            return ""
+        return (
+            f"loss {record.loss:.5g} in [{record.lower:.5g}, {record.upper:.5g}], ε {record.epsilon:.1e}, "
+            f"δ {record.delta:.1e}, α {record.step:.1e}, evaluations {record.evaluations:.0f}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        record = self.record
+        assert record is not None
+        return {
+            "status": record.progress.value if record.finished else "iteration limit",
+            "iterations": record.iteration,
+            "loss": record.loss,
+            "lower": record.lower,
+            "upper": record.upper,
+            "evaluations": record.evaluations,
+            "gradient_norm": record.gradient_norm,
+        }
+
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -212,56 +217,6 @@ class BilevelModule(pl.LightningModule):
             reason = worst.name.lower().replace("_", " ")
             log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, reason)
         return found
-
-    def display(self, x: Tensor) -> Tensor:
-        """Images as people look at them, see :meth:`recon.operators.LinearOperator.display`."""
-        return x if self.operator is None else self.operator.display(x)
-
-    def forward(self, y: Tensor) -> Tensor:
-        """The reconstructions of data y."""
-        return self.reconstruct(y).x
-
-    def validation_step(  # type: ignore[override]  # callbacks get the whole reconstruction
-        self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int
-    ) -> Reconstruction:
-        """Reconstruct, and note PSNR, SSIM (of magnitudes where images are complex) and the certified error."""
-        result = self.reconstruct(batch[1])
-        x, target = self.display(result.x), self.display(batch[0])
-        values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target), "error": result.error}
-        for name, value in values.items():
-            self._values.setdefault(name, []).append(value.double())
-        return result
-
-    test_step = validation_step  # type: ignore[assignment]
-
-    def predict_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Reconstruction:
-        """Reconstruct; ``batch`` is (y, index)."""
-        return self.reconstruct(batch[0])
-
-    def on_validation_epoch_end(self) -> None:
-        """Log ``val_psnr``, ``val_ssim`` (means over the images) and ``val_error`` (maximum)."""
-        self._summarize("val")
-        self.validated_iteration = self.record.iteration if self.record is not None else None
-
-    def on_test_epoch_end(self) -> None:
-        """Log ``test_psnr``, ``test_ssim`` and ``test_error``."""
-        self._summarize("test")
-
-    def _summarize(self, stage: str) -> None:
-        values = {name: torch.cat(parts) for name, parts in self._values.items()}
-        self._values = {}
-        summary = {f"{stage}_{k}": v.max() if k == "error" else v.mean() for k, v in values.items()}
-        for name, value in summary.items():
-            self.log(name, value, logger=False)
-        self._to_loggers({name: float(value) for name, value in summary.items()})
-
-    def _to_loggers(self, values: dict[str, float]) -> None:
-        """To all loggers as Python numbers: ``self.log`` would round them to float32. The abscissa is the iteration."""
-        if self.trainer.sanity_checking:
-            return
-        step = self.record.iteration if self.record is not None else self.trainer.global_step
-        for logger in self.trainer.loggers:
-            logger.log_metrics(values, step=step)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -292,16 +247,6 @@ class BilevelModule(pl.LightningModule):
             if "objective" not in saved:
                 raise CheckpointError(f"{self._checkpoint_name}: was written before the first iteration; start anew")
             self._resumed = saved
-
-    @property
-    def _checkpoint_name(self) -> str:
-        path = self.trainer.ckpt_path if self._trainer is not None else None
-        return str(path) if path else "the checkpoint"
-
-    def _require(self, what: str, saved: Any, current: Any) -> None:
-        found = difference(saved, current, what if what != "problem" else "")
-        if found:
-            raise CheckpointError(f"{self._checkpoint_name}: belongs to another {what}: {found}")
 
     def _problem(self) -> dict[str, Any]:
         """Everything beside R and the data that decides which numbers the next iteration produces."""

@@ -16,16 +16,18 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from models.bilevel import BilevelModule, Reconstruction
+from models.reconstruction import Reconstruction, ReconstructionModule
 from models.ridge import RidgeRegularizer
+from models.supervised import SupervisedModule
 from recon.files import write_files
 from recon.plotting import figure_bytes, filters_figure
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes ``path`` after every n-th upper-level iteration and after the last, when everything is logged.
+    """Writes ``path`` after every n-th epoch and after the last, when everything is logged.
 
-    At the end of an epoch, so that a resumed run starts with a whole one.
+    An epoch is an iteration of an upper-level method, or a pass through the training set. At the end of an epoch, so
+    that a resumed run starts with a whole one.
     """
 
     def __init__(self, path: str | Path, every_n_iterations: int = 1) -> None:
@@ -37,7 +39,7 @@ class LastCheckpoint(Checkpoint):
         self._written = -1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step % self.every_n_iterations == 0:
+        if (trainer.current_epoch + 1) % self.every_n_iterations == 0 and trainer.global_step > 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -50,7 +52,7 @@ class LastCheckpoint(Checkpoint):
 
 
 class IterationProgress(ProgressBar):
-    """One line for the whole training: iterations, loss and its certified interval, epsilon, delta, alpha, cost."""
+    """One line for the whole training: iterations, and what the module says about the last one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,6 +68,8 @@ class IterationProgress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         limits = [n for n in (trainer.max_steps, trainer.max_epochs) if n is not None and n > 0]
         total = min(limits) if limits else None
+        if isinstance(pl_module, SupervisedModule):  # many steps in an epoch
+            total = pl_module.steps
         self._bar = Tqdm(
             total=total,
             initial=trainer.global_step,
@@ -78,16 +82,11 @@ class IterationProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        record = pl_module.record if isinstance(pl_module, BilevelModule) else None
         if self._bar is None:
             return
-        if record is not None:
-            self._bar.set_postfix_str(
-                f"loss {record.loss:.5g} in [{record.lower:.5g}, {record.upper:.5g}], ε {record.epsilon:.1e}, "
-                f"δ {record.delta:.1e}, α {record.step:.1e}, evaluations {record.evaluations:.0f}",
-                refresh=False,
-            )
-        self._bar.update()
+        if isinstance(pl_module, ReconstructionModule):
+            self._bar.set_postfix_str(pl_module.progress(), refresh=False)
+        self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -130,7 +129,7 @@ class ImageLogger(Callback):
     ) -> None:
         if trainer.sanity_checking or not isinstance(outputs, Reconstruction):
             return
-        assert isinstance(pl_module, BilevelModule)  # what makes reconstructions
+        assert isinstance(pl_module, ReconstructionModule)  # what makes reconstructions
         target, x, data = pl_module.display(batch[0]), pl_module.display(outputs.x), batch[1]
         for i in range(min(len(target), self.images - self._shown)):
             row = [target[i], data[i], x[i]] if data.shape == target.shape else [target[i], x[i]]
@@ -167,7 +166,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert isinstance(pl_module, BilevelModule)
+        assert isinstance(pl_module, ReconstructionModule)
         names = getattr(trainer.datamodule, "names", None)  # type: ignore[attr-defined]
         known = list(names("predict")) if names is not None else []
         for image, index in zip(outputs.x, batch[-1].tolist(), strict=True):

@@ -1,8 +1,8 @@
-"""Trained regularizers in small files: the parameters as safetensors, and a JSON that says what they belong to.
+"""Trained models in small files: the parameters as safetensors, and a JSON that says what they belong to.
 
 ``foe.safetensors`` holds the state dict. ``foe.json`` beside it holds the class, the arguments of its constructor, the
 floating-point type, a checksum of the parameters, the version of this library and any metadata. Nothing of Lightning
-is needed to read them, and nothing is unpickled.
+is needed to read them, and nothing is unpickled. Networks that reconstruct are kept in the same way.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from models.reconstructor import Reconstructor
 from recon.files import write_files
 from recon.lower_level import Recreatable, Regularizer, SaddleModel
 
-FORMAT = "recon regularizer 1"
+FORMAT, RECONSTRUCTOR_FORMAT = "recon regularizer 1", "recon reconstructor 1"
 WEIGHTS, DESCRIPTION, CHECKPOINT = ".safetensors", ".json", ".ckpt"
 
-Model = Regularizer | SaddleModel
+Model = Regularizer | SaddleModel | Reconstructor
+_KINDS = (Regularizer, SaddleModel, Reconstructor)
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -41,7 +43,7 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
     """Write ``regularizer`` to ``path`` (with or without ``.safetensors``) and to the ``.json`` beside it.
 
     Args:
-        regularizer: of a class that can be imported, with constructor arguments that JSON can hold.
+        regularizer: or a reconstructor, of a class that can be imported, with constructor arguments that JSON can hold.
         path: both files are replaced if they exist; folders are made.
         metadata: what else to keep (level of the noise, data, training record): plain values, numbers finite.
 
@@ -57,7 +59,8 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
     # copies: safetensors refuses views of one another
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in regularizer.state_dict().items()}
     content = safetensors.torch.save(tensors)
-    head: dict[str, Any] = {"format": FORMAT, **specification(regularizer)}
+    form = RECONSTRUCTOR_FORMAT if isinstance(regularizer, Reconstructor) else FORMAT
+    head: dict[str, Any] = {"format": form, **specification(regularizer)}
     head |= {"version": _version(), "sha256": hashlib.sha256(content).hexdigest(), "metadata": dict(metadata or {})}
     try:
         text = json.dumps(head, indent=2, allow_nan=False)
@@ -70,9 +73,14 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
 def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     """Read a regularizer of energies, on the CPU, and its metadata.
 
-    As :func:`load_model`, but raises :class:`ModelFileError` for saddle-point models, too.
+    As :func:`load_model`, but raises :class:`ModelFileError` for other models, too.
     """
     model, metadata = load_model(path)
+    if isinstance(model, Reconstructor):
+        raise ModelFileError(
+            f"{path}: holds a network that reconstructs, {type(model).__name__}; this needs a regularizer R(x) of an "
+            "energy, a subclass of recon.lower_level.Regularizer"
+        )
     if not isinstance(model, Regularizer):
         raise ModelFileError(
             f"{path}: holds a saddle-point model, {type(model).__name__}; this needs a regularizer R(x) of an energy, "
@@ -81,16 +89,31 @@ def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     return model, metadata
 
 
+def load_reconstructor(path: str | Path) -> tuple[Reconstructor, dict[str, Any]]:
+    """Read a network that reconstructs, on the CPU, and its metadata.
+
+    As :func:`load_model`, but raises :class:`ModelFileError` for other models, too. What it was trained for is the
+    entry ``setting`` of the metadata, see :func:`models.setting.setting_difference`.
+    """
+    model, metadata = load_model(path)
+    if not isinstance(model, Reconstructor):
+        raise ModelFileError(
+            f"{path}: holds a {type(model).__name__}; this needs a network that reconstructs, a subclass of "
+            "models.reconstructor.Reconstructor"
+        )
+    return model, metadata
+
+
 def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
-    """Read a regularizer or a saddle-point model, on the CPU, and its metadata.
+    """Read a regularizer, a saddle-point model or a reconstructor, on the CPU, and its metadata.
 
     ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), or a Lightning
     checkpoint (``.ckpt``) of :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of
-    ``operator`` and ``fidelity``.
+    ``operator`` and ``fidelity``, or of :class:`models.supervised.SupervisedModule`, with the entry ``setting``.
 
     The module that the class is imported from is executed, as by any ``import``; only subclasses of
-    :class:`recon.lower_level.Regularizer` and :class:`recon.lower_level.SaddleModel` are instantiated, and checkpoints
-    are read with ``weights_only=True``.
+    :class:`recon.lower_level.Regularizer`, :class:`recon.lower_level.SaddleModel` and
+    :class:`models.reconstructor.Reconstructor` are instantiated, and checkpoints are read with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -119,12 +142,20 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     return regularizer, head["metadata"]
 
 
-def pretrained(path: str | Path) -> Model:
+def pretrained(path: str | Path) -> Regularizer | SaddleModel:
     """The model in a file that :func:`load_model` reads: what a configuration starts from to train on.
 
     In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE}}``.
     """
-    return load_model(path)[0]
+    model = load_model(path)[0]
+    if isinstance(model, Reconstructor):
+        raise ModelFileError(f"{path}: holds a {type(model).__name__}; networks are for pretrained_reconstructor")
+    return model
+
+
+def pretrained_reconstructor(path: str | Path) -> Reconstructor:
+    """The network in a file that :func:`load_reconstructor` reads; like ``pretrained``."""
+    return load_reconstructor(path)[0]
 
 
 def specification(regularizer: Recreatable) -> dict[str, Any]:
@@ -172,7 +203,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         head = json.loads(path.read_bytes())
     except ValueError as error:
         raise ModelFileError(f"{path}: not JSON, or truncated ({error})") from error
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
+    if not isinstance(head, dict) or head.get("format") not in (FORMAT, RECONSTRUCTOR_FORMAT):
         raise ModelFileError(f"{path}: does not describe a regularizer; its entry 'format' must be {FORMAT!r}")
     _check_specification(head, path)
     if not isinstance(head.get("metadata"), dict):
@@ -204,10 +235,10 @@ def _build(head: Mapping[str, Any], path: Path) -> Model:
         raise ModelFileError(
             f"{path}: there is no class {name}; install the package that has it, or put it on PYTHONPATH"
         )
-    if not (isinstance(cls, type) and issubclass(cls, (Regularizer, SaddleModel))):
+    if not (isinstance(cls, type) and issubclass(cls, _KINDS)):
         raise ModelFileError(
-            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer and of "
-            "recon.lower_level.SaddleModel"
+            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer, of "
+            "recon.lower_level.SaddleModel and of models.reconstructor.Reconstructor"
         )
     try:
         regularizer = cls(**arguments)
@@ -252,16 +283,22 @@ def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
     ) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelFileError(f"{path}: not a checkpoint of this program, or truncated ({reason})") from error
-    saved = content.get("bilevel") if isinstance(content, dict) else None
+    saved = content.get("bilevel", content.get("supervised")) if isinstance(content, dict) else None
     head = saved.get("specification") if isinstance(saved, dict) else None
     if not isinstance(saved, dict) or not isinstance(head, dict):
-        raise ModelFileError(f"{path}: a checkpoint of another model; valid are those of models.bilevel.BilevelModule")
+        raise ModelFileError(
+            f"{path}: a checkpoint of another model; valid are those of models.bilevel.BilevelModule and "
+            "models.supervised.SupervisedModule"
+        )
     _check_specification(head, path)
     regularizer = _build(head, path)
-    prefix = "regularizer."
+    supervised = isinstance(regularizer, Reconstructor)
+    prefix = "reconstructor." if supervised else "regularizer."
     tensors = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     _fill(regularizer, tensors, path)
     problem = saved.get("problem", {})
+    if supervised:
+        return regularizer, {"setting": problem["setting"]} if "setting" in problem else {}
     metadata: dict[str, Any] = {"mu": problem.get("mu", 0.0)}
     metadata |= {k: problem[k]["class"] for k in ("operator", "fidelity") if k in problem}
     return regularizer, metadata

@@ -21,7 +21,10 @@ from rich.table import Table
 from models.bilevel import BilevelModule
 from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
 from models.checkpointing import AtomicCheckpointIO, load_checkpoint, qualified_name
+from models.reconstruction import ReconstructionModule
+from models.setting import describe_setting
 from models.storage import save_regularizer, specification
+from models.supervised import SupervisedModule
 from recon.commands.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -152,8 +155,8 @@ class ReconCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Write the configuration in force, with all defaults, into the folder of the run."""
-        if isinstance(self.model, BilevelModule):
-            specification(self.model.regularizer)  # what cannot be exported is refused before hours of training
+        if isinstance(self.model, ReconstructionModule):
+            specification(self.model.learned)  # what cannot be exported is refused before hours of training
         parser = self._parser(self.subcommand)
         settings = self.config[self.subcommand].clone()
         settings.pop("config", None)
@@ -161,19 +164,23 @@ class ReconCLI(LightningCLI):
         write_files({self.run / CONFIG: text.encode()})
 
     def after_fit(self) -> None:
-        """Export the regularizer, write ``summary.json``, print the table."""
-        if not isinstance(self.model, BilevelModule):
+        """Export what was learned, write ``summary.json``, print the table."""
+        if not isinstance(self.model, ReconstructionModule):
             return
-        if self.model.record is None:
+        if self.model.iteration is None:
+            limit = f"max_epochs of the trainer is {self.trainer.max_epochs}; set it (and max_steps) higher"
+            if isinstance(self.model, SupervisedModule) and (self.resumed_step or 0) >= self.model.steps:
+                limit = f"steps of the model is {self.model.steps}, the end of its schedule"
             raise ValueError(
                 f"nothing is left to do: the checkpoint has made {self.resumed_step or 0} iterations already, and "
-                f"max_epochs of the trainer is {self.trainer.max_epochs}; set it (and max_steps) higher"
+                f"{limit}"
             )
-        validated = self.model.validated_iteration == self.model.record.iteration
+        validated = self.model.validated_iteration == self.model.iteration
         if self.datamodule is not None and self.trainer.limit_val_batches and not validated:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         summary = self._summary(self.model)
-        save_regularizer(self.model.regularizer, self.run / "regularizer.safetensors", self._metadata(self.model))
+        name = "regularizer" if isinstance(self.model, BilevelModule) else "reconstructor"
+        save_regularizer(self.model.learned, self.run / f"{name}.safetensors", self._metadata(self.model))
         self._report(summary)
 
     def after_test(self) -> None:
@@ -189,30 +196,23 @@ class ReconCLI(LightningCLI):
             table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
         Console().print(table)
 
-    def _metadata(self, model: BilevelModule) -> dict[str, Any]:
-        """What reconstruction needs beside the regularizer, and where it comes from."""
+    def _metadata(self, model: ReconstructionModule) -> dict[str, Any]:
+        """What reconstruction needs beside the model, what it is for, and where it comes from."""
         operator = model.operator if model.operator is not None else Identity()
-        energy = {"mu": model.mu, "operator": qualified_name(operator), "fidelity": qualified_name(model.fidelity)}
-        return energy | {"training": finite(self._summary(model))}
+        content: dict[str, Any] = {"operator": qualified_name(operator)}
+        if isinstance(model, BilevelModule):
+            content |= {"mu": model.mu, "fidelity": qualified_name(model.fidelity)}
+        content["setting"] = describe_setting(operator, self.datamodule)
+        return content | {"training": finite(self._summary(model))}
 
-    def _summary(self, model: BilevelModule) -> dict[str, Any]:
-        record, metrics = model.record, self.trainer.callback_metrics
-        assert record is not None
-        summary: dict[str, Any] = {
-            "status": record.progress.value if record.finished else "iteration limit",
-            "iterations": record.iteration,
-            "loss": record.loss,
-            "lower": record.lower,
-            "upper": record.upper,
-            "evaluations": record.evaluations,
-            "gradient_norm": record.gradient_norm,
-        }
+    def _summary(self, model: ReconstructionModule) -> dict[str, Any]:
+        summary, metrics = model.summary(), self.trainer.callback_metrics
         for name in ("val_psnr", "val_ssim", "val_error"):
             if name in metrics:
                 summary[name] = float(metrics[name])
         return summary | {
             "seconds": self.stopwatch.seconds,
-            "regularizer": qualified_name(model.regularizer),
+            "regularizer" if isinstance(model, BilevelModule) else "reconstructor": qualified_name(model.learned),
             "config": str(self.config_file) if self.config_file is not None else None,
         }
 

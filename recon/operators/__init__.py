@@ -3,7 +3,7 @@
 from recon.operators.blur import Blur, gaussian_kernel
 from recon.operators.differences import FiniteDifferences
 from recon.operators.fbp import FilteredBackProjection
-from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict
+from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict, geometry_to_dict
 from recon.operators.linear import Identity, LinearOperator, apply_linear, check_adjoint, lanczos_norm_bound
 from recon.operators.mask import Mask
 from recon.operators.mri import (
@@ -40,6 +40,7 @@ __all__ = [
     "estimate_sensitivities",
     "gaussian_kernel",
     "geometry_from_dict",
+    "geometry_to_dict",
     "lanczos_norm_bound",
     "magnitude",
     "root_sum_of_squares",

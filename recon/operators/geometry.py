@@ -31,6 +31,7 @@ __all__ = [
     "Geometry",
     "ParallelBeam",
     "geometry_from_dict",
+    "geometry_to_dict",
     "offset_from_rotation_centre",
 ]
 
@@ -233,6 +234,20 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     if missing := [name for name in names if name not in rest and name != "detector_offset"]:
         raise ValueError(f"{kind} geometry lacks {', '.join(missing)}")
     return cls(**rest)
+
+
+def geometry_to_dict(geometry: Geometry) -> dict[str, Any]:
+    """The inverse of :func:`geometry_from_dict`, in plain values; equispaced angles as start, arc and views."""
+    values: dict[str, Any] = {"type": geometry.kind}
+    for field in fields(geometry):
+        value = getattr(geometry, field.name)
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    start, views = geometry.angles[0], len(geometry.angles)
+    for turn in (math.pi, TURN, geometry.arc):
+        if views > 1 and equispaced(start, turn, views) == geometry.angles:
+            values["angles"] = {"start": start, "arc": turn, "views": views}
+            break
+    return values
 
 
 def _listed(value: Any, name: str, unit: float) -> list[float]:
