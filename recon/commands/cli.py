@@ -18,6 +18,7 @@ from pytorch_lightning.loggers.logger import Logger
 from rich.console import Console
 from rich.table import Table
 
+from models.adversarial import AdversarialModule
 from models.bilevel import BilevelModule
 from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
 from models.checkpointing import AtomicCheckpointIO, load_checkpoint, qualified_name
@@ -193,7 +194,8 @@ class ReconCLI(LightningCLI):
         """What reconstruction needs beside the regularizer, and where it comes from."""
         operator = model.operator if model.operator is not None else Identity()
         energy = {"mu": model.mu, "operator": qualified_name(operator), "fidelity": qualified_name(model.fidelity)}
-        return energy | {"training": finite(self._summary(model))}
+        more = model.extra_metadata() if isinstance(model, AdversarialModule) else {}
+        return energy | more | {"training": finite(self._summary(model))}
 
     def _summary(self, model: BilevelModule) -> dict[str, Any]:
         record, metrics = model.record, self.trainer.callback_metrics
