@@ -162,11 +162,12 @@ class AdversarialModule(BilevelModule):
         if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
             raise ValueError("the images or data to tune the weight with hold values that are NaN or infinite")
         scale = scale_parameter(self.regularizer)
-        self._untuned, first = scale.detach().clone(), self.weight
+        untuned, first = scale.detach().clone(), self.weight
+        self._untuned = untuned
         best_steps: dict[float, int] = {}
 
         def quality(weight: float) -> float:
-            scale.copy_(self._untuned + math.log(weight / first))
+            scale.copy_(untuned + math.log(weight / first))
             if self._certifiable(y):
                 return float(metrics.psnr(self.display(self.reconstruct(y).x), self.display(x)).mean())
             steps = self._psnr_of_descent(x, y)
@@ -174,7 +175,7 @@ class AdversarialModule(BilevelModule):
             return steps[best_steps[weight]]
 
         self.weight, self.trials = best_weight(quality, first)
-        scale.copy_(self._untuned + math.log(self.weight / first))
+        scale.copy_(untuned + math.log(self.weight / first))
         self.descent_iterations = best_steps.get(self.weight, self.most_iterations)
         log.info("weight %.4g by validation (%.4g by the published rule)", self.weight, first)
         return self.weight

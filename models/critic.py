@@ -45,7 +45,9 @@ class ConvolutionalCritic(Regularizer):
     ) -> None:
         super().__init__()
         if channels < 1 or not filters or min(filters) < 1:
-            raise ValueError(f"channels ({channels}) and filters ({filters}) must be at least 1, and one layer at least")
+            raise ValueError(
+                f"channels ({channels}) and filters ({filters}) must be at least 1, and one layer at least"
+            )
         if size < 1 or size % 2 == 0:
             raise ValueError(f"size is {size}, but must be odd and positive")
         if not 0 <= slope < 1:

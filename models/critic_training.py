@@ -115,7 +115,7 @@ class AdversarialObjective:
         norm = torch.cat([per_image_norm(self.regularizer.grad(z)) for z in middle.split(1)]).mean() / self.weight
         if not 0 < float(norm) < math.inf:
             raise ValueError(f"the gradient of the initial regularizer has the norm {float(norm)}; start from another")
-        self.scale -= norm.log().to(self.scale)
+        self.scale.sub_(norm.log().to(self.scale))
 
     def gradient(self, index: Tensor, t: Tensor) -> tuple[float, list[Tensor]]:
         r"""f and its gradient in theta for the images ``index`` and t, ``(batch,)``.
