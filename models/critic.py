@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -64,8 +65,7 @@ class ConvolutionalCritic(Regularizer):
             return nn.Parameter((deviation * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype))
 
         counts = (channels, *filters)
-        pairs = zip(counts[:-1], counts[1:], strict=True)
-        self.kernels = nn.ParameterList(normal(after, before, size, size) for before, after in pairs)
+        self.kernels = nn.ParameterList(normal(after, before, size, size) for before, after in pairwise(counts))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(n, dtype=dtype)) for n in filters)
         self.head = normal(1, filters[-1])
         self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
