@@ -1,6 +1,7 @@
 """Regularizers and networks."""
 
 from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
+from models.critic import ConvolutionalCritic
 from models.fields_of_experts import FieldsOfExperts
 from models.icnn import ICNN
 from models.icnn_iteration import NetworkIteration
@@ -14,6 +15,7 @@ from models.unet import UNet
 __all__ = [
     "ICNN",
     "ConvexRidge",
+    "ConvolutionalCritic",
     "FieldsOfExperts",
     "ICNNSaddle",
     "LearnedPrimalDual",

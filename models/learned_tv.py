@@ -112,6 +112,17 @@ class _ImagePart(SaddleMap):
     def transpose(self, y: Tensor) -> Tensor:
         return F.pad(self.part.transpose(y), (0, self.domain_size - self.part.domain_size))
 
+    def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
+        r"""\|\|A\|\| for the rows and for the columns of the image, zero for those of the fields.
+
+        No sums of absolute values, but as safe in steps: \|\|Au\|\|^2 / \|\|A\|\| <= \|\|A\|\| \|\|u\|\|^2.
+        """
+        if not math.isfinite(self.norm_bound):
+            return None
+        columns = self.like().new_full((self.domain_size,), 0.0)
+        columns[: self.part.domain_size] = self.norm_bound
+        return columns, columns.new_full((self.range_size,), self.norm_bound)
+
     def like(self) -> Tensor:
         return self.part.like()
 

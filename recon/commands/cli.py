@@ -18,6 +18,7 @@ from pytorch_lightning.loggers.logger import Logger
 from rich.console import Console
 from rich.table import Table
 
+from models.adversarial import AdversarialModule
 from models.bilevel import BilevelModule
 from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
 from models.checkpointing import AtomicCheckpointIO, load_checkpoint, qualified_name
@@ -202,6 +203,8 @@ class ReconCLI(LightningCLI):
         content: dict[str, Any] = {"operator": qualified_name(operator)}
         if isinstance(model, BilevelModule):
             content |= {"mu": model.mu, "fidelity": qualified_name(model.fidelity)}
+        if isinstance(model, AdversarialModule):
+            content |= model.extra_metadata()
         content["setting"] = describe_setting(operator, self.datamodule)
         return content | {"training": finite(self._summary(model))}
 

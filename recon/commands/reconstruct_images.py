@@ -24,7 +24,6 @@ from torch import Tensor
 from datasets import DataError, read_dicom, read_image, write_dicom
 from datasets.dicom import holds_dicom
 from datasets.physics import MAX_HU
-from models.storage import Model, load_model
 from recon.commands.pictures import picture_files
 from recon.commands.problem import Problem, Weighted
 from recon.commands.regularized import (
@@ -32,14 +31,14 @@ from recon.commands.regularized import (
     Settings,
     Watch,
     certificate,
-    check_model,
+    load_variational,
     metadata_mu,
     reconstruct,
 )
 from recon.commands.results import Result, finite, output_files, quality, results_table, words, write_result
 from recon.commands.weight import image_noise
 from recon.files import prepare_folder, write_files
-from recon.lower_level import Energy, NotStronglyConvexError, Regularizer, Status, cropped, mirrored
+from recon.lower_level import Energy, NotStronglyConvexError, Regularizer, SaddleModel, Status, cropped, mirrored
 from recon.metrics import psnr
 from recon.operators import Identity
 
@@ -76,11 +75,10 @@ def main(args: argparse.Namespace) -> int:
     if args.choose == "sweep" and args.reference is None:
         raise ValueError("--choose sweep compares with a reference; give --reference, or --choose discrepancy")
     args.accuracy = ACCURACY if args.accuracy is None else args.accuracy
-    model: Model | None = None
+    model: Regularizer | SaddleModel | None = None
     mu = args.mu
     if args.model:
-        model, metadata = load_model(args.model)
-        check_model(model, Settings.of(args), args.model)
+        model, metadata = load_variational(args.model, Settings.of(args))
         trained = _denoising_mu(metadata, args.model)
         model.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         if isinstance(model, Regularizer):
@@ -190,7 +188,9 @@ def _image(path: Path, gray: bool = False) -> Tensor:
     return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
 
 
-def _reconstruct_all(jobs: list[Job], model: Model | None, mu: float | None, args: argparse.Namespace) -> list[Result]:
+def _reconstruct_all(
+    jobs: list[Job], model: Regularizer | SaddleModel | None, mu: float | None, args: argparse.Namespace
+) -> list[Result]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -235,7 +235,9 @@ def _problem(job: Job, y: Tensor, margin: int, noise: float | None) -> Problem:
     )
 
 
-def _reconstruct(job: Job, model: Model | None, mu: float | None, args: argparse.Namespace, watch: Watch) -> Result:
+def _reconstruct(
+    job: Job, model: Regularizer | SaddleModel | None, mu: float | None, args: argparse.Namespace, watch: Watch
+) -> Result:
     y, target = _read(job)
     batch = y[None].to(args.device, DTYPES[args.dtype])
     size = (batch.shape[2], batch.shape[3])

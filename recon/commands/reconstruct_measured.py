@@ -17,7 +17,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from datasets.reading import DataError
-from models.storage import load_model
 from recon.commands.ct_data import CTOptions
 from recon.commands.measured_results import MeasuredResult, measured_table, output_files, quality, write_measured
 from recon.commands.pictures import holds_complex, is_picture, picture_files
@@ -26,7 +25,7 @@ from recon.commands.reconstruct_ct import ct_problem, simulates
 from recon.commands.reconstruct_mri import ACCELERATION, MRIOptions, mri_problem
 from recon.commands.reconstruct_options import option
 from recon.commands.references import read_reference
-from recon.commands.regularized import DTYPES, Settings, certificate, check_model, metadata_mu, reconstruct
+from recon.commands.regularized import DTYPES, Settings, certificate, load_variational, metadata_mu, reconstruct
 from recon.commands.results import words
 from recon.files import prepare_folder, write_files
 from recon.lower_level import Regularizer, SaddleModel, Status
@@ -60,8 +59,7 @@ def main(args: argparse.Namespace, task: str) -> int:
     _check_files(args, task, paths)
     model = None
     if args.model:
-        regularizer, metadata = load_model(args.model)
-        check_model(regularizer, Settings.of(args), args.model)
+        regularizer, metadata = load_variational(args.model, Settings.of(args))
         regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         own = getattr(regularizer, "image_convexity", 0.0) if isinstance(regularizer, SaddleModel) else 0.0
         model = Model(regularizer, own or metadata_mu(metadata, args.model))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from models import TotalVariation
+from models.reconstructor import Reconstructor
+from models.storage import load_model
 from recon.commands.problem import CERTIFICATE, Problem, Solver, WeightedSolver
 from recon.commands.saddle_solver import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE, SaddleSolver
 from recon.commands.weight import Choice, discrepancy, sweep
@@ -82,12 +84,24 @@ def metadata_mu(metadata: dict[str, Any], file: str) -> float:
     return float(mu)
 
 
-def check_model(model: Regularizer | SaddleModel, settings: Settings, file: str) -> None:
-    """Refuse options that the kind of the model in ``file`` has not.
+def load_variational(file: str, settings: Settings) -> tuple[Regularizer | SaddleModel, dict[str, Any]]:
+    """The model in ``file`` and its metadata.
 
     Raises:
-        ValueError: it names the option and the file.
+        ValueError: it is a network that reconstructs by itself, or of a kind that has not the options of ``settings``.
+        OSError: it is missing.
     """
+    model, metadata = load_model(file)
+    if isinstance(model, Reconstructor):
+        raise ValueError(
+            f"{file}: holds a network that reconstructs, {type(model).__name__}; this program reconstructs by "
+            "regularizers and saddle-point models. Evaluate the network by recon test with its configuration"
+        )
+    _check_options(model, settings, file)
+    return model, metadata
+
+
+def _check_options(model: Regularizer | SaddleModel, settings: Settings, file: str) -> None:
     name = type(model).__name__
     if not isinstance(model, SaddleModel):
         if settings.plain:
