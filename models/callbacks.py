@@ -16,11 +16,12 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from models.learned_tv import LearnedTV
 from models.reconstruction import Reconstruction, ReconstructionModule
 from models.ridge import RidgeRegularizer
 from models.supervised import SupervisedModule
 from recon.files import write_files
-from recon.plotting import figure_bytes, filters_figure
+from recon.plotting import figure_bytes, filter_grid, filters_figure
 
 
 class LastCheckpoint(Checkpoint):
@@ -138,9 +139,15 @@ class ImageLogger(Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         regularizer = getattr(pl_module, "regularizer", None)
-        if trainer.sanity_checking or not isinstance(regularizer, RidgeRegularizer):
+        if trainer.sanity_checking:
             return
-        self._write(trainer, "filters", draw_filters(regularizer))
+        if isinstance(regularizer, RidgeRegularizer):
+            self._write(trainer, "filters", draw_filters(regularizer))
+        elif isinstance(regularizer, LearnedTV):
+            kernels = regularizer.kernels.detach()
+            grid = filter_grid(kernels.flatten(0, 1), kernels.shape[1])  # a row for each component
+            pixels = to_pixels(torch.from_numpy(grid)[None])
+            self._write(trainer, "filters", np.kron(pixels, np.ones((12, 12), np.uint8)))
 
     def _write(self, trainer: pl.Trainer, name: str, pixels: np.ndarray) -> None:
         if trainer.log_dir is not None:

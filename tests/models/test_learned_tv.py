@@ -19,7 +19,7 @@ from models.storage import ModelFileError, load_model, load_regularizer, save_re
 from recon.bilevel import MAID, Accuracy, InexactAdam, Piggyback, SaddleObjective
 from recon.lower_level import LBFGS, PDHG, Energy, SaddleModel, SaddlePoint
 from recon.lower_level.saddle_point import check_transpose, power_method
-from recon.operators import Blur
+from recon.operators import Blur, LinearOperator, ParallelBeam, RayTransform
 from tests.lower_level.problems import normal, smooth_image
 from tests.models.test_bilevel_module import Tiny, assert_same, trainer
 
@@ -102,19 +102,21 @@ def test_identity_is_the_isotropic_total_variation(plain: bool) -> None:
     assert float((x - exact).norm()) <= 5e-3 * float((y - exact).norm())
 
 
-@pytest.mark.parametrize("kind", ["smoothed", "huber", "blur"])
+@pytest.mark.parametrize("kind", ["smoothed", "fair", "huber", "blur", "ct"])
 def test_hypergradients_agree_with_finite_differences(kind: str) -> None:
-    blurred = kind == "blur"
-    learned = model(kernels=3, norm="huber" if kind == "huber" else "smoothed", image_convexity=0.1 if blurred else 0)
-    if blurred:
-        learned.measured_by(Blur(torch.full((3, 3), 1 / 9), SHAPE).double())
+    measured = kind in ("blur", "ct")
+    norm = kind if kind in ("fair", "huber") else "smoothed"
+    learned = model(kernels=3, norm=norm, image_convexity=0.1 if measured else 0)
     target, y = data()
+    if measured:
+        learned.measured_by(operator := measurement(kind))
+        y = operator(y)
     accuracy = Accuracy(1e-12, 1e-12)
 
     def loss() -> float:
-        return SaddleObjective(learned, target, y).evaluate(accuracy, None, False).value
+        return SaddleObjective(learned, target, y, solver=PDHG(diagonal=True)).evaluate(accuracy, None, False).value
 
-    of = SaddleObjective(learned, target, y)
+    of = SaddleObjective(learned, target, y, solver=PDHG(diagonal=True))
     found = of.hypergradient(of.evaluate(accuracy), accuracy, bound=True)
     assert found.error < 1e-5 or kind == "huber"
     direction = normal(len(found.z), seed=7)
@@ -137,10 +139,71 @@ def test_bound_of_hypergradients_and_certified_distance_hold() -> None:
         accuracy = Accuracy(eps, eps)
         at = SaddleObjective(learned, target, y).evaluate(accuracy)
         n = of.saddle_point(slice(0, 1)).g.size
-        assert ((at.x - best.x)[:, :n].norm(dim=1) <= at.error).all()
+        saddle, x, best_x = of.saddle_point(slice(0, 2)), at.x[:, :n], best.x[:, :n]
+        assert saddle.spread == pytest.approx((1 / 0.2) ** 0.5)
+        assert ((x - best_x).norm(dim=1) <= saddle.spread * at.error).all()
+        assert ((saddle.image(x) - saddle.image(best_x)).flatten(1).norm(dim=1) <= at.error).all()
         found = of.hypergradient(at, accuracy, bound=True)
         assert found.certified
         assert float((found.z - exact).norm()) <= found.error
+
+
+@pytest.mark.parametrize("kind", ["denoising", "blur", "ct"])
+def test_bound_of_hypergradients_in_random_cases(kind: str) -> None:
+    """Random kernels, weights, data and accuracies: omega is never below the error, and finite."""
+    ratios: list[float] = []
+    for seed in range(20):
+        learned = model(
+            kernels=2, initial="random", norm=("fair", "smoothed")[seed % 2], image_convexity=0.2, seed=seed
+        )
+        target = 0.5 + 0.3 * smooth_image(1, *SHAPE, seed=seed)
+        y = target + normal(1, *SHAPE, seed=seed + 100, scale=0.2)
+        if kind != "denoising":
+            learned.measured_by(operator := measurement(kind))
+            y = operator(y)
+        of = SaddleObjective(learned, target, y, solver=PDHG(diagonal=True))
+        tight = Accuracy(1e-10, 1e-10)
+        exact = of.hypergradient(of.evaluate(tight), tight).z
+        for eps in (1.0, 1e-2):
+            accuracy = Accuracy(eps, eps)
+            found = of.hypergradient(of.evaluate(accuracy), accuracy, bound=True)
+            assert found.certified
+            ratios.append(float((found.z - exact).norm()) / found.error)
+    assert 1e-7 < max(ratios) <= 1
+
+
+@pytest.mark.parametrize("lr", [1e4, 1e12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_maid_recovers_from_absurd_steps(lr: float, dtype: torch.dtype) -> None:
+    """Weights that overflow, kernels of any size: the trial is refused, and the loss descends in the end."""
+    target, y = (t.to(dtype) for t in data(1, (1, 8, 8)))
+    learned = model(kernels=2).to(dtype)
+    of = SaddleObjective(learned, target, y, solver=PDHG(2000, diagonal=True))
+    optimizer = MAID(of.params, lr=lr, line_search=60)
+    records = [optimizer.step(objective=of) for _ in range(3)]
+    assert all(bool(torch.isfinite(p).all()) for p in of.params)
+    assert records[-1].upper < records[0].upper
+    assert all(r.lower <= r.loss <= r.upper for r in records)
+
+
+def test_the_result_does_not_depend_on_the_initial_accuracy() -> None:
+    target, y = data(2)
+    found = []
+    for accuracy in (1e2, 1.0, 1e-3, 1e-6):
+        learned = model(kernels=1, size=1, initial="identity", learn_kernels=False)
+        of = SaddleObjective(learned, target, y, solver=PDHG(diagonal=True))
+        optimizer = MAID(of.params, solution_accuracy=accuracy, adjoint_accuracy=accuracy, tolerance=1e-4)
+        while not optimizer.step(objective=of).finished:
+            pass
+        found.append(float(learned.log_weight.detach()))
+    assert found == pytest.approx([found[0]] * 4, abs=1e-2)
+
+
+def measurement(kind: str) -> LinearOperator:
+    """A blur, or the rays of a small scan."""
+    if kind == "blur":
+        return Blur(torch.full((3, 3), 1 / 9), SHAPE).double()
+    return RayTransform(ParallelBeam.equispaced(SHAPE[1:], 1.0, 5), cache=False).double()
 
 
 def test_fit_and_resume_are_the_method(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ METHODS = {"standard": "standard TV", "fixed": "non-adaptive", "adaptive": "adap
 #: certified ||u - u^|| of the pictures that PSNRs are computed of
 ACCURACY = 0.1
 #: the regularization that makes the problem strongly convex and concave, the same for all methods
-REGULARIZATION: dict[str, Any] = {"dual_convexity": 0.03, "field_convexity": 0.01, "norm": "fair", "smoothing": 0.005}
+REGULARIZATION: dict[str, Any] = {"dual_convexity": 0.03, "field_convexity": 0.01, "norm": "fair", "smoothing": 0.002}
 
 
 @dataclass(frozen=True)
