@@ -131,7 +131,7 @@ class ICNNSaddle(SaddleModel):
         min_{x, z} max  D(Ax, y) + (mu/2)||x||^2 + a^T sigma_1(W_L z_{L-1} + b_L)
             subject to  (V x + b_0, z_0) and (W_l z_{l-1} + b_l, z_l) in the epigraph of sigma_0
 
-    (Wong, Ehrhardt, Mukherjee 2024). Exact, since a and W_l are not negative and sigma_1 does not decrease: lowering
+    (Ehrhardt, Mukherjee, Wong 2024). Exact, since a and W_l are not negative and sigma_1 does not decrease: lowering
     z_l to sigma_0(W_l z_{l-1} + b_l) lowers the sum. This object and ``network`` have the same parameters.
 
     With ``relaxation`` eps > 0 constraints become squared distances / (2 eps), and every z_l gets a quadratic term

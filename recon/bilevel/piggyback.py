@@ -100,7 +100,7 @@ class Piggyback:
         index = torch.arange(len(z), device=z.device)
         at = slope(solution.x, index)
         if fixed:
-            return solution, _half_step(saddle, solution, big_x, big_y, at)
+            return solution, _as_they_are(saddle, solution, big_x, big_y, at)
         return solution, self.adjoint(saddle, solution.x, torch.cat([big_x, big_y], 1), at, adjoint)
 
     @torch.no_grad()
@@ -142,13 +142,17 @@ class Piggyback:
         return AdjointSolution(solved.w, y, solved.residual_norm, solved.status, spent)
 
 
-def _half_step(saddle: SaddlePoint, at: SaddleSolution, x: Tensor, y: Tensor, slope: Tensor) -> AdjointSolution:
-    """Y = f''(Kx) K X for the X of a fixed number of iterations, and the residual of X then, where f is smooth."""
+def _as_they_are(saddle: SaddlePoint, at: SaddleSolution, x: Tensor, y: Tensor, slope: Tensor) -> AdjointSolution:
+    """(X, Y) after a fixed number of iterations and, where f is smooth, the residual of X in the reduced equation.
+
+    Y is that of the iteration, not f''(Kx) K X, which the residual belongs to: from there, the errors of X multiplied
+    by ||f''|| ||K||, the next few iterations would make X worse, and warm starts diverge.
+    """
     limit = torch.full_like(at.status, int(Status.ITERATION_LIMIT))
     if not (saddle.dual_convexity > 0 and math.isfinite(saddle.g.smoothness)):
         return AdjointSolution(x, y, torch.full_like(at.error, math.inf), limit, 0 * at.evaluations)
-    y = saddle.f.hessian(saddle.operator(at.x))(saddle.operator(x))
-    residual = per_image_norm(saddle.g.hessian(at.x)(x) + saddle.operator.transpose(y) + slope).double()
+    own = saddle.f.hessian(saddle.operator(at.x))(saddle.operator(x))
+    residual = per_image_norm(saddle.g.hessian(at.x)(x) + saddle.operator.transpose(own) + slope).double()
     return AdjointSolution(x, y, residual, limit, 0 * at.evaluations + 2)
 
 

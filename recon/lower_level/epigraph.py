@@ -2,7 +2,7 @@
 
     min_x a^T sigma_1(W sigma_0(Vx + b_0) + b_1)  =  min_{x,z} a^T sigma_1(Wz + b_1)   s.t. (Vx + b_0, z) in epi sigma_0
 
-where a, W >= 0 and sigma_1 does not decrease (Wong, Ehrhardt, Mukherjee 2024).
+where a, W >= 0 and sigma_1 does not decrease (Ehrhardt, Mukherjee, Wong 2024).
 """
 
 from __future__ import annotations

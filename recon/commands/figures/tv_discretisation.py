@@ -180,7 +180,7 @@ def train(size: Scale, data: Data, output: Path) -> None:
                 "evaluations": records[-1].evaluations if records else 0.0,
                 "seconds": round(time.perf_counter() - begin, 1),
             }
-            results.append(row)
+            results = sorted([*results, row], key=lambda r: list(METHODS).index(r["method"]))
             save_regularizer(model, output / method, {"sigma": SIGMA})
             write_files(
                 {output / "results.csv": table(results)}
