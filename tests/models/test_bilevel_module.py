@@ -40,11 +40,10 @@ def trainer(folder: Path, epochs: int = 3, **options: Any) -> pl.Trainer:
         devices=1,
         max_epochs=epochs,
         inference_mode=False,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **({"enable_checkpointing": False} | options),
+        **({"enable_checkpointing": False, "logger": False} | options),
     )
 
 

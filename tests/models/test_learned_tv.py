@@ -6,12 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from models import LearnedTV, TotalVariation
+from models.callbacks import ImageLogger
 from models.checkpointing import CheckpointError
 from models.learned_tv import InterpolationMap
 from models.saddle import SaddleModule
@@ -239,6 +243,23 @@ def test_fit_and_resume_are_the_method(tmp_path: Path) -> None:
         trainer(tmp_path, 4).fit(
             other, datamodule=Tiny(sigma=0.1, dtype="float64"), ckpt_path=str(checkpoint), weights_only=True
         )
+
+
+def test_kernels_are_among_the_pictures_of_training(tmp_path: Path) -> None:
+    """A row for each component, a column for each kernel, pixels twelve times as large, one of white between them."""
+    fitting = trainer(tmp_path, 1, logger=CSVLogger(tmp_path), callbacks=[ImageLogger(1)])
+    module = SaddleModule(model(kernels=2), partial(MAID, lr=0.3), PDHG(diagonal=True))
+    fitting.fit(module, datamodule=Tiny(sigma=0.1, dtype="float64"))
+    folder = Path(str(fitting.log_dir)) / "images"
+    assert (folder / "reconstruction_0.png").is_file()
+    with Image.open(folder / "filters.png") as picture:
+        assert picture.size == (12 * 9, 12 * 9)
+        pixels = np.asarray(picture)[::12, ::12]
+    assert (pixels[0] == 255).all()
+    assert isinstance(module.regularizer, LearnedTV)
+    k = module.regularizer.kernels.detach()[1, 0]
+    expected = 255 * (0.5 + 0.5 * k / k.abs().max())
+    np.testing.assert_allclose(pixels[5:8, 1:4], expected.numpy(), atol=0.51)
 
 
 def test_fixed_iterations_by_adam(tmp_path: Path) -> None:
