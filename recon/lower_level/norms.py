@@ -156,6 +156,10 @@ class HuberNorm(GroupNorm):
 class SmoothedNorm(GroupNorm):
     """psi(r) = w (sqrt(r^2 + nu^2) - nu): infinitely smooth; w and nu may be learned."""
 
+    stable_fenchel = True
+    #: third w/nu^2 is the Lipschitz constant of the Hessian; along v, its derivative is at most relative/nu |v| times it
+    third, relative = THIRD, 1.5
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -168,9 +172,7 @@ class SmoothedNorm(GroupNorm):
         value_range(nu, "widths of a smoothed norm", sys.float_info.min)
         self.nu = nu
         self.smoothness = value_range(weight / nu)[1] + mu
-        self.hessian_lipschitz = THIRD * value_range(weight / nu**2)[1]
-
-    stable_fenchel = True
+        self.hessian_lipschitz = self.third * value_range(weight / nu**2)[1]
 
     def profile(self, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, nu = self.weight, self.nu
@@ -206,9 +208,9 @@ class SmoothedNorm(GroupNorm):
         return torch.where(outside.flatten(1).any(1), math.inf, gap.flatten(1).double().sum(1))
 
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """kappa = 3/(2 nu) |w_j|, T = 0.859 weight / nu^2 |w_j|, maximal over the groups."""
+        """kappa = relative/nu |w_j|, T = third weight/nu^2 |w_j|, maximal over the groups."""
         _, r = self.groups(w)
-        kappa, lipschitz = 1.5 / self.nu * r, THIRD * self.weight / self.nu**2 * r
+        kappa, lipschitz = self.relative / self.nu * r, self.third * self.weight / self.nu**2 * r
         return kappa.flatten(1).amax(1).double(), lipschitz.flatten(1).amax(1).double()
 
     def tensors(self) -> list[tuple[Tensor, ParameterBound]]:
@@ -224,27 +226,14 @@ class SmoothedNorm(GroupNorm):
         return -self.weight * self.nu * (r.square() + self.nu**2) ** -1.5
 
 
-class FairNorm(GroupNorm):
+class FairNorm(SmoothedNorm):
     r"""psi(r) = w (r - nu log(1 + r/nu)), the function "fair" of robust statistics: its prox is a closed formula.
 
-    psi'(r) = w r/(nu + r). Of class C^2 with the Lipschitz constant 2 w/nu^2 of the Hessian; w and nu may be learned.
+    psi'(r) = w r/(nu + r). Of class C^2. At r = 0 the derivative of the Hessian along e = <n, e> n + m is -(w/nu^2) (<n,
+    e> (I + n n^T) + n m^T + m n^T), of norm at most 2; it falls with r, also in proportion to the Hessian.
     """
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        weight: Tensor | float,
-        nu: Tensor | float,
-        axis: int | None = 0,
-        mu: float = 0.0,
-    ) -> None:
-        super().__init__(shape, axis, weight, mu)
-        value_range(nu, "widths of a smoothed norm", sys.float_info.min)
-        self.nu = nu
-        self.smoothness = value_range(weight / nu)[1] + mu
-        self.hessian_lipschitz = 2 * value_range(weight / nu**2)[1]
-
-    stable_fenchel = True
+    third, relative = 2.0, 2.0
 
     def profile(self, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w, nu = self.weight, self.nu
@@ -270,24 +259,6 @@ class FairNorm(GroupNorm):
             turn = torch.where((r > tiny) & (size > tiny), 0.5 * r * size * between, turn)
         gap = torch.where(s > -1, w * nu * _log_distance(s.clamp_min(-1)), math.inf) + turn
         return gap.flatten(1).double().sum(1)
-
-    def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """kappa = 2/nu |w_j|, T = 2 weight / nu^2 |w_j|, maximal over the groups.
-
-        At r = 0 the derivative of the Hessian along e is -(w/nu^2) (<n, e> (I + n n^T) + n m^T + m n^T) for e =
-        <n, e> n + m, of norm at most 2; it becomes smaller with r, also in proportion to the Hessian.
-        """
-        _, r = self.groups(w)
-        kappa, lipschitz = 2 / self.nu * r, 2 * self.weight / self.nu**2 * r
-        return kappa.flatten(1).amax(1).double(), lipschitz.flatten(1).amax(1).double()
-
-    def tensors(self) -> list[tuple[Tensor, ParameterBound]]:
-        bounds: list[tuple[Tensor, ParameterBound]] = []
-        if isinstance(self.weight, Tensor):
-            bounds.append((self.weight, _NormWeight(self, 1 / value_range(self.nu)[0])))
-        if isinstance(self.nu, Tensor):
-            bounds.append((self.nu, _NormWidth(self)))
-        return bounds
 
     def width_slope(self, r: Tensor) -> Tensor:
         """The derivative of psi'(r)/r in nu."""
@@ -326,7 +297,7 @@ class _NormWeight(ParameterBound):
 class _NormWidth(ParameterBound):
     """d_nu <grad psi(x), u> = <width_slope(|x|) x, u>, of Lipschitz constant w / nu^2."""
 
-    def __init__(self, norm: SmoothedNorm | FairNorm) -> None:
+    def __init__(self, norm: SmoothedNorm) -> None:
         self.norm = norm
 
     def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
