@@ -157,7 +157,7 @@ class SmoothedNorm(GroupNorm):
     """psi(r) = w (sqrt(r^2 + nu^2) - nu): infinitely smooth; w and nu may be learned."""
 
     stable_fenchel = True
-    #: third w/nu^2 is the Lipschitz constant of the Hessian; along v, its derivative is at most relative/nu |v| times it
+    #: third w/nu^2 is the Lipschitz constant of the Hessian; its derivative along v is at most relative/nu |v| times it
     third, relative = THIRD, 1.5
 
     def __init__(
@@ -229,8 +229,8 @@ class SmoothedNorm(GroupNorm):
 class FairNorm(SmoothedNorm):
     r"""psi(r) = w (r - nu log(1 + r/nu)), the function "fair" of robust statistics: its prox is a closed formula.
 
-    psi'(r) = w r/(nu + r). Of class C^2. At r = 0 the derivative of the Hessian along e = <n, e> n + m is -(w/nu^2) (<n,
-    e> (I + n n^T) + n m^T + m n^T), of norm at most 2; it falls with r, also in proportion to the Hessian.
+    psi'(r) = w r/(nu + r). Of class C^2. At r = 0 the derivative of the Hessian along e = <n, e> n + m is -(w/nu^2)
+    (<n, e> (I + n n^T) + n m^T + m n^T), of norm at most 2; it falls with r, also in proportion to the Hessian.
     """
 
     third, relative = 2.0, 2.0
