@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -113,17 +114,24 @@ class BilevelObjective:
         chunk_size: int | None = None,
         max_adjoint_iterations: int = 10_000,
     ) -> None:
+        self.regularizer, self.mu = regularizer, mu
+        self.operator = operator if operator is not None else Identity()
+        self.fidelity = fidelity if fidelity is not None else SquaredL2()
+        self.solver: Solver = solver if solver is not None else LBFGS()
+        self._take(target, y, loss, chunk_size, max_adjoint_iterations)
+        self._check()
+
+    def _take(
+        self, target: Tensor, y: Tensor, loss: UpperLoss | None, chunk_size: int | None, max_adjoint_iterations: int
+    ) -> None:
+        """What objectives of all kinds have."""
         if len(target) != len(y) or len(y) == 0:
             raise ValueError(f"needs as many true images as data, and at least one; got {len(target)} and {len(y)}")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
         check_finite("true images", target)
-        self.regularizer, self.target, self.y, self.mu = regularizer, target, y, mu
-        self.operator = operator if operator is not None else Identity()
-        self.fidelity = fidelity if fidelity is not None else SquaredL2()
+        self.target, self.y = target, y
         self.loss = loss if loss is not None else SquaredError()
-        self.solver: Solver = solver if solver is not None else LBFGS()
-        self._check()
         self.chunk_size = chunk_size if chunk_size is not None else len(y)
         self.max_adjoint_iterations = max_adjoint_iterations
         self.evaluations = 0.0
@@ -151,29 +159,29 @@ class BilevelObjective:
         """theta, as the list of tensors that are learned."""
         return self.regularizer.trainable()
 
-    def subset(self, index: Tensor) -> BilevelObjective:
-        """The objective of the images ``index`` alone, with the same parameters and a counter of its own."""
-        return BilevelObjective(
-            self.regularizer,
-            self.target[index],
-            self.y[index],
-            self.operator,
-            self.fidelity,
-            self.mu,
-            self.loss,
-            self.solver,
-            self.chunk_size,
-            self.max_adjoint_iterations,
-        )
+    def subset(self, index: Tensor) -> Self:
+        """The objective of the images ``index`` alone, with the same parameters and a counter of its own.
+
+        Raises ``ValueError`` if there are none.
+        """
+        if len(self.y[index]) == 0:
+            raise ValueError("a subset needs at least one image")
+        part = copy.copy(self)
+        part.target, part.y, part.evaluations = self.target[index], self.y[index], 0.0
+        return part
 
     def start(self) -> Evaluation:
-        """Nothing known yet: x is a multiple of A^T y, see :func:`recon.lower_level.first_guess`, and w = 0."""
-        n, inf = len(self.y), torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
-        x = torch.cat([first_guess(self.operator, self.y[c]) for c in self._chunks()])
-        running = torch.full((n,), int(Status.ITERATION_LIMIT), device=self.y.device)
+        """Nothing known yet: the first guess of x, and w = 0."""
+        x = torch.cat([self._first_guess(c) for c in self._chunks()])
+        inf = torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
+        running = torch.full((len(self.y),), int(Status.ITERATION_LIMIT), device=self.y.device)
         a, b, c, d = (inf.clone() for _ in range(4))
         w, weight = torch.zeros_like(x), torch.ones_like(inf)
         return Evaluation(x, w, a, b, c, d, weight, running, math.inf, -math.inf, math.inf)
+
+    def _first_guess(self, c: slice) -> Tensor:
+        """A multiple of A^T y, see :func:`recon.lower_level.first_guess`."""
+        return first_guess(self.operator, self.y[c])
 
     def evaluate(self, accuracy: Accuracy, start: Evaluation | None = None, goal_oriented: bool = True) -> Evaluation:
         """Solve every image to ``accuracy`` at the current parameters, warm-started at ``start``.

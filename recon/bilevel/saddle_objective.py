@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recon.bilevel.certificate import Interval, first_order, middle_term
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
+from recon.bilevel.loss import UpperLoss, check_finite
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
@@ -47,19 +47,11 @@ class SaddleObjective(BilevelObjective):
         chunk_size: int | None = None,
         max_adjoint_iterations: int = 10_000,
     ) -> None:
-        if len(target) != len(y) or len(y) == 0:
-            raise ValueError(f"needs as many true images as data, and at least one; got {len(target)} and {len(y)}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
-        check_finite("true images", target)
-        check_finite("data", y)
-        self.model, self.target, self.y = model, target, y
-        self.loss = loss if loss is not None else SquaredError()
+        self.model = model
         self.saddle_solver = solver if solver is not None else PDHG()
         self.piggyback = piggyback if piggyback is not None else Piggyback(self.saddle_solver)
-        self.chunk_size = chunk_size if chunk_size is not None else len(y)
-        self.max_adjoint_iterations = max_adjoint_iterations
-        self.evaluations = 0.0
+        self._take(target, y, loss, chunk_size, max_adjoint_iterations)
+        check_finite("data", y)
         saddle = self.saddle_point(slice(0, 1))
         check_transpose(saddle.operator)
         if tuple(target.shape[1:]) != saddle.image_shape:
@@ -69,26 +61,9 @@ class SaddleObjective(BilevelObjective):
     def params(self) -> list[torch.nn.Parameter]:
         return self.model.trainable()
 
-    def subset(self, index: Tensor) -> SaddleObjective:
-        return SaddleObjective(
-            self.model,
-            self.target[index],
-            self.y[index],
-            self.loss,
-            self.saddle_solver,
-            self.piggyback,
-            self.chunk_size,
-            self.max_adjoint_iterations,
-        )
-
-    def start(self) -> Evaluation:
-        """Nothing known yet: (x, y) as the model says, (X, Y) = 0."""
-        inf = torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
-        z = torch.cat([self.model.initial(self.y[c]) for c in self._chunks()])
-        running = torch.full((len(self.y),), int(Status.ITERATION_LIMIT), device=self.y.device)
-        a, b, c, d = (inf.clone() for _ in range(4))
-        weight = torch.ones_like(inf)
-        return Evaluation(z, torch.zeros_like(z), a, b, c, d, weight, running, math.inf, -math.inf, math.inf)
+    def _first_guess(self, c: slice) -> Tensor:
+        """(x, y) as the model says."""
+        return self.model.initial(self.y[c])
 
     def saddle_point(self, c: slice) -> SaddlePoint:
         """The problems of the images ``c`` at the current parameters, without graph."""
