@@ -7,12 +7,13 @@ from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.record import Progress, Record
 from recon.bilevel.saddle_objective import SaddleObjective
-from recon.bilevel.stochastic import InexactAdam
+from recon.bilevel.stochastic import DivergedError, InexactAdam
 
 __all__ = [
     "MAID",
     "Accuracy",
     "BilevelObjective",
+    "DivergedError",
     "Evaluation",
     "Hypergradient",
     "InexactAdam",

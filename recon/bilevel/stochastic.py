@@ -14,6 +14,10 @@ from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 from recon.bilevel.record import Progress, Record
 
 
+class DivergedError(ValueError):
+    """Parameters, of which nothing certifies that they converge, went where hypergradients are not finite."""
+
+
 class InexactAdam(torch.optim.Adam):
     """Adam on inexact hypergradients of mini-batches (after Salehi, Mukherjee, Roberts and Ehrhardt 2024).
 
@@ -102,7 +106,9 @@ class InexactAdam(torch.optim.Adam):
         objective.evaluations += part.evaluations * len(index) / len(objective.y)
         norm = float(gradient.z.norm())
         if not math.isfinite(norm):
-            raise ValueError("the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr")
+            raise DivergedError(
+                "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
+            )
         params = self.param_groups[0]["params"]
         for p, z in zip(params, gradient.z.split([p.numel() for p in params]), strict=True):
             p.grad = z.view_as(p).to(p.dtype)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from models import LearnedTV
-from models.storage import load_model
+from models.storage import load_model, save_regularizer
+from recon.bilevel import DivergedError, Progress, Record
 from recon.commands import reproduce
 from recon.commands.figures import tv_discretisation as tv
 from recon.commands.main import main
@@ -65,6 +66,24 @@ def test_a_folder_of_other_settings_and_a_table_that_was_cut_off(tmp_path: Path)
     (tmp_path / "results.csv").write_text("method,psnr\nstandard,27.4\nfix")
     with pytest.raises(ValueError, match=r"results.csv: was cut off"):
         tv.read(tmp_path / "results.csv")
+
+
+def test_a_run_that_diverges_is_a_row_and_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, size = tv.load("quick"), replace(tv.SCALES["quick"], accuracies=(), first_steps=(), piggyback=(10,))
+    save_regularizer(tv.start(size, -2.0), tmp_path / "standard", {})
+
+    def learn(*args: object, step: float, **options: object) -> list[Record]:
+        if step == 1e-2:
+            raise DivergedError("NaN")
+        return [Record(1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, step, 1, 7.0, 0.0, Progress.ACCEPTED)]
+
+    monkeypatch.setattr(tv, "learn", learn)
+    monkeypatch.setattr(tv.Data, "psnr", lambda self, model: 28.0)
+    tv.sensitivity(size, data, tmp_path)
+    found = rows(tmp_path / "sensitivity.csv")
+    assert [(r["step"], r["psnr"]) for r in found] == [("0.001", "28.0"), ("0.01", "nan")]
+    legend = tv._sensitivity(tv.read(tmp_path / "sensitivity.csv")).legends[0]
+    assert [t.get_text() for t in legend.get_texts()] == ["non-adaptive, 10 iterations (diverged: 0.01)"]
 
 
 def test_the_best_weight_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:

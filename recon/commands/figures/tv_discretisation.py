@@ -31,9 +31,9 @@ from torch import Tensor
 from datasets import DenoisingDataModule
 from models import LearnedTV
 from models.storage import load_model, save_regularizer
-from recon.bilevel import MAID, Accuracy, InexactAdam, NegativePSNR, Piggyback, Record, SaddleObjective
+from recon.bilevel import MAID, Accuracy, DivergedError, InexactAdam, NegativePSNR, Piggyback, Record, SaddleObjective
 from recon.files import write_files
-from recon.lower_level import PDHG
+from recon.lower_level import PDHG, NotStronglyConvexError
 from recon.metrics import psnr
 from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, filter_grid, save_figure
 
@@ -275,16 +275,13 @@ def sensitivity(size: Scale, data: Data, output: Path) -> None:
             continue
         model = start(size, log_weight)
         given = {"accuracy": value} if method == "adaptive" else {"piggyback": int(value)}
-        records = learn(data, model, method, size.share * size.budget, step=step, **given)
-        rows.append(
-            {
-                "method": method,
-                "accuracy_or_iterations": value,
-                "step": step,
-                "psnr": data.psnr(model),
-                "evaluations": records[-1].evaluations,
-            }
-        )
+        row: dict[str, Any] = {"method": method, "accuracy_or_iterations": value, "step": step}
+        try:
+            records = learn(data, model, method, size.share * size.budget, step=step, **given)
+            row |= {"psnr": data.psnr(model), "evaluations": records[-1].evaluations}
+        except (DivergedError, NotStronglyConvexError):  # nothing certifies that Adam converges
+            row |= {"psnr": math.nan, "evaluations": 0.0}
+        rows.append(row)
         write_files({path: table(rows)})
 
 
@@ -367,18 +364,20 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _sensitivity(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Final PSNR against evaluations: a colour for each accuracy or number of iterations, a marker for each method."""
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    """Final PSNR over steps: a colour for each initial accuracy or number of iterations, a marker for each method."""
+    figure = Figure(figsize=(7.0, 3.4), layout="constrained")
     ax = figure.subplots()
-    for method, marker in (("fixed", "s"), ("adaptive", "o")):
-        values = sorted({float(row["accuracy_or_iterations"]) for row in rows if row["method"] == method})
-        for color, value in zip(COLORS, values, strict=False):
+    colors = iter(COLORS)
+    for method, style in (("adaptive", "o-"), ("fixed", "s--")):
+        for value in sorted({float(row["accuracy_or_iterations"]) for row in rows if row["method"] == method}):
             own = [r for r in rows if r["method"] == method and float(r["accuracy_or_iterations"]) == value]
-            label = f"adaptive, ε₀ = {value:g}" if method == "adaptive" else f"{value:g} iterations"
-            cost, quality = ([float(r[k]) for r in own] for k in ("evaluations", "psnr"))
-            ax.plot(cost, quality, marker, color=color, mfc=color if method == "adaptive" else "none", label=label)
-            for r, a, b in zip(own, cost, quality, strict=True):
-                ax.annotate(f"{float(r['step']):g}", (a, b), xytext=(3, 3), textcoords="offset points", fontsize=6)
-    ax.set(xscale="log", xlabel="evaluations per image (numbers: steps)", ylabel="PSNR of held-out pictures in dB")
+            points = sorted((float(r["step"]), float(r["psnr"])) for r in own)
+            label = f"adaptive, ε₀ = {value:g}" if method == "adaptive" else f"non-adaptive, {value:g} iterations"
+            diverged = [f"{step:g}" for step, quality in points if not math.isfinite(quality)]
+            label += f" (diverged: {', '.join(diverged)})" if diverged else ""
+            ax.plot(*zip(*points, strict=True), style, color=next(colors, "#000000"), mfc="none", label=label)
+    counts = [float(row["evaluations"]) for row in rows]
+    ax.set_title(f"{min(counts):.0f} to {max(counts):.0f} evaluations per image", fontsize=9)
+    ax.set(xscale="log", xlabel="first step of MAID, step of Adam", ylabel="PSNR of held-out pictures in dB")
     figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     return figure
