@@ -23,7 +23,8 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 class AdjointSolution:
     r"""Approximate solutions of the adjoint saddle-point problems, linearized at x and s = Kx.
 
-    X, Y: flat. residual R: \|\|X - X^\|\| <= R / mu_g and \|\|Y - Y^\|\| <= 2 R / sqrt(mu_g mu_f), per image.
+    X, Y: flat. residual R: \|\|X - X^\|\| <= R / mu_g and \|\|f''(Kx)(KX + grad l_2) - Y^\|\| <= 2 R / sqrt(mu_g
+    mu_f), per image; Y is that point, but after a fixed number of iterations.
     """
 
     X: Tensor
@@ -90,7 +91,7 @@ class Piggyback:
     def together(
         self, saddle: SaddlePoint, z: Tensor, w: Tensor, slope: Slope, accuracy: float, adjoint: float
     ) -> tuple[SaddleSolution, AdjointSolution]:
-        """From z = (x, y) and w = (X, Y) to ||x - x^|| <= ``accuracy`` and R <= ``adjoint`` per image."""
+        """From z = (x, y) and w = (X, Y) to ||u - u^|| <= ``accuracy`` and R <= ``adjoint`` per image."""
         fixed = self.iterations is not None
         solver = PDHG(self.iterations, adaptive=False, certified=False) if self.iterations is not None else self.solver
         if not fixed and solver.certified:
@@ -247,6 +248,8 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Ten
         d_x = solved + (a + root) / (2 * math.sqrt(primal))
         d_y = 2 * residual / math.sqrt(primal * dual) + (b + root) / (2 * math.sqrt(dual))
         d_y = d_y + at.dual_smoothness * dual_error / dual + t_f * eps_s
+        # the residual is that of X, and of Y = f''(Kx) q, from which the Y of a fixed number of iterations differs
+        d_y = d_y + per_image_norm(at.Y - saddle.f.hessian(kx)(q)).double()
         sizes = [per_image_norm(v).double() for v in (at.x, at.y, at.X, at.Y, q)]
     omega, size = torch.zeros_like(eps), torch.zeros_like(eps)
     certified = proved_g and proved_f and math.isfinite(saddle.operator.norm_bound)
@@ -278,7 +281,10 @@ def _dual_error(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor) -> Tensor:
     r"""\|\|y - y^\|\| by the primal-dual gap, or by y^ = grad f(K x^) and the Lipschitz constant of grad f."""
     dual = saddle.dual_convexity
     gap = saddle.gap(at.x, at.y, kx, saddle.operator.transpose(at.y))
-    by_gradient = per_image_norm(at.y - saddle.f.grad(kx)).double() + saddle.norm * at.error / dual
+    slope = saddle.f.grad(kx)
+    sizes = per_image_norm(at.y).double() + per_image_norm(slope).double() + saddle.f.conjugate_terms(at.y) / dual
+    rounding = 4 * torch.finfo(at.y.dtype).eps * sizes
+    by_gradient = per_image_norm(at.y - slope).double() + rounding + saddle.norm * at.error / dual
     return torch.fmin((2 * gap / dual).sqrt(), by_gradient)
 
 

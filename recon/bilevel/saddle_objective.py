@@ -174,12 +174,14 @@ class SaddleObjective(BilevelObjective):
         r"""The goal-oriented certificate of :mod:`recon.bilevel.certificate` for h(x) = g(x) + f(Kx) and w = -X.
 
         r = grad h(x), r_w = grad l + h''(x) X; the Hessian varies along w with the constants kappa of g along X and
-        of f along KX, or T_g + \|\|K\|\|^2 T_f. With these kappa, which bound the third derivative by the second one,
+        of f along KX, or T_g + \|\|K\|\|^2 T_f. Where f is quadratic, with phi = g less its quadratic part,
 
-            \|<(B_bar - B(x)) w, e>\| <= kappa int_0^1 s <e, h''(x^ + s e) e> ds = kappa (h(x) - h(x^)) <= kappa G
+            \|<(B_bar - B(x)) w, e>\| <= kappa int_0^1 s <e, phi''(x^ + s e) e> ds
+                                     <= kappa <phi'(x) - phi'(x^), e> <= kappa (P^2 + D^2)/4,
 
-        with the primal-dual gap G: the smallest one of this bound and of those by residuals is taken. The better one of
-        this certificate and ``interval``, and its length per eps^2.
+        because the residuals p = g'(x) + K^T y and d = s - Kx, s in the subdifferential of f* at y, satisfy
+        <phi'(x) - phi'(x^), e> + a^2 + b^2 <= P a + D b, see :func:`recon.lower_level.saddle_point.distances`. The
+        smallest bound is taken. The better one of this certificate and ``interval``, and its length per eps^2.
         """
         x, error, whole = at.x, at.error, at.error * saddle.spread
         kx, inner = saddle.operator(x), saddle.operator(big_x)
@@ -187,9 +189,7 @@ class SaddleObjective(BilevelObjective):
         slope = self.loss.grad(image, self.target[c])
         r = saddle.g.grad(x) + back
         product = saddle.g.hessian(x)(big_x) + saddle.operator.transpose(saddle.f.hessian(kx)(inner))
-        gap = torch.fmin(
-            saddle.gap(x, at.y, kx, saddle.operator.transpose(at.y)), saddle.gap(x, saddle.f.grad(kx), kx, back)
-        )
+        squares = self._squared_residuals(saddle, at, kx)
         self._count(2.5 * torch.ones_like(error))
         (kappa_g, t_g), (kappa_f, t_f) = saddle.g.variation(big_x), saddle.f.variation(inner)
         # an estimate of ||K|| certifies nothing; where f is quadratic, none is needed
@@ -207,12 +207,26 @@ class SaddleObjective(BilevelObjective):
         noise = rounding(x, norm)
         systematic = 4 * unit * (norm + per_image_norm(back).double())
         spread = per_image_norm(big_x).double() * (noise * (8 / x.shape[1] ** 0.5) + systematic)
-        middle = torch.fmin(middle_term(variation, norm + noise, mu, whole), kappa * gap)
+        by_residuals = torch.where(t_f > 0, math.inf, kappa_g * squares / 4)
+        middle = torch.fmin(middle_term(variation, norm + noise, mu, whole), by_residuals)
         low = (adjoint + rounding(big_x, adjoint)) * whole + middle + spread
         value = self.loss.value(image, self.target[c]) + per_image_dot(big_x.double(), r.double())
-        # with G = mu_u eps^2 / 2, and an adjoint as accurate as x
-        sensitivity = saddle.image_convexity * (2 + torch.fmin(kappa, t / mu)) + 0.5 * l_g
+        # an adjoint as accurate as x; the middle term falls like the square of the error
+        sensitivity = 2 * (saddle.image_convexity + middle / error.square().clamp_min(1e-300)) + 0.5 * l_g
         return interval.better(Interval(value, low, low + 0.5 * l_g * error.square())), sensitivity
+
+    @staticmethod
+    def _squared_residuals(saddle: SaddlePoint, at: SaddleSolution, kx: Tensor) -> Tensor:
+        """P^2 + D^2 of the residuals p, in the image and in the rest of x, and d, with their rounding errors."""
+        unit, n = torch.finfo(kx.dtype).eps, saddle.pixels
+        n_x, n_y, n_kx = (per_image_norm(v).double() for v in (at.x, at.y, kx))
+        slope, back = saddle.g.grad(at.x), saddle.operator.transpose(at.y)
+        p, d = slope + back, at.s - kx
+        noise = unit * (saddle.norm * n_y + per_image_norm(slope).double() + saddle.g.smoothness * n_x)
+        dual_noise = unit * (saddle.norm * n_x + n_kx + saddle.f.conjugate_terms(at.y))
+        image, rest = ((per_image_norm(v).double() + noise).square() for v in (p[:, :n], p[:, n:]))
+        dual = (per_image_norm(d).double() + dual_noise).square() / saddle.dual_convexity
+        return image / saddle.image_convexity + rest / saddle.convexity + dual
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
         saddle = self.saddle_point(slice(0, 1))

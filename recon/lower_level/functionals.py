@@ -20,6 +20,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from recon.lower_level.batch import per_image_norm
 from recon.lower_level.curvature import BlockCurvature, Curvature, GroupCurvature
 from recon.lower_level.energy import NotStronglyConvexError
 
@@ -64,6 +65,10 @@ class Functional:
     def fenchel(self, x: Tensor, p: Tensor) -> Tensor:
         """phi(x) + phi*(p) - <x, p> >= 0 per image, zero where p is a subgradient at x; infinite where not known."""
         return x.new_full((len(x),), math.inf, dtype=torch.float64)
+
+    def conjugate_terms(self, p: Tensor) -> Tensor:
+        """The norms of what :meth:`fenchel` adds up to grad phi*(p), per image: its rounding errors follow them."""
+        return p.new_zeros(len(p), dtype=torch.float64)
 
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
         r"""How far phi'' moves along fixed w, per image: kappa, T.
@@ -158,6 +163,14 @@ class Squared(Functional):
         gap = 0.5 * w * (x - best).square() + (w * (best - self.centre) - p) * (x - best)
         return torch.where((x < 0).any(1), math.inf, gap.double().sum(1))
 
+    def conjugate_terms(self, p: Tensor) -> Tensor:
+        if not self.convexity > 0:
+            return super().conjugate_terms(p)
+        scaled = per_image_norm(p / self._weight(p)).double()
+        if isinstance(self.centre, Tensor):
+            return scaled + per_image_norm(self.centre).double()
+        return scaled + abs(self.centre) * math.sqrt(self.size)
+
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
         if self.nonnegative:
             return super().variation(w)
@@ -242,6 +255,9 @@ class Blocks(Functional):
     def fenchel(self, x: Tensor, p: Tensor) -> Tensor:
         pairs = zip(self.parts, self.split(x), self.split(p), strict=True)
         return torch.stack([f.fenchel(a, b) for f, a, b in pairs]).sum(0)
+
+    def conjugate_terms(self, p: Tensor) -> Tensor:
+        return torch.stack([f.conjugate_terms(b) for f, b in zip(self.parts, self.split(p), strict=True)]).norm(dim=0)
 
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
         kappa, lipschitz = zip(*(f.variation(b) for f, b in zip(self.parts, self.split(w), strict=True)), strict=True)

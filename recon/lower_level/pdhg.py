@@ -103,10 +103,14 @@ class Iteration:
         return p, d
 
     def rounding(self) -> tuple[Tensor, Tensor]:
-        """First-order models of the rounding errors in p and d, per image: u (||K|| ||y|| + ||x||/tau) and alike."""
+        """First-order models of the rounding errors in p and d, per image: u (||K|| ||y|| + ||x||/tau) and alike.
+
+        That of d also has the rounding errors of s, which may be the difference of larger terms, y/w and a centre.
+        """
         unit, norm = torch.finfo(self.x.dtype).eps, self.saddle.norm
         x, y = per_image_norm(self.x).double(), per_image_norm(self.y).double()
-        return unit * (norm * y + self.largest[0] * x), unit * (norm * x + self.largest[1] * y)
+        terms = self.saddle.f.conjugate_terms(self.y)
+        return unit * (norm * y + self.largest[0] * x), unit * (norm * x + self.largest[1] * y + terms)
 
     def balance(self, p: Tensor, d: Tensor) -> None:
         """Move tau/sigma, less and less, so that both residuals weigh as much in the certificate (tau sigma stays)."""

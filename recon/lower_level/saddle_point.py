@@ -234,20 +234,21 @@ class SaddlePoint:
     def gap(self, x: Tensor, y: Tensor, kx: Tensor, kty: Tensor) -> Tensor:
         r"""The primal-dual gap G(x, y) = g(x) + f(Kx) + g*(-K^T y) + f*(y) plus its rounding error; may be infinite.
 
-        Where the formula of a Fenchel gap F(v) does not cancel, what remains are the rounding errors of K x, K^T y and
-        x: F, convex in v with an L-Lipschitz gradient, moves by at most sqrt(2 L F) r + L r^2 / 2 for an error r of v.
-        Elsewhere, and without such an L, it is as wrong as its terms are rounded.
+        Where the formula of a Fenchel gap F(v) does not cancel, what remains are the rounding errors of K x, K^T y, x,
+        grad f*(y) and grad g*(-K^T y): F, convex in v with an L-Lipschitz gradient, moves by at most sqrt(2 L F) r +
+        L r^2 / 2 for an error r of v. Elsewhere, and without such an L, it is as wrong as its terms are rounded.
         """
         eps = torch.finfo(x.dtype).eps
         n_x, n_kx, n_kty, n_y = (per_image_norm(v).double() for v in (x, kx, kty, y))
         g, f = self.g.fenchel(x, -kty).clamp_min(0), self.f.fenchel(kx, y).clamp_min(0)
         if self.g.stable_fenchel and self.convexity > 0 and math.isfinite(self.g.smoothness):
             noise = _moved(g, 1 / self.convexity, 4 * eps * (n_kty + self.norm * n_y))
-            noise = noise + _moved(g, self.g.smoothness, 4 * eps * n_x)
+            noise = noise + _moved(g, self.g.smoothness, 4 * eps * (n_x + self.g.conjugate_terms(-kty)))
         else:
             noise = 4 * eps * (x * kty).double().abs().sum(1)
         if self.f.stable_fenchel and math.isfinite(self.f.smoothness):
-            noise = noise + _moved(f, self.f.smoothness, 4 * eps * (n_kx + self.norm * n_x))
+            moved = n_kx + self.norm * n_x + self.f.conjugate_terms(y)
+            noise = noise + _moved(f, self.f.smoothness, 4 * eps * moved)
         else:
             noise = noise + 4 * eps * (kx * y).double().abs().sum(1)
         return torch.where(torch.isfinite(g + f), g + f + noise, math.inf)

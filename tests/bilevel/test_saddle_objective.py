@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,9 +21,12 @@ from recon.bilevel import (
     SaddleObjective,
 )
 from recon.lower_level import (
+    PDHG,
+    FairNorm,
     HuberNorm,
     NotStronglyConvexError,
     OperatorMap,
+    SaddleMap,
     SaddleModel,
     SaddlePoint,
     SmoothedNorm,
@@ -216,3 +220,94 @@ def test_parameters_out_of_range_certify_nothing() -> None:
         of.model.log_weight.fill_(1e4)
     with pytest.raises(NotStronglyConvexError, match="weights of a norm are inf"):
         of.evaluate(Accuracy(1.0, 1.0))
+
+
+class Pixel(SaddleModel):
+    """min_x psi(x) + (mu/2) x^2 + 1/2 (k x - b)^2 for one number x, K = k."""
+
+    def __init__(self, norm: type[SmoothedNorm], mu: float, k: float) -> None:
+        super().__init__()
+        self.norm, self.mu, self.k = norm, mu, k
+        self.log_weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def saddle_point(self, y: Tensor) -> SaddlePoint:
+        g = self.norm((1,), self.log_weight.exp(), 1.0, axis=None, mu=self.mu)
+        return SaddlePoint(Multiple(1, self.k), g, Squared(1, 1.0, y.flatten(1)), (1, 1, 1))
+
+
+class Multiple(SaddleMap):
+    """K x = k x."""
+
+    def __init__(self, size: int, k: float | Tensor) -> None:
+        self.domain_size, self.range_size, self.k, self.norm_bound = (
+            size,
+            size,
+            k,
+            abs(float(torch.as_tensor(k).detach())),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.k * x
+
+    transpose = __call__
+
+    def tensors(self) -> list[tuple[Tensor, float]]:
+        return [(self.k, 1.0)] if isinstance(self.k, Tensor) else []
+
+    def like(self) -> Tensor:
+        return torch.empty(0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("far", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("norm", [SmoothedNorm, FairNorm])
+def test_intervals_hold_between_a_kink_and_far_beyond_it(norm: type[SmoothedNorm], far: float) -> None:
+    """x in the smoothed kink, x^ far away: the Hessian on the way to x^ is nothing like that at x."""
+    mu, k = 1e-3 / far, 0.02 / far**0.5
+    slope = far / (1 + far) if norm is FairNorm else far / (1 + far**2) ** 0.5
+    y = torch.full((1, 1, 1, 1), (slope + mu * far + k * k * far) / k, dtype=torch.float64)  # x^ = far
+    target = torch.full_like(y, 1.01 * far)
+    for limit in (1, 2, 5, 30):
+        at = SaddleObjective(Pixel(norm, mu, k), target, y, solver=PDHG(limit)).evaluate(Accuracy(1e-12, 1e-10))
+        exact = 0.5 * (0.01 * far) ** 2
+        assert at.lower <= exact * (1 + 1e-9)
+        assert at.upper >= exact * (1 - 1e-9)
+
+
+class Learned(SaddleModel):
+    """1/2 ||x - y||^2 + 1/2 ||k x||^2, k learned: x^ = y / (1 + k^2)."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.k = torch.nn.Parameter(torch.tensor(k, dtype=torch.float64))
+
+    def saddle_point(self, y: Tensor) -> SaddlePoint:
+        n = y[0].numel()
+        return SaddlePoint(Multiple(n, self.k), Squared(n, 1.0, y.flatten(1)), Squared(n, 1.0), tuple(y.shape[1:]))
+
+
+@pytest.mark.parametrize("k", [0.5, 0.1])
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_bound_after_a_fixed_number_of_iterations_from_a_warm_start(k: float, iterations: int) -> None:
+    """Y is then not the one that the residual belongs to."""
+    y, target = normal(1, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
+    tight = Accuracy(1e-10, 1e-10)
+    at = SaddleObjective(Learned(0.5), target, y).evaluate(tight)
+    of = SaddleObjective(Learned(k), target, y, piggyback=Piggyback(iterations=iterations))
+    for factor in (1.0, 50.0):
+        found = of.hypergradient(of.evaluate(tight, replace(at, w=factor * at.w)), tight, bound=True)
+        exact = float(((y / (1 + k**2) - target) * y).sum() * -2 * k / (1 + k**2) ** 2)
+        assert abs(float(found.z) - exact) <= found.error * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("k", [1.0, 0.1, 1e-2, 1e-3])
+def test_certificates_in_float32_for_data_far_larger_than_kx(k: float) -> None:
+    """Rounding errors of the data count, not only those of Kx."""
+    b = 1000 * normal(1, 200).float()
+    for w in (3.0, 0.3):
+        saddle = SaddlePoint(Multiple(200, k), Squared(200), Squared(200, w, b), (1, 200, 1), check=False)
+        x = k * w * b.double() / (1 + w * k**2)
+        y = w * (k * x - b.double())
+        for limit in (5, 20, 200):
+            found = PDHG(limit)(saddle, torch.zeros(1, 200), torch.zeros(1, 200), 1e-30)
+            assert float((found.x - x).norm()) <= float(found.error)
+            assert float((found.y - y).norm()) <= float(found.dual_error)

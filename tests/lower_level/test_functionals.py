@@ -224,16 +224,15 @@ def test_small_gaps_of_smoothed_norms_in_single_precision() -> None:
     torch.testing.assert_close(phi.fenchel(x.float(), p.float()), exact, rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("name", ["smoothed", "smoothed_mu", "fair", "fair_mu"])
-def test_the_variation_is_bounded_by_the_bregman_distance(name: str) -> None:
-    """|<(H - phi''(x)) w, e>| <= kappa (phi(x) - phi(x - e) - <grad phi(x - e), e>), H the mean on the segment."""
+@pytest.mark.parametrize("name", ["smoothed", "fair"])
+def test_the_variation_is_bounded_by_the_symmetric_bregman_distance(name: str) -> None:
+    """|<(H - phi''(x)) w, e>| <= kappa <phi'(x) - phi'(x - e), e>, H the mean on the segment from x to x - e."""
     phi, reached = MAKERS[name](), 0.0
     for seed in range(60):
         x, e, w = (normal(3, 12, seed=3 * seed + k, scale=0.4 * 4.0 ** (-(seed % 5))) for k in range(3))
         mean = phi.grad(x) - phi.grad(x - e)  # H e, and H is symmetric
         middle = ((mean - phi.hessian(x)(e)) * w).sum(1).abs()
-        bregman = phi.value(x) - phi.value(x - e) - (phi.grad(x - e) * e).sum(1)
-        limit = phi.variation(w)[0] * bregman
+        limit = phi.variation(w)[0] * (mean * e).sum(1)
         assert bool((middle <= limit + 1e-13).all())
         reached = max(reached, float((middle / limit.clamp_min(1e-12)).max()))
     assert reached > 0.02
