@@ -16,7 +16,7 @@ import yaml
 from models import UNet
 from models.storage import load_reconstructor
 from recon.commands.main import main
-from tests.commands.test_cli import assert_equal, config, read_metrics, recon
+from tests.commands.test_cli import assert_equal, config, finish, read_metrics, recon
 
 __all__ = ["config"]
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -68,8 +68,9 @@ def test_round_trip(supervised: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_kill_and_resume_is_bit_identical(supervised: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     more = ["--model.steps=200", "--trainer.max_epochs=1000"]
-    assert main(["fit", "--config", str(supervised), *more, "--trainer.default_root_dir", str(whole)]) == 0
-    command = ["fit", "--config", str(supervised), *more, "--trainer.default_root_dir", str(killed)]
+    fit = ["fit", "--config", str(supervised), *more, "--trainer.default_root_dir"]
+    finish(*fit, str(whole), folder=tmp_path)
+    command = [*fit, str(killed)]
     process = recon(*command, folder=tmp_path)
     run, last = killed / "version_0", killed / "version_0" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
@@ -80,7 +81,7 @@ def test_kill_and_resume_is_bit_identical(supervised: Path, tmp_path: Path) -> N
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert 2 <= torch.load(last, weights_only=True)["global_step"] < 200
-    assert main([*command, "--ckpt_path", "last"]) == 0
+    finish(*command, "--ckpt_path", "last", folder=tmp_path)
     assert read_metrics(run) == read_metrics(whole / "version_0")
     a, b = (torch.load(r / "checkpoints" / "last.ckpt", weights_only=True) for r in (whole / "version_0", run))
     for part in ("state_dict", "optimizer_states", "supervised"):
