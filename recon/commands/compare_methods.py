@@ -32,7 +32,7 @@ from recon.operators.fbp import FILTERS
 BASELINES = ("fbp", "zero_filled", "tv")
 SCALINGS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
 #: steps of the search for the logarithms of weight and smoothing of TV, and the gain in dB below which it halves them
-STEPS, GAIN = (1.0, 0.5, 0.25), 0.003
+STEPS, GAIN = (1.0, 0.5), 0.01
 #: how far the search goes from where it starts
 FARTHEST = 6.0
 #: mu of TV relative to ||A||^2 where A is not the identity
@@ -136,11 +136,17 @@ def _total_variation(entry: Mapping[str, Any], task: Task, begin: float) -> Meth
     mu = 0.0 if isinstance(task.operator, Identity) else MU * task.operator.norm_bound**2
     mu = float(entry.get("mu", mu))
     tried: dict[tuple[float, float], float] = {}
+    starts: list[Tensor | None] = [None] * len(data)
 
     def value(point: tuple[float, float]) -> float:
-        nonlocal evaluations
+        nonlocal evaluations, starts
         if point not in tried:
-            found = [solve(_fixed_tv(point, y.dtype), task.operator, mu, y, task.accuracy) for _, y in data]
+            found = [
+                solve(_fixed_tv(point, y.dtype), task.operator, mu, y, task.accuracy, start)
+                for (_, y), start in zip(data, starts, strict=True)
+            ]
+            # neighbours have minimizers nearby; those of data that are images may be mirrored at the boundary
+            starts = [None if isinstance(task.operator, Identity) else f.x for f in found]
             evaluations += sum(f.evaluations or 0.0 for f in found) / len(data)
             certified = all(f.error <= task.accuracy for f in found)
             tried[point] = task.mean_psnr([f.x for f in found], data) if certified else -math.inf
@@ -185,15 +191,24 @@ def _balanced(operator: LinearOperator, data: list[tuple[Tensor, Tensor]]) -> fl
 
 
 @torch.no_grad()
-def solve(regularizer: Regularizer, operator: LinearOperator, mu: float, y: Tensor, accuracy: float) -> Found:
+def solve(
+    regularizer: Regularizer,
+    operator: LinearOperator,
+    mu: float,
+    y: Tensor,
+    accuracy: float,
+    start: Tensor | None = None,
+) -> Found:
     """The minimizer for data y of one picture, certified; data that are images are mirrored at the boundary.
+
+    ``start``: a first guess of the minimizer, of what is mirrored.
 
     Raises:
         ValueError: the energy is not strongly convex, or the solver met values that are not finite.
     """
     margin = regularizer.margin if isinstance(operator, Identity) else 0
     energy = Energy(mirrored(y, margin), regularizer, operator, mu=mu)
-    solution = LBFGS()(energy, first_guess(energy.operator, energy.y), accuracy)
+    solution = LBFGS()(energy, first_guess(energy.operator, energy.y) if start is None else start, accuracy)
     if Status(int(solution.status[0])) is Status.NOT_FINITE:
         raise ValueError(f"{type(regularizer).__name__}: the energy has values that are not finite")
     if margin:
