@@ -16,7 +16,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from datasets import DenoisingDataModule
+from datasets import DenoisingDataModule, TomographyDataModule
+from datasets.images import PatientSource
 from models import FieldsOfExperts, LearnedTV, TotalVariation, UNet
 from models.setting import describe_setting
 from models.storage import save_regularizer
@@ -24,6 +25,7 @@ from recon.commands import compare
 from recon.commands.compare_methods import Task, baseline, solve
 from recon.commands.main import main
 from recon.operators import Identity
+from tests.commands.slices import write_slice
 
 SIDE, SIGMA = 16, 0.1
 
@@ -276,6 +278,55 @@ def test_tomography_with_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert resumed["sha256"] == whole
     assert resumed["metadata"]["training"]["iterations"] == 4
     assert [p.name for p in run.parent.iterdir()] == ["version_0"]
+
+
+def test_patients_of_the_test_are_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("astra")
+    pydicom = pytest.importorskip("pydicom")
+    monkeypatch.chdir(tmp_path)
+
+    def write_patient(path: Path, name: str) -> None:
+        write_slice(path)
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID = name
+        dataset.save_as(path)
+
+    for name in "abcdef":
+        write_patient(tmp_path / "scans" / f"{name}.dcm", name)
+    write_patient(tmp_path / "more" / "scan.dcm", "a")
+    arguments: dict[str, Any] = {"train": "scans", "fractions": [0.5, 0.25, 0.25], "size": 16, "views": 4}
+    content: dict[str, Any] = {
+        "data": {"class_path": "datasets.TomographyDataModule", "init_args": arguments},
+        "methods": {"m": {"model": "m.safetensors"}},
+    }
+
+    def described(**changes: Any) -> None:
+        data = TomographyDataModule(**(arguments | changes))
+        setting = describe_setting(data.operator, data)
+        save_regularizer(UNet(scales=2, channels=2), tmp_path / "m", {"setting": setting})
+
+    def compared() -> int:
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+        return main(["compare", "--config", "c.yaml", "--output", "out"])
+
+    # the model was trained on other patients of the same folder
+    described(seed=1)
+    assert compared() == 1
+    assert "another split of scans, perhaps on patients of the test: seed is 1 there, but 0" in capsys.readouterr().err
+    described()
+    assert compared() == 0, capsys.readouterr().err
+    # the only patient of the test is in the whole folder, too, but as another slice
+    data = TomographyDataModule(**arguments)
+    train = data._source("scans", "train")
+    assert isinstance(train, PatientSource)
+    write_patient(tmp_path / "more" / "scan.dcm", train.patients[0])
+    arguments |= {"test": "more"}
+    described()
+    assert compared() == 1
+    text = capsys.readouterr().err
+    assert f"1 patients or pictures of the test are in the training data, too, e.g. {train.patients[0]}" in text
 
 
 def test_configurations_name_files_that_exist() -> None:
