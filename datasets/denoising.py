@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.arguments import check_counts, check_side, torch_dtype
-from datasets.images import BuiltinImages, ImageFolder, Images, ImageSource, Split, stack_images
+from datasets.images import BuiltinImages, ImageFolder, Images, ImageSource, PatientSource, Split, stack_images
 from datasets.measurements import (
     MeasuredImages,
     Measurement,
@@ -145,6 +145,23 @@ class DenoisingDataModule(pl.LightningDataModule):
             return list(self._val_source.names)
         source = self._test_source if stage == "test" else self._predict_source
         return list(source.names)
+
+    @property
+    def knows_patients(self) -> bool:
+        """Whether the training pictures belong to patients."""
+        return isinstance(self._source(self.train, "train"), PatientSource)
+
+    def shared_with_test(self, part: Literal["train", "val"]) -> list[str]:
+        """Patients of ``part`` that are in the test data, too, where patients are known; else such pictures.
+
+        Pictures are the same if all their values are. A comparison on such test data says nothing.
+        """
+        source = self._val_source if part == "val" else self._source(self.train, "train").subset(0, self.limit)
+        if isinstance(source, PatientSource) and isinstance(self._test_source, PatientSource):
+            return sorted(set(source.patients) & set(self._test_source.patients))
+        tested = {(tuple(image.shape), image.numpy().tobytes()) for image in self._test_source}
+        pictures = zip(source.names, source, strict=True)
+        return [name for name, image in pictures if (tuple(image.shape), image.numpy().tobytes()) in tested]
 
     def description(self) -> dict[str, Any]:
         """What the data are, in plain values, for the file of a model that was trained on them.

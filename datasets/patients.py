@@ -29,6 +29,10 @@ class PatientDataModule(DenoisingDataModule):
     def _patient_source(self, path: Path) -> PatientSource | None:
         """The pictures of a path that holds patients; None of any other path."""
 
+    @property
+    def knows_patients(self) -> bool:
+        return self._train_patients is not None
+
     def _source(self, path: str | None, split: Split) -> ImageSource:
         if path is None:
             path = self._default(split)

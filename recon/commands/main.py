@@ -11,7 +11,7 @@ from collections.abc import Callable
 from recon.commands.errors import sentence
 
 TRAINING = ("fit", "validate", "test", "predict")
-OTHERS = ("reconstruct", "demo", "reproduce", "cache")
+OTHERS = ("reconstruct", "compare", "demo", "reproduce", "cache")
 
 USAGE = """usage: recon COMMAND [OPTIONS]
 
@@ -23,6 +23,7 @@ commands:
   test         measure it on the test set
   predict      reconstruct the data of the configuration
   reconstruct  reconstruct files with a trained regularizer
+  compare      methods on the same test images:  recon compare --config configs/ct/compare_quick.yaml
   demo         learn, reconstruct and compare, on built-in images
   reproduce    compute and draw a figure:        recon reproduce tv-discretisation --scale quick
   cache        list or clear the projector matrices kept on disk: recon cache list
@@ -51,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _command(name)(rest)
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(name)
     except SystemExit as stop:
         # Lightning answers an interrupt with exit(1), argparse ends --help with exit(0)
         if isinstance(stop.__context__, KeyboardInterrupt):
-            return _interrupted()
+            return _interrupted(name)
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except (ValueError, OSError, argparse.ArgumentError, _misconfiguration()) as error:
         if debug:
@@ -70,6 +71,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from recon.commands import reconstruct
 
         return reconstruct.main
+    if name == "compare":
+        from recon.commands import compare
+
+        return compare.main
     if name == "demo":
         from recon.commands import demo
 
@@ -97,6 +102,9 @@ def _misconfiguration() -> type[Exception]:
     return MisconfigurationException
 
 
-def _interrupted() -> int:
-    print("recon: interrupted; `recon fit ... --ckpt_path last` goes on from the last checkpoint", file=sys.stderr)
+def _interrupted(name: str) -> int:
+    again = "`recon fit ... --ckpt_path last` goes on from the last checkpoint"
+    if name in ("compare", "reproduce"):
+        again = "the same command goes on with what is not finished"
+    print(f"recon: interrupted; {again}", file=sys.stderr)
     return 130

@@ -14,6 +14,7 @@ from recon.bilevel import DivergedError, Progress, Record
 from recon.commands import reproduce
 from recon.commands.figures import tv_discretisation as tv
 from recon.commands.main import main
+from recon.commands.tables import claim, read
 
 FIGURES = ("reconstructions.png", "filters.png", "training.png", "sensitivity.png")
 
@@ -56,16 +57,16 @@ def test_tv_discretisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_folder_of_other_settings_and_a_table_that_was_cut_off(tmp_path: Path) -> None:
-    tv.claim(tmp_path, {"scale": "quick", "budget": 1.0})
-    tv.claim(tmp_path, {"scale": "quick", "budget": 1.0})
+    claim(tmp_path, {"scale": "quick", "budget": 1.0})
+    claim(tmp_path, {"scale": "quick", "budget": 1.0})
     with pytest.raises(ValueError, match=r"holds results of other settings \(budget\); choose another folder"):
-        tv.claim(tmp_path, {"scale": "quick", "budget": 2.0})
+        claim(tmp_path, {"scale": "quick", "budget": 2.0})
     (tmp_path / "settings.json").write_text('{"scale": "qu')
     with pytest.raises(ValueError, match=r"settings.json: is no JSON file"):
-        tv.claim(tmp_path, {"scale": "quick"})
+        claim(tmp_path, {"scale": "quick"})
     (tmp_path / "results.csv").write_text("method,psnr\nstandard,27.4\nfix")
     with pytest.raises(ValueError, match=r"results.csv: was cut off"):
-        tv.read(tmp_path / "results.csv")
+        read(tmp_path / "results.csv")
 
 
 def test_a_run_that_diverges_is_a_row_and_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ def test_a_run_that_diverges_is_a_row_and_no_point(tmp_path: Path, monkeypatch: 
     tv.sensitivity(size, data, tmp_path)
     found = rows(tmp_path / "sensitivity.csv")
     assert [(r["step"], r["psnr"]) for r in found] == [("0.001", "28.0"), ("0.01", "nan")]
-    legend = tv._sensitivity(tv.read(tmp_path / "sensitivity.csv")).legends[0]
+    legend = tv._sensitivity(read(tmp_path / "sensitivity.csv")).legends[0]
     assert [t.get_text() for t in legend.get_texts()] == ["non-adaptive, 10 iterations (diverged: 0.01)"]
 
 

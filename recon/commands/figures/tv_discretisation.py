@@ -9,9 +9,7 @@ nothing of which method is better: the held-out pictures are of another kind, an
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import math
 import os
 import time
@@ -32,6 +30,7 @@ from datasets import DenoisingDataModule
 from models import LearnedTV
 from models.storage import load_model, save_regularizer
 from recon.bilevel import MAID, Accuracy, DivergedError, InexactAdam, NegativePSNR, Piggyback, Record, SaddleObjective
+from recon.commands.tables import claim, read, table
 from recon.files import write_files
 from recon.lower_level import PDHG, NotStronglyConvexError
 from recon.metrics import psnr
@@ -134,26 +133,6 @@ def run(scale: str, output: Path) -> None:
     train(SCALES[scale], data, output)
     sensitivity(SCALES[scale], data, output)
     plot(output)
-
-
-def claim(output: Path, settings: Mapping[str, Any]) -> None:
-    """Write ``settings`` into the folder, or see that they are those of the results in it.
-
-    Raises ``ValueError`` if they are not.
-    """
-    path, mine = output / "settings.json", json.loads(json.dumps(settings))
-    if not path.is_file():
-        write_files({path: json.dumps(mine, indent=2).encode()})
-        return
-    try:
-        theirs = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON file ({error}); delete the folder, or choose another one") from error
-    if theirs != mine:
-        names = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
-        raise ValueError(
-            f"{output}: holds results of other settings ({', '.join(sorted(names))}); choose another folder"
-        )
 
 
 def train(size: Scale, data: Data, output: Path) -> None:
@@ -285,15 +264,6 @@ def sensitivity(size: Scale, data: Data, output: Path) -> None:
         write_files({path: table(rows)})
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """CSV with a line of names."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
-
-
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -313,17 +283,6 @@ def plot(output: Path) -> None:
     save_figure(_filters(output), output / "filters.png")
     save_figure(_training(read(output / "training.csv")), output / "training.png")
     save_figure(_sensitivity(read(output / "sensitivity.csv")), output / "sensitivity.png")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a CSV file.
-
-    Raises ``ValueError`` if it was cut off.
-    """
-    rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    if not rows or any(None in row.values() or None in row for row in rows):
-        raise ValueError(f"{path}: was cut off; delete it to compute it again")
-    return rows
 
 
 def _reconstructions(output: Path) -> Figure:

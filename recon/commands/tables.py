@@ -1,0 +1,52 @@
+"""Tables of numbers as CSV, and folders that hold results of one choice of settings only."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recon.files import write_files
+
+
+def claim(output: Path, settings: Mapping[str, Any]) -> None:
+    """Write ``settings`` into the folder, or see that they are those of the results in it.
+
+    Raises ``ValueError`` if they are not.
+    """
+    path, mine = output / "settings.json", json.loads(json.dumps(settings))
+    if not path.is_file():
+        write_files({path: json.dumps(mine, indent=2).encode()})
+        return
+    try:
+        theirs = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is no JSON file ({error}); delete the folder, or choose another one") from error
+    if theirs != mine:
+        names = [name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
+        raise ValueError(
+            f"{output}: holds results of other settings ({', '.join(sorted(names))}); choose another folder"
+        )
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """CSV with a line of names."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue().encode()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file.
+
+    Raises ``ValueError`` if it was cut off.
+    """
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    if not rows or any(None in row.values() or None in row for row in rows):
+        raise ValueError(f"{path}: was cut off; delete it to compute it again")
+    return rows
