@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from models.reconstructor import Reconstructor
+from models.shipped import locate
 from recon.files import write_files
 from recon.lower_level import Recreatable, Regularizer, SaddleModel
 
@@ -107,8 +108,8 @@ def load_reconstructor(path: str | Path) -> tuple[Reconstructor, dict[str, Any]]
 def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     """Read a regularizer, a saddle-point model or a reconstructor, on the CPU, and its metadata.
 
-    ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), or a Lightning
-    checkpoint (``.ckpt``) of :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of
+    ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), the name of a
+    model that comes with the library (:func:`models.shipped.names`), or a Lightning checkpoint (``.ckpt``) of :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of
     ``operator`` and ``fidelity``, or of :class:`models.supervised.SupervisedModule`, with the entry ``setting``.
 
     The module that the class is imported from is executed, as by any ``import``; only subclasses of
@@ -116,11 +117,11 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     :class:`models.reconstructor.Reconstructor` are instantiated, and checkpoints are read with ``weights_only=True``.
 
     Raises:
-        FileNotFoundError: one of the files is missing.
+        FileNotFoundError: one of the files is missing, or no model has that name.
         ModelFileError: (a ValueError) a file is of another kind, truncated, of another model, or names a class that
             is unknown or not a regularizer.
     """
-    path = Path(path)
+    path = locate(path)
     if path.suffix == CHECKPOINT:
         return _load_checkpoint(path)
     weights, description = _paths(path)
@@ -145,7 +146,7 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
 def pretrained(path: str | Path) -> Regularizer | SaddleModel:
     """The model in a file that :func:`load_model` reads: what a configuration starts from to train on.
 
-    In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE}}``.
+    In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE_OR_NAME}}``.
     """
     model = load_model(path)[0]
     if isinstance(model, Reconstructor):

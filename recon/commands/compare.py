@@ -3,7 +3,7 @@
 The configuration has ``data`` as those of ``recon fit``, and ``methods``, which maps names to one of
 
     {baseline: fbp | zero_filled | tv}   with the filter, or the weight, that is best on validation data
-    {model: FILE.safetensors}            trained before for this operator and noise
+    {model: FILE.safetensors or NAME}    trained before for this operator and noise
     {config: FILE.yaml}                  trained by ``recon fit`` on the data of the comparison
 
 with paths relative to the configuration. Operator, data, noise and measures are the same for all methods, and so is the
@@ -28,6 +28,7 @@ from rich.console import Console
 
 from datasets import DenoisingDataModule
 from models.checkpointing import checksum
+from models.shipped import locate
 from recon.commands.compare_methods import Method, Task, baseline, check_baseline, load_method
 from recon.commands.compare_results import Result, measure, save, saved, write_pictures, write_tables
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
@@ -190,7 +191,7 @@ def check(comparison: Comparison, task: Task) -> None:
         if "baseline" in entry:
             check_baseline(entry["baseline"], task.operator)
         elif "model" in entry:
-            load_method(comparison.folder / entry["model"], task, entry.get("unchecked", False))
+            load_method(locate(entry["model"], comparison.folder), task, entry.get("unchecked", False))
 
 
 def identity(comparison: Comparison, name: str) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def identity(comparison: Comparison, name: str) -> dict[str, Any]:
     """
     entry = comparison.methods[name]
     if "model" in entry:
-        file = comparison.folder / entry["model"]
+        file = locate(entry["model"], comparison.folder)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; `model` of {name} is the safetensors of a trained model")
         # mu and what else belongs to a model are in the file beside it
@@ -226,7 +227,7 @@ def make_method(name: str, comparison: Comparison, task: Task, output: Path) -> 
     if "baseline" in entry:
         return baseline(entry, task)
     if "model" in entry:
-        return load_method(comparison.folder / entry["model"], task, entry.get("unchecked", False))
+        return load_method(locate(entry["model"], comparison.folder), task, entry.get("unchecked", False))
     return load_method(_trained(_training(comparison, comparison.folder / entry["config"]), output / name), task)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from recon.commands.errors import sentence
 
 TRAINING = ("fit", "validate", "test", "predict")
-OTHERS = ("reconstruct", "compare", "demo", "reproduce", "cache")
+OTHERS = ("reconstruct", "compare", "models", "demo", "reproduce", "cache")
 
 USAGE = """usage: recon COMMAND [OPTIONS]
 
@@ -24,6 +24,7 @@ commands:
   predict      reconstruct the data of the configuration
   reconstruct  reconstruct files with a trained regularizer
   compare      methods on the same test images:  recon compare --config configs/ct/compare_quick.yaml
+  models       list the trained models that come with the library, or show a card: recon models NAME
   demo         learn, reconstruct and compare, on built-in images
   reproduce    compute and draw a figure:        recon reproduce tv-discretisation --scale quick
   cache        list or clear the projector matrices kept on disk: recon cache list
@@ -75,6 +76,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from recon.commands import compare
 
         return compare.main
+    if name == "models":
+        from recon.commands import models
+
+        return models.main
     if name == "demo":
         from recon.commands import demo
 

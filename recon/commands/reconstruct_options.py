@@ -112,7 +112,7 @@ def _add_files(made: argparse.ArgumentParser) -> None:
     made.add_argument("--output", required=True, help="folder, made if it is missing")
     made.add_argument("--task", choices=TASKS, help="guessed from the files; pictures are denoised by default")
     made.add_argument("--method", choices=METHODS, help="without a model: filtered back-projection, zero-filled, or TV")
-    made.add_argument("--model", help="trained regularizer: .safetensors with its .json, or .ckpt")
+    made.add_argument("--model", help="trained: .safetensors with its .json, .ckpt, or a name of `recon models`")
     made.add_argument("--reference", help="true image to compare with; for images also a folder with the same names")
     made.add_argument("--index", type=int, default=0, help="slice or detector row in the file (default: 0)")
 
