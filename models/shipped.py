@@ -31,7 +31,7 @@ def locate(model: str | Path, folder: Path = Path()) -> Path:
     """
     given = Path(model)
     path = folder / given
-    is_path = str(given) != given.name or given.suffix in _SUFFIXES
+    is_path = str(model) != given.name or given.suffix in _SUFFIXES  # ./NAME is a path, and loses its dot in Path
     if is_path or path.is_file() or path.with_name(path.name + _WEIGHTS).is_file():
         return path
     return FOLDER / (_known(given.name) + _WEIGHTS)

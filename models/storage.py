@@ -109,8 +109,9 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     """Read a regularizer, a saddle-point model or a reconstructor, on the CPU, and its metadata.
 
     ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), the name of a
-    model that comes with the library (:func:`models.shipped.names`), or a Lightning checkpoint (``.ckpt``) of :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of
-    ``operator`` and ``fidelity``, or of :class:`models.supervised.SupervisedModule`, with the entry ``setting``.
+    model that comes with the library (:func:`models.shipped.names`), or a Lightning checkpoint (``.ckpt``): of
+    :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of ``operator`` and ``fidelity``,
+    or of :class:`models.supervised.SupervisedModule`, with the entry ``setting``.
 
     The module that the class is imported from is executed, as by any ``import``; only subclasses of
     :class:`recon.lower_level.Regularizer`, :class:`recon.lower_level.SaddleModel` and
