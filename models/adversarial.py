@@ -23,6 +23,9 @@ from recon.operators import Identity, LinearOperator
 
 log = logging.getLogger(__name__)
 
+#: accuracy of trials of the weight, relative to that of reconstructions
+TRIAL_ACCURACY = 4.0
+
 
 class AdversarialModule(BilevelModule):
     r"""Learns R as a critic: C = R / lambda is small on true images, large on naive reconstructions, 1-Lipschitz.
@@ -148,6 +151,8 @@ class AdversarialModule(BilevelModule):
     def tune_weight(self, x: Tensor, y: Tensor) -> float:
         """Multiply the weight with the largest mean PSNR into R; x are true images of data y, one at least.
 
+        Trials start where the last one ended, and need not be as accurate as reconstructions (``TRIAL_ACCURACY``).
+
         Returns:
             The weight, and keeps it in ``weight``, what was tried in ``trials``, and how many steps of descent were
             best in ``descent_iterations``.
@@ -165,11 +170,16 @@ class AdversarialModule(BilevelModule):
         untuned, first = scale.detach().clone(), self.weight
         self._untuned = untuned
         best_steps: dict[float, int] = {}
+        last: Tensor | None = None
 
         def quality(weight: float) -> float:
+            nonlocal last
             scale.copy_(untuned + math.log(weight / first))
-            if self._certifiable(y):
-                return float(metrics.psnr(self.display(self.reconstruct(y).x), self.display(x)).mean())
+            energy, start = self._energy(y)
+            if energy.strong_convexity > 0:
+                accuracy = TRIAL_ACCURACY * self.reconstruction_accuracy
+                last = self.solver(energy, start if last is None else last, accuracy).x
+                return float(metrics.psnr(self.display(self._inside(last, y)), self.display(x)).mean())
             steps = self._psnr_of_descent(x, y)
             best_steps[weight] = max(1, max(range(len(steps)), key=steps.__getitem__))
             return steps[best_steps[weight]]
@@ -204,9 +214,6 @@ class AdversarialModule(BilevelModule):
         """Without the mirrored boundary."""
         margin = self.regularizer.margin if self.operator is None or isinstance(self.operator, Identity) else 0
         return z[..., margin : margin + y.shape[2], margin : margin + y.shape[3]] if margin else z
-
-    def _certifiable(self, y: Tensor) -> bool:
-        return self._energy(y)[0].strong_convexity > 0
 
     @torch.no_grad()
     def reconstruct(self, y: Tensor) -> Reconstruction:

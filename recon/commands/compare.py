@@ -41,6 +41,8 @@ METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked"}, "config": set[str]()}
 #: certified ||x - x^|| by default, relative to the root of the number of values of a picture
 ACCURACY = 4e-3
 TRAINING = "training"
+#: of the data, that the command line can name
+FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError: a file is missing, or the output cannot be written.
     """
     args = _parser().parse_args(argv)
-    comparison = read_comparison(args.config, args.train)
+    folders = {name: getattr(args, name) for name in FOLDERS if getattr(args, name) is not None}
+    comparison = read_comparison(args.config, folders)
     output = args.output if args.output is not None else Path("outputs") / "compare" / args.config.stem
     task = make_task(comparison)
     entries = {name: identity(comparison, name) for name in comparison.methods}
@@ -101,8 +104,8 @@ def _result(name: str, comparison: Comparison, task: Task, output: Path) -> Resu
 # --- configuration ---------------------------------------------------------------------------------------------------
 
 
-def read_comparison(path: Path, train: str | None = None) -> Comparison:
-    """The configuration in a YAML file; ``train`` replaces that of the data.
+def read_comparison(path: Path, folders: Mapping[str, str] | None = None) -> Comparison:
+    """The configuration in a YAML file; ``folders`` (train, val, test) replace those of the data.
 
     Raises:
         ValueError: it is no such configuration.
@@ -120,8 +123,7 @@ def read_comparison(path: Path, train: str | None = None) -> Comparison:
     for name, entry in methods.items():
         _check_entry(path, name, entry)
     data = {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
-    if train is not None:
-        data["init_args"]["train"] = train
+    data["init_args"] |= folders or {}
     numbers: dict[str, Any] = {key: content[key] for key in ("accuracy", "validation_images", "show") if key in content}
     _check_numbers(path, numbers)
     return Comparison(path.parent, data, methods, **numbers)
@@ -283,6 +285,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recon compare", description="Compare methods on the same test images.")
     parser.add_argument("--config", type=Path, required=True, help="YAML with `data` and `methods`")
-    parser.add_argument("--train", help="folder of training data, instead of that of the configuration")
+    for name, word in FOLDERS.items():
+        parser.add_argument(f"--{name}", help=f"folder of {word} data, instead of that of the configuration")
     parser.add_argument("--output", type=Path, help="folder (default: outputs/compare/NAME_OF_CONFIG)")
     return parser
