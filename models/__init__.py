@@ -8,7 +8,7 @@ from models.icnn_iteration import NetworkIteration
 from models.icnn_saddle import ICNNSaddle, PrimalDual
 from models.learned_primal_dual import LearnedPrimalDual
 from models.learned_tv import LearnedTV
-from models.storage import pretrained, pretrained_reconstructor
+from models.storage import pretrained, pretrained_reconstructor, pretrained_saddle_model
 from models.total_variation import TotalVariation
 from models.unet import UNet
 
@@ -27,4 +27,5 @@ __all__ = [
     "WeaklyConvexRidge",
     "pretrained",
     "pretrained_reconstructor",
+    "pretrained_saddle_model",
 ]

@@ -144,14 +144,19 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     return regularizer, head["metadata"]
 
 
-def pretrained(path: str | Path) -> Regularizer | SaddleModel:
-    """The model in a file that :func:`load_model` reads: what a configuration starts from to train on.
+def pretrained(path: str | Path) -> Regularizer:
+    """The regularizer in a file that :func:`load_model` reads: what a configuration starts from to train on.
 
     In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE_OR_NAME}}``.
     """
+    return load_regularizer(path)[0]
+
+
+def pretrained_saddle_model(path: str | Path) -> SaddleModel:
+    """The saddle-point model in a file that :func:`load_model` reads; like ``pretrained``."""
     model = load_model(path)[0]
-    if isinstance(model, Reconstructor):
-        raise ModelFileError(f"{path}: holds a {type(model).__name__}; networks are for pretrained_reconstructor")
+    if not isinstance(model, SaddleModel):
+        raise ModelFileError(f"{path}: holds a {type(model).__name__}, but this needs a saddle-point model")
     return model
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from jsonargparse import ArgumentParser
 
-from models import TotalVariation, shipped
+from models import FieldsOfExperts, TotalVariation, shipped
 from models.storage import load_model, save_regularizer
 from recon.commands.main import main
+from recon.lower_level import Regularizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,3 +87,12 @@ def test_wheel_holds_models_and_cards(tmp_path: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
     for name in shipped.names():
         assert held >= {f"models/pretrained/{name}{suffix}" for suffix in (".safetensors", ".json", ".md")}
+
+
+def test_configurations_start_from_a_name() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--regularizer", type=Regularizer)
+    given = {"regularizer": {"class_path": "models.pretrained", "init_args": {"path": "foe_bsd"}}}
+    made = parser.instantiate_classes(parser.parse_object(given)).regularizer
+    assert isinstance(made, FieldsOfExperts)
+    torch.testing.assert_close(dict(made.state_dict()), dict(load_model("foe_bsd")[0].state_dict()))
