@@ -14,7 +14,7 @@ from recon.bilevel import Progress, Record
 from recon.lower_level import DataFidelity, Regularizer, SquaredL2, over_image, per_image_norm
 from recon.operators import Identity, LinearOperator
 
-#: of the filtered back-projections that the critic learns to tell from true images. Without a window they have the noise
+#: of the back-projections that the critic learns to tell from true images. Without a window they have the noise
 #: that inverting A amplifies; with one, critics learn little but streaks, and reconstructions are noisier than FBP.
 CRITIC_FILTER = "ram-lak"
 
