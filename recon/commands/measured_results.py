@@ -19,9 +19,10 @@ from datasets.dicom_output import write_dicom
 from datasets.physics import attenuation_to_hu
 from models import TotalVariation
 from recon.commands.measured_picture import measured_figure
+from recon.commands.networks import STATUS, Network
 from recon.commands.problem import Problem
 from recon.commands.regularized import Reconstruction
-from recon.commands.results import finite, words
+from recon.commands.results import count, finite, words
 from recon.commands.saddle_solver import SaddleSolver
 from recon.files import write_files
 from recon.lower_level import Status
@@ -70,7 +71,7 @@ class MeasuredResult:
     error: float | None = None
     error_relative: float | None = None
     error_rms_per_pixel: float | None = None
-    evaluations: int = 0
+    evaluations: int | None = 0
     evaluations_choosing: int = 0
     psnr: float | None = None
     ssim: float | None = None
@@ -78,6 +79,7 @@ class MeasuredResult:
     baseline_ssim: float | None = None
     psnr_convention: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @staticmethod
     def of_baseline(problem: Problem, method: str, seconds: float) -> MeasuredResult:
@@ -137,6 +139,32 @@ class MeasuredResult:
             evaluations_choosing=choice.evaluations,
             seconds=round(seconds, 2),
             details=dict(problem.details),
+            **quality(problem.baseline, problem.reference, "baseline_"),
+            **quality(image, problem.reference),
+        )
+
+    @staticmethod
+    def of_network(
+        problem: Problem, network: Network, x: Tensor, image: Tensor, warnings: list[str], seconds: float
+    ) -> MeasuredResult:
+        """The entry of what a network returned, x, and ``image``, the same in the unit of the result."""
+        return MeasuredResult(
+            name=problem.name,
+            data=str(problem.data),
+            method="model",
+            model=network.file,
+            regularizer=network.name,
+            shape=list(image.shape),
+            unit=problem.unit,
+            status=STATUS,
+            simulated=problem.simulated,
+            noise=problem.noise * problem.scale,
+            noise_rule=problem.noise_rule,
+            residual=problem.residual(x) * problem.scale,
+            evaluations=None,
+            seconds=round(seconds, 2),
+            details=dict(problem.details),
+            warnings=warnings,
             **quality(problem.baseline, problem.reference, "baseline_"),
             **quality(image, problem.reference),
         )
@@ -238,7 +266,7 @@ def measured_table(results: list[MeasuredResult]) -> Table:
     for r in results:
         ratio = None if r.residual is None or not r.noise else r.residual / r.noise
         error = "–" if r.error_relative is None else f"{100 * r.error_relative:.2g} %"
-        evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else str(r.evaluations)
+        evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else count(r.evaluations)
         if r.baseline_psnr is not None:
             plain = "fbp" if "geometry" in r.details else "zero_filled"
             table.add_row(escape(r.name), plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")

@@ -24,6 +24,9 @@ from torch import Tensor
 from datasets import DataError, read_dicom, read_image, write_dicom
 from datasets.dicom import holds_dicom
 from datasets.physics import MAX_HU
+from models.reconstructor import Reconstructor
+from models.storage import load_model
+from recon.commands.networks import STATUS, Network
 from recon.commands.pictures import picture_files
 from recon.commands.problem import Problem, Weighted
 from recon.commands.regularized import (
@@ -31,11 +34,20 @@ from recon.commands.regularized import (
     Settings,
     Watch,
     certificate,
-    load_variational,
+    check_variational,
     metadata_mu,
     reconstruct,
 )
-from recon.commands.results import Result, finite, output_files, quality, results_table, words, write_result
+from recon.commands.results import (
+    Result,
+    finite,
+    output_files,
+    print_warnings,
+    quality,
+    results_table,
+    words,
+    write_result,
+)
 from recon.commands.weight import image_noise
 from recon.files import prepare_folder, write_files
 from recon.lower_level import Energy, NotStronglyConvexError, Regularizer, SaddleModel, Status, cropped, mirrored
@@ -43,6 +55,8 @@ from recon.metrics import psnr
 from recon.operators import Identity
 
 REPORT = "report.json"
+#: what denoises; None is total variation
+Model = Regularizer | SaddleModel | Network | None
 #: certified by default, ||x - x^|| of the whole image
 ACCURACY = 1e-2
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
@@ -74,16 +88,23 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--index is {args.index}, but an image file holds one image, 0")
     if args.choose == "sweep" and args.reference is None:
         raise ValueError("--choose sweep compares with a reference; give --reference, or --choose discrepancy")
-    args.accuracy = ACCURACY if args.accuracy is None else args.accuracy
-    model: Regularizer | SaddleModel | None = None
+    model, metadata = load_model(args.model) if args.model else (None, {})
     mu = args.mu
-    if args.model:
-        model, metadata = load_variational(args.model, Settings.of(args))
+    if isinstance(model, Reconstructor):
+        return _run(args, Network.of(model, metadata, args), None)
+    args.accuracy = ACCURACY if args.accuracy is None else args.accuracy
+    args.dtype = args.dtype or "float64"
+    if model is not None:
+        check_variational(model, Settings.of(args), args)
         trained = _denoising_mu(metadata, args.model)
         model.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         if isinstance(model, Regularizer):
             mu = args.mu or trained
             _require_strong_convexity(model, mu, args.weight or 1.0, args.model)
+    return _run(args, model, mu)
+
+
+def _run(args: argparse.Namespace, model: Model, mu: float | None) -> int:
     jobs = _jobs([Path(p) for p in args.data], args.reference)
     _check_output(Path(args.output), [*(j.data for j in jobs), *(j.reference for j in jobs if j.reference)], jobs)
     for job in jobs:  # everything is readable before anything is computed
@@ -93,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _finish(results: list[Result], mu: float, certified: str, args: argparse.Namespace) -> int:
     """Write the report, show the table, and name what did not reach its accuracy."""
-    failed = [r for r in results if r.status != words(Status.CONVERGED)]
+    failed = [r for r in results if r.status not in (words(Status.CONVERGED), STATUS)]
     report = {
         "task": "denoising",
         "method": args.method or "model",
@@ -111,6 +132,7 @@ def _finish(results: list[Result], mu: float, certified: str, args: argparse.Nam
     }
     write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
     Console().print(results_table(results))
+    print_warnings(results)
     if failed:
         print(
             f"recon reconstruct: {len(failed)} of {len(results)} images did not reach the accuracy {args.accuracy:g}: "
@@ -188,9 +210,7 @@ def _image(path: Path, gray: bool = False) -> Tensor:
     return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
 
 
-def _reconstruct_all(
-    jobs: list[Job], model: Regularizer | SaddleModel | None, mu: float | None, args: argparse.Namespace
-) -> list[Result]:
+def _reconstruct_all(jobs: list[Job], model: Model, mu: float | None, args: argparse.Namespace) -> list[Result]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -207,7 +227,10 @@ def _reconstruct_all(
             def watch(phase: str, evaluation: int, error: float) -> None:
                 progress.update(task, evaluation=evaluation, error=f"{error:.1e}")
 
-            results.append(_reconstruct(job, model, mu, args, watch))
+            if isinstance(model, Network):
+                results.append(_by_network(job, model, args))
+            else:
+                results.append(_reconstruct(job, model, mu, args, watch))
             progress.advance(task)
     return results
 
@@ -281,7 +304,43 @@ def _reconstruct(
         evaluations_choosing=made.choice.evaluations,
         **({} if target is None else quality(x, y, target)),
     )
+    _write(result, job, x, y, target, args)
+    return result
+
+
+def _by_network(job: Job, network: Network, args: argparse.Namespace) -> Result:
+    y, target = _read(job)
+    start = time.perf_counter()
+    problem = _problem(job, y[None].to(args.device, DTYPES[args.dtype]), 0, args.noise)
+    found, warnings = network(problem)
+    x, seconds = found[0].cpu(), time.perf_counter() - start
+    result = Result(
+        name=job.name,
+        data=str(job.data),
+        reference=str(job.reference) if job.reference else None,
+        shape=list(y.shape),
+        status=STATUS,
+        error=None,
+        error_rms_per_pixel=None,
+        evaluations=None,
+        seconds=round(seconds, 3),
+        regularizer=network.name,
+        strong_convexity=None,
+        weight=None,
+        weight_rule=None,
+        weight_trials=[],
+        noise=problem.noise,
+        noise_rule=problem.noise_rule,
+        residual=problem.residual(found),
+        evaluations_choosing=0,
+        warnings=warnings,
+        **({} if target is None else quality(x, y, target)),
+    )
+    _write(result, job, x, y, target, args)
+    return result
+
+
+def _write(result: Result, job: Job, x: Tensor, y: Tensor, target: Tensor | None, args: argparse.Namespace) -> None:
     write_result(Path(args.output), result, x, y, target)
     if holds_dicom(job.data):
         write_dicom(Path(args.output) / f"{job.name}.dcm", _HU_RANGE * x[0] + _HU_ZERO, job.data, "denoised by recon")
-    return result

@@ -17,16 +17,19 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from datasets.reading import DataError
+from models.reconstructor import Reconstructor
+from models.storage import load_model
 from recon.commands.ct_data import CTOptions
 from recon.commands.measured_results import MeasuredResult, measured_table, output_files, quality, write_measured
+from recon.commands.networks import STATUS, Network
 from recon.commands.pictures import holds_complex, is_picture, picture_files
 from recon.commands.problem import NOT_EXACT, Problem
 from recon.commands.reconstruct_ct import ct_problem, simulates
 from recon.commands.reconstruct_mri import ACCELERATION, MRIOptions, mri_problem
 from recon.commands.reconstruct_options import option
 from recon.commands.references import read_reference
-from recon.commands.regularized import DTYPES, Settings, certificate, load_variational, metadata_mu, reconstruct
-from recon.commands.results import words
+from recon.commands.regularized import DTYPES, Settings, certificate, check_variational, metadata_mu, reconstruct
+from recon.commands.results import print_warnings, words
 from recon.files import prepare_folder, write_files
 from recon.lower_level import Regularizer, SaddleModel, Status
 
@@ -57,9 +60,14 @@ def main(args: argparse.Namespace, task: str) -> int:
     _check_method(args, task)
     paths = [file for path in args.data for file in _files(Path(path), task)]
     _check_files(args, task, paths)
-    model = None
-    if args.model:
-        regularizer, metadata = load_variational(args.model, Settings.of(args))
+    model: Model | Network | None = None
+    loaded, metadata = load_model(args.model) if args.model else (None, {})
+    if isinstance(loaded, Reconstructor):
+        model = Network.of(loaded, metadata, args)
+    args.dtype = args.dtype or "float64"
+    if loaded is not None and not isinstance(loaded, Reconstructor):
+        regularizer = loaded
+        check_variational(regularizer, Settings.of(args), args)
         regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         own = getattr(regularizer, "image_convexity", 0.0) if isinstance(regularizer, SaddleModel) else 0.0
         model = Model(regularizer, own or metadata_mu(metadata, args.model))
@@ -69,15 +77,19 @@ def main(args: argparse.Namespace, task: str) -> int:
         for number, path in enumerate(paths):
             show(f"{path.name}: reading, operator")
             problem = _problem(path, number, task, args)
-            plain = args.method == PLAIN[task]
-            results.append(_plain(problem, args) if plain else _regularized(problem, model, args, show))
-    described = certificate(model.regularizer if model else None, args.plain)
+            if args.method == PLAIN[task]:
+                results.append(_plain(problem, args))
+            elif isinstance(model, Network):
+                results.append(_by_network(problem, model, args))
+            else:
+                results.append(_regularized(problem, model, args, show))
+    described = certificate(model.regularizer if isinstance(model, Model) else model, args.plain)
     return _finish(results, args, task, described if args.backend != "astra_cuda" else NOT_EXACT)
 
 
 def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, certified: str) -> int:
     """Write the report, show the table, and name what did not reach its accuracy."""
-    failed = [r for r in results if r.status not in (words(Status.CONVERGED), "direct")]
+    failed = [r for r in results if r.status not in (words(Status.CONVERGED), "direct", STATUS)]
     report = {
         "task": task,
         "method": args.method or "model",
@@ -90,6 +102,7 @@ def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, 
     write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
     console = Console()
     console.print(measured_table(results))
+    print_warnings(results)
     for simulated in dict.fromkeys(r.simulated for r in results if r.simulated):
         console.print(f"simulated data: {simulated}")
     if failed:
@@ -202,6 +215,16 @@ def _plain(problem: Problem, args: argparse.Namespace) -> MeasuredResult:
     """Filtered back-projection, or the zero-filled image."""
     result = MeasuredResult.of_baseline(problem, args.method, 0.0)
     write_measured(Path(args.output), problem, result, problem.baseline, None)
+    return result
+
+
+def _by_network(problem: Problem, network: Network, args: argparse.Namespace) -> MeasuredResult:
+    """What a trained network returns."""
+    start = time.perf_counter()
+    x, warnings = network(problem)
+    image = problem.picture(x)
+    result = MeasuredResult.of_network(problem, network, x, image, warnings, time.perf_counter() - start)
+    write_measured(Path(args.output), problem, result, image, x)
     return result
 
 

@@ -14,6 +14,8 @@ from recon.operators.fbp import FILTERS
 TASKS = ("denoising", "ct", "mri")
 PLAIN = ("fbp", "zero_filled")
 METHODS = (*PLAIN, "tv")
+#: of one solution, by default
+MAX_EVALUATIONS = 10_000
 
 # what belongs to some tasks only; everything else belongs to all
 _TASKS_OF = {
@@ -32,6 +34,8 @@ _TASKS_OF = {
 }
 # what methods that solve nothing have not
 _REGULARIZED = ("weight", "choose", "mu", "smoothing", "accuracy", "nonnegative")
+# what networks that reconstruct in one pass have not
+_VARIATIONAL = (*_REGULARIZED, "plain", "max_evaluations", "dtype")
 _POSITIVE = ("weight", "mu", "accuracy", "noise", "smoothing", "pixel_size", "photons")
 _COUNTS = ("size", "views", "coils", "max_evaluations")
 _NOT_NEGATIVE = ("index", "seed")
@@ -75,6 +79,8 @@ def check_options(args: argparse.Namespace, task: str) -> None:
                 )
     if args.plain and args.model is None:
         raise ValueError("--plain belongs to --model with a saddle-point model")
+    if args.unchecked and args.model is None:
+        raise ValueError("--unchecked belongs to --model with a network that reconstructs")
     if args.weight is not None and args.choose is not None:
         raise ValueError("--weight and --choose exclude each other; give one of them")
     try:
@@ -82,6 +88,20 @@ def check_options(args: argparse.Namespace, task: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"--device {args.device} cannot be used here; cpu always can ({reason})") from error
+
+
+def check_network_options(args: argparse.Namespace, name: str) -> None:
+    """Refuse what has no meaning for the network ``name`` in ``args.model``.
+
+    Raises:
+        ValueError: it names the option.
+    """
+    for given in _VARIATIONAL:
+        if getattr(args, given) not in (None, False):
+            raise ValueError(
+                f"{option(given)} does not go with {args.model}, which holds a network, {name}: it reconstructs in one "
+                "pass and in its own precision, without an energy"
+            )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,6 +133,11 @@ def _add_files(made: argparse.ArgumentParser) -> None:
     made.add_argument("--task", choices=TASKS, help="guessed from the files; pictures are denoised by default")
     made.add_argument("--method", choices=METHODS, help="without a model: filtered back-projection, zero-filled, or TV")
     made.add_argument("--model", help="trained: .safetensors with its .json, .ckpt, or a name of `recon models`")
+    made.add_argument(
+        "--unchecked",
+        action="store_true",
+        help="apply a network to another operator than the one it was trained for, or to an unknown one",
+    )
     made.add_argument("--reference", help="true image to compare with; for images also a folder with the same names")
     made.add_argument("--index", type=int, default=0, help="slice or detector row in the file (default: 0)")
 
@@ -131,8 +156,8 @@ def _add_solution(group: argparse._ArgumentGroup) -> None:
         "that of residuals",
     )
     group.add_argument("--nonnegative", action="store_true", help="minimize over x >= 0 (images, CT)")
-    group.add_argument("--max-evaluations", type=int, default=10_000, help="of one solution (default: %(default)d)")
-    group.add_argument("--dtype", choices=["float32", "float64"], default="float64", help="(default: %(default)s)")
+    group.add_argument("--max-evaluations", type=int, help=f"of one solution (default: {MAX_EVALUATIONS})")
+    group.add_argument("--dtype", choices=["float32", "float64"], help="(default: float64; networks have their own)")
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
 
 

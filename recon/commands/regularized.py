@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from models import TotalVariation
-from models.reconstructor import Reconstructor
-from models.storage import load_model
+from recon.commands.networks import NOT_CERTIFIED, Network
 from recon.commands.problem import CERTIFICATE, Problem, Solver, WeightedSolver
+from recon.commands.reconstruct_options import MAX_EVALUATIONS
 from recon.commands.saddle_solver import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE, SaddleSolver
 from recon.commands.weight import Choice, discrepancy, sweep
 from recon.lower_level import Regularizer, SaddleModel, Solution
@@ -55,7 +55,7 @@ class Settings:
             choose=args.choose,
             smoothing=args.smoothing,
             accuracy=args.accuracy,
-            max_evaluations=args.max_evaluations,
+            max_evaluations=args.max_evaluations or MAX_EVALUATIONS,
             nonnegative=args.nonnegative,
             plain=args.plain,
         )
@@ -84,24 +84,15 @@ def metadata_mu(metadata: dict[str, Any], file: str) -> float:
     return float(mu)
 
 
-def load_variational(file: str, settings: Settings) -> tuple[Regularizer | SaddleModel, dict[str, Any]]:
-    """The model in ``file`` and its metadata.
+def check_variational(model: Regularizer | SaddleModel, settings: Settings, args: argparse.Namespace) -> None:
+    """Check that a regularizer or saddle-point model, ``args.model``, has the options that are given.
 
     Raises:
-        ValueError: it is a network that reconstructs by itself, or of a kind that has not the options of ``settings``.
-        OSError: it is missing.
+        ValueError: it has not.
     """
-    model, metadata = load_model(file)
-    if isinstance(model, Reconstructor):
-        raise ValueError(
-            f"{file}: holds a network that reconstructs, {type(model).__name__}; this program reconstructs by "
-            "regularizers and saddle-point models. Evaluate the network by recon test with its configuration"
-        )
-    _check_options(model, settings, file)
-    return model, metadata
-
-
-def _check_options(model: Regularizer | SaddleModel, settings: Settings, file: str) -> None:
+    file = args.model
+    if args.unchecked:
+        raise ValueError(f"--unchecked belongs to networks that reconstruct; {file} holds {type(model).__name__}")
     name = type(model).__name__
     if not isinstance(model, SaddleModel):
         if settings.plain:
@@ -113,8 +104,10 @@ def _check_options(model: Regularizer | SaddleModel, settings: Settings, file: s
         raise ValueError(f"--smoothing belongs to --method tv; {file} holds {name}, which has its own")
 
 
-def certificate(model: Regularizer | SaddleModel | None, plain: bool) -> str:
+def certificate(model: Regularizer | SaddleModel | Network | None, plain: bool) -> str:
     """What is certified of results with ``model``, as reports say it."""
+    if isinstance(model, Network):
+        return NOT_CERTIFIED
     if not isinstance(model, SaddleModel):
         return CERTIFICATE
     return PLAIN_CERTIFICATE if plain else SADDLE_CERTIFICATE

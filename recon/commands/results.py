@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +29,7 @@ class Result:
 
     error: certified ||x - x^||, null if nothing is certified; error_rms_per_pixel: error / sqrt(number of values);
     status: ``converged``, ``iteration limit``, ``precision floor`` or ``not finite``; evaluations: of the gradient;
+    networks have the status ``not certified``, and null for what belongs to energies;
     weight: of the regularizer, with its rule and what was tried; noise, residual: root mean squares on the scale of x,
     over the mirrored image where the regularizer needs one. psnr, ssim: of x against the reference, ``*_data``: of the
     data; null without a reference.
@@ -38,12 +42,12 @@ class Result:
     status: str
     error: float | None
     error_rms_per_pixel: float | None
-    evaluations: int
+    evaluations: int | None
     seconds: float
     regularizer: str
-    strong_convexity: float
-    weight: float
-    weight_rule: str
+    strong_convexity: float | None
+    weight: float | None
+    weight_rule: str | None
     weight_trials: list[dict[str, float]]
     noise: float
     noise_rule: str
@@ -53,6 +57,7 @@ class Result:
     psnr: float | None = None
     ssim_data: float | None = None
     ssim: float | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def output_files(output: Path, name: str) -> tuple[Path, Path, Path]:
@@ -70,9 +75,9 @@ def write_result(output: Path, result: Result, x: Tensor, y: Tensor, target: Ten
     write_files({png: _png(x), npy: _npy(x), comparison: _picture(result, x, y, target)})
 
 
-def quality(x: Tensor, y: Tensor, target: Tensor) -> dict[str, float | None]:
+def quality(x: Tensor, y: Tensor, target: Tensor) -> dict[str, Any]:
     """The entries of the report that compare x and the data y with the true image, ``(channel, height, width)``."""
-    values: dict[str, float | None] = {}
+    values: dict[str, Any] = {}
     for suffix, image in (("_data", y), ("", x)):
         values["psnr" + suffix] = finite(float(psnr(image[None], target[None])))
         large = min(target.shape[1:]) >= SSIM_WINDOW
@@ -114,9 +119,17 @@ def results_table(results: list[Result]) -> Table:
         error = "none" if r.error is None else f"{r.error:.1e}"
         gain = "" if r.psnr is None or r.psnr_data is None else f"{r.psnr_data:.2f} → {r.psnr:.2f}"
         similarity = "" if r.ssim is None else f"{r.ssim:.3f}"
-        evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else str(r.evaluations)
+        evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else count(r.evaluations)
+        weight = "–" if r.weight is None else f"{r.weight:.2g}"
         table.add_row(
-            escape(r.name), r.status, f"{r.weight:.2g}", error, evaluations, f"{r.seconds:.1f}", gain, similarity
+            escape(r.name),
+            r.status,
+            weight,
+            error,
+            evaluations,
+            f"{r.seconds:.1f}",
+            gain,
+            similarity,
         )
     return table
 
@@ -124,6 +137,11 @@ def results_table(results: list[Result]) -> Table:
 def _decibels(value: float | None) -> str:
     """A PSNR with its unit; nothing where there is none."""
     return "" if value is None else f"{value:.2f} dB"
+
+
+def count(value: int | None) -> str:
+    """A number of evaluations; a dash where nothing is evaluated."""
+    return "–" if value is None else str(value)
 
 
 def finite(value: float) -> float | None:
@@ -134,3 +152,16 @@ def finite(value: float) -> float | None:
 def words(status: Status) -> str:
     """A status as it is written in reports and tables."""
     return status.name.lower().replace("_", " ")
+
+
+class Warned(Protocol):
+    """An entry of a report with warnings."""
+
+    @property
+    def warnings(self) -> list[str]: ...
+
+
+def print_warnings(results: Sequence[Warned]) -> None:
+    """Every warning once, on standard error."""
+    for text in dict.fromkeys(text for r in results for text in r.warnings):
+        print(f"recon reconstruct: warning: {text}", file=sys.stderr)
