@@ -89,11 +89,11 @@ class Network:
             found.append(text)
         noise = self.setting.get("noise")
         trained = trained_noise(noise, problem)
-        here = f"the noise of {problem.data}, standard deviation {problem.noise:.3g} ({problem.noise_rule})"
+        here = f"the noise of {problem.data}, standard deviation {problem.scale * problem.noise:.3g} ({problem.noise_rule})"
         if trained is None:
             found.append(f"{here}, cannot be compared with that of the training of {self.file}: {noise}")
         elif not trained / NOISE_FACTOR <= problem.noise <= trained * NOISE_FACTOR:
-            found.append(f"{here}, is not that of the training of {self.file}, {trained:.3g}")
+            found.append(f"{here}, is not that of the training of {self.file}, {problem.scale * trained:.3g}")
         if problem.weights is not None:
             found.append(f"{self.file} does not use the photons of the rays of {problem.data}")
         return found

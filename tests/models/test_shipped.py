@@ -93,6 +93,6 @@ def test_configurations_start_from_a_name() -> None:
     parser = ArgumentParser()
     parser.add_argument("--regularizer", type=Regularizer)
     given = {"regularizer": {"class_path": "models.pretrained", "init_args": {"path": "foe_bsd"}}}
-    made = parser.instantiate_classes(parser.parse_object(given)).regularizer
+    made = parser.instantiate(parser.parse_object(given)).regularizer
     assert isinstance(made, FieldsOfExperts)
     torch.testing.assert_close(dict(made.state_dict()), dict(load_model("foe_bsd")[0].state_dict()))
