@@ -89,7 +89,8 @@ class Network:
             found.append(text)
         noise = self.setting.get("noise")
         trained = trained_noise(noise, problem)
-        here = f"the noise of {problem.data}, standard deviation {problem.scale * problem.noise:.3g} ({problem.noise_rule})"
+        level = f"{problem.scale * problem.noise:.3g} ({problem.noise_rule})"
+        here = f"the noise of {problem.data}, standard deviation {level}"
         if trained is None:
             found.append(f"{here}, cannot be compared with that of the training of {self.file}: {noise}")
         elif not trained / NOISE_FACTOR <= problem.noise <= trained * NOISE_FACTOR:
