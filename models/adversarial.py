@@ -14,9 +14,8 @@ from torch import Tensor
 from models.bilevel import BilevelModule, Reconstruction
 from models.callbacks import LastCheckpoint
 from models.checkpointing import CheckpointError
-from models.critic_training import CRITIC_FILTER, AdversarialObjective, CriticAdam, scale_parameter
+from models.critic_training import AdversarialObjective, CriticAdam, critic_reconstruction, scale_parameter
 from models.descent import best_weight, descend
-from models.reconstructor import naive_reconstruction
 from recon import metrics
 from recon.bilevel import BilevelObjective
 from recon.lower_level import DataFidelity, Energy, Regularizer, Solver, Status, mirrored
@@ -209,7 +208,7 @@ class AdversarialModule(BilevelModule):
         identity = self.operator is None or isinstance(self.operator, Identity)
         data = mirrored(y, self.regularizer.margin) if identity else y
         energy = Energy(data, self.regularizer, self.operator, self.fidelity, self.mu)
-        return energy, naive_reconstruction(energy.y, energy.operator, CRITIC_FILTER)
+        return energy, critic_reconstruction(energy.y, energy.operator)
 
     def _inside(self, z: Tensor, y: Tensor) -> Tensor:
         """Without the mirrored boundary."""

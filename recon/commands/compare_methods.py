@@ -17,7 +17,7 @@ from torch import Tensor
 from datasets import DenoisingDataModule
 from models import TotalVariation
 from models.checkpointing import qualified_name
-from models.critic_training import CRITIC_FILTER
+from models.critic_training import critic_reconstruction
 from models.descent import descend
 from models.precision import cast
 from models.reconstructor import Reconstructor, naive_reconstruction
@@ -287,7 +287,7 @@ def _minimizer(
             return solve(regularizer, operator, mu, y, task.accuracy)
         margin = regularizer.margin if isinstance(operator, Identity) else 0
         energy = Energy(mirrored(y, margin), regularizer, operator, mu=mu)
-        z = descend(energy, naive_reconstruction(energy.y, energy.operator, CRITIC_FILTER), int(steps or 0))[0]
+        z = descend(energy, critic_reconstruction(energy.y, energy.operator), int(steps or 0))[0]
         inside = z[..., margin : margin + y.shape[2], margin : margin + y.shape[3]] if margin else z
         return Found(inside, math.inf, float(steps or 0))
 

@@ -17,12 +17,19 @@ from models import ICNN, ConvexRidge, ConvolutionalCritic
 from models.adversarial import AdversarialModule
 from models.callbacks import LastCheckpoint
 from models.checkpointing import AtomicCheckpointIO, CheckpointError
-from models.critic_training import AdversarialObjective, CriticAdam, published_weight
+from models.critic_training import TIKHONOV, AdversarialObjective, CriticAdam, critic_reconstruction, published_weight
 from models.descent import best_weight, descend
 from models.storage import load_regularizer
 from recon import metrics
 from recon.lower_level import LBFGS, Energy, Regularizer, SquaredL2, WeightedSquaredL2
-from recon.operators import Blur, FilteredBackProjection, ParallelBeam, RayTransform
+from recon.operators import (
+    Blur,
+    CartesianMRI,
+    FilteredBackProjection,
+    ParallelBeam,
+    RayTransform,
+    simulated_sensitivities,
+)
 from tests.lower_level.problems import perturb, smooth_image
 from tests.lower_level.regularizer_checks import assert_batch, assert_parameter_derivatives
 from tests.models.test_bilevel_module import Tiny, assert_same, trainer
@@ -331,3 +338,18 @@ def test_checkpoints_of_other_methods(tmp_path: Path) -> None:
 
 def test_arguments_are_known_to_lightning() -> None:
     assert issubclass(AdversarialModule, pl.LightningModule)
+
+
+def test_critics_learn_from_data_that_are_inverted() -> None:
+    mask = torch.rand((8, 8), generator=torch.Generator().manual_seed(3)) < 0.5
+    operator = CartesianMRI(mask, simulated_sensitivities(3, (8, 8))).double()
+    y = operator(torch.randn(2, 2, 8, 8, dtype=torch.float64)) + 0.1 * mask
+    matrix = torch.stack([operator(e.view(1, 2, 8, 8)).flatten() for e in torch.eye(128, dtype=torch.float64)], 1)
+    normal = matrix.T @ matrix + TIKHONOV * operator.norm_bound**2 * torch.eye(128, dtype=torch.float64)
+    expected = torch.linalg.solve(normal, matrix.T @ y.flatten(1).T).T.view(2, 2, 8, 8)
+    # the residual of CG is 1e-3 of A^T y, and errors are up to the condition number larger
+    found = critic_reconstruction(y, operator)
+    residual = (normal @ (found - expected).flatten(1).T).norm(dim=0)
+    assert bool((residual <= 1.001e-3 * operator.adjoint(y).flatten(1).norm(dim=1)).all())
+    assert float((found - expected).norm()) < 0.2 * float(expected.norm())
+    assert not bool(critic_reconstruction(torch.zeros_like(y), operator).any())
