@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +163,19 @@ class DenoisingDataModule(pl.LightningDataModule):
         tested = {(tuple(image.shape), image.numpy().tobytes()) for image in self._test_source}
         pictures = zip(source.names, source, strict=True)
         return [name for name, image in pictures if (tuple(image.shape), image.numpy().tobytes()) in tested]
+
+    def fingerprints(self, part: Literal["train", "test"]) -> list[str]:
+        """Of the patients of ``part`` where patients are known, else of its pictures: sorted, 64 bits in hexadecimal.
+
+        They tell whether a model has learned from data of a test without naming anybody; whoever guesses the name of a
+        patient can confirm the guess, though.
+        """
+        source = self._test_source if part == "test" else self._source(self.train, "train").subset(0, self.limit)
+        if isinstance(source, PatientSource):
+            found = {f"patient {name}".encode() for name in source.patients}
+        else:
+            found = {f"picture {tuple(image.shape)}".encode() + image.numpy().tobytes() for image in source}
+        return sorted(hashlib.sha256(content).hexdigest()[:16] for content in found)
 
     def description(self) -> dict[str, Any]:
         """What the data are, in plain values, for the file of a model that was trained on them.

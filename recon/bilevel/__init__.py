@@ -1,5 +1,6 @@
 """The learning problem: certified objectives, inexact hypergradients, and the methods that descend on them."""
 
+from recon.bilevel.hoag import HOAG, FixedAccuracy
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
 from recon.bilevel.maid import MAID, PublishedMAID
@@ -7,16 +8,19 @@ from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.record import Progress, Record
 from recon.bilevel.saddle_objective import SaddleObjective
-from recon.bilevel.stochastic import DivergedError, InexactAdam
+from recon.bilevel.stochastic import DivergedError, InexactAdam, InexactSGD
 
 __all__ = [
+    "HOAG",
     "MAID",
     "Accuracy",
     "BilevelObjective",
     "DivergedError",
     "Evaluation",
+    "FixedAccuracy",
     "Hypergradient",
     "InexactAdam",
+    "InexactSGD",
     "NegativePSNR",
     "Piggyback",
     "Progress",

@@ -13,6 +13,7 @@ from torch import Tensor
 from recon.bilevel.direction import Direction, make_direction
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.parameters import assign, flat
 from recon.bilevel.record import Outcome, Progress, Record
 from recon.lower_level import NotStronglyConvexError, Status
 
@@ -316,14 +317,11 @@ class MAID(torch.optim.Optimizer):
         )
 
     def _get(self) -> Tensor:
-        return torch.cat([p.detach().flatten().double() for p in self.param_groups[0]["params"]])
+        return flat(self.param_groups[0]["params"])
 
     def _set(self, theta: Tensor) -> Tensor:
         """Set the parameters; returns what they are after rounding to their dtype."""
-        params = self.param_groups[0]["params"]
-        for p, part in zip(params, theta.split([p.numel() for p in params]), strict=True):
-            p.copy_(part.view_as(p))
-        return self._get()
+        return assign(self.param_groups[0]["params"], theta)
 
 
 class PublishedMAID(MAID):

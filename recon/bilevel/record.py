@@ -11,6 +11,7 @@ class Progress(StrEnum):
     """How an upper-level iteration ended."""
 
     ACCEPTED = "accepted"
+    REJECTED = "rejected"
     LINE_SEARCH_FAILED = "line search failed"
     CONVERGED = "converged"
     PRECISION_FLOOR = "precision floor"

@@ -18,58 +18,22 @@ class DivergedError(ValueError):
     """Parameters, of which nothing certifies that they converge, went where hypergradients are not finite."""
 
 
-class InexactAdam(torch.optim.Adam):
-    """Adam on inexact hypergradients of mini-batches (after Salehi, Mukherjee, Roberts and Ehrhardt 2024).
+class _Passes(torch.optim.Optimizer):
+    """Passes through mini-batches; what makes a step of a mini-batch is the class that follows in the inheritance."""
 
-    ``step(objective=...)`` goes once through the training images, in an order that ``seed`` and the number of the pass
-    decide, and makes one step of Adam for each mini-batch. In pass k = 0, 1, ...
-
-        lr_k = lr (k+1)^-lr_decay,  epsilon_k = solution_accuracy (k+1)^-accuracy_decay,  delta_k alike.
-
-    Nothing certifies descent, unlike in :class:`MAID`; the hypergradients are as accurate as epsilon_k and delta_k say.
-    A pass costs as many evaluations as one evaluation of the whole objective at these accuracies. The lower-level and
-    adjoint solutions of the previous pass are the warm starts.
-
-    The ``Record`` of a pass: loss, lower and upper are means over the mini-batches, each at the parameters before its
-    step; epsilon and delta are the largest, gradient_norm is the mean of ||z||, step is lr_k, trials their number.
-
-    Parameters
-    ----------
-    lr, betas: of Adam. lr_decay: q >= 0.
-    batch_size: images in a mini-batch; the last one of a pass may have fewer.
-    solution_accuracy, adjoint_accuracy: epsilon_0, delta_0. accuracy_decay: p >= 0.
-    seed: of the order of the images.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float = 1e-2,
-        batch_size: int = 8,
-        solution_accuracy: float = 0.1,
-        adjoint_accuracy: float = 0.1,
-        lr_decay: float = 0.0,
-        accuracy_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.99),
-        seed: int = 0,
-    ) -> None:
-        for name, value in {"solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}, but must be positive and finite")
-        for name, value in {"lr_decay": lr_decay, "accuracy_decay": accuracy_decay}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}, but must be finite and not negative")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr is {lr}, but must be positive and finite")
-        super().__init__(params, lr=lr, betas=betas)
-        own: dict[str, Any] = {"first_lr": lr, "batch_size": batch_size, "seed": seed, "lr_decay": lr_decay}
-        own |= {"solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
-        own |= {"accuracy_decay": accuracy_decay}
-        self.defaults.update(own)
+    def _take(self, **own: Any) -> None:
+        """Check and keep the options that are not those of the step itself."""
+        for name in ("first_lr", "solution_accuracy", "adjoint_accuracy"):
+            if not 0 < own[name] < math.inf:
+                raise ValueError(f"{name.removeprefix('first_')} is {own[name]}, but must be positive and finite")
+        for name in ("lr_decay", "accuracy_decay"):
+            if not 0 <= own[name] < math.inf:
+                raise ValueError(f"{name} is {own[name]}, but must be finite and not negative")
+        if own["batch_size"] < 1:
+            raise ValueError(f"batch_size is {own['batch_size']}, but must be at least 1")
         if len(self.param_groups) != 1:
-            raise ValueError(f"InexactAdam takes one group of parameters, got {len(self.param_groups)}")
+            raise ValueError(f"{type(self).__name__} takes one group of parameters, got {len(self.param_groups)}")
+        self.defaults.update(own)
         self.param_groups[0].update(own)
 
     @torch.no_grad()
@@ -99,7 +63,7 @@ class InexactAdam(torch.optim.Adam):
     def _descend(
         self, objective: BilevelObjective, index: Tensor, accuracy: Accuracy, state: dict[str, Any]
     ) -> tuple[Evaluation, float]:
-        """One step of Adam on the images ``index``; the objective there, and ||z||."""
+        """One step on the images ``index``; the objective there, and ||z||."""
         part = objective.subset(index)
         start = dataclasses.replace(part.start(), x=state["x"][index], w=state["w"][index])
         gradient = part.hypergradient(part.evaluate(accuracy, start, goal_oriented=False), accuracy)
@@ -137,4 +101,88 @@ class InexactAdam(torch.optim.Adam):
             evaluations=objective.evaluations,
             gradient_norm=mean(norm for _, norm in batches),
             progress=Progress.ACCEPTED,
+        )
+
+
+class InexactAdam(_Passes, torch.optim.Adam):  # type: ignore[misc]
+    """Adam on inexact hypergradients of mini-batches (after Salehi, Mukherjee, Roberts and Ehrhardt 2024).
+
+    ``step(objective=...)`` goes once through the training images, in an order that ``seed`` and the number of the pass
+    decide, and makes one step of Adam for each mini-batch. In pass k = 0, 1, ...
+
+        lr_k = lr (k+1)^-lr_decay,  epsilon_k = solution_accuracy (k+1)^-accuracy_decay,  delta_k alike.
+
+    Nothing certifies descent, unlike in :class:`MAID`; the hypergradients are as accurate as epsilon_k and delta_k say.
+    A pass costs as many evaluations as one evaluation of the whole objective at these accuracies. The lower-level and
+    adjoint solutions of the previous pass are the warm starts.
+
+    The ``Record`` of a pass: loss, lower and upper are means over the mini-batches, each at the parameters before its
+    step; epsilon and delta are the largest, gradient_norm is the mean of ||z||, step is lr_k, trials their number.
+
+    Parameters
+    ----------
+    lr, betas: of Adam. lr_decay: q >= 0.
+    batch_size: images in a mini-batch; the last one of a pass may have fewer.
+    solution_accuracy, adjoint_accuracy: epsilon_0, delta_0. accuracy_decay: p >= 0.
+    seed: of the order of the images.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-2,
+        batch_size: int = 8,
+        solution_accuracy: float = 0.1,
+        adjoint_accuracy: float = 0.1,
+        lr_decay: float = 0.0,
+        accuracy_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.99),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(params, lr=max(lr, 0.0), betas=betas)
+        self._take(
+            first_lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+            lr_decay=lr_decay,
+            solution_accuracy=solution_accuracy,
+            adjoint_accuracy=adjoint_accuracy,
+            accuracy_decay=accuracy_decay,
+        )
+
+
+class InexactSGD(_Passes, torch.optim.SGD):  # type: ignore[misc]
+    """Stochastic gradient descent on inexact hypergradients (Salehi, Mukherjee, Roberts and Ehrhardt 2024).
+
+    As :class:`InexactAdam`, with steps theta+ = theta - lr_k m, m = momentum m + z, of the hypergradient z of a
+    mini-batch. Converges for lr_decay in (1/2, 1] and accuracies that decrease.
+
+    Parameters
+    ----------
+    lr, momentum: of SGD. The others: as in :class:`InexactAdam`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        batch_size: int = 8,
+        solution_accuracy: float = 0.1,
+        adjoint_accuracy: float = 0.1,
+        lr_decay: float = 0.6,
+        accuracy_decay: float = 0.5,
+        momentum: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}, but must be at least 0 and less than 1")
+        super().__init__(params, lr=max(lr, 0.0), momentum=momentum)
+        self._take(
+            first_lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+            lr_decay=lr_decay,
+            solution_accuracy=solution_accuracy,
+            adjoint_accuracy=adjoint_accuracy,
+            accuracy_decay=accuracy_decay,
         )

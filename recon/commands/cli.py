@@ -18,6 +18,7 @@ from pytorch_lightning.loggers.logger import Logger
 from rich.console import Console
 from rich.table import Table
 
+from datasets import DenoisingDataModule
 from models.adversarial import AdversarialModule
 from models.bilevel import BilevelModule
 from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
@@ -206,6 +207,8 @@ class ReconCLI(LightningCLI):
         if isinstance(model, AdversarialModule):
             content |= model.extra_metadata()
         content["setting"] = describe_setting(operator, self.datamodule)
+        if isinstance(self.datamodule, DenoisingDataModule):
+            content["learned_from"] = self.datamodule.fingerprints("train")
         return content | {"training": finite(self._summary(model))}
 
     def _summary(self, model: ReconstructionModule) -> dict[str, Any]:

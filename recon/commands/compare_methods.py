@@ -230,6 +230,7 @@ def load_method(file: Path, task: Task, unchecked: bool = False) -> Method:
     """
     model, metadata = load_model(file)
     _check_setting(file, metadata, task, unchecked)
+    _check_learned_from(file, metadata, task)
     model.requires_grad_(False).eval()
     tensors = [*model.parameters(), *model.buffers()]
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), task.module.dtype)
@@ -323,3 +324,18 @@ def _check_setting(file: Path, metadata: Mapping[str, Any], task: Task, unchecke
 def _number(values: Mapping[str, Any], name: str) -> float | None:
     value = values.get(name)
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _check_learned_from(file: Path, metadata: Mapping[str, Any], task: Task) -> None:
+    """Raise ``ValueError`` if the file says that the model has learned from test data; older files do not say."""
+    learned = metadata.get("learned_from")
+    if learned is None:
+        return
+    if not isinstance(learned, list) or not all(isinstance(entry, str) for entry in learned):
+        raise ValueError(f"{file}: metadata.learned_from is no list of fingerprints; train the model again")
+    shared = len(set(learned) & set(task.module.fingerprints("test")))
+    if shared:
+        raise ValueError(
+            f"{file}: the model has learned from {shared} of the patients or pictures of the test; results on them are "
+            "no test. Name other data as test, or train the model on others"
+        )

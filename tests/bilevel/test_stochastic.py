@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models import TotalVariation
-from recon.bilevel import Accuracy, BilevelObjective, InexactAdam
+from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD
 from tests.bilevel.counting import CountingTV
 from tests.bilevel.known import KnownQuadratic
 from tests.lower_level.problems import normal, smooth_image
@@ -41,6 +41,56 @@ def test_one_batch_is_adam_on_the_exact_hypergradient() -> None:
         assert record.gradient_norm == pytest.approx(float(gradient.z.norm()), rel=1e-6)
     for p, q in zip(mine.params, theirs.params, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
+
+
+def test_sgd_is_gradient_descent_with_momentum_by_hand() -> None:
+    """One batch, exact hypergradients: m = 0.5 m + z, theta = theta - lr (k+1)^-q m."""
+    mine, theirs = objective_of(), objective_of()
+    method = InexactSGD(mine.params, lr=0.05, batch_size=5, lr_decay=0.6, accuracy_decay=0.0, momentum=0.5, **FINE)
+    momentum = torch.zeros(2, dtype=torch.float64)
+    for k in range(4):
+        fine = Accuracy(1e-10, 1e-10)
+        gradient = theirs.hypergradient(theirs.evaluate(fine), fine)
+        momentum = 0.5 * momentum + gradient.z
+        for p, m in zip(theirs.params, momentum, strict=True):
+            p.data -= 0.05 * (k + 1) ** -0.6 * m
+        record = method.step(objective=mine)
+        assert record.step == pytest.approx(0.05 * (k + 1) ** -0.6)
+        assert record.loss == pytest.approx(gradient.evaluation.value, rel=1e-8)
+    for p, q in zip(mine.params, theirs.params, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
+
+
+def test_sgd_in_mini_batches_leads_to_the_minimizer_and_resumes_bit_identically() -> None:
+    def problem() -> BilevelObjective:
+        return BilevelObjective(KnownQuadratic(), normal(6, 1, 3, 4, seed=7), normal(6, 1, 3, 4, seed=6))
+
+    def method_of(objective: BilevelObjective) -> InexactSGD:
+        return InexactSGD(objective.params, lr=0.2, batch_size=3, lr_decay=0.9, momentum=0.3)
+
+    whole, half = problem(), problem()
+    fine = Accuracy(1e-10, 1e-10)
+
+    def gradient() -> float:
+        return float(whole.hypergradient(whole.evaluate(fine), fine).z.norm())
+
+    before, method = gradient(), method_of(whole)
+    for _ in range(150):
+        method.step(objective=whole)
+    assert gradient() < 0.02 * before
+    first = method_of(half)
+    for _ in range(40):
+        first.step(objective=half)
+    second = method_of(half)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for _ in range(110):
+        second.step(objective=half)
+    for p, q in zip(whole.params, half.params, strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(ValueError, match=r"momentum is 1\.0, but must be at least 0 and less than 1"):
+        InexactSGD(whole.params, momentum=1.0)
+    with pytest.raises(ValueError, match=r"lr is -1\.0, but must be positive"):
+        InexactSGD(whole.params, lr=-1.0)
 
 
 def test_mini_batches_lead_to_the_minimizer() -> None:

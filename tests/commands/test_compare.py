@@ -179,6 +179,15 @@ def test_models_for_something_else_are_refused(folder: Path, capsys: pytest.Capt
     assert main(["compare", "--config", write(folder, unchecked), "--output", "out"]) == 0
     save(folder, "m", UNet(scales=2, channels=2), module(train="test", val="val", test="val"))
     assert "was trained on test, the test data" in refused(write(folder, model), capsys)
+    # folders of other names that share a picture
+    shutil.copytree(folder / "learn", folder / "others")
+    save(folder, "m", UNet(scales=2, channels=2), module(), learned_from=module(train="others").fingerprints("train"))
+    assert main(["compare", "--config", write(folder, model), "--output", "fine"]) == 0
+    shutil.copy(folder / "test" / "test_a.png", folder / "others" / "copy.png")
+    save(folder, "m", UNet(scales=2, channels=2), module(), learned_from=module(train="others").fingerprints("train"))
+    assert "has learned from 1 of the patients or pictures of the test" in refused(write(folder, model), capsys)
+    save(folder, "m", UNet(scales=2, channels=2), module(), learned_from=3)
+    assert "metadata.learned_from is no list of fingerprints" in refused(write(folder, model), capsys)
     save(folder, "m", LearnedTV(2, 3).double(), module())
     assert "saddle-point model, LearnedTV" in refused(write(folder, model), capsys)
     save(folder, "m", FieldsOfExperts(filters=2, size=3).double(), module(), fidelity="x.Weighted")
@@ -328,6 +337,21 @@ def test_patients_of_the_test_are_held_out(
     assert compared() == 1
     text = capsys.readouterr().err
     assert f"1 patients or pictures of the test are in the training data, too, e.g. {train.patients[0]}" in text
+    # that patient is not in the folder to learn from, but in the one that the model has learned from
+    for name in ("elsewhere", "y", "z"):
+        (tmp_path / name).mkdir()
+        write_patient(tmp_path / name / "a.dcm", name)
+    write_patient(tmp_path / "elsewhere" / "a.dcm", train.patients[0])
+    write_patient(tmp_path / "more" / "scan.dcm", train.patients[0])
+    apart = {"size": 16, "views": 4, "val": "z", "test": "z"}
+    elsewhere = TomographyDataModule(train="elsewhere", **apart).fingerprints("train")
+    content["data"]["init_args"] = {"train": "z", "val": "y", "test": "more", "size": 16, "views": 4}
+    data = TomographyDataModule(**content["data"]["init_args"])
+    setting = {"setting": describe_setting(data.operator, data)}
+    save_regularizer(UNet(scales=2, channels=2), tmp_path / "m", setting | {"learned_from": elsewhere})
+    assert elsewhere == TomographyDataModule(train="more", **apart).fingerprints("train")
+    assert compared() == 1
+    assert "has learned from 1 of the patients or pictures of the test" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
