@@ -57,6 +57,8 @@ class BilevelModule(ReconstructionModule):
     loss: g; 1/2||x - x*||^2 by default.
     chunk_size: images of the training set that are solved together; memory grows with it. All by default.
     reconstruction_accuracy: certified ||x - x^|| of the reconstructions in validation, test and prediction.
+    adjoint_steps: K, to differentiate K steps of gradient descent instead of solving the adjoint equations (1: the
+        one-step or Jacobian-free gradient), see :class:`recon.bilevel.BilevelObjective`.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class BilevelModule(ReconstructionModule):
         loss: UpperLoss | None = None,
         chunk_size: int | None = None,
         reconstruction_accuracy: float = 1e-2,
+        adjoint_steps: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 < reconstruction_accuracy < math.inf:
@@ -83,6 +86,8 @@ class BilevelModule(ReconstructionModule):
             raise ValueError(f"mu is {mu}, but must be finite and not negative")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
+        if adjoint_steps is not None and adjoint_steps < 1:
+            raise ValueError(f"adjoint_steps is {adjoint_steps}, but must be at least 1, or null to solve")
         self.automatic_optimization = False
         self.regularizer, self.make_optimizer = regularizer, optimizer
         self.solver: Solver = solver if solver is not None else LBFGS()
@@ -90,6 +95,7 @@ class BilevelModule(ReconstructionModule):
         self.operator = operator
         self.mu, self.chunk_size, self.reconstruction_accuracy = mu, chunk_size, reconstruction_accuracy
         self.loss = loss if loss is not None else SquaredError()
+        self.adjoint_steps = adjoint_steps
         self.objective: BilevelObjective | None = None
         self.record: Record | None = None
         self._method: dict[str, Any] = {}
@@ -156,7 +162,16 @@ class BilevelModule(ReconstructionModule):
     def _objective(self, x: Tensor, y: Tensor) -> BilevelObjective:
         """The learning problem of true images x and data y."""
         return BilevelObjective(
-            self.regularizer, x, y, self.operator, self.fidelity, self.mu, self.loss, self.solver, self.chunk_size
+            self.regularizer,
+            x,
+            y,
+            self.operator,
+            self.fidelity,
+            self.mu,
+            self.loss,
+            self.solver,
+            self.chunk_size,
+            adjoint_steps=self.adjoint_steps,
         )
 
     # --- what is shown of it -----------------------------------------------------------------------------------------
@@ -257,6 +272,7 @@ class BilevelModule(ReconstructionModule):
             "operator": describe(self.operator if self.operator is not None else Identity()),
             "loss": describe(self.loss),
             "mu": float(self.mu),
+            "adjoint_steps": self.adjoint_steps,
             "dtype": str(next(self.regularizer.parameters()).dtype),
         }
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from recon.lower_level import Energy, per_image_norm
+from recon.lower_level import Energy, Status, per_image_norm
+from recon.lower_level.solution import LinearSolution
 
 if TYPE_CHECKING:
     from recon.bilevel.objective import Evaluation
@@ -49,6 +51,31 @@ def error_bound(
     adjoint = (smoothness * error + residual + lipschitz * error) / energy.require_strong_convexity()
     size = bounds.norm * per_image_norm(w).double()
     return bounds.norm * adjoint + bounds.variation * error, size, certified
+
+
+def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> LinearSolution:
+    r"""w = (1/L) sum_{j < steps} (I - B/L)^j b, B = h''(x), with an unknown residual.
+
+    -J^T w is the derivative of g(x_K) in theta, where x_K is reached from x = x^ by K = ``steps`` steps of gradient
+    descent, x_{k+1} = x_k - grad h(x_k, theta) / L, and x_0 does not depend on theta: unrolling, from the end. K = 1 is
+    the one-step (Bolte, Pauwels and Vaiter, NeurIPS 2023) or Jacobian-free gradient; \|\|w - B^{-1} b\|\| is at most
+    (1 - mu/L)^K \|\|b\|\| / mu. It costs K - 1 products with B.
+
+    Raises ``ValueError`` if no L is known.
+    """
+    if not math.isfinite(energy.smoothness):
+        raise ValueError(
+            f"adjoint_steps needs a Lipschitz constant of the gradient, and {type(energy.regularizer).__name__} has "
+            "none; leave adjoint_steps out to solve the adjoint equations"
+        )
+    step = 1 / energy.smoothness
+    w, hessian = step * b, energy.hessian(x)
+    for _ in range(steps - 1):
+        w = w + step * (b - hessian(w))
+    unknown = torch.full((len(b),), math.inf, dtype=torch.float64, device=b.device)
+    count = torch.full((len(b),), steps - 1, dtype=torch.int64, device=b.device)
+    status = torch.full_like(count, int(Status.ITERATION_LIMIT))
+    return LinearSolution(w, torch.full_like(b, math.nan), unknown, status, count)
 
 
 def _estimated_lipschitz(energy: Energy, x: Tensor, w: Tensor) -> Tensor:

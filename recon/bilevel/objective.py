@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
-from recon.bilevel.hypergradient import Hypergradient, error_bound
+from recon.bilevel.hypergradient import Hypergradient, error_bound, truncated_adjoint
 from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
 from recon.lower_level import (
     LBFGS,
@@ -91,6 +91,9 @@ class BilevelObjective:
     loss: g. solver: of the lower level.
     chunk_size: images solved together; memory grows with it, not with N (all by default).
     max_adjoint_iterations: limit for conjugate gradients.
+    adjoint_steps: K, to differentiate K steps of gradient descent at the minimizer instead of solving the adjoint
+        equations, see :func:`recon.bilevel.hypergradient.truncated_adjoint`; 1 is the one-step or Jacobian-free
+        gradient. Cheap and biased: adjoint residuals are unknown, and certificates of first order.
 
     ``evaluations`` counts gradients and Hessian-vector products per image, mean over the images, trials included.
 
@@ -113,8 +116,11 @@ class BilevelObjective:
         solver: Solver | None = None,
         chunk_size: int | None = None,
         max_adjoint_iterations: int = 10_000,
+        adjoint_steps: int | None = None,
     ) -> None:
-        self.regularizer, self.mu = regularizer, mu
+        if adjoint_steps is not None and adjoint_steps < 1:
+            raise ValueError(f"adjoint_steps is {adjoint_steps}, but must be at least 1, or None to solve")
+        self.regularizer, self.mu, self.adjoint_steps = regularizer, mu, adjoint_steps
         self.operator = operator if operator is not None else Identity()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
         self.solver: Solver = solver if solver is not None else LBFGS()
@@ -213,7 +219,10 @@ class BilevelObjective:
             w, residual = evaluation.w[c], evaluation.adjoint_residual[c]
             if not bool((residual <= accuracy.adjoint).all()):
                 b = self.loss.grad(x, self.target[c])
-                solved = energy.solve_adjoint(x, b, w, accuracy.adjoint, self.max_adjoint_iterations)
+                if self.adjoint_steps is None:
+                    solved = energy.solve_adjoint(x, b, w, accuracy.adjoint, self.max_adjoint_iterations)
+                else:
+                    solved = truncated_adjoint(energy, x, b, self.adjoint_steps)
                 self._count(solved.evaluations)
                 w, residual = solved.w, solved.residual_norm
             weight = evaluation.weight[c]
@@ -283,7 +292,7 @@ class BilevelObjective:
         interval = first_order(loss, size, solution.error, self.loss.smoothness)
         unknown = torch.full_like(size, math.inf)
         residual, sensitivity = unknown, unknown
-        if second and self.loss.quadratic and self.fidelity.quadratic:
+        if second and self.adjoint_steps is None and self.loss.quadratic and self.fidelity.quadratic:
             solved = energy.solve_adjoint(x, slope, w, accuracy.adjoint, self.max_adjoint_iterations)
             self._count(solved.evaluations)
             w, residual = solved.w, solved.residual_norm
