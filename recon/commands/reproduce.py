@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from recon.commands import figures
+from recon.commands import figures, race
 from recon.files import prepare_folder
 
 SCALES = ("quick", "paper")
@@ -16,7 +18,12 @@ SCALES = ("quick", "paper")
 
 def names() -> list[str]:
     """The figures that can be made."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(figures.__path__))
+    return sorted({*_modules(), *race.names()})
+
+
+def _modules() -> list[str]:
+    """Those that are programs of their own; the others are runs that a configuration describes."""
+    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(figures.__path__)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,15 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.figure not in names():
         raise ValueError(f"there is no figure {args.figure!r}; valid are {', '.join(names())}")
-    module = importlib.import_module(f"{figures.__name__}.{args.figure.replace('-', '_')}")
     output = args.output if args.output is not None else Path("outputs") / "reproduce" / f"{args.figure}-{args.scale}"
+    if args.figure in _modules():
+        module: Any = importlib.import_module(f"{figures.__name__}.{args.figure.replace('-', '_')}")
+        run: Callable[[], None] = partial(module.run, args.scale, output)
+        plot = getattr(module, "plot", None)
+    else:
+        run, plot = partial(race.run, args.figure, args.scale, output), race.plot
     if not args.plot_only:
         prepare_folder(output)
-        module.run(args.scale, output)
-    elif not hasattr(module, "plot"):
+        run()
+    elif plot is None:
         raise ValueError(f"{args.figure} cannot be drawn alone; leave out --plot-only")
     else:
-        module.plot(output)
+        plot(output)
     print(f"data and figures are in {output}")
     return 0
 

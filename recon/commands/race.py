@@ -1,0 +1,304 @@
+"""Figures that set upper-level methods against each other on one learning problem, from ``configs/figures``.
+
+Each YAML has ``data`` (pictures to denoise), ``regularizer``, ``budget`` and ``runs``: names with ``optimizer`` and,
+if it is not L-BFGS, ``solver``. All runs start at the same parameters, with the same data.
+
+``run`` writes, for every run as soon as it is finished, ``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first
+picture), then results.csv and summary.json; ``plot`` draws loss.png and pictures.png from these files alone.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from matplotlib.figure import Figure
+from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+from pytorch_lightning.cli import OptimizerCallable
+from rich.console import Console
+from rich.table import Table
+
+from datasets import DenoisingDataModule
+from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record
+from recon.commands.runs import write_json
+from recon.commands.tables import claim, read, table
+from recon.files import write_files
+from recon.lower_level import LBFGS, NotStronglyConvexError, Regularizer, Solver
+from recon.metrics import psnr
+from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, save_figure
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "figures"
+KEYS = {"data", "regularizer", "budget", "runs"}
+#: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
+ACCURACY = 1e-4
+DIVERGED = "diverged"
+COLUMNS = ("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; loss in [lower, upper] is certified, at the same accuracy for all runs; status: its end."""
+
+    run: str
+    loss: float
+    lower: float
+    upper: float
+    psnr: float
+    evaluations: float
+    iterations: int
+    seconds: float
+    status: str
+
+
+def names() -> list[str]:
+    """The figures that ``configs/figures`` describes."""
+    return sorted(path.name for path in FOLDER.glob("*") if path.is_dir())
+
+
+def run(figure: str, scale: str, output: Path) -> None:
+    """Make the runs that are not finished, write their tables into ``output``, and draw them.
+
+    Raises:
+        ValueError: the configuration or the data cannot be used, or the folder has the results of other settings.
+        OSError: a file is missing, or cannot be written.
+    """
+    content = read_figure(FOLDER / figure / f"{scale}.yaml")
+    data, source = _data(content["data"], scale)
+    module = DenoisingDataModule(**data)
+    x, y = module.train_tensors()
+    for entry in content["runs"].values():  # errors come before the first computation
+        make(content["regularizer"], entry, x, y)
+    claim(output, {"figure": figure, "scale": scale, "source": source, **content})
+    done = {row["run"]: row for row in (read(output / "results.csv") if (output / "results.csv").is_file() else [])}
+    console = Console()
+    console.print(f"{len(x)} pictures of {source}, noisy {float(psnr(y, x).mean()):.2f} dB", highlight=False)
+    rows: list[Mapping[str, Any]] = []
+    for name, entry in content["runs"].items():
+        if name not in done:
+            objective, optimizer = make(content["regularizer"], entry, x, y)
+            records, seconds, status = descend(name, objective, optimizer, content["budget"])
+            result, image = measure(name, objective, records, seconds, status)
+            files = {output / "runs" / f"{slug(name)}.npz": _npz(true=x[0], noisy=y[0], image=image)}
+            if records:
+                lines = [{c: getattr(r, c) for c in COLUMNS} | {"progress": r.progress.value} for r in records]
+                files[output / "runs" / f"{slug(name)}.csv"] = table(lines)
+            (output / "runs").mkdir(exist_ok=True)
+            done[name] = asdict(result)
+            files[output / "results.csv"] = table([done[n] for n in content["runs"] if n in done])
+            write_files(files)
+        rows.append(done[name])
+    write_json(output / "summary.json", {"figure": figure, "scale": scale, "source": source, "runs": rows})
+    _print(rows, console)
+    plot(output)
+
+
+def read_figure(path: Path) -> dict[str, Any]:
+    """The configuration of a figure.
+
+    Raises:
+        ValueError: it is none.
+        OSError: the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or content.keys() != KEYS:
+        raise ValueError(f"{path}: must have {', '.join(sorted(KEYS))}, and nothing else")
+    budget, runs = content["budget"], content["runs"]
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
+        raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")
+    if not isinstance(runs, dict) or not runs or not isinstance(content["data"], dict):
+        raise ValueError(f"{path}: data and runs must map names to values")
+    for name, entry in runs.items():
+        if not isinstance(entry, dict) or "optimizer" not in entry or not entry.keys() <= {"optimizer", "solver"}:
+            raise ValueError(f"{path}: the run {name} must have `optimizer`, and may have `solver`")
+    slugs = [slug(str(name)) for name in runs]
+    if len(set(slugs)) < len(slugs):
+        raise ValueError(f"{path}: runs need names that differ in letters or digits, got {', '.join(runs)}")
+    return content
+
+
+def slug(name: str) -> str:
+    """The name of a run as that of a file."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def make(
+    regularizer: Mapping[str, Any], entry: Mapping[str, Any], x: torch.Tensor, y: torch.Tensor
+) -> tuple[BilevelObjective, torch.optim.Optimizer]:
+    """The learning problem of a run at its start, and its method.
+
+    Raises ``ValueError`` if they cannot be made.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--regularizer", type=Regularizer)
+    parser.add_argument("--optimizer", type=OptimizerCallable)
+    parser.add_argument("--solver", type=Solver)
+    try:
+        made = parser.instantiate(parser.parse_object({"regularizer": dict(regularizer), **entry}))
+    except Exception as error:  # jsonargparse raises its own, without a common base
+        raise ValueError(" ".join(str(error).split())) from error
+    solver = made.solver if made.solver is not None else LBFGS()
+    objective = BilevelObjective(made.regularizer.to(x.dtype), x, y, solver=solver)
+    return objective, made.optimizer(objective.params)
+
+
+def descend(
+    name: str, objective: BilevelObjective, optimizer: torch.optim.Optimizer, budget: float
+) -> tuple[list[Record], float, str]:
+    """Iterate until the budget is spent, or nothing changes any more; the records, seconds, and how it ended."""
+    records: list[Record] = []
+    begin, status = time.perf_counter(), "budget spent"
+    bar = Tqdm(total=round(budget), desc=name, leave=False)
+    step: Any = optimizer.step
+    while objective.evaluations < budget:
+        before = objective.evaluations
+        try:
+            records.append(step(objective=objective))
+        except (DivergedError, NotStronglyConvexError):  # nothing certifies descent of most methods
+            status = DIVERGED
+            break
+        bar.update(round(objective.evaluations) - round(before))
+        bar.set_postfix_str(f"loss {records[-1].loss:.4g}, iteration {len(records)}")
+        if records[-1].finished:
+            status = records[-1].progress.value
+            break
+    bar.close()
+    return records, time.perf_counter() - begin, status
+
+
+def measure(
+    name: str, objective: BilevelObjective, records: Sequence[Record], seconds: float, status: str
+) -> tuple[Result, torch.Tensor]:
+    """The certified loss and the mean PSNR at the end, and the first picture; not counted."""
+    spent = objective.evaluations
+    accuracy = ACCURACY * math.sqrt(objective.target[0].numel())
+    with torch.no_grad():
+        at = objective.evaluate(Accuracy(accuracy, accuracy), None)
+    quality = float(psnr(at.x, objective.target).mean())
+    result = Result(name, at.value, at.lower, at.upper, quality, spent, len(records), round(seconds, 1), status)
+    return result, at.x[0]
+
+
+def _data(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], str]:
+    """Arguments of the data module, and what the pictures are called."""
+    own = dict(content)
+    name = own.pop("folder")
+    folders = [Path(os.environ["RECON_DATA"]) / name] if os.environ.get("RECON_DATA") else []
+    for folder in (*folders, Path("data") / name):
+        if folder.is_dir():
+            own.pop("size", None)
+            return {"train": str(folder), "val": "rest", **own}, str(name)
+    if scale != "quick":
+        raise ValueError(f"there is no folder {name} in $RECON_DATA or data; set RECON_DATA to the folder that has it")
+    return own, "built-in"
+
+
+def _npz(**images: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {k: v.detach().cpu().numpy() for k, v in images.items()}
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _print(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    shown = Table()
+    for column in ("run", "loss", "PSNR", "evaluations", "iterations", "s", "end"):
+        shown.add_column(column, justify="left" if column in ("run", "end") else "right")
+    for row in rows:
+        shown.add_row(
+            str(row["run"]),
+            f"{float(row['loss']):.4g}",
+            f"{float(row['psnr']):.2f}",
+            f"{float(row['evaluations']):.0f}",
+            str(row["iterations"]),
+            f"{float(row['seconds']):.0f}",
+            str(row["status"]),
+        )
+    console.print(shown)
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def plot(output: Path) -> None:
+    """Draw loss.png and pictures.png from the files in ``output``.
+
+    Raises ``ValueError`` if one is missing or cut off.
+    """
+    if not (output / "results.csv").is_file():
+        raise ValueError(f"{output}: has no results.csv; run without --plot-only first")
+    results = read(output / "results.csv")
+    save_figure(_losses(results, output), output / "loss.png")
+    panels, true = [], None
+    for row in results:
+        with _load(output / "runs" / f"{slug(row['run'])}.npz") as arrays:
+            images = {name: torch.from_numpy(arrays[name]) for name in ("true", "noisy", "image")}
+        if true is None:
+            true = images["true"]
+            panels = [Panel("noisy", images["noisy"], f"{float(psnr(images['noisy'][None], true[None])):.2f} dB")]
+        quality = float(psnr(images["image"][None], true[None]))
+        panels.append(Panel(row["run"], images["image"], f"{quality:.2f} dB"))
+    assert true is not None
+    panels.append(Panel("true image", true))
+    lines = [panels[i : i + 4] for i in range(0, len(panels), 4)]
+    save_figure(
+        comparison_figure(lines, [busiest_square(true, true.shape[-1] // 4)] * len(lines)), output / "pictures.png"
+    )
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing; delete results.csv to compute the runs again")
+    try:
+        return np.load(path)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: was cut off; delete it and results.csv to compute the runs again") from error
+
+
+def _losses(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    for i, row in enumerate(results):
+        records = _records(output, row)
+        cost, loss = ([float(r[key]) for r in records] for key in ("evaluations", "loss"))
+        color, style = COLORS[i % len(COLORS)], ("-", "--", ":")[i // len(COLORS) % 3]
+        ax.plot(cost, loss, style, color=color, lw=1.4, label=row["run"])
+        lower, upper = ([float(r[key]) for r in records] for key in ("lower", "upper"))
+        ax.fill_between(cost, lower, upper, color=color, alpha=0.12, lw=0)
+    ax.set(xscale="log", xlabel="evaluations per image", ylabel="loss, and its certified interval")
+    # intervals of coarse accuracies are long: the axis shows the losses
+    values = [float(r["loss"]) for row in results for r in _records(output, row)]
+    finite = [v for v in values if math.isfinite(v)]
+    if finite:
+        low, high = min(finite), max(finite)
+        ax.set_ylim(low - 0.05 * (high - low) - 1e-12, high + 0.05 * (high - low) + 1e-12)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="0.92", lw=0.6)
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _records(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The iterations of a run; none if it diverged before the first one ended."""
+    path = output / "runs" / f"{slug(row['run'])}.csv"
+    if not path.is_file() and row["status"] == DIVERGED:
+        return []
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing; delete results.csv to compute the runs again")
+    records = read(path)
+    if any(not record.keys() >= set(COLUMNS) or "" in record.values() for record in records):
+        raise ValueError(f"{path}: was cut off; delete it and results.csv to compute the runs again")
+    return records

@@ -1,0 +1,163 @@
+"""Figures of configs/figures: a tiny race from start to end, what is kept, what is refused, drawing alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from models import TotalVariation
+from recon.bilevel import MAID, Accuracy, BilevelObjective
+from recon.commands import race
+from recon.commands.main import main
+
+CONFIGURATIONS = sorted(race.FOLDER.glob("*/*.yaml"))
+TINY: dict[str, Any] = {
+    "data": {"folder": "nowhere", "limit": 2, "size": 16, "sigma": 0.1, "dtype": "float64"},
+    "regularizer": {"class_path": "models.TotalVariation", "init_args": {"log_weight": -4.0, "log_smoothing": -3.0}},
+    "budget": 60,
+    "runs": {
+        "MAID": {"optimizer": {"class_path": "recon.bilevel.MAID"}},
+        "HOAG, cubic": {
+            "optimizer": {"class_path": "recon.bilevel.HOAG", "init_args": {"schedule": "cubic"}},
+            "solver": {"class_path": "recon.lower_level.FISTA"},
+        },
+        "far": {
+            "optimizer": {"class_path": "recon.bilevel.FixedAccuracy", "init_args": {"lr": 1e9, "adaptive": False}}
+        },
+    },
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(race, "FOLDER", tmp_path / "figures")
+    monkeypatch.delenv("RECON_DATA", raising=False)
+    monkeypatch.delenv("RECON_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, TINY)
+    return tmp_path
+
+
+def write(folder: Path, content: Any) -> None:
+    for scale in ("quick", "paper"):
+        path = folder / "figures" / "tiny" / f"{scale}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_race(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "tiny", "--output", "out"]) == 0, capsys.readouterr().err
+    out = tiny / "out"
+    results = {row["run"]: row for row in rows(out / "results.csv")}
+    assert list(results) == list(TINY["runs"])
+    assert results["far"]["status"] == "diverged"
+    assert not (out / "runs" / "far.csv").exists()
+    maid = rows(out / "runs" / "maid.csv")
+    assert all(float(r["lower"]) <= float(r["loss"]) <= float(r["upper"]) for r in maid)
+    # the last record's interval and that of the result, computed at another accuracy, hold the same number
+    assert float(maid[-1]["lower"]) <= float(results["MAID"]["upper"])
+    assert float(maid[-1]["upper"]) >= float(results["MAID"]["lower"])
+    assert float(maid[-1]["evaluations"]) == float(results["MAID"]["evaluations"]) >= 60
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["source"] == "built-in"
+    assert [entry["run"] for entry in summary["runs"]] == list(TINY["runs"])
+    # "far" ended where it began: its loss is that of the initial parameters
+    data = race.DenoisingDataModule(limit=2, size=16, sigma=0.1, dtype="float64")
+    x, y = data.train_tensors()
+    objective = BilevelObjective(TotalVariation(-4.0, -3.0).double(), x, y)
+    with torch.no_grad():
+        exact = objective.evaluate(Accuracy(1e-9, 1e-9)).value
+    assert float(results["far"]["lower"]) - 1e-7 <= exact <= float(results["far"]["upper"]) + 1e-7
+    assert float(results["MAID"]["upper"]) < exact
+    # finished runs are kept, and pictures come from the files alone
+    before = (out / "results.csv").read_bytes()
+    for name in ("loss.png", "pictures.png"):
+        assert (out / name).stat().st_size > 1000
+        (out / name).unlink()
+    monkeypatch.setattr(race, "descend", None)
+    assert main(["reproduce", "tiny", "--output", "out"]) == 0, capsys.readouterr().err
+    assert (out / "results.csv").read_bytes() == before
+    monkeypatch.setattr(race, "make", None)
+    (out / "loss.png").unlink()
+    assert main(["reproduce", "tiny", "--plot-only", "--output", "out"]) == 0
+    assert (out / "loss.png").is_file()
+
+
+def test_an_interrupted_race_goes_on(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    descend, called = race.descend, []
+
+    def interrupted(name: str, *args: Any) -> Any:
+        called.append(name)
+        if name == "HOAG, cubic" and called.count(name) == 1:
+            raise KeyboardInterrupt
+        return descend(name, *args)
+
+    monkeypatch.setattr(race, "descend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        race.run("tiny", "quick", tiny / "out")
+    race.run("tiny", "quick", tiny / "out")
+    assert called == ["MAID", "HOAG, cubic", "HOAG, cubic", "far"]
+    assert [row["run"] for row in rows(tiny / "out" / "results.csv")] == list(TINY["runs"])
+
+
+def test_bad_input(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def message(*options: str) -> str:
+        assert main(["reproduce", "tiny", "--output", "out", *options]) == 1
+        return capsys.readouterr().err
+
+    assert "no folder nowhere in $RECON_DATA or data" in message("--scale", "paper")
+    assert "has no results.csv" in message("--plot-only")
+    (tiny / "out").mkdir(exist_ok=True)
+    for content, text in (
+        ("a: [", "cannot be read as YAML"),
+        ({**TINY, "more": 1}, "must have budget, data, regularizer, runs"),
+        ({**TINY, "budget": -3}, "budget is -3, but must be a positive number"),
+        ({**TINY, "runs": {}}, "data and runs must map names"),
+        ({**TINY, "runs": {"a": {}}}, "the run a must have `optimizer`"),
+        ({**TINY, "runs": {"a b": TINY["runs"]["MAID"], "A-B": TINY["runs"]["MAID"]}}, "differ in letters or digits"),
+    ):
+        write(tiny, content)
+        assert text in message()
+    wrong = {"optimizer": {"class_path": "recon.bilevel.HOAG", "init_args": {"schedul": "cubic"}}}
+    write(tiny, {**TINY, "runs": {"wrong": wrong}})
+    assert "schedul" in message()
+    assert not (tiny / "out" / "settings.json").exists()
+    write(tiny, TINY)
+    assert main(["reproduce", "tiny", "--output", "new"]) == 0
+    write(tiny, {**TINY, "budget": 70})
+    assert main(["reproduce", "tiny", "--output", "new"]) == 1
+    assert "holds results of other settings (budget)" in capsys.readouterr().err
+    table = tiny / "new" / "runs" / "maid.csv"
+    whole = table.read_text()
+    table.write_text("iteration,loss\n1,")
+    assert main(["reproduce", "tiny", "--plot-only", "--output", "new"]) == 1
+    assert "maid.csv: was cut off" in capsys.readouterr().err
+    table.unlink()
+    assert main(["reproduce", "tiny", "--plot-only", "--output", "new"]) == 1
+    assert "maid.csv: is missing" in capsys.readouterr().err
+    table.write_text(whole)
+    (tiny / "new" / "runs" / "maid.npz").write_bytes(b"PK")
+    assert main(["reproduce", "tiny", "--plot-only", "--output", "new"]) == 1
+    assert "maid.npz: was cut off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_configurations(path: Path) -> None:
+    """Every run of every figure can be made."""
+    content = race.read_figure(path)
+    x = torch.zeros(1, 1, 12, 12)
+    for entry in content["runs"].values():
+        objective, optimizer = race.make(content["regularizer"], entry, x, x)
+        assert objective.params[0] is optimizer.param_groups[0]["params"][0]
+    assert any(isinstance(race.make(content["regularizer"], e, x, x)[1], MAID) for e in content["runs"].values())
+    assert {p.stem for p in path.parent.iterdir()} == {"quick", "paper"}
