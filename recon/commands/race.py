@@ -248,11 +248,12 @@ def plot(output: Path) -> None:
             images = {name: torch.from_numpy(arrays[name]) for name in ("true", "noisy", "image")}
         if true is None:
             true = images["true"]
-            panels = [Panel("noisy", images["noisy"], f"{float(psnr(images['noisy'][None], true[None])):.2f} dB")]
+            quality = float(psnr(images["noisy"][None], true[None]))
+            panels = [Panel("", images["noisy"], f"noisy: {quality:.2f} dB")]
         quality = float(psnr(images["image"][None], true[None]))
-        panels.append(Panel(row["run"], images["image"], f"{quality:.2f} dB"))
+        panels.append(Panel("", images["image"], f"{row['run']}: {quality:.2f} dB"))
     assert true is not None
-    panels.append(Panel("true image", true))
+    panels.append(Panel("", true, "true image"))
     lines = [panels[i : i + 4] for i in range(0, len(panels), 4)]
     save_figure(
         comparison_figure(lines, [busiest_square(true, true.shape[-1] // 4)] * len(lines)), output / "pictures.png"
