@@ -4,7 +4,7 @@ Each YAML has ``data`` (pictures to denoise), ``regularizer``, ``budget`` and ``
 if it is not L-BFGS, ``solver``. All runs start at the same parameters, with the same data.
 
 ``run`` writes, for every run as soon as it is finished, ``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first
-picture), then results.csv and summary.json; ``plot`` draws loss.png and pictures.png from these files alone.
+picture), then results.csv and summary.json; ``plot`` draws loss.png, accuracy.png and pictures.png from these alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rich.table import Table
 
 from datasets import DenoisingDataModule
 from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record
+from recon.bilevel.parameters import flat
 from recon.commands.runs import write_json
 from recon.commands.tables import claim, read, table
 from recon.files import write_files
@@ -44,6 +45,8 @@ KEYS = {"data", "regularizer", "budget", "runs"}
 ACCURACY = 1e-4
 DIVERGED = "diverged"
 COLUMNS = ("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm")
+#: parameters are written for every iteration where there are no more
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,13 @@ def run(figure: str, scale: str, output: Path) -> None:
     for name, entry in content["runs"].items():
         if name not in done:
             objective, optimizer = make(content["regularizer"], entry, x, y)
-            records, seconds, status = descend(name, objective, optimizer, content["budget"])
+            records, path, seconds, status = descend(name, objective, optimizer, content["budget"])
             result, image = measure(name, objective, records, seconds, status)
             files = {output / "runs" / f"{slug(name)}.npz": _npz(true=x[0], noisy=y[0], image=image)}
             if records:
                 lines = [{c: getattr(r, c) for c in COLUMNS} | {"progress": r.progress.value} for r in records]
+                for line, values in zip(lines, path, strict=True):
+                    line |= {f"theta_{i}": value for i, value in enumerate(values)}
                 files[output / "runs" / f"{slug(name)}.csv"] = table(lines)
             (output / "runs").mkdir(exist_ok=True)
             done[name] = asdict(result)
@@ -157,9 +162,13 @@ def make(
 
 def descend(
     name: str, objective: BilevelObjective, optimizer: torch.optim.Optimizer, budget: float
-) -> tuple[list[Record], float, str]:
-    """Iterate until the budget is spent, or nothing changes any more; the records, seconds, and how it ended."""
+) -> tuple[list[Record], list[list[float]], float, str]:
+    """Iterate until the budget is spent, or nothing changes any more.
+
+    The records, theta after each iteration (nothing if it has more than ``FEW`` entries), seconds, and how it ended.
+    """
     records: list[Record] = []
+    path: list[list[float]] = []
     begin, status = time.perf_counter(), "budget spent"
     bar = Tqdm(total=round(budget), desc=name, leave=False)
     step: Any = optimizer.step
@@ -167,6 +176,8 @@ def descend(
         before = objective.evaluations
         try:
             records.append(step(objective=objective))
+            theta = flat(objective.params)
+            path.append(theta.tolist() if len(theta) <= FEW else [])
         except (DivergedError, NotStronglyConvexError):  # nothing certifies descent of most methods
             status = DIVERGED
             break
@@ -176,7 +187,7 @@ def descend(
             status = records[-1].progress.value
             break
     bar.close()
-    return records, time.perf_counter() - begin, status
+    return records, path, time.perf_counter() - begin, status
 
 
 def measure(
@@ -200,7 +211,7 @@ def _data(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], str]:
     for folder in (*folders, Path("data") / name):
         if folder.is_dir():
             own.pop("size", None)
-            return {"train": str(folder), "val": "rest", **own}, str(name)
+            return {"train": str(folder), **own}, str(name)
     if scale != "quick":
         raise ValueError(f"there is no folder {name} in $RECON_DATA or data; set RECON_DATA to the folder that has it")
     return own, "built-in"
@@ -234,7 +245,7 @@ def _print(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 
 def plot(output: Path) -> None:
-    """Draw loss.png and pictures.png from the files in ``output``.
+    """Draw loss.png, accuracy.png and pictures.png from the files in ``output``.
 
     Raises ``ValueError`` if one is missing or cut off.
     """
@@ -242,6 +253,7 @@ def plot(output: Path) -> None:
         raise ValueError(f"{output}: has no results.csv; run without --plot-only first")
     results = read(output / "results.csv")
     save_figure(_losses(results, output), output / "loss.png")
+    save_figure(_accuracies(results, output), output / "accuracy.png")
     panels, true = [], None
     for row in results:
         with _load(output / "runs" / f"{slug(row['run'])}.npz") as arrays:
@@ -275,7 +287,7 @@ def _losses(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
     for i, row in enumerate(results):
         records = _records(output, row)
         cost, loss = ([float(r[key]) for r in records] for key in ("evaluations", "loss"))
-        color, style = COLORS[i % len(COLORS)], ("-", "--", ":")[i // len(COLORS) % 3]
+        color, style = _style(i)
         ax.plot(cost, loss, style, color=color, lw=1.4, label=row["run"])
         lower, upper = ([float(r[key]) for r in records] for key in ("lower", "upper"))
         ax.fill_between(cost, lower, upper, color=color, alpha=0.12, lw=0)
@@ -290,6 +302,29 @@ def _losses(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
     ax.grid(True, color="0.92", lw=0.6)
     ax.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _accuracies(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
+    """Certified errors of the lower level and of the adjoints, and where there are few of them the parameters."""
+    tables = {row["run"]: _records(output, row) for row in results}
+    names = sorted({n for records in tables.values() for r in records[:1] for n in r if n.startswith("theta_")})
+    panels = {"epsilon": "‖x − x̂‖ ≤ ε", "delta": "adjoint residual δ"} | {n: n.replace("theta_", "θ ") for n in names}
+    figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
+    for ax, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for i, (run_name, records) in enumerate(tables.items()):
+            if records:
+                color, style = _style(i)
+                values = [float(r[name]) for r in records]
+                ax.plot([int(r["iteration"]) for r in records], values, style, color=color, lw=1.2, label=run_name)
+        ax.set(xscale="log", yscale="linear" if name in names else "log", xlabel="iteration", ylabel=label)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, color="0.92", lw=0.6)
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _style(i: int) -> tuple[str, str]:
+    return COLORS[i % len(COLORS)], ("-", "--", ":")[i // len(COLORS) % 3]
 
 
 def _records(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:

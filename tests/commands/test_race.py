@@ -67,6 +67,7 @@ def test_a_race(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     # the last record's interval and that of the result, computed at another accuracy, hold the same number
     assert float(maid[-1]["lower"]) <= float(results["MAID"]["upper"])
     assert float(maid[-1]["upper"]) >= float(results["MAID"]["lower"])
+    assert float(maid[0]["theta_0"]) != float(maid[-1]["theta_0"])
     assert float(maid[-1]["evaluations"]) == float(results["MAID"]["evaluations"]) >= 60
     summary = json.loads((out / "summary.json").read_text())
     assert summary["source"] == "built-in"
@@ -81,7 +82,7 @@ def test_a_race(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert float(results["MAID"]["upper"]) < exact
     # finished runs are kept, and pictures come from the files alone
     before = (out / "results.csv").read_bytes()
-    for name in ("loss.png", "pictures.png"):
+    for name in ("loss.png", "accuracy.png", "pictures.png"):
         assert (out / name).stat().st_size > 1000
         (out / name).unlink()
     monkeypatch.setattr(race, "descend", None)
