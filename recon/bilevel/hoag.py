@@ -91,14 +91,14 @@ class HOAG(torch.optim.Optimizer):
         length, before = lr * float(z.norm()), self._accuracy().solution
         state["point"] += 1
         accuracy = self._accuracy()
+        following = lr
         try:
             assign(options["params"], theta - lr * z)
             new = self._try(objective, accuracy, current)
             accepted = new is not None
             if new is not None and options["adaptive"]:
                 bound = SLACK * accuracy.solution + before * (SLACK + 1) * length - length**2 / lr
-                if new.value <= current.value + bound:
-                    options["lr"] = lr / SHORTER
+                following = lr / SHORTER if new.value <= current.value + bound else lr
                 accepted = not new.value >= current.value + INCREASE * abs(current.value)
             if new is not None and accepted:
                 self._keep(objective.hypergradient(new, accuracy))
@@ -108,8 +108,9 @@ class HOAG(torch.optim.Optimizer):
             raise
         if not accepted:
             assign(options["params"], theta)
-            options["lr"] = lr / 2
+            following = lr / 2
             state.update(point=state["point"] - 1, factor=0.5 * state["factor"])
+        options["lr"] = following
         state["iteration"] += 1
         return self._record(objective, lr, Progress.ACCEPTED if accepted else Progress.REJECTED)
 

@@ -32,10 +32,10 @@ from rich.table import Table
 from datasets import DenoisingDataModule
 from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record
 from recon.bilevel.parameters import flat
-from recon.commands.runs import write_json
+from recon.commands.runs import finite, write_json
 from recon.commands.tables import claim, read, table
 from recon.files import write_files
-from recon.lower_level import LBFGS, NotStronglyConvexError, Regularizer, Solver
+from recon.lower_level import LBFGS, NotStronglyConvexError, Regularizer, Solver, Status
 from recon.metrics import psnr
 from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, save_figure
 
@@ -86,7 +86,6 @@ def run(figure: str, scale: str, output: Path) -> None:
     done = {row["run"]: row for row in (read(output / "results.csv") if (output / "results.csv").is_file() else [])}
     console = Console()
     console.print(f"{len(x)} pictures of {source}, noisy {float(psnr(y, x).mean()):.2f} dB", highlight=False)
-    rows: list[Mapping[str, Any]] = []
     for name, entry in content["runs"].items():
         if name not in done:
             objective, optimizer = make(content["regularizer"], entry, x, y)
@@ -102,8 +101,11 @@ def run(figure: str, scale: str, output: Path) -> None:
             done[name] = asdict(result)
             files[output / "results.csv"] = table([done[n] for n in content["runs"] if n in done])
             write_files(files)
-        rows.append(done[name])
-    write_json(output / "summary.json", {"figure": figure, "scale": scale, "source": source, "runs": rows})
+    rows = [_numbers(row) for row in read(output / "results.csv")]
+    write_json(
+        output / "summary.json",
+        {"figure": figure, "scale": scale, "source": source, "runs": [finite(row) for row in rows]},
+    )
     _print(rows, console)
     plot(output)
 
@@ -196,8 +198,15 @@ def measure(
     """The certified loss and the mean PSNR at the end, and the first picture; not counted."""
     spent = objective.evaluations
     accuracy = ACCURACY * math.sqrt(objective.target[0].numel())
-    with torch.no_grad():
-        at = objective.evaluate(Accuracy(accuracy, accuracy), None)
+    lost = Result(name, math.nan, math.nan, math.nan, math.nan, spent, len(records), round(seconds, 1), status)
+    nowhere = torch.full_like(objective.target[0], math.nan)
+    try:
+        with torch.no_grad():
+            at = objective.evaluate(Accuracy(accuracy, accuracy), None)
+    except NotStronglyConvexError:  # where a method that diverged has left the parameters
+        return lost, nowhere
+    if bool((at.status == Status.NOT_FINITE).any()):
+        return lost, nowhere
     quality = float(psnr(at.x, objective.target).mean())
     result = Result(name, at.value, at.lower, at.upper, quality, spent, len(records), round(seconds, 1), status)
     return result, at.x[0]
@@ -215,6 +224,11 @@ def _data(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], str]:
     if scale != "quick":
         raise ValueError(f"there is no folder {name} in $RECON_DATA or data; set RECON_DATA to the folder that has it")
     return own, "built-in"
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of results.csv with its numbers as such."""
+    return {k: v if k in ("run", "status") else int(v) if k == "iterations" else float(v) for k, v in row.items()}
 
 
 def _npz(**images: torch.Tensor) -> bytes:

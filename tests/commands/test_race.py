@@ -80,6 +80,7 @@ def test_a_race(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         exact = objective.evaluate(Accuracy(1e-9, 1e-9)).value
     assert float(results["far"]["lower"]) - 1e-7 <= exact <= float(results["far"]["upper"]) + 1e-7
     assert float(results["MAID"]["upper"]) < exact
+    assert summary["runs"][0]["loss"] == float(results["MAID"]["loss"])
     # finished runs are kept, and pictures come from the files alone
     before = (out / "results.csv").read_bytes()
     for name in ("loss.png", "accuracy.png", "pictures.png"):
@@ -92,6 +93,16 @@ def test_a_race(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     (out / "loss.png").unlink()
     assert main(["reproduce", "tiny", "--plot-only", "--output", "out"]) == 0
     assert (out / "loss.png").is_file()
+
+
+def test_a_method_that_loses_itself_is_a_row_without_numbers(tiny: Path) -> None:
+    optimizer = {"class_path": "recon.bilevel.InexactSGD", "init_args": {"lr": 1e9}}
+    write(tiny, {**TINY, "runs": {"MAID": TINY["runs"]["MAID"], "SGD": {"optimizer": optimizer}}})
+    assert main(["reproduce", "tiny", "--output", "out"]) == 0
+    row = json.loads((tiny / "out" / "summary.json").read_text())["runs"][1]
+    assert row["status"] == "diverged"
+    assert row["loss"] is None
+    assert (tiny / "out" / "pictures.png").is_file()
 
 
 def test_an_interrupted_race_goes_on(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
