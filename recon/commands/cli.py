@@ -230,6 +230,7 @@ def run_cli(arguments: list[str]) -> ReconCLI:
         argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files.
     """
     _quiet()
+    _check_order(arguments)
     subcommands = ReconCLI.subcommands()
     return ReconCLI(
         pl.LightningModule,
@@ -245,6 +246,15 @@ def run_cli(arguments: list[str]) -> ReconCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
     )
+
+
+def _check_order(arguments: list[str]) -> None:
+    """Refuse options in front of ``--config``: jsonargparse lets the file replace them without a word."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    first = names.index("--config") if "--config" in names else 0
+    for name in names[:first]:
+        if name.partition(".")[0] in ("--model", "--data", "--trainer"):
+            raise ValueError(f"{name} stands before --config, whose file could replace it; put it behind the file")
 
 
 def _quiet() -> None:

@@ -204,6 +204,16 @@ def test_command_line_of_the_program(config: Path, capsys: pytest.CaptureFixture
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--data.sigma", "0.2"], ["--model.mu=0.5"]])
+def test_options_before_the_configuration_are_refused(
+    config: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file would replace them."""
+    assert main(["fit", *option, "--config", str(config)]) == 1
+    name = option[0].partition("=")[0]
+    assert f"{name} stands before --config, whose file could replace it; put it behind" in capsys.readouterr().err
+
+
 def test_error_in_a_subprocess(config: Path, tmp_path: Path) -> None:
     process = recon("fit", "--config", str(config), "--model.regularizer=models.Nonsense", folder=tmp_path)
     _, errors = process.communicate()
