@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
-from recon.bilevel.parameters import assign, flat
+from recon.bilevel.parameters import assign, check_one_group, check_positive, flat
 from recon.bilevel.record import Progress, Record
 from recon.bilevel.stochastic import DivergedError
 from recon.lower_level import NotStronglyConvexError, Status
@@ -66,14 +66,11 @@ class HOAG(torch.optim.Optimizer):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule is {schedule!r}, but must be one of {', '.join(SCHEDULES)}")
         positive = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
-        for name, value in positive.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}, but must be positive and finite")
+        check_positive(**positive)
         if not 0 < decay < 1:
             raise ValueError(f"decay is {decay}, but must be between 0 and 1")
         super().__init__(params, {"schedule": schedule, **positive, "decay": decay, "adaptive": adaptive})
-        if len(self.param_groups) != 1:
-            raise ValueError(f"{type(self).__name__} takes one group of parameters, got {len(self.param_groups)}")
+        check_one_group(self)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -149,7 +146,8 @@ class HOAG(torch.optim.Optimizer):
         return Evaluation(**self._progress["evaluation"])
 
     def _keep(self, gradient: Hypergradient) -> None:
-        if not bool(torch.isfinite(gradient.z).all()):
+        lost = gradient.evaluation.status == Status.NOT_FINITE
+        if bool(lost.any()) or not bool(torch.isfinite(gradient.z).all()):
             raise DivergedError(
                 "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 from recon.bilevel.direction import Direction, make_direction
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
-from recon.bilevel.parameters import assign, flat
+from recon.bilevel.parameters import assign, check_one_group, check_positive, flat
 from recon.bilevel.record import Outcome, Progress, Record
 from recon.lower_level import NotStronglyConvexError, Status
 
@@ -73,9 +73,7 @@ class MAID(torch.optim.Optimizer):
         _choice("certificate", certificate, ("goal_oriented", "first_order"))
         _choice("direction", direction, ("lbfgs", "gradient", "adagrad"))
         _choice("accuracy", accuracy, ("predicted", "schedule"))
-        positive = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
-        for name, value in positive.items():
-            _check(name, value, 0 < value < math.inf, "positive and finite")
+        check_positive(lr=lr, solution_accuracy=solution_accuracy, adjoint_accuracy=adjoint_accuracy)
         fractions = {"armijo": armijo, "slack": slack, "step_shrink": step_shrink, "accuracy_shrink": accuracy_shrink}
         for name, value in (fractions | {"eta": eta}).items():
             _check(name, value, 0 < value < 1, "between 0 and 1")
@@ -87,8 +85,7 @@ class MAID(torch.optim.Optimizer):
         _check("tolerance", tolerance, tolerance >= 0, "at least 0")
         defaults = {k: v for k, v in locals().items() if k not in _NOT_OPTIONS}
         super().__init__(params, defaults)
-        if len(self.param_groups) != 1:
-            raise ValueError(f"MAID takes one group of parameters, got {len(self.param_groups)}")
+        check_one_group(self)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -347,7 +344,7 @@ class PublishedMAID(MAID):
         super().__init__(params, "first_order", "gradient", "schedule", largest_growth=math.inf, **options)
 
 
-_NOT_OPTIONS = frozenset({"self", "params", "__class__", "positive", "fractions", "growths", "name", "value"})
+_NOT_OPTIONS = frozenset({"self", "params", "__class__", "fractions", "growths", "name", "value"})
 
 
 def _choice(name: str, value: str, valid: tuple[str, ...]) -> None:

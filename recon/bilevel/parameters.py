@@ -1,7 +1,8 @@
-"""The learned tensors as one vector."""
+"""The learned tensors as one vector, and checks that all upper-level methods make."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,3 +20,16 @@ def assign(params: Sequence[Tensor], theta: Tensor) -> Tensor:
     for p, part in zip(params, theta.split([p.numel() for p in params]), strict=True):
         p.copy_(part.view_as(p))
     return flat(params)
+
+
+def check_positive(**values: float) -> None:
+    """Raise ``ValueError`` for an option that is not positive and finite."""
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}, but must be positive and finite")
+
+
+def check_one_group(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ``ValueError`` if the parameters are in several groups."""
+    if len(optimizer.param_groups) != 1:
+        raise ValueError(f"{type(optimizer).__name__} takes one group of parameters, got {len(optimizer.param_groups)}")

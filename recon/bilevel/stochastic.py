@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.parameters import check_one_group, check_positive
 from recon.bilevel.record import Progress, Record
+from recon.lower_level import Status
 
 
 class DivergedError(ValueError):
@@ -23,16 +25,14 @@ class _Passes(torch.optim.Optimizer):
 
     def _take(self, **own: Any) -> None:
         """Check and keep the options that are not those of the step itself."""
-        for name in ("first_lr", "solution_accuracy", "adjoint_accuracy"):
-            if not 0 < own[name] < math.inf:
-                raise ValueError(f"{name.removeprefix('first_')} is {own[name]}, but must be positive and finite")
+        accuracies = {name: own[name] for name in ("solution_accuracy", "adjoint_accuracy")}
+        check_positive(lr=own["first_lr"], **accuracies)
         for name in ("lr_decay", "accuracy_decay"):
             if not 0 <= own[name] < math.inf:
                 raise ValueError(f"{name} is {own[name]}, but must be finite and not negative")
         if own["batch_size"] < 1:
             raise ValueError(f"batch_size is {own['batch_size']}, but must be at least 1")
-        if len(self.param_groups) != 1:
-            raise ValueError(f"{type(self).__name__} takes one group of parameters, got {len(self.param_groups)}")
+        check_one_group(self)
         self.defaults.update(own)
         self.param_groups[0].update(own)
 
@@ -69,7 +69,7 @@ class _Passes(torch.optim.Optimizer):
         gradient = part.hypergradient(part.evaluate(accuracy, start, goal_oriented=False), accuracy)
         objective.evaluations += part.evaluations * len(index) / len(objective.y)
         norm = float(gradient.z.norm())
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) or bool((gradient.evaluation.status == Status.NOT_FINITE).any()):
             raise DivergedError(
                 "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
             )

@@ -131,6 +131,12 @@ def test_without_the_rule_divergence_is_an_error_and_parameters_are_put_back() -
     assert values_of(objective) == before
 
 
+def test_energies_that_are_not_finite_at_the_start_are_refused() -> None:
+    objective = objective_of(TotalVariation(800.0, -3.0))
+    with pytest.raises(DivergedError, match="start from other parameters"):
+        HOAG(objective.params).step(objective=objective)
+
+
 def test_a_checkpoint_continues_bit_identically() -> None:
     whole, half = objective_of(), objective_of()
     method = HOAG(whole.params, lr=0.1)
