@@ -1,5 +1,6 @@
 """The learning problem: certified objectives, inexact hypergradients, and the methods that descend on them."""
 
+from recon.bilevel.derivative_free import DFOLS
 from recon.bilevel.hoag import HOAG, FixedAccuracy
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
@@ -11,6 +12,7 @@ from recon.bilevel.saddle_objective import SaddleObjective
 from recon.bilevel.stochastic import DivergedError, InexactAdam, InexactSGD
 
 __all__ = [
+    "DFOLS",
     "HOAG",
     "MAID",
     "Accuracy",

@@ -1,7 +1,8 @@
 """Figures that set upper-level methods against each other on one learning problem, from ``configs/figures``.
 
-Each YAML has ``data`` (pictures to denoise), ``regularizer``, ``budget`` and ``runs``: names with ``optimizer`` and,
-if it is not L-BFGS, ``solver``. All runs start at the same parameters, with the same data.
+Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI), ``regularizer``, ``budget``, ``runs``
+and, where the operator needs it, ``mu``. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer``
+it is the initial parameters. All runs start at the same parameters, with the same data.
 
 ``run`` writes, for every run as soon as it is finished, ``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first
 picture), then results.csv and summary.json; ``plot`` draws loss.png, accuracy.png and pictures.png from these alone.
@@ -29,7 +30,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from rich.console import Console
 from rich.table import Table
 
-from datasets import DenoisingDataModule
+from datasets import DenoisingDataModule, MRIDataModule
 from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record
 from recon.bilevel.parameters import flat
 from recon.commands.runs import finite, write_json
@@ -41,9 +42,10 @@ from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, sav
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "figures"
 KEYS = {"data", "regularizer", "budget", "runs"}
+MODULES: dict[str, type[DenoisingDataModule]] = {m.__name__: m for m in (DenoisingDataModule, MRIDataModule)}
 #: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
 ACCURACY = 1e-4
-DIVERGED = "diverged"
+DIVERGED, START = "diverged", "start"
 COLUMNS = ("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm")
 #: parameters are written for every iteration where there are no more
 FEW = 8
@@ -51,7 +53,10 @@ FEW = 8
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to; loss in [lower, upper] is certified, at the same accuracy for all runs; status: its end."""
+    """What a run came to; loss in [lower, upper] is certified, at the same accuracy for all runs; status: its end.
+
+    within_1_percent: evaluations after which the iterations stay within 1 % of ``loss``, NaN if they do not.
+    """
 
     run: str
     loss: float
@@ -59,6 +64,7 @@ class Result:
     upper: float
     psnr: float
     evaluations: float
+    within_1_percent: float
     iterations: int
     seconds: float
     status: str
@@ -78,20 +84,26 @@ def run(figure: str, scale: str, output: Path) -> None:
     """
     content = read_figure(FOLDER / figure / f"{scale}.yaml")
     data, source = _data(content["data"], scale)
-    module = DenoisingDataModule(**data)
+    kind = MODULES[data.pop("class", DenoisingDataModule.__name__)]
+    module = kind(**data)
     x, y = module.train_tensors()
+    problem: dict[str, Any] = {"operator": getattr(module, "operator", None), "mu": float(content.get("mu", 0.0))}
     for entry in content["runs"].values():  # errors come before the first computation
-        make(content["regularizer"], entry, x, y)
+        make(content["regularizer"], entry, x, y, **problem)
     claim(output, {"figure": figure, "scale": scale, "source": source, **content})
     done = {row["run"]: row for row in (read(output / "results.csv") if (output / "results.csv").is_file() else [])}
     console = Console()
-    console.print(f"{len(x)} pictures of {source}, noisy {float(psnr(y, x).mean()):.2f} dB", highlight=False)
+    naive = y if problem["operator"] is None else problem["operator"].adjoint(y)
+    console.print(
+        f"{len(x)} pictures of {source}, noisy {float(psnr(_shown(naive), _shown(x)).mean()):.2f} dB", highlight=False
+    )
     for name, entry in content["runs"].items():
         if name not in done:
-            objective, optimizer = make(content["regularizer"], entry, x, y)
+            objective, optimizer = make(content["regularizer"], entry, x, y, **problem)
             records, path, seconds, status = descend(name, objective, optimizer, content["budget"])
             result, image = measure(name, objective, records, seconds, status)
-            files = {output / "runs" / f"{slug(name)}.npz": _npz(true=x[0], noisy=y[0], image=image)}
+            shown = _npz(true=_shown(x)[0], noisy=_shown(naive)[0], image=image)
+            files = {output / "runs" / f"{slug(name)}.npz": shown}
             if records:
                 lines = [{c: getattr(r, c) for c in COLUMNS} | {"progress": r.progress.value} for r in records]
                 for line, values in zip(lines, path, strict=True):
@@ -121,16 +133,18 @@ def read_figure(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or content.keys() != KEYS:
+    if not isinstance(content, dict) or content.keys() - {"mu"} != KEYS:
         raise ValueError(f"{path}: must have {', '.join(sorted(KEYS))}, and nothing else")
     budget, runs = content["budget"], content["runs"]
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")
     if not isinstance(runs, dict) or not runs or not isinstance(content["data"], dict):
         raise ValueError(f"{path}: data and runs must map names to values")
+    if content["data"].get("class", DenoisingDataModule.__name__) not in MODULES:
+        raise ValueError(f"{path}: data.class is {content['data']['class']!r}, but must be {' or '.join(MODULES)}")
     for name, entry in runs.items():
-        if not isinstance(entry, dict) or "optimizer" not in entry or not entry.keys() <= {"optimizer", "solver"}:
-            raise ValueError(f"{path}: the run {name} must have `optimizer`, and may have `solver`")
+        if not isinstance(entry, dict) or not entry.keys() <= {"optimizer", "solver"}:
+            raise ValueError(f"{path}: the run {name} may have `optimizer` and `solver`, and nothing else")
     slugs = [slug(str(name)) for name in runs]
     if len(set(slugs)) < len(slugs):
         raise ValueError(f"{path}: runs need names that differ in letters or digits, got {', '.join(runs)}")
@@ -143,9 +157,9 @@ def slug(name: str) -> str:
 
 
 def make(
-    regularizer: Mapping[str, Any], entry: Mapping[str, Any], x: torch.Tensor, y: torch.Tensor
-) -> tuple[BilevelObjective, torch.optim.Optimizer]:
-    """The learning problem of a run at its start, and its method.
+    regularizer: Mapping[str, Any], entry: Mapping[str, Any], x: torch.Tensor, y: torch.Tensor, **problem: Any
+) -> tuple[BilevelObjective, torch.optim.Optimizer | None]:
+    """The learning problem of a run at its start, with the options ``problem``, and its method if it has one.
 
     Raises ``ValueError`` if they cannot be made.
     """
@@ -158,12 +172,17 @@ def make(
     except Exception as error:  # jsonargparse raises its own, without a common base
         raise ValueError(" ".join(str(error).split())) from error
     solver = made.solver if made.solver is not None else LBFGS()
-    objective = BilevelObjective(made.regularizer.to(x.dtype), x, y, solver=solver)
-    return objective, made.optimizer(objective.params)
+    objective = BilevelObjective(made.regularizer.to(x.dtype), x, y, solver=solver, **problem)
+    if made.optimizer is None:
+        return objective, None
+    try:
+        return objective, made.optimizer(objective.params)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
 
 
 def descend(
-    name: str, objective: BilevelObjective, optimizer: torch.optim.Optimizer, budget: float
+    name: str, objective: BilevelObjective, optimizer: torch.optim.Optimizer | None, budget: float
 ) -> tuple[list[Record], list[list[float]], float, str]:
     """Iterate until the budget is spent, or nothing changes any more.
 
@@ -171,6 +190,8 @@ def descend(
     """
     records: list[Record] = []
     path: list[list[float]] = []
+    if optimizer is None:
+        return records, path, 0.0, START
     begin, status = time.perf_counter(), "budget spent"
     bar = Tqdm(total=round(budget), desc=name, leave=False)
     step: Any = optimizer.step
@@ -198,7 +219,8 @@ def measure(
     """The certified loss and the mean PSNR at the end, and the first picture; not counted."""
     spent = objective.evaluations
     accuracy = ACCURACY * math.sqrt(objective.target[0].numel())
-    lost = Result(name, math.nan, math.nan, math.nan, math.nan, spent, len(records), round(seconds, 1), status)
+    nan, seconds = math.nan, round(seconds, 1)
+    lost = Result(name, nan, nan, nan, nan, spent, nan, len(records), seconds, status)
     nowhere = torch.full_like(objective.target[0], math.nan)
     try:
         with torch.no_grad():
@@ -207,9 +229,26 @@ def measure(
         return lost, nowhere
     if bool((at.status == Status.NOT_FINITE).any()):
         return lost, nowhere
-    quality = float(psnr(at.x, objective.target).mean())
-    result = Result(name, at.value, at.lower, at.upper, quality, spent, len(records), round(seconds, 1), status)
-    return result, at.x[0]
+    image = _shown(at.x)
+    quality = float(psnr(image, _shown(objective.target)).mean())
+    near = within(records, at.value)
+    result = Result(name, at.value, at.lower, at.upper, quality, spent, near, len(records), seconds, status)
+    return result, image[0]
+
+
+def within(records: Sequence[Record], loss: float) -> float:
+    """Evaluations after which the loss stays within 1 % of ``loss``; NaN if it does not."""
+    near = math.nan
+    for record in reversed(records):
+        if not abs(record.loss - loss) <= 0.01 * abs(loss):
+            break
+        near = record.evaluations
+    return near
+
+
+def _shown(x: torch.Tensor) -> torch.Tensor:
+    """Magnitudes of complex images, which have two channels; gray ones as they are."""
+    return x if x.shape[1] == 1 else x.square().sum(1, keepdim=True).sqrt()
 
 
 def _data(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], str]:
@@ -240,7 +279,7 @@ def _npz(**images: torch.Tensor) -> bytes:
 
 def _print(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     shown = Table()
-    for column in ("run", "loss", "PSNR", "evaluations", "iterations", "s", "end"):
+    for column in ("run", "loss", "PSNR", "evaluations", "to within 1 %", "iterations", "s", "end"):
         shown.add_column(column, justify="left" if column in ("run", "end") else "right")
     for row in rows:
         shown.add_row(
@@ -248,6 +287,7 @@ def _print(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             f"{float(row['loss']):.4g}",
             f"{float(row['psnr']):.2f}",
             f"{float(row['evaluations']):.0f}",
+            f"{float(row['within_1_percent']):.0f}",
             str(row["iterations"]),
             f"{float(row['seconds']):.0f}",
             str(row["status"]),
@@ -301,11 +341,17 @@ def _losses(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
     for i, row in enumerate(results):
         records = _records(output, row)
         cost, loss = ([float(r[key]) for r in records] for key in ("evaluations", "loss"))
+        if not records:
+            continue
         color, style = _style(i)
         ax.plot(cost, loss, style, color=color, lw=1.4, label=row["run"])
         lower, upper = ([float(r[key]) for r in records] for key in ("lower", "upper"))
         ax.fill_between(cost, lower, upper, color=color, alpha=0.12, lw=0)
-    ax.set(xscale="log", xlabel="evaluations per image", ylabel="loss, and its certified interval")
+    ax.set(
+        xscale="log" if ax.lines else "linear",
+        xlabel="evaluations per image",
+        ylabel="loss, and its certified interval",
+    )
     # intervals of coarse accuracies are long: the axis shows the losses
     values = [float(r["loss"]) for row in results for r in _records(output, row)]
     finite = [v for v in values if math.isfinite(v)]
@@ -328,9 +374,11 @@ def _accuracies(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
         for i, (run_name, records) in enumerate(tables.items()):
             if records:
                 color, style = _style(i)
-                values = [float(r[name]) for r in records]
+                values = [float(r[name]) if math.isfinite(float(r[name])) else math.nan for r in records]
                 ax.plot([int(r["iteration"]) for r in records], values, style, color=color, lw=1.2, label=run_name)
-        ax.set(xscale="log", yscale="linear" if name in names else "log", xlabel="iteration", ylabel=label)
+        drawn = any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in ax.lines)
+        scales = {"xscale": "log", "yscale": "linear" if name in names else "log"} if drawn else {}
+        ax.set(**scales, xlabel="iteration", ylabel=label)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(True, color="0.92", lw=0.6)
     figure.axes[0].legend(frameon=False, fontsize=7)
@@ -342,9 +390,9 @@ def _style(i: int) -> tuple[str, str]:
 
 
 def _records(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The iterations of a run; none if it diverged before the first one ended."""
+    """The iterations of a run; none for the initial parameters, or if it diverged before the first one ended."""
     path = output / "runs" / f"{slug(row['run'])}.csv"
-    if not path.is_file() and row["status"] == DIVERGED:
+    if not path.is_file() and row["status"] in (DIVERGED, START):
         return []
     if not path.is_file():
         raise ValueError(f"{path}: is missing; delete results.csv to compute the runs again")

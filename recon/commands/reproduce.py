@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recon.commands import figures, race
+from recon.commands import figures, page, race
 from recon.files import prepare_folder
 
 SCALES = ("quick", "paper")
+ALL = "all"
 
 
 def names() -> list[str]:
     """The figures that can be made."""
     return sorted({*_modules(), *race.names()})
+
+
+def descriptions() -> dict[str, str]:
+    """What each figure shows: the beginning of the docstring of its module, or of the comment in its configuration."""
+    found = {}
+    for name in names():
+        if name in _modules():
+            text = (_module(name).__doc__ or "").strip().partition("\n\n")[0]
+        else:
+            lines = (race.FOLDER / name / "quick.yaml").read_text().splitlines()
+            text = " ".join(line[1:] for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
+            text = text.partition("  recon reproduce")[0]
+        found[name] = " ".join(text.split())
+    return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{figures.__name__}.{name.replace('-', '_')}")
 
 
 def _modules() -> list[str]:
@@ -27,18 +47,25 @@ def _modules() -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make a figure; returns 0.
+    """Make a figure, or all; returns 0, or 1 if one of all failed.
 
     Raises:
         ValueError: there is no such figure or no data for it.
         OSError: the output cannot be written.
     """
     args = _parser().parse_args(argv)
-    if args.figure not in names():
-        raise ValueError(f"there is no figure {args.figure!r}; valid are {', '.join(names())}")
+    if args.figure not in (*names(), ALL):
+        raise ValueError(f"there is no figure {args.figure!r}; valid are {', '.join((*names(), ALL))}")
     output = args.output if args.output is not None else Path("outputs") / "reproduce" / f"{args.figure}-{args.scale}"
+    if args.figure == ALL:
+        if args.plot_only:
+            raise ValueError(f"{ALL} cannot be drawn alone; leave out --plot-only, finished figures are kept")
+        prepare_folder(output)
+        failed = page.run(descriptions(), args.scale, output)
+        print(f"the page is {output / 'index.html'}")
+        return 1 if failed else 0
     if args.figure in _modules():
-        module: Any = importlib.import_module(f"{figures.__name__}.{args.figure.replace('-', '_')}")
+        module = _module(args.figure)
         run: Callable[[], None] = partial(module.run, args.scale, output)
         plot = getattr(module, "plot", None)
     else:
@@ -56,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recon reproduce", description="Compute the data of a figure, and draw it.")
-    parser.add_argument("figure", help=f"one of {', '.join(names())}")
+    parser.add_argument("figure", help=f"one of {', '.join(names())}, or all: with a page of them")
     parser.add_argument(
         "--scale", choices=SCALES, default="quick", help="quick: built-in images, minutes; paper: hours"
     )

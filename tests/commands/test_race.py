@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from models import TotalVariation
-from recon.bilevel import MAID, Accuracy, BilevelObjective
+from recon.bilevel import MAID, Accuracy, BilevelObjective, Progress, Record
 from recon.commands import race
 from recon.commands.main import main
 
@@ -135,7 +137,8 @@ def test_bad_input(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ({**TINY, "more": 1}, "must have budget, data, regularizer, runs"),
         ({**TINY, "budget": -3}, "budget is -3, but must be a positive number"),
         ({**TINY, "runs": {}}, "data and runs must map names"),
-        ({**TINY, "runs": {"a": {}}}, "the run a must have `optimizer`"),
+        ({**TINY, "runs": {"a": {"method": {}}}}, "the run a may have `optimizer` and `solver`, and nothing else"),
+        ({**TINY, "data": {**TINY["data"], "class": "CT"}}, "data.class is 'CT'"),
         ({**TINY, "runs": {"a b": TINY["runs"]["MAID"], "A-B": TINY["runs"]["MAID"]}}, "differ in letters or digits"),
     ):
         write(tiny, content)
@@ -170,6 +173,30 @@ def test_configurations(path: Path) -> None:
     x = torch.zeros(1, 1, 12, 12)
     for entry in content["runs"].values():
         objective, optimizer = race.make(content["regularizer"], entry, x, x)
-        assert objective.params[0] is optimizer.param_groups[0]["params"][0]
+        assert optimizer is None or objective.params[0] is optimizer.param_groups[0]["params"][0]
     assert any(isinstance(race.make(content["regularizer"], e, x, x)[1], MAID) for e in content["runs"].values())
     assert {p.stem for p in path.parent.iterdir()} == {"quick", "paper"}
+
+
+def test_mri_and_initial_parameters(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"class": "MRIDataModule", "folder": "nowhere", "val": "builtin", "test": "builtin", "limit": 2, "size": 16}
+    data |= {"acceleration": 2, "coils": 2, "sigma": 0.02, "dtype": "float64"}
+    runs = {"poor": {}, "MAID": TINY["runs"]["MAID"]}
+    write(tiny, {**TINY, "data": data, "mu": 0.01, "runs": runs})
+    assert main(["reproduce", "tiny", "--output", "out"]) == 0, capsys.readouterr().err
+    poor, learned = rows(tiny / "out" / "results.csv")
+    assert (poor["status"], poor["iterations"], poor["evaluations"]) == ("start", "0", "0.0")
+    assert float(learned["upper"]) < float(poor["lower"])
+    assert (tiny / "out" / "pictures.png").is_file()
+    # magnitudes are drawn, one channel
+    assert np.load(tiny / "out" / "runs" / "poor.npz")["image"].shape == (1, 16, 16)
+
+
+def test_within_1_percent() -> None:
+    def record(loss: float, evaluations: float) -> Record:
+        return Record(1, loss, 0, 0, 0, 0, 0, 0, 1, evaluations, 0, Progress.ACCEPTED)
+
+    records = [record(loss, 10.0 * (i + 1)) for i, loss in enumerate([2.0, 1.005, 1.2, 1.009, 1.0])]
+    assert race.within(records, 1.0) == 40
+    assert math.isnan(race.within(records, 3.0))
+    assert math.isnan(race.within([], 1.0))
