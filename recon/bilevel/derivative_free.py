@@ -23,8 +23,6 @@ from recon.lower_level import NotStronglyConvexError, Status
 MOST_PARAMETERS = 100
 #: ratio of the trust-region radii of consecutive stages; the factor of the residuals where there is no minimizer
 SHRINK, BARRIER = 0.1, 10.0
-#: a stage begins with a larger radius than the last one ended with: inexact residuals can make it end too early
-OVERLAP = 3.0
 
 
 class DFOLS(torch.optim.Optimizer):
@@ -125,8 +123,7 @@ class DFOLS(torch.optim.Optimizer):
         while last > options["rhoend"] * (1 + 1e-9):
             first = last
             last = max(SHRINK * first, options["rhoend"]) if options["dynamic"] else options["rhoend"]
-            begin = min(OVERLAP * first, options["rhobeg"])
-            stages.append((begin, last))
+            stages.append((first, last))
         return stages
 
     def _ask(self) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 ``run`` makes each figure by a process of its own, as many at a time as there are cores, and writes ``NAME.json``
 (seconds, machine, end) and ``NAME.log`` beside its folder; then index.html and summary.json. Figures that are finished
-are kept, and those that were interrupted go on. Every number of ours on the page is read from a CSV file in the folders.
+are kept, and those that were interrupted go on. Every number of ours on the page is read from a CSV file in a folder.
 """
 
 from __future__ import annotations

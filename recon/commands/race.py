@@ -1,8 +1,8 @@
 """Figures that set upper-level methods against each other on one learning problem, from ``configs/figures``.
 
 Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI), ``regularizer``, ``budget``, ``runs``
-and, where the operator needs it, ``mu``. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer``
-it is the initial parameters. All runs start at the same parameters, with the same data.
+and, where the operator needs it, ``mu``. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``;
+without ``optimizer`` it is the initial parameters. All runs start at the same parameters, with the same data.
 
 ``run`` writes, for every run as soon as it is finished, ``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first
 picture), then results.csv and summary.json; ``plot`` draws loss.png, accuracy.png and pictures.png from these alone.

@@ -40,7 +40,7 @@ def test_ends_at_the_minimum_of_maid(accuracy: float, dynamic: bool) -> None:
     records = run(ours, DFOLS(ours.params, solution_accuracy=accuracy, dynamic=dynamic))
     best = run(theirs, MAID(theirs.params, tolerance=1e-5))
     assert records[-1].progress == Progress.CONVERGED
-    # the loss is flat along the smoothing: 0.06 in theta_2 changes it by 3e-5 of itself
+    # the loss is flat along the smoothing: 0.07 in theta_2 changes it by 5e-5 of itself
     torch.testing.assert_close(theta(ours), theta(theirs), atol=0.1, rtol=0)
     assert records[-1].loss == pytest.approx(best[-1].loss, rel=1e-4)
     assert all(r.lower <= r.loss <= r.upper for r in records)
