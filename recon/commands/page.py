@@ -34,6 +34,7 @@ PUBLISHED = race.FOLDER / "published.yaml"
 LONG = ("foe-hoag", "accelerations", "ct", "foe-fixed", "foe-accuracy", "stochastic", "icnn-primal-dual")
 #: rows of a CSV file that the page shows; the others are in the file
 ROWS = 40
+INTERRUPTED = None  # in place of an exit status
 STYLE = """body{font:16px/1.45 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;font-size:.85rem;margin:.6rem 0}td,th{padding:.2rem .6rem;border-bottom:1px solid #ddd}
 td,th{text-align:right}
@@ -75,8 +76,9 @@ def run(figures: Mapping[str, str], scale: str, output: Path) -> int:
     finally:
         for process, _ in running.values():
             process.terminate()
-        for process, _ in running.values():
+        for name, (process, begin) in running.items():
             process.wait()
+            _end(name, INTERRUPTED, time.perf_counter() - begin, output)
     write_page(figures, scale, output)
     failed = [name for name in figures if _entry(output, name).get("end") != "finished"]
     if failed:
@@ -97,11 +99,13 @@ def _begin(name: str, scale: str, output: Path, threads: Mapping[str, str]) -> s
         )
 
 
-def _end(name: str, code: int, seconds: float, output: Path) -> None:
+def _end(name: str, code: int | None, seconds: float, output: Path) -> None:
     before = _entry(output, name)
     total = round(seconds + float(before.get("seconds", 0.0)), 1)
     lines = (output / f"{name}.log").read_text(errors="replace").strip().splitlines()
     end = "finished" if code == 0 else f"failed: {lines[-1] if lines else f'exit status {code}'}"
+    if code == INTERRUPTED:
+        end = "interrupted"
     write_json(output / f"{name}.json", {"figure": name, "seconds": total, "end": end, "machine": machine()})
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recon.commands import figures, page, race
+from recon.commands import figures, page, race, race_pictures
 from recon.files import prepare_folder
 
 SCALES = ("quick", "paper")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run: Callable[[], None] = partial(module.run, args.scale, output)
         plot = getattr(module, "plot", None)
     else:
-        run, plot = partial(race.run, args.figure, args.scale, output), race.plot
+        run, plot = partial(race.run, args.figure, args.scale, output), race_pictures.plot
     if not args.plot_only:
         prepare_folder(output)
         run()

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from datasets import DenoisingDataModule
 from models import TotalVariation
 from recon.bilevel import MAID, Accuracy, BilevelObjective, Progress, Record
 from recon.commands import race
@@ -190,6 +192,16 @@ def test_mri_and_initial_parameters(tiny: Path, capsys: pytest.CaptureFixture[st
     assert (tiny / "out" / "pictures.png").is_file()
     # magnitudes are drawn, one channel
     assert np.load(tiny / "out" / "runs" / "poor.npz")["image"].shape == (1, 16, 16)
+
+
+def test_pictures_of_a_folder_have_the_size_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some").mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "some" / "a.png")
+    monkeypatch.setenv("RECON_DATA", str(tmp_path))
+    data, source = race._data({"folder": "some", "size": 16, "sigma": 0.1}, "quick")
+    assert source == "some"
+    assert DenoisingDataModule(**data).train_tensors()[0].shape == (1, 1, 16, 16)
 
 
 def test_within_1_percent() -> None:
