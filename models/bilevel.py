@@ -17,6 +17,7 @@ from models.checkpointing import CheckpointError, checksum, describe, qualified_
 from models.reconstruction import Reconstruction, ReconstructionModule
 from models.storage import specification
 from recon.bilevel import MAID, BilevelObjective, Record, SquaredError, UpperLoss
+from recon.bilevel.objective import check_steps
 from recon.lower_level import (
     LBFGS,
     DataFidelity,
@@ -58,7 +59,8 @@ class BilevelModule(ReconstructionModule):
     chunk_size: images of the training set that are solved together; memory grows with it. All by default.
     reconstruction_accuracy: certified ||x - x^|| of the reconstructions in validation, test and prediction.
     adjoint_steps: K, to differentiate K steps of gradient descent instead of solving the adjoint equations (1: the
-        one-step or Jacobian-free gradient), see :class:`recon.bilevel.BilevelObjective`.
+        one-step or Jacobian-free gradient). unrolled_steps: K, to differentiate through K steps of gradient descent
+        from the first guess, which stand for the minimizer in training. See :class:`recon.bilevel.BilevelObjective`.
 
     Raises
     ------
@@ -78,6 +80,7 @@ class BilevelModule(ReconstructionModule):
         chunk_size: int | None = None,
         reconstruction_accuracy: float = 1e-2,
         adjoint_steps: int | None = None,
+        unrolled_steps: int | None = None,
     ) -> None:
         super().__init__()
         if not 0 < reconstruction_accuracy < math.inf:
@@ -86,8 +89,7 @@ class BilevelModule(ReconstructionModule):
             raise ValueError(f"mu is {mu}, but must be finite and not negative")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
-        if adjoint_steps is not None and adjoint_steps < 1:
-            raise ValueError(f"adjoint_steps is {adjoint_steps}, but must be at least 1, or null to solve")
+        check_steps(adjoint_steps, unrolled_steps)
         self.automatic_optimization = False
         self.regularizer, self.make_optimizer = regularizer, optimizer
         self.solver: Solver = solver if solver is not None else LBFGS()
@@ -95,7 +97,7 @@ class BilevelModule(ReconstructionModule):
         self.operator = operator
         self.mu, self.chunk_size, self.reconstruction_accuracy = mu, chunk_size, reconstruction_accuracy
         self.loss = loss if loss is not None else SquaredError()
-        self.adjoint_steps = adjoint_steps
+        self.adjoint_steps, self.unrolled_steps = adjoint_steps, unrolled_steps
         self.objective: BilevelObjective | None = None
         self.record: Record | None = None
         self._method: dict[str, Any] = {}
@@ -172,6 +174,7 @@ class BilevelModule(ReconstructionModule):
             self.solver,
             self.chunk_size,
             adjoint_steps=self.adjoint_steps,
+            unrolled_steps=self.unrolled_steps,
         )
 
     # --- what is shown of it -----------------------------------------------------------------------------------------
@@ -273,6 +276,7 @@ class BilevelModule(ReconstructionModule):
             "loss": describe(self.loss),
             "mu": float(self.mu),
             "adjoint_steps": self.adjoint_steps,
+            "unrolled_steps": self.unrolled_steps,
             "dtype": str(next(self.regularizer.parameters()).dtype),
         }
 

@@ -16,8 +16,8 @@ class ConvexRidge(RidgeRegularizer):
     r"""R(x) = sum_k sum_p psi_k((c_k * x)_p) with even splines psi_k of degree 3 (Goujon et al. 2023).
 
     psi_k'' is piecewise linear in \|u\| with learned values d_kj at u_j = j ``spacing``, j < ``knots``, and zero from
-    the next knot on, where psi_k grows linearly. d_kj = softplus(learned) >= 0 makes psi_k convex by construction;
-    the continuous psi_k'' gives the Hessian a Lipschitz constant, which certificates need.
+    the next knot on, where psi_k grows linearly. d_kj = ``scale`` softplus(learned) >= 0 makes psi_k convex by
+    construction; the continuous psi_k'' gives the Hessian a Lipschitz constant, which certificates need.
 
     :class:`WeaklyConvexRidge` lets d_kj fall to -v_k, with sum_k v_k C_k^T C_k <= rho.
 
@@ -26,6 +26,8 @@ class ConvexRidge(RidgeRegularizer):
     filters, size, initial_filters, unit_norm, seed: of the filters, see :class:`models.ridge.RidgeRegularizer`.
     knots: number of learned values per profile. spacing: distance of the knots, in the units of c_k * x.
     log_weight, log_width: the initial profiles are e^{log_weight} times the smoothed 1-norm of width e^{log_width}.
+    scale: unit of the d_kj. What is learned should be of order 1, or one step of an optimizer hardly moves it: for
+        operators of large norm, about the initial d_k0 = e^{log_weight - log_width}.
     """
 
     def __init__(
@@ -39,21 +41,24 @@ class ConvexRidge(RidgeRegularizer):
         initial_filters: str = "dct",
         unit_norm: bool = False,
         seed: int = 0,
+        scale: float = 1.0,
     ) -> None:
         super().__init__(filters, size, initial_filters, unit_norm, seed)
         if knots < 2:
             raise ValueError(f"knots is {knots}, but a spline needs at least 2")
         if not 0 < spacing < float("inf"):
             raise ValueError(f"spacing is {spacing}, but must be positive and finite")
-        self.spacing = spacing
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale is {scale}, but must be positive and finite")
+        self.spacing, self.scale = spacing, scale
         u, nu = spacing * torch.arange(knots), torch.tensor(log_width).exp()
-        initial = torch.tensor(log_weight).exp() * nu**2 / (u**2 + nu**2) ** 1.5
+        initial = torch.tensor(log_weight).exp() * nu**2 / (u**2 + nu**2) ** 1.5 / scale
         inverse = initial + torch.log(-torch.expm1(-initial))  # of the softplus
         self.curvatures = nn.Parameter(inverse.to(torch.get_default_dtype()).repeat(filters, 1))
 
     def knot_curvatures(self, kernels: Tensor) -> Tensor:
         """d_kj = psi_k''(u_j), ``(K, knots)``."""
-        return F.softplus(self.curvatures)
+        return self.scale * F.softplus(self.curvatures)
 
     def profile_parameters(self, kernels: Tensor) -> list[Tensor]:
         """psi'', psi' and psi at the knots, ``(K, knots + 1)`` each: linear, quadratic and cubic integrals."""
@@ -113,7 +118,7 @@ class ConvexRidge(RidgeRegularizer):
 class WeaklyConvexRidge(ConvexRidge):
     r"""The weakly convex relative (Goujon, Neumayer, Unser 2024): R + (rho/2)||x||^2 is convex.
 
-    d_kj = softplus(learned) - v_k sigmoid(learned'), v_k >= 0 with \|\|sum_k v_k C_k^T C_k\|\| <= rho by
+    d_kj = scale softplus(learned) - v_k sigmoid(learned'), v_k >= 0 with \|\|sum_k v_k C_k^T C_k\|\| <= rho by
     :func:`models.fields_of_experts.concavity_budget`, whatever the parameters are.
 
     Parameters: as for :class:`ConvexRidge`, and ``weak_convexity`` rho in (0, 1).
@@ -131,8 +136,9 @@ class WeaklyConvexRidge(ConvexRidge):
         initial_filters: str = "dct",
         unit_norm: bool = False,
         seed: int = 0,
+        scale: float = 1.0,
     ) -> None:
-        super().__init__(filters, size, knots, spacing, log_weight, log_width, initial_filters, unit_norm, seed)
+        super().__init__(filters, size, knots, spacing, log_weight, log_width, initial_filters, unit_norm, seed, scale)
         if not 0 < weak_convexity < 1:
             raise ValueError(f"weak_convexity is {weak_convexity}, but must lie in (0, 1)")
         self.weak_convexity = weak_convexity
@@ -142,7 +148,7 @@ class WeaklyConvexRidge(ConvexRidge):
 
     def knot_curvatures(self, kernels: Tensor) -> Tensor:
         budget = concavity_budget(kernels, self.log_concavity, self.weak_convexity)[:, None]
-        return F.softplus(self.curvatures) - budget * torch.sigmoid(self.bends)
+        return self.scale * F.softplus(self.curvatures) - budget * torch.sigmoid(self.bends)
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
         return profile[0].abs().amax(1)

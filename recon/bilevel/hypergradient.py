@@ -78,6 +78,43 @@ def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> Linea
     return LinearSolution(w, torch.full_like(b, math.nan), unknown, status, count)
 
 
+def gradient_descent(energy: Energy, x0: Tensor, steps: int) -> list[Tensor]:
+    r"""x_0, ..., x_K with x_{k+1} = x_k - grad h(x_k, theta) / L. It costs K evaluations.
+
+    Raises ``ValueError`` if no L is known.
+    """
+    if not math.isfinite(energy.smoothness):
+        raise ValueError(
+            f"unrolled_steps needs a Lipschitz constant of the gradient, and {type(energy.regularizer).__name__} has "
+            "none; leave unrolled_steps out to solve the lower level"
+        )
+    points = [x0]
+    for _ in range(steps):
+        points.append(points[-1] - energy.grad(points[-1]) / energy.smoothness)
+    return points
+
+
+def unrolled_gradient(energy: Energy, points: list[Tensor], b: Tensor) -> list[Tensor]:
+    r"""d/dtheta of sum_i <x_K, b> for the ``points`` of :func:`gradient_descent`, at a fixed step 1/L and fixed b.
+
+    Backwards through the steps, with p_K = b and the Hessian B_k at x_k,
+
+        p_k = p_{k+1} - B_k p_{k+1} / L,    gradient = -(1/L) sum_k J(x_k)^T p_{k+1}.
+
+    It costs K - 1 products with Hessians, and holds K + 1 images where implicit differentiation holds one.
+    """
+    step, total = (
+        1 / energy.smoothness,
+        [torch.zeros_like(p, dtype=torch.float64) for p in energy.regularizer.trainable()],
+    )
+    for k in range(len(points) - 2, -1, -1):
+        grads = energy.parameter_vjp(points[k], step * b)
+        total = [t - g.double() for t, g in zip(total, grads, strict=True)]
+        if k:
+            b = b - step * energy.hessian(points[k])(b)
+    return total
+
+
 def _estimated_lipschitz(energy: Energy, x: Tensor, w: Tensor) -> Tensor:
     """Twice the change of B w along the gradient of h, per unit of distance: an estimate, not a bound."""
     direction = energy.grad(x)

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
-from recon.bilevel.hypergradient import Hypergradient, error_bound, truncated_adjoint
+from recon.bilevel.hypergradient import (
+    Hypergradient,
+    error_bound,
+    gradient_descent,
+    truncated_adjoint,
+    unrolled_gradient,
+)
 from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
 from recon.lower_level import (
+    FISTA,
     LBFGS,
     DataFidelity,
     Energy,
@@ -28,6 +35,18 @@ from recon.lower_level import (
     per_image_norm,
 )
 from recon.operators import Identity, LinearOperator
+
+#: an accuracy that no solver reaches
+TINY = 1e-300
+
+
+def check_steps(adjoint_steps: int | None, unrolled_steps: int | None) -> None:
+    """Raise ``ValueError`` for numbers of steps that :class:`BilevelObjective` does not take."""
+    for name, steps in (("adjoint_steps", adjoint_steps), ("unrolled_steps", unrolled_steps)):
+        if steps is not None and steps < 1:
+            raise ValueError(f"{name} is {steps}, but must be at least 1, or None to solve")
+    if adjoint_steps is not None and unrolled_steps is not None:
+        raise ValueError("adjoint_steps and unrolled_steps exclude each other: leave one of them out")
 
 
 @dataclass(frozen=True)
@@ -94,6 +113,9 @@ class BilevelObjective:
     adjoint_steps: K, to differentiate K steps of gradient descent at the minimizer instead of solving the adjoint
         equations, see :func:`recon.bilevel.hypergradient.truncated_adjoint`; 1 is the one-step or Jacobian-free
         gradient. Cheap and biased: adjoint residuals are unknown, and certificates of first order.
+    unrolled_steps: K, to take K steps of gradient descent from the first guess for the minimizer, whatever accuracy is
+        asked for, and differentiate through them, see :func:`recon.bilevel.hypergradient.unrolled_gradient`. The
+        gradient is that of g(x_K): exact for the unrolled problem, biased for f. Intervals still hold the exact f.
 
     ``evaluations`` counts gradients and Hessian-vector products per image, mean over the images, trials included.
 
@@ -117,10 +139,11 @@ class BilevelObjective:
         chunk_size: int | None = None,
         max_adjoint_iterations: int = 10_000,
         adjoint_steps: int | None = None,
+        unrolled_steps: int | None = None,
     ) -> None:
-        if adjoint_steps is not None and adjoint_steps < 1:
-            raise ValueError(f"adjoint_steps is {adjoint_steps}, but must be at least 1, or None to solve")
-        self.regularizer, self.mu, self.adjoint_steps = regularizer, mu, adjoint_steps
+        check_steps(adjoint_steps, unrolled_steps)
+        self.regularizer, self.mu = regularizer, mu
+        self.adjoint_steps, self.unrolled_steps = adjoint_steps, unrolled_steps
         self.operator = operator if operator is not None else Identity()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
         self.solver: Solver = solver if solver is not None else LBFGS()
@@ -159,6 +182,10 @@ class BilevelObjective:
                 f"{type(self.operator).__name__} cannot be used in training: its adjoint is not the exact transpose, "
                 'so that nothing can be certified, nor the adjoint equations be solved; CT has backend="matrix"'
             )
+
+    @property
+    def _solves_adjoint(self) -> bool:
+        return self.adjoint_steps is None and self.unrolled_steps is None
 
     @property
     def params(self) -> list[torch.nn.Parameter]:
@@ -212,6 +239,8 @@ class BilevelObjective:
         At the parameters of ``evaluation``, which in the result has the improved adjoints. ``bound``: also compute
         omega >= ||z - grad f||.
         """
+        if self.unrolled_steps is not None:
+            return self._unrolled(evaluation, self.unrolled_steps)
         total: list[Tensor] | None = None
         ws, residuals, errors, certified = [], [], [], True
         for c in self._chunks():
@@ -241,6 +270,18 @@ class BilevelObjective:
         improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
         error = float(torch.cat(errors).mean()) if bound else math.inf
         return Hypergradient(z, error, certified and bound, improved)
+
+    def _unrolled(self, evaluation: Evaluation, steps: int) -> Hypergradient:
+        """The gradient of the mean of g(x_K), through K = ``steps`` steps that are made again."""
+        z = torch.zeros(sum(p.numel() for p in self.params), dtype=torch.float64, device=self.y.device)
+        for c in self._chunks():
+            energy, target = self._energy(c), self.target[c]
+            points = gradient_descent(energy, self._first_guess(c), steps)
+            b = over_image(evaluation.weight[c], target) * self.loss.grad(points[-1], target)
+            grads = unrolled_gradient(energy, points, b)
+            self._count(torch.full((len(target),), 2 * steps - 1))
+            z += torch.cat([g.flatten() for g in grads]) / len(self.y)
+        return Hypergradient(z, math.inf, False, evaluation)
 
     def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
@@ -284,7 +325,11 @@ class BilevelObjective:
 
     def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> tuple[Tensor, ...]:
         energy = self._energy(c)
-        solution = self.solver(energy, start.x[c], accuracy.solution)
+        if self.unrolled_steps is None:
+            solution = self.solver(energy, start.x[c], accuracy.solution)
+        else:  # exactly so many steps: one evaluation more, for the certificate at the last point
+            descent = FISTA(self.unrolled_steps + 1, accelerated=False)
+            solution = descent(energy, self._first_guess(c), TINY)
         self._count(solution.evaluations)
         x, w, target = solution.x, start.w[c], self.target[c]
         slope = self.loss.grad(x, target)
@@ -292,7 +337,7 @@ class BilevelObjective:
         interval = first_order(loss, size, solution.error, self.loss.smoothness)
         unknown = torch.full_like(size, math.inf)
         residual, sensitivity = unknown, unknown
-        if second and self.adjoint_steps is None and self.loss.quadratic and self.fidelity.quadratic:
+        if second and self._solves_adjoint and self.loss.quadratic and self.fidelity.quadratic:
             solved = energy.solve_adjoint(x, slope, w, accuracy.adjoint, self.max_adjoint_iterations)
             self._count(solved.evaluations)
             w, residual = solved.w, solved.residual_norm

@@ -74,3 +74,7 @@ def test_bad_numbers_of_steps() -> None:
         objective_of(0)
     with pytest.raises(ValueError, match="adjoint_steps is -1, but must be at least 1"):
         BilevelModule(TotalVariation(), adjoint_steps=-1)
+    with pytest.raises(ValueError, match="unrolled_steps is 0, but must be at least 1"):
+        BilevelModule(TotalVariation(), unrolled_steps=0)
+    with pytest.raises(ValueError, match="adjoint_steps and unrolled_steps exclude each other"):
+        BilevelModule(TotalVariation(), adjoint_steps=1, unrolled_steps=1)

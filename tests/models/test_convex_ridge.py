@@ -157,3 +157,17 @@ def test_infinite_and_huge_values_do_not_reach_beyond_the_tables(name: str) -> N
 def test_bad_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeaklyConvexRidge(2, 3, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [ConvexRidge, WeaklyConvexRidge])
+def test_scale_is_the_unit_of_what_is_learned_alone(kind: type[ConvexRidge]) -> None:
+    x = normal(2, 1, 9, 9)
+    plain, scaled = (kind(filters=3, size=3, log_weight=1.0, log_width=-2.0, scale=s).double() for s in (1.0, 10.0))
+    torch.testing.assert_close(scaled(x), plain(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scaled.curvature_bound(scaled.current()[1:]), plain.curvature_bound(plain.current()[1:]))
+    with torch.no_grad():
+        for regularizer in (plain, scaled):
+            regularizer.curvatures += 0.5
+    assert (scaled(x).sum() - plain(x).sum()).item() > 0.1 * plain(x).sum().item()
+    with pytest.raises(ValueError, match=r"scale is -1\.0, but must be positive"):
+        kind(scale=-1.0)

@@ -1,0 +1,78 @@
+"""Unrolled gradient descent from the first guess: autograd, costs, intervals, methods that use it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models import FieldsOfExperts, TotalVariation
+from models.bilevel import BilevelModule
+from recon.bilevel import HOAG, MAID, Accuracy, BilevelObjective, FixedAccuracy, NegativePSNR, UpperLoss
+from recon.lower_level import Regularizer
+from tests.lower_level.problems import normal, smooth_image
+
+ANY, FINE = Accuracy(1.0, 1.0), Accuracy(1e-10, 1e-10)
+
+
+def objective_of(regularizer: Regularizer, steps: int | None, **options: object) -> BilevelObjective:
+    target = smooth_image(3, 1, 7, 8)
+    y = target + normal(3, 1, 7, 8, seed=9, scale=0.3)
+    return BilevelObjective(regularizer.double(), target, y, unrolled_steps=steps, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 6])
+@pytest.mark.parametrize("loss", [None, NegativePSNR()])
+@pytest.mark.parametrize(
+    "regularizer", [TotalVariation(-3.0, -1.0), FieldsOfExperts(filters=3, size=3)], ids=["TV", "FoE"]
+)
+def test_against_autograd(regularizer: Regularizer, loss: UpperLoss | None, steps: int) -> None:
+    objective = objective_of(regularizer, steps, loss=loss, chunk_size=2)
+    with torch.no_grad():
+        z = objective.hypergradient(objective.evaluate(ANY), ANY).z
+    step = 1 / objective._energy(slice(0, 3)).smoothness  # held fixed, as is said
+    x = objective.start().x.requires_grad_()
+    for _ in range(steps):
+        h = (0.5 * (x - objective.y).square()).sum() + objective.regularizer(x).sum()
+        x = x - step * torch.autograd.grad(h, x, create_graph=True)[0]
+    q = objective.loss.value(x, objective.target)
+    value = objective.loss.outer(q, objective.target).mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(value, objective.params)])
+    torch.testing.assert_close(z, expected, rtol=1e-9, atol=1e-11)
+    assert objective.evaluate(ANY).value == pytest.approx(value.item(), rel=1e-12)
+
+
+def test_costs_and_intervals() -> None:
+    objective, exact = objective_of(TotalVariation(-3.0, -1.0), 4), objective_of(TotalVariation(-3.0, -1.0), None)
+    with torch.no_grad():
+        at = objective.evaluate(FINE)
+        assert objective.evaluations == 5  # steps, and the certificate
+        objective.hypergradient(at, FINE)
+        assert objective.evaluations == 5 + 4 + 3
+        f = exact.evaluate(FINE).value
+        many = objective_of(TotalVariation(-3.0, -1.0), 2000)
+        reached = many.evaluate(ANY)
+        z = many.hypergradient(reached, ANY).z
+        implicit = exact.hypergradient(exact.evaluate(FINE), FINE).z
+    assert at.lower <= f <= at.upper
+    assert math.isinf(float(at.adjoint_residual.max()))
+    assert reached.value == pytest.approx(f, rel=1e-9)
+    torch.testing.assert_close(z, implicit, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", [MAID, HOAG, FixedAccuracy])
+def test_methods_descend_with_it(method: type[MAID] | type[HOAG]) -> None:
+    objective = objective_of(TotalVariation(-3.0, -1.0), 8)
+    with torch.no_grad():
+        before = objective.evaluate(ANY).value
+    optimizer = method(objective.params)
+    for _ in range(8):
+        record = optimizer.step(objective=objective)
+    assert record.loss < before
+    assert record.lower <= record.loss <= record.upper
+
+
+def test_the_module_hands_it_on() -> None:
+    module = BilevelModule(TotalVariation(-3.0, -1.0).double(), unrolled_steps=3)
+    assert module._objective(smooth_image(1, 1, 6, 6), smooth_image(1, 1, 6, 6)).unrolled_steps == 3
