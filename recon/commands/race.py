@@ -1,11 +1,14 @@
 """Figures that set upper-level methods against each other on one learning problem, from ``configs/figures``.
 
 Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI), ``regularizer``, ``budget``, ``runs``
-and, where the operator needs it, ``mu``. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``;
-without ``optimizer`` it is the initial parameters. All runs start at the same parameters, with the same data.
+and, where they are needed, ``mu`` of the energy, ``reference``, the name of the run that the others are measured by,
+and ``true_losses``, at about how many iterations of each run the exact loss is computed as well, which is not counted.
+A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is the initial parameters. All
+runs start at the same parameters, with the same data. They use a GPU where there is one.
 
 ``run`` writes, for every run as soon as it is finished, ``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first
-picture), then results.csv and summary.json, from which ``race_pictures`` draws.
+picture, and the filters), then results.csv, reached.csv (with ``reference``), intervals.csv (with ``true_losses``) and
+summary.json, from which ``race_pictures`` draws.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from rich.table import Table
 from datasets import DenoisingDataModule, MRIDataModule
 from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record
 from recon.bilevel.parameters import flat
-from recon.commands.race_pictures import COLUMNS, DIVERGED, START, plot, slug
+from recon.commands.race_pictures import COLUMNS, DIVERGED, START, iterations_of, plot, slug
 from recon.commands.runs import finite, write_json
 from recon.commands.tables import claim, read, table
 from recon.files import write_files
@@ -40,9 +43,14 @@ from recon.metrics import psnr
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "figures"
 KEYS = {"data", "regularizer", "budget", "runs"}
+OPTIONAL = {"mu", "reference", "true_losses"}
 MODULES: dict[str, type[DenoisingDataModule]] = {m.__name__: m for m in (DenoisingDataModule, MRIDataModule)}
 #: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
 ACCURACY = 1e-4
+#: the same for exact losses; their error is quadratic in it
+EXACT = 1e-5
+#: evaluations at which the first exact loss is computed
+FIRST_EXACT = 30.0
 #: parameters are written for every iteration where there are no more
 FEW = 8
 
@@ -82,38 +90,51 @@ def run(figure: str, scale: str, output: Path) -> None:
     data, source = _data(content["data"], scale)
     kind = MODULES[data.pop("class", DenoisingDataModule.__name__)]
     module = kind(**data)
-    x, y = module.train_tensors()
-    problem: dict[str, Any] = {"operator": getattr(module, "operator", None), "mu": float(content.get("mu", 0.0))}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, y = (t.to(device) for t in module.train_tensors())
+    operator: Any = getattr(module, "operator", None)
+    operator = operator if operator is None else operator.to(device)
+    problem: dict[str, Any] = {"operator": operator, "mu": float(content.get("mu", 0.0))}
     for entry in content["runs"].values():  # errors come before the first computation
         make(content["regularizer"], entry, x, y, **problem)
     claim(output, {"figure": figure, "scale": scale, "source": source, **content})
     done = {row["run"]: row for row in (read(output / "results.csv") if (output / "results.csv").is_file() else [])}
     console = Console()
-    naive = y if problem["operator"] is None else problem["operator"].adjoint(y)
+    naive = y if operator is None else operator.adjoint(y)
     console.print(
         f"{len(x)} pictures of {source}, noisy {float(psnr(_shown(naive), _shown(x)).mean()):.2f} dB", highlight=False
     )
     for name, entry in content["runs"].items():
         if name not in done:
             objective, optimizer = make(content["regularizer"], entry, x, y, **problem)
-            records, path, seconds, status = descend(name, objective, optimizer, content["budget"])
-            result, image = measure(name, objective, records, seconds, status)
-            shown = _npz(true=_shown(x)[0], noisy=_shown(naive)[0], image=image)
-            files = {output / "runs" / f"{slug(name)}.npz": shown}
-            if records:
-                lines = [{c: getattr(r, c) for c in COLUMNS} | {"progress": r.progress.value} for r in records]
-                for line, values in zip(lines, path, strict=True):
-                    line |= {f"theta_{i}": value for i, value in enumerate(values)}
+            descent = descend(name, objective, optimizer, content["budget"], content.get("true_losses", 0))
+            result, image = measure(name, objective, descent)
+            arrays = {"true": _shown(x)[0], "noisy": _shown(naive)[0], "image": image}
+            kernels = getattr(objective.regularizer, "kernels", None)
+            if callable(kernels):
+                arrays["filters"] = kernels()
+            files = {output / "runs" / f"{slug(name)}.npz": _npz(**arrays)}
+            if descent.iterations:
+                lines = [_line(iteration) for iteration in descent.iterations]
                 files[output / "runs" / f"{slug(name)}.csv"] = table(lines)
             (output / "runs").mkdir(exist_ok=True)
             done[name] = asdict(result)
             files[output / "results.csv"] = table([done[n] for n in content["runs"] if n in done])
             write_files(files)
     rows = [_numbers(row) for row in read(output / "results.csv")]
-    write_json(
-        output / "summary.json",
-        {"figure": figure, "scale": scale, "source": source, "runs": [finite(row) for row in rows]},
-    )
+    summary: dict[str, Any] = {"figure": figure, "scale": scale, "source": source}
+    summary["runs"] = [finite(row) for row in rows]
+    iterations = {row["run"]: iterations_of(output, row) for row in rows}
+    if "reference" in content:
+        found = reached(rows, iterations, content["reference"])
+        write_files({output / "reached.csv": table(found)})
+        summary["reached"] = [finite(row) for row in found]
+    if content.get("true_losses"):
+        held = intervals(iterations)
+        if held:
+            write_files({output / "intervals.csv": table(held)})
+        summary["intervals"] = {"checked": len(held), "held": sum(row["held"] for row in held)}
+    write_json(output / "summary.json", summary)
     _print(rows, console)
     plot(output)
 
@@ -129,8 +150,10 @@ def read_figure(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or content.keys() - {"mu"} != KEYS:
-        raise ValueError(f"{path}: must have {', '.join(sorted(KEYS))}, may have mu, and nothing else")
+    if not isinstance(content, dict) or content.keys() - OPTIONAL != KEYS:
+        raise ValueError(
+            f"{path}: must have {', '.join(sorted(KEYS))}, may have {', '.join(sorted(OPTIONAL))}, and nothing else"
+        )
     budget, runs = content["budget"], content["runs"]
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")
@@ -144,6 +167,11 @@ def read_figure(path: Path) -> dict[str, Any]:
     slugs = [slug(str(name)) for name in runs]
     if len(set(slugs)) < len(slugs):
         raise ValueError(f"{path}: runs need names that differ in letters or digits, got {', '.join(runs)}")
+    if content.get("reference", next(iter(runs))) not in runs:
+        raise ValueError(f"{path}: reference is {content['reference']!r}, but must be one of {', '.join(runs)}")
+    true = content.get("true_losses", 0)
+    if isinstance(true, bool) or not isinstance(true, int) or true < 0:
+        raise ValueError(f"{path}: true_losses is {true!r}, but must be a number of iterations")
     return content
 
 
@@ -172,46 +200,91 @@ def make(
         raise ValueError(str(error)) from error
 
 
+@dataclass(frozen=True)
+class Iteration:
+    """An iteration of a run. seconds: of the run so far, without exact losses; theta: nothing if it is long.
+
+    true_lower, true_upper: a short interval that holds the exact loss, NaN where it was not computed.
+    """
+
+    record: Record
+    seconds: float
+    theta: list[float]
+    true_lower: float = math.nan
+    true_upper: float = math.nan
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A run: its iterations, and how it ended."""
+
+    iterations: list[Iteration]
+    seconds: float
+    status: str
+
+
 def descend(
-    name: str, objective: BilevelObjective, optimizer: torch.optim.Optimizer | None, budget: float
-) -> tuple[list[Record], list[list[float]], float, str]:
+    name: str, objective: BilevelObjective, optimizer: torch.optim.Optimizer | None, budget: float, true_losses: int = 0
+) -> Descent:
     """Iterate until the budget is spent, or nothing changes any more.
 
-    The records, theta after each iteration (nothing if it has more than ``FEW`` entries), seconds, and how it ended.
+    At about ``true_losses`` iterations, at evaluations in a geometric progression, the exact loss is computed, too.
     """
-    records: list[Record] = []
-    path: list[list[float]] = []
     if optimizer is None:
-        return records, path, 0.0, START
-    begin, status = time.perf_counter(), "budget spent"
+        return Descent([], 0.0, START)
+    iterations: list[Iteration] = []
+    status, seconds = "budget spent", 0.0
+    ratio = max(budget / FIRST_EXACT, 1.0) ** (1 / max(true_losses - 1, 1))
+    due = FIRST_EXACT if true_losses else math.inf
     bar = Tqdm(total=round(budget), desc=name, leave=False)
     step: Any = optimizer.step
     while objective.evaluations < budget:
-        before = objective.evaluations
+        before, begin = objective.evaluations, time.perf_counter()
         try:
-            records.append(step(objective=objective))
-            theta = flat(objective.params)
-            path.append(theta.tolist() if len(theta) <= FEW else [])
+            record = step(objective=objective)
         except (DivergedError, NotStronglyConvexError):  # nothing certifies descent of most methods
             status = DIVERGED
             break
+        finally:
+            seconds += time.perf_counter() - begin
+        theta = flat(objective.params)
+        true = math.nan, math.nan
+        if objective.evaluations >= due or (true_losses and record.finished):
+            true = exact_loss(objective)
+            while due <= objective.evaluations:
+                due *= max(ratio, 1.01)
+        iterations.append(Iteration(record, seconds, theta.tolist() if len(theta) <= FEW else [], *true))
         bar.update(round(objective.evaluations) - round(before))
-        bar.set_postfix_str(f"loss {records[-1].loss:.4g}, iteration {len(records)}")
-        if records[-1].finished:
-            status = records[-1].progress.value
+        bar.set_postfix_str(f"loss {record.loss:.4g}, iteration {len(iterations)}")
+        if record.finished:
+            status = record.progress.value
             break
     bar.close()
-    return records, path, time.perf_counter() - begin, status
+    return Descent(iterations, seconds, status)
 
 
-def measure(
-    name: str, objective: BilevelObjective, records: Sequence[Record], seconds: float, status: str
-) -> tuple[Result, torch.Tensor]:
+@torch.no_grad()
+def exact_loss(objective: BilevelObjective) -> tuple[float, float]:
+    """A short certified interval of the loss at the parameters at hand; not counted, and from no warm start."""
+    spent, accuracy = objective.evaluations, EXACT * math.sqrt(objective.target[0].numel())
+    at = objective.evaluate(Accuracy(accuracy, accuracy), None)
+    objective.evaluations = spent
+    return at.lower, at.upper
+
+
+def _line(iteration: Iteration) -> dict[str, Any]:
+    """A row of ``runs/NAME.csv``."""
+    record = iteration.record
+    line = {c: getattr(record if hasattr(record, c) else iteration, c) for c in COLUMNS}
+    return line | {"progress": record.progress.value} | {f"theta_{i}": v for i, v in enumerate(iteration.theta)}
+
+
+def measure(name: str, objective: BilevelObjective, descent: Descent) -> tuple[Result, torch.Tensor]:
     """The certified loss and the mean PSNR at the end, and the first picture; not counted."""
-    spent = objective.evaluations
+    spent, count = objective.evaluations, len(descent.iterations)
     accuracy = ACCURACY * math.sqrt(objective.target[0].numel())
-    nan, seconds = math.nan, round(seconds, 1)
-    lost = Result(name, nan, nan, nan, nan, spent, nan, len(records), seconds, status)
+    nan, seconds, status = math.nan, round(descent.seconds, 1), descent.status
+    lost = Result(name, nan, nan, nan, nan, spent, nan, count, seconds, status)
     nowhere = torch.full_like(objective.target[0], math.nan)
     try:
         with torch.no_grad():
@@ -222,9 +295,41 @@ def measure(
         return lost, nowhere
     image = _shown(at.x)
     quality = float(psnr(image, _shown(objective.target)).mean())
-    near = within(records, at.value)
-    result = Result(name, at.value, at.lower, at.upper, quality, spent, near, len(records), seconds, status)
+    near = within([iteration.record for iteration in descent.iterations], at.value)
+    result = Result(name, at.value, at.lower, at.upper, quality, spent, near, count, seconds, status)
     return result, image[0]
+
+
+def reached(
+    rows: Sequence[Mapping[str, Any]], iterations: Mapping[str, Sequence[Mapping[str, Any]]], reference: str
+) -> list[dict[str, Any]]:
+    """What each run needed until it was certified to be below the final loss of the run ``reference``.
+
+    evaluations: of the first iteration whose ``upper`` is at most that loss, NaN if there is none; times_fewer: those
+    of all iterations of ``reference`` divided by these.
+    """
+    end = next(row for row in rows if row["run"] == reference)
+    found = []
+    for row in rows:
+        enough = (r for r in iterations[row["run"]] if float(r["upper"]) <= end["loss"])
+        first = next(enough, {"evaluations": "nan", "seconds": "nan"})
+        evaluations, seconds = float(first["evaluations"]), float(first["seconds"])
+        line = {"run": row["run"], "loss_to_reach": end["loss"], "evaluations": evaluations, "seconds": seconds}
+        found.append(line | {"times_fewer": end["evaluations"] / evaluations if evaluations else math.nan})
+    return found
+
+
+def intervals(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Certified intervals beside exact losses; held: whether they hold it, as far as it is known."""
+    names = ("evaluations", "loss", "lower", "upper", "true_lower", "true_upper")
+    found = []
+    for run_name, records in iterations.items():
+        for record in records:
+            line = {name: float(record[name]) for name in names}
+            if math.isfinite(line["true_lower"]):
+                held = line["lower"] <= line["true_upper"] and line["upper"] >= line["true_lower"]
+                found.append({"run": run_name, "iteration": int(record["iteration"]), **line, "held": int(held)})
+    return found
 
 
 def within(records: Sequence[Record], loss: float) -> float:

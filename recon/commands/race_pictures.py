@@ -10,16 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recon.commands.tables import read
 from recon.metrics import psnr
-from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, save_figure
+from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, filter_grid, save_figure
 
 #: ends of runs: the parameters lost themselves; there was no method, only the initial parameters
 DIVERGED, START = "diverged", "start"
 #: of the iterations, in ``runs/NAME.csv``
-COLUMNS = ("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm")
+COLUMNS = (
+    *("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm"),
+    *("seconds", "true_lower", "true_upper"),
+)
 
 
 def slug(name: str) -> str:
@@ -28,19 +32,24 @@ def slug(name: str) -> str:
 
 
 def plot(output: Path) -> None:
-    """Draw loss.png, accuracy.png and pictures.png from the files in ``output``.
+    """Draw loss, accuracy, pictures, filters and intervals (.png, the last two if there are any) from the files there.
 
     Raises ``ValueError`` if one is missing or cut off.
     """
     if not (output / "results.csv").is_file():
         raise ValueError(f"{output}: has no results.csv; run without --plot-only first")
     results = read(output / "results.csv")
-    save_figure(_losses(results, output), output / "loss.png")
-    save_figure(_accuracies(results, output), output / "accuracy.png")
-    panels, true = [], None
+    runs = {row["run"]: iterations_of(output, row) for row in results}
+    save_figure(_losses(runs), output / "loss.png")
+    save_figure(_accuracies(runs), output / "accuracy.png")
+    if (output / "intervals.csv").is_file():
+        save_figure(_intervals(read(output / "intervals.csv"), list(runs)), output / "intervals.png")
+    panels, true, filters = [], None, {}
     for row in results:
         with _load(output / "runs" / f"{slug(row['run'])}.npz") as arrays:
             images = {name: torch.from_numpy(arrays[name]) for name in ("true", "noisy", "image")}
+            if "filters" in arrays:
+                filters[str(row["run"])] = torch.from_numpy(arrays["filters"])
         if true is None:
             true = images["true"]
             quality = float(psnr(images["noisy"][None], true[None]))
@@ -53,6 +62,8 @@ def plot(output: Path) -> None:
     save_figure(
         comparison_figure(lines, [busiest_square(true, true.shape[-1] // 4)] * len(lines)), output / "pictures.png"
     )
+    if filters:
+        save_figure(_filters(filters), output / "filters.png")
 
 
 def _load(path: Path) -> Any:
@@ -64,68 +75,105 @@ def _load(path: Path) -> Any:
         raise ValueError(f"{path}: was cut off; delete it and results.csv to compute the runs again") from error
 
 
-def _losses(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    ax = figure.subplots()
-    for i, row in enumerate(results):
-        records = _records(output, row)
-        cost, loss = ([float(r[key]) for r in records] for key in ("evaluations", "loss"))
-        if not records:
-            continue
-        color, style = _style(i)
-        ax.plot(cost, loss, style, color=color, lw=1.4, label=row["run"])
-        lower, upper = ([float(r[key]) for r in records] for key in ("lower", "upper"))
-        ax.fill_between(cost, lower, upper, color=color, alpha=0.12, lw=0)
-    ax.set(
-        xscale="log" if ax.lines else "linear",
-        xlabel="evaluations per image",
-        ylabel="loss, and its certified interval",
-    )
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def _losses(runs: Runs) -> Figure:
+    """Losses and their certified intervals against evaluations and seconds."""
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, (name, label) in zip(axes, {"evaluations": "evaluations per image", "seconds": "s"}.items(), strict=True):
+        for i, (run, rows) in enumerate(runs.items()):
+            if not rows:
+                continue
+            color, style = _style(i)
+            cost, loss, lower, upper = ([float(r[k]) for r in rows] for k in (name, "loss", "lower", "upper"))
+            ax.plot(cost, loss, style, color=color, lw=1.4, label=run)
+            ax.fill_between(cost, lower, upper, color=color, alpha=0.12, lw=0)
+        ax.set(xscale="log" if ax.lines else "linear", xlabel=label)
+        _plain(ax)
+    axes[0].set_ylabel("loss, and its certified interval")
     # intervals of coarse accuracies are long: the axis shows the losses
-    values = [float(r["loss"]) for row in results for r in _records(output, row)]
+    values = [float(r["loss"]) for rows in runs.values() for r in rows]
     finite = [v for v in values if math.isfinite(v)]
     if finite:
         low, high = min(finite), max(finite)
-        ax.set_ylim(low - 0.05 * (high - low) - 1e-12, high + 0.05 * (high - low) + 1e-12)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, color="0.92", lw=0.6)
-    ax.legend(frameon=False, fontsize=8)
+        axes[0].set_ylim(low - 0.05 * (high - low) - 1e-12, high + 0.05 * (high - low) + 1e-12)
+    axes[0].legend(frameon=False, fontsize=8)
     return figure
 
 
-def _accuracies(results: Sequence[Mapping[str, Any]], output: Path) -> Figure:
+def _intervals(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Figure:
+    """How far the ends of the certified intervals are from the exact loss."""
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for i, run in enumerate(order):
+        mine = [{k: float(v) for k, v in row.items() if k != "run"} for row in rows if row["run"] == run]
+        true = [0.5 * (r["true_lower"] + r["true_upper"]) for r in mine]
+        cost, (color, style) = [r["evaluations"] for r in mine], _style(i)
+        for ax, sign, end in zip(axes, (1, -1), ("upper", "lower"), strict=True):
+            gap = [sign * (r[end] - t) for r, t in zip(mine, true, strict=True)]
+            ax.plot(cost, [g if g > 0 else math.nan for g in gap], style, marker=".", color=color, lw=1.2, label=run)
+    for ax, label in zip(axes, ("upper end − exact loss", "exact loss − lower end"), strict=True):
+        ax.set(xscale="log", yscale="log", xlabel="evaluations per image", title=label)
+        _plain(ax)
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _filters(filters: Mapping[str, torch.Tensor]) -> Figure:
+    """The learned filters of every run, each filter at its own contrast."""
+    columns = min(4, len(filters))
+    rows = -(-len(filters) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for ax in axes:
+        ax.set_axis_off()
+    for ax, (run, kernels) in zip(axes, filters.items(), strict=False):
+        ax.imshow(filter_grid(kernels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(run, fontsize=8)
+    return figure
+
+
+def _accuracies(tables: Runs) -> Figure:
     """Certified errors of the lower level and of the adjoints, and where there are few of them the parameters."""
-    tables = {row["run"]: _records(output, row) for row in results}
-    names = sorted({n for records in tables.values() for r in records[:1] for n in r if n.startswith("theta_")})
+    names = sorted({n for rows in tables.values() for r in rows[:1] for n in r if n.startswith("theta_")})
     panels = {"epsilon": "‖x − x̂‖ ≤ ε", "delta": "adjoint residual δ"} | {n: n.replace("theta_", "θ ") for n in names}
     figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
     for ax, (name, label) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for i, (run_name, records) in enumerate(tables.items()):
-            if records:
+        for i, (run_name, rows) in enumerate(tables.items()):
+            if rows:
                 color, style = _style(i)
-                values = [float(r[name]) if math.isfinite(float(r[name])) else math.nan for r in records]
-                ax.plot([int(r["iteration"]) for r in records], values, style, color=color, lw=1.2, label=run_name)
+                values = [float(r[name]) if math.isfinite(float(r[name])) else math.nan for r in rows]
+                ax.plot([int(r["iteration"]) for r in rows], values, style, color=color, lw=1.2, label=run_name)
         drawn = any(np.isfinite(np.asarray(line.get_ydata(), dtype=float)).any() for line in ax.lines)
         scales = {"xscale": "log", "yscale": "linear" if name in names else "log"} if drawn else {}
         ax.set(**scales, xlabel="iteration", ylabel=label)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(True, color="0.92", lw=0.6)
+        _plain(ax)
     figure.axes[0].legend(frameon=False, fontsize=7)
     return figure
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, color="0.92", lw=0.6)
 
 
 def _style(i: int) -> tuple[str, str]:
     return COLORS[i % len(COLORS)], ("-", "--", ":")[i // len(COLORS) % 3]
 
 
-def _records(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The iterations of a run; none for the initial parameters, or if it diverged before the first one ended."""
+def iterations_of(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The iterations of a run; none for the initial parameters, or if it diverged before the first one ended.
+
+    Raises ``ValueError`` if they are missing or cut off.
+    """
     path = output / "runs" / f"{slug(row['run'])}.csv"
     if not path.is_file() and row["status"] in (DIVERGED, START):
         return []
     if not path.is_file():
         raise ValueError(f"{path}: is missing; delete results.csv to compute the runs again")
-    records = read(path)
-    if any(not record.keys() >= set(COLUMNS) or "" in record.values() for record in records):
+    rows = read(path)
+    if any(not line.keys() >= set(COLUMNS) or "" in line.values() for line in rows):
         raise ValueError(f"{path}: was cut off; delete it and results.csv to compute the runs again")
-    return records
+    return rows

@@ -99,6 +99,52 @@ def test_a_race(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert (out / "loss.png").is_file()
 
 
+def test_intervals_against_exact_losses_and_what_was_reached(tiny: Path) -> None:
+    adam = {"optimizer": {"class_path": "recon.bilevel.InexactAdam", "init_args": {"lr": 0.05, "batch_size": 1}}}
+    content = {**TINY, "budget": 200, "reference": "HOAG, cubic", "true_losses": 4}
+    write(tiny, {**content, "runs": {**TINY["runs"], "start": {}, "Adam": adam}})
+    race.run("tiny", "quick", tiny / "out")
+    found = rows(tiny / "out" / "intervals.csv")
+    count = {name: sum(row["run"] == name for row in found) for name in ("MAID", "HOAG, cubic", "Adam", "start")}
+    assert count["start"] == 0
+    assert all(count[name] >= 3 for name in ("MAID", "HOAG, cubic"))
+    for row in found:
+        width = float(row["true_upper"]) - float(row["true_lower"])
+        assert 0 <= width < 1e-6
+        if row["run"] != "Adam":  # its intervals belong to the parameters before each step, as its docstring says
+            assert float(row["lower"]) - width <= float(row["true_lower"])
+            assert float(row["true_upper"]) <= float(row["upper"]) + width
+            assert row["held"] == "1"
+    summary = json.loads((tiny / "out" / "summary.json").read_text())
+    assert summary["intervals"] == {"checked": len(found), "held": sum(row["held"] == "1" for row in found)}
+    # exact losses are not counted
+    maid = rows(tiny / "out" / "runs" / "maid.csv")
+    content = {**TINY, "budget": 200}
+    write(tiny, content)
+    race.run("tiny", "quick", tiny / "without")
+    for with_them, without in zip(maid, rows(tiny / "without" / "runs" / "maid.csv"), strict=True):
+        assert with_them["evaluations"] == without["evaluations"]
+        assert with_them["loss"] == without["loss"]
+    assert not (tiny / "without" / "intervals.csv").exists()
+    # the first certified to be below the end of the reference
+    reached = {row["run"]: row for row in rows(tiny / "out" / "reached.csv")}
+    results = {row["run"]: row for row in rows(tiny / "out" / "results.csv")}
+    goal, spent = float(results["HOAG, cubic"]["loss"]), float(results["HOAG, cubic"]["evaluations"])
+    first = next(row for row in maid if float(row["upper"]) <= goal)
+    assert float(reached["MAID"]["evaluations"]) == float(first["evaluations"])
+    assert float(reached["MAID"]["times_fewer"]) == pytest.approx(spent / float(first["evaluations"]))
+    assert math.isnan(float(reached["start"]["evaluations"]))
+    assert (tiny / "out" / "intervals.png").is_file()
+
+
+def test_filters_are_drawn(tiny: Path) -> None:
+    regularizer = {"class_path": "models.FieldsOfExperts", "init_args": {"filters": 3, "size": 3}}
+    write(tiny, {**TINY, "regularizer": regularizer, "budget": 20})
+    race.run("tiny", "quick", tiny / "out")
+    assert np.load(tiny / "out" / "runs" / "maid.npz")["filters"].shape == (3, 3, 3)
+    assert (tiny / "out" / "filters.png").is_file()
+
+
 def test_a_method_that_loses_itself_is_a_row_without_numbers(tiny: Path) -> None:
     optimizer = {"class_path": "recon.bilevel.InexactSGD", "init_args": {"lr": 1e9}}
     write(tiny, {**TINY, "runs": {"MAID": TINY["runs"]["MAID"], "SGD": {"optimizer": optimizer}}})
@@ -137,6 +183,8 @@ def test_bad_input(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content, text in (
         ("a: [", "cannot be read as YAML"),
         ({**TINY, "more": 1}, "must have budget, data, regularizer, runs"),
+        ({**TINY, "reference": "HOAG"}, "reference is 'HOAG', but must be one of MAID, HOAG, cubic, far"),
+        ({**TINY, "true_losses": -1}, "true_losses is -1, but must be a number of iterations"),
         ({**TINY, "budget": -3}, "budget is -3, but must be a positive number"),
         ({**TINY, "runs": {}}, "data and runs must map names"),
         ({**TINY, "runs": {"a": {"method": {}}}}, "the run a may have `optimizer` and `solver`, and nothing else"),
