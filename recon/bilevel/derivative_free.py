@@ -58,7 +58,7 @@ class DFOLS(torch.optim.Optimizer):
         self,
         params: Iterable[Tensor],
         rhobeg: float = 1.0,
-        rhoend: float = 1e-3,
+        rhoend: float = 1e-4,
         solution_accuracy: float = 1e-1,
         dynamic: bool = True,
     ) -> None:

@@ -18,6 +18,10 @@ from recon.bilevel.record import Outcome, Progress, Record
 from recon.lower_level import NotStronglyConvexError, Status
 
 
+#: trial points of a line search at the floor of the floating-point type after which it is given up
+MOST_FLOORS = 3
+
+
 class MAID(torch.optim.Optimizer):
     """Method of adaptive inexact descent (Salehi, Mukherjee, Roberts, Ehrhardt, SIAM J. Math. Data Sci. 2025).
 
@@ -128,13 +132,18 @@ class MAID(torch.optim.Optimizer):
         slope, step = float(z @ d), direction.first_step(options["lr"])
         step = min(step, self._progress["longest"] / max(float(d.norm()), 1e-300))
         margin, floor = options["slack"] * 0.5 * step * slope, False
+        same: Evaluation | None = None  # of the point that is tried again
+        floors = 0
         for trial in range(1, options["line_search"] + 1):
             self._set(theta)
             accuracy = objective.accuracy_for(current, margin, self._second)
             if current.value - current.lower > margin:
                 current = objective.refine(current, accuracy, self._second)
             moved = self._set(theta - step * d)
-            new = self._try(objective, accuracy, current)
+            if same is not None:
+                accuracy = objective.accuracy_for(same, margin, self._second)
+            new = self._try(objective, accuracy, same if same is not None else current)
+            same = None
             if new is None:
                 step *= options["step_shrink"]
                 margin = options["slack"] * 0.5 * step * slope
@@ -146,8 +155,12 @@ class MAID(torch.optim.Optimizer):
             decrease = current.value - new.value
             uncertain = (new.upper - new.value) + (current.value - current.lower)
             floor = new.at_precision_floor and uncertain > 2 * margin  # a shorter step may lead to a point that is not
+            floors += floor
+            if floors == MOST_FLOORS:
+                break
             if decrease > 0.1 * step * slope and uncertain > 0.5 * decrease and not floor:
-                margin = 0.25 * min(margin, decrease)  # the step is good, its certificate too weak
+                # the step is good, its certificate too weak: the same point again, from where its solvers ended
+                margin, same = 0.25 * min(margin, decrease), new
                 continue
             # minimizer of the parabola through both values and the slope
             fraction = 0.5 * step * slope / max(1e-300, step * slope - decrease)  # in this order NaN counts as 1e-300

@@ -40,9 +40,9 @@ def test_ends_at_the_minimum_of_maid(accuracy: float, dynamic: bool) -> None:
     records = run(ours, DFOLS(ours.params, solution_accuracy=accuracy, dynamic=dynamic))
     best = run(theirs, MAID(theirs.params, tolerance=1e-5))
     assert records[-1].progress == Progress.CONVERGED
-    # the loss is flat along the smoothing: 0.07 in theta_2 changes it by 5e-5 of itself
-    torch.testing.assert_close(theta(ours), theta(theirs), atol=0.1, rtol=0)
-    assert records[-1].loss == pytest.approx(best[-1].loss, rel=1e-4)
+    # the loss is flat along the smoothing: 0.015 in theta_2 changes it by 1e-6 of itself
+    torch.testing.assert_close(theta(ours), theta(theirs), atol=0.05, rtol=0)
+    assert records[-1].loss == pytest.approx(best[-1].loss, rel=1e-5)
     assert all(r.lower <= r.loss <= r.upper for r in records)
 
 
@@ -50,9 +50,9 @@ def test_accuracy_follows_the_radius() -> None:
     objective = problem()
     optimizer = DFOLS(objective.params, solution_accuracy=100.0)
     records = run(objective, optimizer)
-    # stages end at the radii 0.1, 0.01, 0.001
+    # stages end at the radii 0.1, 0.01, 0.001, 0.0001
     assert records[0].epsilon <= 0.1**2
-    assert records[-1].epsilon <= 0.001**2
+    assert records[-1].epsilon <= 0.0001**2
     assert max(r.epsilon for r in records) > 1e-3
     fixed = run(problem_ := problem(), DFOLS(problem_.params, solution_accuracy=1e-5, dynamic=False))
     assert all(r.epsilon <= 1e-5 for r in fixed)
