@@ -20,7 +20,7 @@ from datasets import DenoisingDataModule, TomographyDataModule
 from datasets.images import PatientSource
 from models import FieldsOfExperts, LearnedTV, TotalVariation, UNet
 from models.setting import describe_setting
-from models.storage import save_regularizer
+from models.storage import load_model, save_regularizer
 from recon.commands import compare
 from recon.commands.compare_methods import Task, baseline, solve
 from recon.commands.main import main
@@ -360,7 +360,11 @@ def test_configurations_name_files_that_exist(path: Path) -> None:
     entries = {method: compare.identity(comparison, method) for method in comparison.methods}
     data = comparison.data["init_args"]
     trained = [e for e in entries.values() if "training" in e]
-    assert trained
+    models = [e for e in entries.values() if "model" in e]
+    assert bool(trained) != bool(models)
+    for entry in models:  # shipped ones, for this problem
+        noise = load_model(entry["model"])[1]["setting"]["noise"]
+        assert noise == {"kind": "gaussian", "sigma": data["sigma"]}
     for entry in trained:
         own = yaml.safe_load((path.parent / entry["config"]).read_text())["data"]["init_args"]
         free = dict.fromkeys(("dtype", "test", "limit"))  # what a comparison may say otherwise
