@@ -17,7 +17,6 @@ from recon.bilevel.parameters import assign, check_one_group, check_positive, fl
 from recon.bilevel.record import Outcome, Progress, Record
 from recon.lower_level import NotStronglyConvexError, Status
 
-
 #: trial points of a line search at the floor of the floating-point type after which it is given up
 MOST_FLOORS = 3
 

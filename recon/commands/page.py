@@ -31,7 +31,7 @@ from recon.files import write_files
 
 PUBLISHED = race.FOLDER / "published.yaml"
 #: the longest are begun first
-LONG = ("foe-hoag", "accelerations", "ct", "foe-fixed", "foe-accuracy", "stochastic", "icnn-primal-dual")
+LONG = ("foe-hoag", "accelerations", "tv-dfo", "ct", "foe-fixed", "foe-accuracy", "stochastic", "icnn-primal-dual")
 #: rows of a CSV file that the page shows; the others are in the file
 ROWS = 40
 INTERRUPTED = None  # in place of an exit status
