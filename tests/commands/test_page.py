@@ -75,7 +75,7 @@ def test_all_figures_have_descriptions_and_published_numbers_name_them() -> None
     assert published.keys() <= figures.keys()
     for name, entries in published.items():
         for entry in entries:
-            if entry["file"] == "results.csv":
+            if entry["file"] == "results.csv" and name in race.names():
                 assert entry["row"] in race.read_figure(race.FOLDER / name / "quick.yaml")["runs"]
 
 
