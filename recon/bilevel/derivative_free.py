@@ -23,6 +23,8 @@ from recon.lower_level import NotStronglyConvexError, Status
 MOST_PARAMETERS = 100
 #: ratio of the trust-region radii of consecutive stages; the factor of the residuals where there is no minimizer
 SHRINK, BARRIER = 0.1, 10.0
+#: accuracy relative to the square of the radius, in all stages but the last
+LOOSE = 10.0
 
 
 class DFOLS(torch.optim.Optimizer):
@@ -35,11 +37,11 @@ class DFOLS(torch.optim.Optimizer):
     The radius Delta falls in stages, by a factor 10 in each, from ``rhobeg`` to ``rhoend``. All minimizers of a stage
     are as accurate as its last radius needs,
 
-        \|\|x~_i - x^_i\|\| <= min(solution_accuracy, Delta^2)    (dynamic; otherwise solution_accuracy throughout),
+        \|\|x~_i - x^_i\|\| <= min(solution_accuracy, 10 Delta^2)    (dynamic; otherwise solution_accuracy throughout),
 
-    and a stage begins at the best point of the last one, evaluated anew. The published method has its own trust-region
-    code, which asks for 10 Delta^2 and makes points more accurate one by one where that is not enough; the package has
-    no way to, and 10 Delta^2 throughout ends away from the minimum.
+    Delta^2 in the last stage, and a stage begins at the best point of the one before, evaluated anew. The published
+    method has its own trust-region code, which asks for 10 Delta^2 at every point and makes points more accurate one
+    by one where that is not enough; the package has no way to, and 10 Delta^2 to the end ends away from the minimum.
 
     Parameters
     ----------
@@ -158,7 +160,9 @@ class DFOLS(torch.optim.Optimizer):
         options, state = self.param_groups[0], self._progress
         goal = options["solution_accuracy"]
         if options["dynamic"]:
-            goal = min(goal, self._radii()[state["stage"]][1] ** 2)
+            radii = self._radii()
+            factor = 1.0 if state["stage"] + 1 == len(radii) else LOOSE
+            goal = min(goal, factor * radii[state["stage"]][1] ** 2)
         start = self._evaluation if "evaluation" in state else None
         try:
             new = objective.evaluate(Accuracy(goal, math.inf), start, goal_oriented=False)

@@ -78,8 +78,10 @@ def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> Linea
     return LinearSolution(w, torch.full_like(b, math.nan), unknown, status, count)
 
 
-def gradient_descent(energy: Energy, x0: Tensor, steps: int) -> list[Tensor]:
-    r"""x_0, ..., x_K with x_{k+1} = x_k - grad h(x_k, theta) / L. It costs K evaluations.
+def descent_step(energy: Energy) -> float:
+    """The largest power of two that is at most 1/L.
+
+    L depends on theta, and 1/L would, too: a step that jumps but does not move has no derivative to be missed.
 
     Raises ``ValueError`` if no L is known.
     """
@@ -88,25 +90,31 @@ def gradient_descent(energy: Energy, x0: Tensor, steps: int) -> list[Tensor]:
             f"unrolled_steps needs a Lipschitz constant of the gradient, and {type(energy.regularizer).__name__} has "
             "none; leave unrolled_steps out to solve the lower level"
         )
-    points = [x0]
+    return 2.0 ** -math.ceil(math.log2(energy.smoothness))
+
+
+def gradient_descent(energy: Energy, x0: Tensor, steps: int) -> list[Tensor]:
+    """x_0, ..., x_K with x_{k+1} = x_k - tau grad h(x_k, theta), tau of :func:`descent_step`. It costs K evaluations.
+
+    Raises ``ValueError`` if no Lipschitz constant is known.
+    """
+    points, step = [x0], descent_step(energy)
     for _ in range(steps):
-        points.append(points[-1] - energy.grad(points[-1]) / energy.smoothness)
+        points.append(points[-1] - step * energy.grad(points[-1]))
     return points
 
 
 def unrolled_gradient(energy: Energy, points: list[Tensor], b: Tensor) -> list[Tensor]:
-    r"""d/dtheta of sum_i <x_K, b> for the ``points`` of :func:`gradient_descent`, at a fixed step 1/L and fixed b.
+    r"""d/dtheta of sum_i <x_K, b> for the ``points`` of :func:`gradient_descent`, and fixed b.
 
     Backwards through the steps, with p_K = b and the Hessian B_k at x_k,
 
-        p_k = p_{k+1} - B_k p_{k+1} / L,    gradient = -(1/L) sum_k J(x_k)^T p_{k+1}.
+        p_k = p_{k+1} - tau B_k p_{k+1},    gradient = -tau sum_k J(x_k)^T p_{k+1}.
 
     It costs K - 1 products with Hessians, and holds K + 1 images where implicit differentiation holds one.
     """
-    step, total = (
-        1 / energy.smoothness,
-        [torch.zeros_like(p, dtype=torch.float64) for p in energy.regularizer.trainable()],
-    )
+    step = descent_step(energy)
+    total = [torch.zeros_like(p, dtype=torch.float64) for p in energy.regularizer.trainable()]
     for k in range(len(points) - 2, -1, -1):
         grads = energy.parameter_vjp(points[k], step * b)
         total = [t - g.double() for t, g in zip(total, grads, strict=True)]

@@ -17,6 +17,8 @@ from recon.bilevel.parameters import assign, check_one_group, check_positive, fl
 from recon.bilevel.record import Outcome, Progress, Record
 from recon.lower_level import NotStronglyConvexError, Status
 
+#: of the decrease seen at a trial point, for the interval at each end when it is tried again
+SHARE = 0.4
 #: trial points of a line search at the floor of the floating-point type after which it is given up
 MOST_FLOORS = 3
 
@@ -98,6 +100,11 @@ class MAID(torch.optim.Optimizer):
         if closure is not None:
             closure()
         state, options = self._progress, self.param_groups[0]
+        if getattr(objective, "unrolled_steps", None) is not None:
+            raise ValueError(
+                f"{type(self).__name__} accepts steps by certificates, which no accuracy shortens after a fixed number "
+                "of unrolled_steps; use HOAG, FixedAccuracy, InexactAdam or InexactSGD, or leave unrolled_steps out"
+            )
         if not state:
             first = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
             gradient = objective.hypergradient(objective.evaluate(first, None, self._second), first)
@@ -139,6 +146,9 @@ class MAID(torch.optim.Optimizer):
             if current.value - current.lower > margin:
                 current = objective.refine(current, accuracy, self._second)
             moved = self._set(theta - step * d)
+            if bool((moved == theta).all()):  # by rounding
+                floor = True
+                break
             if same is not None:
                 accuracy = objective.accuracy_for(same, margin, self._second)
             new = self._try(objective, accuracy, same if same is not None else current)
@@ -159,7 +169,7 @@ class MAID(torch.optim.Optimizer):
                 break
             if decrease > 0.1 * step * slope and uncertain > 0.5 * decrease and not floor:
                 # the step is good, its certificate too weak: the same point again, from where its solvers ended
-                margin, same = 0.25 * min(margin, decrease), new
+                margin, same = SHARE * min(margin, decrease), new
                 continue
             # minimizer of the parabola through both values and the slope
             fraction = 0.5 * step * slope / max(1e-300, step * slope - decrease)  # in this order NaN counts as 1e-300
@@ -207,10 +217,10 @@ class MAID(torch.optim.Optimizer):
             if current.at_precision_floor or (new is not None and new.at_precision_floor):
                 self._set(theta)
                 return Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
-            if new is None or not current.satisfies(
-                accuracy
-            ):  # out of reach of certificates, or out of iterations: asking for more accuracy is no use
+            if new is None or not bool((current.error <= accuracy.solution).all()):
+                # out of reach of certificates, or out of iterations: asking for more accuracy is no use, shorter steps are
                 self._set(theta)
+                options["lr"] = alpha * options["step_shrink"] ** budget
                 return Outcome(Progress.LINE_SEARCH_FAILED, 0.0, trials, gradient.error)
             self._scale_accuracy(options["accuracy_shrink"])
             budget += 1

@@ -115,7 +115,8 @@ class BilevelObjective:
         gradient. Cheap and biased: adjoint residuals are unknown, and certificates of first order.
     unrolled_steps: K, to take K steps of gradient descent from the first guess for the minimizer, whatever accuracy is
         asked for, and differentiate through them, see :func:`recon.bilevel.hypergradient.unrolled_gradient`. The
-        gradient is that of g(x_K): exact for the unrolled problem, biased for f. Intervals still hold the exact f.
+        gradient is that of the mean of g(x_K), exact wherever the step does not jump, and biased for f. Intervals still
+        hold the exact f, but no accuracy shortens them: methods that need that (:class:`MAID`) refuse.
 
     ``evaluations`` counts gradients and Hessian-vector products per image, mean over the images, trials included.
 
@@ -327,9 +328,10 @@ class BilevelObjective:
         energy = self._energy(c)
         if self.unrolled_steps is None:
             solution = self.solver(energy, start.x[c], accuracy.solution)
-        else:  # exactly so many steps: one evaluation more, for the certificate at the last point
-            descent = FISTA(self.unrolled_steps + 1, accelerated=False)
-            solution = descent(energy, self._first_guess(c), TINY)
+        else:
+            points = gradient_descent(energy, self._first_guess(c), self.unrolled_steps)
+            solution = FISTA(max_iterations=1)(energy, points[-1], TINY)  # only the certificate there
+            self._count(torch.full((len(points[0]),), self.unrolled_steps))
         self._count(solution.evaluations)
         x, w, target = solution.x, start.w[c], self.target[c]
         slope = self.loss.grad(x, target)

@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     if not race.FOLDER.is_dir():
-        raise ValueError(f"there is no folder {race.FOLDER}: figures need the checkout, installed by `pip install -e .`")
+        raise ValueError(
+            f"there is no folder {race.FOLDER}: figures need the checkout, installed by `pip install -e .`"
+        )
     if args.figure not in (*names(), ALL):
         raise ValueError(f"there is no figure {args.figure!r}; valid are {', '.join((*names(), ALL))}")
     output = args.output if args.output is not None else Path("outputs") / "reproduce" / f"{args.figure}-{args.scale}"

@@ -9,7 +9,7 @@ import torch
 
 from models import TotalVariation
 from models.bilevel import BilevelModule
-from recon.bilevel import HOAG, MAID, Accuracy, BilevelObjective
+from recon.bilevel import HOAG, MAID, Accuracy, BilevelObjective, PublishedMAID
 from tests.bilevel.known import KnownQuadratic
 from tests.lower_level.problems import normal, smooth_image
 
@@ -67,6 +67,17 @@ def test_methods_descend_with_it_and_count_what_it_costs(method: type[MAID] | ty
     for _ in range(10):
         record = optimizer.step(objective=objective)
     assert record.upper < before
+
+
+def test_published_maid_goes_on_with_biased_gradients() -> None:
+    """Adjoint residuals are unknown then: only the errors of the minimizers say whether accuracy is out of reach."""
+    target = smooth_image(2, 1, 6, 7)
+    objective = BilevelObjective(
+        TotalVariation(-3.0, -1.0).double(), target, target + normal(2, 1, 6, 7, seed=9, scale=0.3), adjoint_steps=1
+    )
+    optimizer = PublishedMAID(objective.params)
+    records = [optimizer.step(objective=objective) for _ in range(10)]
+    assert records[-1].upper < records[0].lower
 
 
 def test_bad_numbers_of_steps() -> None:
