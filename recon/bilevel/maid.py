@@ -218,7 +218,7 @@ class MAID(torch.optim.Optimizer):
                 self._set(theta)
                 return Outcome(Progress.PRECISION_FLOOR, 0.0, trials, gradient.error)
             if new is None or not bool((current.error <= accuracy.solution).all()):
-                # out of reach of certificates, or out of iterations: asking for more accuracy is no use, shorter steps are
+                # out of reach of certificates, or out of iterations: more accuracy is no use, shorter steps are
                 self._set(theta)
                 options["lr"] = alpha * options["step_shrink"] ** budget
                 return Outcome(Progress.LINE_SEARCH_FAILED, 0.0, trials, gradient.error)

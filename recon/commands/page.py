@@ -11,8 +11,10 @@ import csv
 import html
 import io
 import json
+import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -53,12 +55,14 @@ def run(figures: Mapping[str, str], scale: str, output: Path) -> int:
     """
     claim(output, {"figure": "all", "scale": scale})
     console = Console()
-    waiting = [n for n in (*LONG, *sorted(figures)) if n in figures and _entry(output, n).get("end") != "finished"]
-    waiting = list(dict.fromkeys(waiting))
+    names = [n for n in dict.fromkeys((*LONG, *sorted(figures))) if n in figures]
+    waiting = [n for n in names if not finished(output, n)]
     running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
     workers = max(1, os.cpu_count() or 1)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") if workers > 1 else {}
     console.print(f"{len(figures) - len(waiting)} of {len(figures)} figures are finished", highlight=False)
+    # a plain kill, too, has to end the processes of the figures
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -74,13 +78,14 @@ def run(figures: Mapping[str, str], scale: str, output: Path) -> int:
                     console.print(f"{name}: {_entry(output, name)['end']}", highlight=False)
                     write_page(figures, scale, output)
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process, _ in running.values():
             process.terminate()
         for name, (process, begin) in running.items():
             process.wait()
             _end(name, INTERRUPTED, time.perf_counter() - begin, output)
     write_page(figures, scale, output)
-    failed = [name for name in figures if _entry(output, name).get("end") != "finished"]
+    failed = [name for name in figures if not finished(output, name)]
     if failed:
         console.print(f"failed: {', '.join(failed)}; their logs are in {output}", highlight=False)
     return len(failed)
@@ -109,6 +114,21 @@ def _end(name: str, code: int | None, seconds: float, output: Path) -> None:
     write_json(output / f"{name}.json", {"figure": name, "seconds": total, "end": end, "machine": machine()})
 
 
+def finished(output: Path, name: str) -> bool:
+    """Whether the figure was made and its tables are there and whole; otherwise its command makes what is missing."""
+    tables = sorted((output / name).glob("*.csv"))
+    return _entry(output, name).get("end") == "finished" and bool(tables) and not any(map(damage, tables))
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a table, nothing if it is whole."""
+    try:
+        read(path)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""
+
+
 def _entry(output: Path, name: str) -> dict[str, Any]:
     path = output / f"{name}.json"
     if not path.is_file():
@@ -130,10 +150,7 @@ def machine() -> str:
 
 
 def write_page(figures: Mapping[str, str], scale: str, output: Path) -> None:
-    """Write index.html and summary.json from the folders of the figures in ``output``.
-
-    Raises ``ValueError`` if one of their CSV files was cut off.
-    """
+    """Write index.html and summary.json from the folders of the figures in ``output``; cut-off tables are named."""
     published = yaml.safe_load(PUBLISHED.read_text())
     sections, summary = [], []
     for name, description in figures.items():
@@ -146,7 +163,9 @@ def write_page(figures: Mapping[str, str], scale: str, output: Path) -> None:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Figures, {scale} scale</title>'
         f"<style>{STYLE}</style><h1>Inexact algorithms for bilevel learning: the figures, {scale} scale</h1>"
         f"<p>Written by <code>recon reproduce all --scale {scale}</code>. Evaluations are gradients and Hessian-vector "
-        f"products per image, trials included.</p><p>{links}</p>{''.join(sections)}</html>\n"
+        "products per image, trials included; a run ends with the first iteration beyond its budget. Numbers are those "
+        "of the CSV files that are linked; seconds and machine of a figure are those of its process.</p>"
+        f"<p>{links}</p>{''.join(sections)}</html>\n"
     )
     write_files({output / "index.html": page.encode()})
     write_json(output / "summary.json", {"figure": "all", "scale": scale, "figures": summary})
@@ -155,15 +174,20 @@ def write_page(figures: Mapping[str, str], scale: str, output: Path) -> None:
 def compared(published: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """Published numbers with ours, from ``file``: column ``column`` of the row that has the value ``row`` first.
 
-    Ours is None where the file or the row is not there (yet).
+    Where ``row`` is a list, ours is the smallest of theirs, or with ``choose: max`` the largest. Ours is None where the
+    file or a row is not there (yet), or the file was cut off.
     """
     rows = []
     for entry in published:
         ours = None
         path = folder / str(entry.get("file", ""))
-        if "file" in entry and path.is_file():
-            found = [r for r in read(path) if next(iter(r.values())) == str(entry["row"])]
-            ours = float(found[0][entry["column"]]) if found and found[0].get(entry["column"]) else None
+        if "file" in entry and path.is_file() and not damage(path):
+            wanted = entry["row"] if isinstance(entry["row"], list) else [entry["row"]]
+            values = {next(iter(r.values())): str(r.get(entry["column"]) or "nan") for r in read(path)}
+            found = [float(values[str(row)]) for row in wanted if str(row) in values]
+            found = [value for value in found if math.isfinite(value)]
+            if len(found) == len(wanted):
+                ours = max(found) if entry.get("choose") == "max" else min(found)
         rows.append({"quantity": entry["quantity"], "published": entry["published"], "ours": ours})
     return rows
 
@@ -179,10 +203,16 @@ def _section(
         lines = [[r["quantity"], r["published"], "–" if r["ours"] is None else f"{r['ours']:.4g}"] for r in rows]
         parts.append(_html_table(["", "published", "here"], lines))
     folder = output / name
+    about = _pictures(folder / "summary.json")
+    if about:
+        parts.append(f"<p>{html.escape(about)}</p>")
     for path in sorted(folder.glob("*.png")):
         parts.append(f'<div><img src="{name}/{path.name}" alt="{name}: {path.stem}" loading="lazy"></div>')
     for path in sorted(folder.glob("*.csv")):
-        content = list(csv.reader(io.StringIO(path.read_text())))
+        wrong = damage(path)
+        content = [] if wrong else list(csv.reader(io.StringIO(path.read_text())))
+        if wrong:
+            parts.append(f"<p class=bad>{html.escape(wrong)}</p>")
         if content:
             shown = [[_short(cell) for cell in line] for line in content[1 : ROWS + 1]]
             more = f", first {ROWS} of {len(content) - 1} rows" if len(content) - 1 > ROWS else ""
@@ -194,6 +224,15 @@ def _section(
         settings = html.escape((folder / "settings.json").read_text())
         parts.append(f"<details><summary>settings</summary><pre>{settings}</pre></details>")
     return "".join(parts)
+
+
+def _pictures(path: Path) -> str:
+    """How many pictures a race has, and from where."""
+    try:
+        summary = json.loads(path.read_text())
+        return f"{int(summary['pictures'])} pictures, {summary['source']}." if "pictures" in summary else ""
+    except (OSError, ValueError, TypeError):
+        return ""
 
 
 def _html_table(header: Sequence[Any], lines: Sequence[Sequence[Any]]) -> str:

@@ -6,19 +6,21 @@ and ``true_losses``, at about how many iterations of each run the exact loss is 
 A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is the initial parameters. All
 runs start at the same parameters, with the same data. They use a GPU where there is one.
 
-``run`` writes, for every run as soon as it is finished, ``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first
-picture, and the filters), then results.csv, reached.csv (with ``reference``), intervals.csv (with ``true_losses``) and
-summary.json, from which ``race_pictures`` draws.
+``race_run`` makes a run; until it is finished, ``runs/NAME.ckpt`` has what it needs to go on, bit for bit. ``run``
+writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv), ``runs/NAME.csv``
+(iterations) and ``runs/NAME.npz`` (the first picture, and the filters), then results.csv, reached.csv (with
+``reference``), intervals.csv (with ``true_losses``) and summary.json, from which ``race_pictures`` draws. A run whose
+files are damaged is made again, the others are kept.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,14 @@ import numpy as np
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.cli import OptimizerCallable
 from rich.console import Console
 from rich.table import Table
 
 from datasets import DenoisingDataModule, MRIDataModule
-from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record
-from recon.bilevel.parameters import flat
-from recon.commands.race_pictures import COLUMNS, DIVERGED, START, iterations_of, plot, slug
+from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record
+from recon.commands.race_pictures import COLUMNS, images_of, iterations_of, plot, slug
+from recon.commands.race_run import Descent, Iteration, descend
 from recon.commands.runs import finite, write_json
 from recon.commands.tables import claim, read, table
 from recon.files import write_files
@@ -47,19 +48,16 @@ OPTIONAL = {"mu", "reference", "true_losses"}
 MODULES: dict[str, type[DenoisingDataModule]] = {m.__name__: m for m in (DenoisingDataModule, MRIDataModule)}
 #: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
 ACCURACY = 1e-4
-#: the same for exact losses; their error is quadratic in it
-EXACT = 1e-5
-#: evaluations at which the first exact loss is computed
-FIRST_EXACT = 30.0
-#: parameters are written for every iteration where there are no more
-FEW = 8
+#: their losses are means over mini-batches
+MINI_BATCHES = (InexactAdam, InexactSGD)
 
 
 @dataclass(frozen=True)
 class Result:
     """What a run came to; loss in [lower, upper] is certified, at the same accuracy for all runs; status: its end.
 
-    within_1_percent: evaluations after which the iterations stay within 1 % of ``loss``, NaN if they do not.
+    psnr: mean; shown, shown_noisy: PSNR of the picture that is shown, and of its data. within_1_percent: evaluations
+    after which the iterations stay within 1 % of ``loss``, NaN if they do not.
     """
 
     run: str
@@ -67,6 +65,8 @@ class Result:
     lower: float
     upper: float
     psnr: float
+    shown: float
+    shown_noisy: float
     evaluations: float
     within_1_percent: float
     iterations: int
@@ -98,31 +98,39 @@ def run(figure: str, scale: str, output: Path) -> None:
     for entry in content["runs"].values():  # errors come before the first computation
         make(content["regularizer"], entry, x, y, **problem)
     claim(output, {"figure": figure, "scale": scale, "source": source, **content})
-    done = {row["run"]: row for row in (read(output / "results.csv") if (output / "results.csv").is_file() else [])}
     console = Console()
     naive = y if operator is None else operator.adjoint(y)
     console.print(
         f"{len(x)} pictures of {source}, noisy {float(psnr(_shown(naive), _shown(x)).mean()):.2f} dB", highlight=False
     )
+    (output / "runs").mkdir(exist_ok=True)
+    results: dict[str, dict[str, Any]] = {}
     for name, entry in content["runs"].items():
-        if name not in done:
+        files = {suffix: output / "runs" / f"{slug(name)}.{suffix}" for suffix in ("json", "csv", "npz", "ckpt")}
+        kept = finished(name, output, console)
+        if kept is None:
             objective, optimizer = make(content["regularizer"], entry, x, y, **problem)
-            descent = descend(name, objective, optimizer, content["budget"], content.get("true_losses", 0))
-            result, image = measure(name, objective, descent)
+            true_losses = content.get("true_losses", 0)
+            descent = descend(name, objective, optimizer, content["budget"], true_losses, files["ckpt"])
+            result, image = measure(name, objective, descent, _shown(naive)[0])
+            kept = asdict(result)
             arrays = {"true": _shown(x)[0], "noisy": _shown(naive)[0], "image": image}
             kernels = getattr(objective.regularizer, "kernels", None)
             if callable(kernels):
                 arrays["filters"] = kernels()
-            files = {output / "runs" / f"{slug(name)}.npz": _npz(**arrays)}
+            written = {files["npz"]: _npz(**arrays)}
             if descent.iterations:
-                lines = [_line(iteration) for iteration in descent.iterations]
-                files[output / "runs" / f"{slug(name)}.csv"] = table(lines)
-            (output / "runs").mkdir(exist_ok=True)
-            done[name] = asdict(result)
-            files[output / "results.csv"] = table([done[n] for n in content["runs"] if n in done])
-            write_files(files)
+                certified = not isinstance(optimizer, MINI_BATCHES)
+                written[files["csv"]] = table([_line(iteration, certified) for iteration in descent.iterations])
+            else:
+                files["csv"].unlink(missing_ok=True)
+            # the last one: it says that the others are there
+            write_files(written | {files["json"]: json.dumps(finite(kept), indent=2).encode()})
+            files["ckpt"].unlink(missing_ok=True)
+        results[name] = kept
+        write_files({output / "results.csv": table(list(results.values()))})
     rows = [_numbers(row) for row in read(output / "results.csv")]
-    summary: dict[str, Any] = {"figure": figure, "scale": scale, "source": source}
+    summary: dict[str, Any] = {"figure": figure, "scale": scale, "source": source, "pictures": len(x)}
     summary["runs"] = [finite(row) for row in rows]
     iterations = {row["run"]: iterations_of(output, row) for row in rows}
     if "reference" in content:
@@ -137,6 +145,24 @@ def run(figure: str, scale: str, output: Path) -> None:
     write_json(output / "summary.json", summary)
     _print(rows, console)
     plot(output)
+
+
+def finished(name: str, output: Path, console: Console) -> dict[str, Any] | None:
+    """The row of results.csv of a run that is finished and whose files are whole; None if it has to be made."""
+    path = output / "runs" / f"{slug(name)}.json"
+    if not path.is_file():
+        return None
+    try:
+        row = json.loads(path.read_text())
+        if not isinstance(row, dict) or row.keys() != {field.name for field in fields(Result)}:
+            raise ValueError(f"{path}: has other entries than a run")
+        row = {k: math.nan if v is None else v for k, v in row.items()}
+        iterations_of(output, row)
+        images_of(output, row)
+    except ValueError as error:
+        console.print(f"{error}; {name} is made again", highlight=False)
+        return None
+    return row
 
 
 def read_figure(path: Path) -> dict[str, Any]:
@@ -200,91 +226,25 @@ def make(
         raise ValueError(str(error)) from error
 
 
-@dataclass(frozen=True)
-class Iteration:
-    """An iteration of a run. seconds: of the run so far, without exact losses; theta: nothing if it is long.
-
-    true_lower, true_upper: a short interval that holds the exact loss, NaN where it was not computed.
-    """
-
-    record: Record
-    seconds: float
-    theta: list[float]
-    true_lower: float = math.nan
-    true_upper: float = math.nan
-
-
-@dataclass(frozen=True)
-class Descent:
-    """A run: its iterations, and how it ended."""
-
-    iterations: list[Iteration]
-    seconds: float
-    status: str
-
-
-def descend(
-    name: str, objective: BilevelObjective, optimizer: torch.optim.Optimizer | None, budget: float, true_losses: int = 0
-) -> Descent:
-    """Iterate until the budget is spent, or nothing changes any more.
-
-    At about ``true_losses`` iterations, at evaluations in a geometric progression, the exact loss is computed, too.
-    """
-    if optimizer is None:
-        return Descent([], 0.0, START)
-    iterations: list[Iteration] = []
-    status, seconds = "budget spent", 0.0
-    ratio = max(budget / FIRST_EXACT, 1.0) ** (1 / max(true_losses - 1, 1))
-    due = FIRST_EXACT if true_losses else math.inf
-    bar = Tqdm(total=round(budget), desc=name, leave=False)
-    step: Any = optimizer.step
-    while objective.evaluations < budget:
-        before, begin = objective.evaluations, time.perf_counter()
-        try:
-            record = step(objective=objective)
-        except (DivergedError, NotStronglyConvexError):  # nothing certifies descent of most methods
-            status = DIVERGED
-            break
-        finally:
-            seconds += time.perf_counter() - begin
-        theta = flat(objective.params)
-        true = math.nan, math.nan
-        if objective.evaluations >= due or (true_losses and record.finished):
-            true = exact_loss(objective)
-            while due <= objective.evaluations:
-                due *= max(ratio, 1.01)
-        iterations.append(Iteration(record, seconds, theta.tolist() if len(theta) <= FEW else [], *true))
-        bar.update(round(objective.evaluations) - round(before))
-        bar.set_postfix_str(f"loss {record.loss:.4g}, iteration {len(iterations)}")
-        if record.finished:
-            status = record.progress.value
-            break
-    bar.close()
-    return Descent(iterations, seconds, status)
-
-
-@torch.no_grad()
-def exact_loss(objective: BilevelObjective) -> tuple[float, float]:
-    """A short certified interval of the loss at the parameters at hand; not counted, and from no warm start."""
-    spent, accuracy = objective.evaluations, EXACT * math.sqrt(objective.target[0].numel())
-    at = objective.evaluate(Accuracy(accuracy, accuracy), None)
-    objective.evaluations = spent
-    return at.lower, at.upper
-
-
-def _line(iteration: Iteration) -> dict[str, Any]:
-    """A row of ``runs/NAME.csv``."""
+def _line(iteration: Iteration, certified: bool) -> dict[str, Any]:
+    """A row of ``runs/NAME.csv``; not ``certified``: the loss is a mean over mini-batches, each at its own theta."""
     record = iteration.record
     line = {c: getattr(record if hasattr(record, c) else iteration, c) for c in COLUMNS}
+    if not certified:
+        line |= {"lower": math.nan, "upper": math.nan}
     return line | {"progress": record.progress.value} | {f"theta_{i}": v for i, v in enumerate(iteration.theta)}
 
 
-def measure(name: str, objective: BilevelObjective, descent: Descent) -> tuple[Result, torch.Tensor]:
+def measure(
+    name: str, objective: BilevelObjective, descent: Descent, noisy: torch.Tensor
+) -> tuple[Result, torch.Tensor]:
     """The certified loss and the mean PSNR at the end, and the first picture; not counted."""
+    true = _shown(objective.target)
+    before = float(psnr(noisy[None], true[:1]))
     spent, count = objective.evaluations, len(descent.iterations)
     accuracy = ACCURACY * math.sqrt(objective.target[0].numel())
     nan, seconds, status = math.nan, round(descent.seconds, 1), descent.status
-    lost = Result(name, nan, nan, nan, nan, spent, nan, count, seconds, status)
+    lost = Result(name, nan, nan, nan, nan, nan, before, spent, nan, count, seconds, status)
     nowhere = torch.full_like(objective.target[0], math.nan)
     try:
         with torch.no_grad():
@@ -294,9 +254,10 @@ def measure(name: str, objective: BilevelObjective, descent: Descent) -> tuple[R
     if bool((at.status == Status.NOT_FINITE).any()):
         return lost, nowhere
     image = _shown(at.x)
-    quality = float(psnr(image, _shown(objective.target)).mean())
+    quality = psnr(image, true)
     near = within([iteration.record for iteration in descent.iterations], at.value)
-    result = Result(name, at.value, at.lower, at.upper, quality, spent, near, count, seconds, status)
+    loss = at.value, at.lower, at.upper
+    result = Result(name, *loss, float(quality.mean()), float(quality[0]), before, spent, near, count, seconds, status)
     return result, image[0]
 
 
@@ -326,7 +287,7 @@ def intervals(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dic
     for run_name, records in iterations.items():
         for record in records:
             line = {name: float(record[name]) for name in names}
-            if math.isfinite(line["true_lower"]):
+            if math.isfinite(line["true_lower"]) and math.isfinite(line["lower"]):
                 held = line["lower"] <= line["true_upper"] and line["upper"] >= line["true_lower"]
                 found.append({"run": run_name, "iteration": int(record["iteration"]), **line, "held": int(held)})
     return found

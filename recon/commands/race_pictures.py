@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recon.commands.tables import read
-from recon.metrics import psnr
 from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, filter_grid, save_figure
 
-#: ends of runs: the parameters lost themselves; there was no method, only the initial parameters
-DIVERGED, START = "diverged", "start"
+AGAIN = "without --plot-only its run is made again, the others are kept"
 #: of the iterations, in ``runs/NAME.csv``
 COLUMNS = (
     *("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm"),
@@ -36,8 +37,6 @@ def plot(output: Path) -> None:
 
     Raises ``ValueError`` if one is missing or cut off.
     """
-    if not (output / "results.csv").is_file():
-        raise ValueError(f"{output}: has no results.csv; run without --plot-only first")
     results = read(output / "results.csv")
     runs = {row["run"]: iterations_of(output, row) for row in results}
     save_figure(_losses(runs), output / "loss.png")
@@ -46,16 +45,13 @@ def plot(output: Path) -> None:
         save_figure(_intervals(read(output / "intervals.csv"), list(runs)), output / "intervals.png")
     panels, true, filters = [], None, {}
     for row in results:
-        with _load(output / "runs" / f"{slug(row['run'])}.npz") as arrays:
-            images = {name: torch.from_numpy(arrays[name]) for name in ("true", "noisy", "image")}
-            if "filters" in arrays:
-                filters[str(row["run"])] = torch.from_numpy(arrays["filters"])
+        images = images_of(output, row)
+        if "filters" in images:
+            filters[str(row["run"])] = images["filters"]
         if true is None:
             true = images["true"]
-            quality = float(psnr(images["noisy"][None], true[None]))
-            panels = [Panel("", images["noisy"], f"noisy: {quality:.2f} dB")]
-        quality = float(psnr(images["image"][None], true[None]))
-        panels.append(Panel("", images["image"], f"{row['run']}: {quality:.2f} dB"))
+            panels = [Panel("", images["noisy"], f"noisy: {float(row['shown_noisy']):.2f} dB")]
+        panels.append(Panel("", images["image"], f"{row['run']}: {float(row['shown']):.2f} dB"))
     assert true is not None
     panels.append(Panel("", true, "true image"))
     lines = [panels[i : i + 4] for i in range(0, len(panels), 4)]
@@ -66,13 +62,36 @@ def plot(output: Path) -> None:
         save_figure(_filters(filters), output / "filters.png")
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{path}: is missing; delete results.csv to compute the runs again")
+def check_settings(output: Path, figure: str, scale: str) -> None:
+    """Raise ``ValueError`` if the folder has no results, or those of another figure or scale."""
+    path = output / "settings.json"
+    if not path.is_file() or not (output / "results.csv").is_file():
+        raise ValueError(f"{output}: has no results.csv and settings.json; run without --plot-only first")
     try:
-        return np.load(path)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: was cut off; delete it and results.csv to compute the runs again") from error
+        settings = json.loads(path.read_text())
+        found = settings["figure"], settings["scale"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: was cut off ({error}); choose another folder") from error
+    if found != (figure, scale):
+        raise ValueError(f"{output}: holds {found[0]} at {found[1]} scale, not {figure} at {scale} scale")
+
+
+def images_of(output: Path, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The pictures of a run, and its filters.
+
+    Raises ``ValueError`` if they are missing or cut off.
+    """
+    path = output / "runs" / f"{slug(row['run'])}.npz"
+    if not path.is_file():
+        raise ValueError(f"{path}: is missing; {AGAIN}")
+    try:
+        with np.load(path) as arrays:
+            found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: was cut off; {AGAIN}") from error
+    if not found.keys() >= {"true", "noisy", "image"}:
+        raise ValueError(f"{path}: lacks a picture; {AGAIN}")
+    return found
 
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -92,7 +111,7 @@ def _losses(runs: Runs) -> Figure:
             ax.fill_between(cost, lower, upper, color=color, alpha=0.12, lw=0)
         ax.set(xscale="log" if ax.lines else "linear", xlabel=label)
         _plain(ax)
-    axes[0].set_ylabel("loss, and its certified interval")
+    axes[0].set_ylabel("loss, and where there is one its certified interval")
     # intervals of coarse accuracies are long: the axis shows the losses
     values = [float(r["loss"]) for rows in runs.values() for r in rows]
     finite = [v for v in values if math.isfinite(v)]
@@ -104,7 +123,7 @@ def _losses(runs: Runs) -> Figure:
 
 
 def _intervals(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Figure:
-    """How far the ends of the certified intervals are from the exact loss."""
+    """How far the ends of the certified intervals are from the exact loss; a red cross where one does not hold it."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for i, run in enumerate(order):
@@ -113,7 +132,9 @@ def _intervals(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Figur
         cost, (color, style) = [r["evaluations"] for r in mine], _style(i)
         for ax, sign, end in zip(axes, (1, -1), ("upper", "lower"), strict=True):
             gap = [sign * (r[end] - t) for r, t in zip(mine, true, strict=True)]
-            ax.plot(cost, [g if g > 0 else math.nan for g in gap], style, marker=".", color=color, lw=1.2, label=run)
+            ax.plot(cost, [abs(g) for g in gap], style, marker=".", color=color, lw=1.2, label=run)
+            missed = [(c, abs(g)) for c, g, r in zip(cost, gap, mine, strict=True) if not r["held"]]
+            ax.plot(*zip(*missed, strict=True), "x", color="red", ms=9) if missed else None
     for ax, label in zip(axes, ("upper end − exact loss", "exact loss − lower end"), strict=True):
         ax.set(xscale="log", yscale="log", xlabel="evaluations per image", title=label)
         _plain(ax)
@@ -169,11 +190,12 @@ def iterations_of(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises ``ValueError`` if they are missing or cut off.
     """
     path = output / "runs" / f"{slug(row['run'])}.csv"
-    if not path.is_file() and row["status"] in (DIVERGED, START):
+    if int(row["iterations"]) == 0:
         return []
     if not path.is_file():
-        raise ValueError(f"{path}: is missing; delete results.csv to compute the runs again")
+        raise ValueError(f"{path}: is missing; {AGAIN}")
     rows = read(path)
-    if any(not line.keys() >= set(COLUMNS) or "" in line.values() for line in rows):
-        raise ValueError(f"{path}: was cut off; delete it and results.csv to compute the runs again")
+    whole = all(line.keys() >= set(COLUMNS) and "" not in line.values() for line in rows)
+    if not whole or len(rows) != int(row["iterations"]):
+        raise ValueError(f"{path}: was cut off; {AGAIN}")
     return rows

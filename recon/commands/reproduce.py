@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot = getattr(module, "plot", None)
     else:
         run, plot = partial(race.run, args.figure, args.scale, output), race_pictures.plot
+        if args.plot_only:
+            race_pictures.check_settings(output, args.figure, args.scale)
     if not args.plot_only:
         prepare_folder(output)
         run()
@@ -89,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recon reproduce", description="Compute the data of a figure, and draw it.")
     parser.add_argument("figure", help=f"one of {', '.join(names())}, or all: with a page of them")
     parser.add_argument(
-        "--scale", choices=SCALES, default="quick", help="quick: built-in images, minutes; paper: hours"
+        "--scale",
+        choices=SCALES,
+        default="quick",
+        help="quick: minutes, built-in images where $RECON_DATA has none; paper: hours",
     )
     parser.add_argument("--output", type=Path, help="folder (default: outputs/reproduce/FIGURE-SCALE)")
     parser.add_argument("--plot-only", action="store_true", help="draw again from the files in the folder")

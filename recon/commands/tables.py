@@ -19,6 +19,8 @@ def claim(output: Path, settings: Mapping[str, Any]) -> None:
     """
     path, mine = output / "settings.json", json.loads(json.dumps(settings))
     if not path.is_file():
+        if (output / "results.csv").exists():
+            raise ValueError(f"{output}: has results, but no settings.json that says of what; choose another folder")
         write_files({path: json.dumps(mine, indent=2).encode()})
         return
     try:
@@ -46,7 +48,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     Raises ``ValueError`` if it was cut off.
     """
-    rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    if not rows or any(None in row.values() or None in row for row in rows):
+    text = path.read_text()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    if not rows or not text.endswith("\n") or any(None in row.values() or None in row for row in rows):
         raise ValueError(f"{path}: was cut off; delete it to compute it again")
     return rows

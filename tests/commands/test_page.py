@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +17,8 @@ import yaml
 
 from recon.commands import page, race, reproduce
 from recon.commands.main import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -62,8 +70,57 @@ def test_page_shows_what_the_folders_hold(two: list[str], tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="other settings"):
         page.run(figures, "paper", out)
     (out / "good" / "results.csv").write_text("run,psnr\nMAID")
-    with pytest.raises(ValueError, match="cut off"):
-        page.write_page(figures, "quick", out)
+    page.write_page(figures, "quick", out)
+    assert "results.csv: was cut off" in (out / "index.html").read_text()
+    assert not page.finished(out, "good")
+    # its command makes what is damaged again, and so does `all`
+    assert page.run(figures, "quick", out) == 1
+    assert sorted(two) == ["bad", "bad", "bad", "good", "good"]
+    assert page.finished(out, "good")
+
+
+def test_published_numbers_take_the_best_of_several_rows(tmp_path: Path) -> None:
+    (tmp_path / "results.csv").write_text("run,psnr\na,1.5\nb,2.5\nc,nan\n")
+    entry = {"quantity": "q", "published": 2.0, "file": "results.csv", "row": ["a", "b"], "column": "psnr"}
+    (row,) = page.compared([entry], tmp_path)
+    assert row["ours"] == 1.5
+    (row,) = page.compared([entry | {"choose": "max"}], tmp_path)
+    assert row["ours"] == 2.5
+    for missing in (["a", "c"], ["a", "d"], "c"):
+        assert page.compared([entry | {"row": missing}], tmp_path)[0]["ours"] is None
+
+
+@pytest.mark.slow
+def test_a_kill_ends_the_processes_of_the_figures(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    program = (
+        "import subprocess, sys, pathlib\n"
+        "from recon.commands import page\n"
+        "def begin(name, scale, output, threads):\n"
+        "    (output / f'{name}.log').write_text('')\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "    (output / 'child').write_text(str(child.pid))\n"
+        "    return child\n"
+        "page._begin = begin\n"
+        "page.run({'good': 'A.'}, 'quick', pathlib.Path('out'))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    ) as p:
+        child = tmp_path / "out" / "child"
+        wait_for(lambda: child.is_file() and child.read_text() != "")
+        p.terminate()
+        assert p.wait(60) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(child.read_text()), 0)
+    assert json.loads((tmp_path / "out" / "good.json").read_text())["end"] == "interrupted"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_all_figures_have_descriptions_and_published_numbers_name_them() -> None:
@@ -76,7 +133,8 @@ def test_all_figures_have_descriptions_and_published_numbers_name_them() -> None
     for name, entries in published.items():
         for entry in entries:
             if entry["file"] == "results.csv" and name in race.names():
-                assert entry["row"] in race.read_figure(race.FOLDER / name / "quick.yaml")["runs"]
+                wanted = entry["row"] if isinstance(entry["row"], list) else [entry["row"]]
+                assert set(wanted) <= race.read_figure(race.FOLDER / name / "quick.yaml")["runs"].keys()
 
 
 def test_a_real_figure_by_a_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 from datasets import DenoisingDataModule
 from models import TotalVariation
 from recon.bilevel import MAID, Accuracy, BilevelObjective, Progress, Record
-from recon.commands import race
+from recon.commands import race, race_run
 from recon.commands.main import main
 
 CONFIGURATIONS = sorted(race.FOLDER.glob("*/*.yaml"))
@@ -178,7 +179,7 @@ def test_bad_input(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
         return capsys.readouterr().err
 
     assert "no folder nowhere in $RECON_DATA or data" in message("--scale", "paper")
-    assert "has no results.csv" in message("--plot-only")
+    assert "has no results.csv and settings.json" in message("--plot-only")
     (tiny / "out").mkdir(exist_ok=True)
     for content, text in (
         ("a: [", "cannot be read as YAML"),
@@ -202,18 +203,109 @@ def test_bad_input(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tiny, {**TINY, "budget": 70})
     assert main(["reproduce", "tiny", "--output", "new"]) == 1
     assert "holds results of other settings (budget)" in capsys.readouterr().err
-    table = tiny / "new" / "runs" / "maid.csv"
-    whole = table.read_text()
-    table.write_text("iteration,loss\n1,")
-    assert main(["reproduce", "tiny", "--plot-only", "--output", "new"]) == 1
-    assert "maid.csv: was cut off" in capsys.readouterr().err
-    table.unlink()
-    assert main(["reproduce", "tiny", "--plot-only", "--output", "new"]) == 1
-    assert "maid.csv: is missing" in capsys.readouterr().err
-    table.write_text(whole)
-    (tiny / "new" / "runs" / "maid.npz").write_bytes(b"PK")
-    assert main(["reproduce", "tiny", "--plot-only", "--output", "new"]) == 1
-    assert "maid.npz: was cut off" in capsys.readouterr().err
+    assert main(["reproduce", "tiny", "--scale", "paper", "--plot-only", "--output", "new"]) == 1
+    assert "holds tiny at quick scale, not tiny at paper scale" in capsys.readouterr().err
+    (tiny / "new" / "settings.json").unlink()
+    write(tiny, TINY)
+    assert main(["reproduce", "tiny", "--output", "new"]) == 1
+    assert "has results, but no settings.json" in capsys.readouterr().err
+
+
+def test_damaged_runs_are_named_and_made_again(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "tiny", "--output", "out"]) == 0
+    runs, results = tiny / "out" / "runs", (tiny / "out" / "results.csv").read_bytes()
+    descend, made = race.descend, []
+
+    def watched(name: str, *args: Any) -> Any:
+        made.append(name)
+        return descend(name, *args)
+
+    monkeypatch.setattr(race, "descend", watched)
+    table = (runs / "maid.csv").read_bytes()
+    pictures = (runs / "maid.npz").read_bytes()
+    first_lines = b"".join(table.splitlines(keepends=True)[:3])
+    for file, content in (
+        ("maid.csv", b"iteration,loss\n1,"),
+        ("maid.csv", first_lines),
+        ("maid.csv", table[:-3]),
+        ("maid.csv", None),
+        ("maid.npz", b"PK"),
+        ("maid.npz", pictures[:-2000]),
+        ("maid.npz", None),
+    ):
+        (runs / file).unlink()
+        if content is not None:
+            (runs / file).write_bytes(content)
+        capsys.readouterr()
+        assert main(["reproduce", "tiny", "--plot-only", "--output", "out"]) == 1
+        assert re.search(rf"{file}: (was cut off|is missing)", capsys.readouterr().err)
+        made.clear()
+        assert main(["reproduce", "tiny", "--output", "out"]) == 0
+        assert made == ["MAID"]
+    (runs / "maid.json").write_text("{")
+    (tiny / "out" / "results.csv").write_bytes(results[:-3])
+    made.clear()
+    assert main(["reproduce", "tiny", "--output", "out"]) == 0
+    assert made == ["MAID"]
+    ours, theirs = (
+        [row | {"seconds": ""} for row in csv.DictReader(r.decode().splitlines())]
+        for r in ((tiny / "out" / "results.csv").read_bytes(), results)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("method", ["MAID", "PublishedMAID", "HOAG", "InexactAdam", "DFOLS"])
+def test_a_run_that_was_killed_goes_on_bit_for_bit(tiny: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    if method == "DFOLS":
+        pytest.importorskip("dfols")
+    write(
+        tiny,
+        {
+            **TINY,
+            "budget": 300,
+            "true_losses": 3,
+            "runs": {"a": {"optimizer": {"class_path": f"recon.bilevel.{method}"}}},
+        },
+    )
+    race.run("tiny", "quick", tiny / "whole")
+    monkeypatch.setattr(race_run, "SAVE_EVERY", 0.0)
+    save, count = race_run.save, 0
+
+    def killed(*args: Any) -> None:
+        nonlocal count
+        save(*args)
+        count += 1
+        if count in (2, 4):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(race_run, "save", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            race.run("tiny", "quick", tiny / "out")
+    assert (tiny / "out" / "runs" / "a.ckpt").is_file()
+    race.run("tiny", "quick", tiny / "out")
+    assert not (tiny / "out" / "runs" / "a.ckpt").exists()
+    for file in ("runs/a.csv", "results.csv"):
+        ours, theirs = ([r | {"seconds": ""} for r in rows(tiny / folder / file)] for folder in ("out", "whole"))
+        assert ours == theirs
+    (tiny / "out" / "runs" / "a.json").unlink()
+    (tiny / "out" / "runs" / "a.ckpt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"a\.ckpt: is no checkpoint of this run; delete it"):
+        race.run("tiny", "quick", tiny / "out")
+
+
+def test_a_run_in_which_nothing_happens_ends(tiny: Path) -> None:
+    class Idle(torch.optim.SGD):
+        def step(self, closure: Any = None, *, objective: BilevelObjective) -> Record:  # type: ignore[override]
+            return Record(1, 1.0, 1.0, 1.0, 0, 0, 0, 0, 1, objective.evaluations, 0, Progress.LINE_SEARCH_FAILED)
+
+    data = race.DenoisingDataModule(limit=1, size=16, sigma=0.1, dtype="float64")
+    objective = BilevelObjective(TotalVariation(-4.0, -3.0).double(), *data.train_tensors())
+    descent = race.descend("idle", objective, Idle(objective.params), 100)
+    assert descent.status == "line search failed"
+    assert len(descent.iterations) == race_run.MOST_IDLE
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
