@@ -111,7 +111,7 @@ def _losses(runs: Runs) -> Figure:
             ax.fill_between(cost, lower, upper, color=color, alpha=0.12, lw=0)
         ax.set(xscale="log" if ax.lines else "linear", xlabel=label)
         _plain(ax)
-    axes[0].set_ylabel("loss, and where there is one its certified interval")
+    axes[0].set_ylabel("loss (bands: certified intervals)")
     # intervals of coarse accuracies are long: the axis shows the losses
     values = [float(r["loss"]) for rows in runs.values() for r in rows]
     finite = [v for v in values if math.isfinite(v)]
@@ -147,7 +147,7 @@ def _filters(filters: Mapping[str, torch.Tensor]) -> Figure:
     columns = min(4, len(filters))
     rows = -(-len(filters) // columns)
     figure = Figure(figsize=(2.4 * columns, 2.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes:
         ax.set_axis_off()
     for ax, (run, kernels) in zip(axes, filters.items(), strict=False):
