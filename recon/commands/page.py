@@ -206,7 +206,7 @@ def _section(
     about = _pictures(folder / "summary.json")
     if about:
         parts.append(f"<p>{html.escape(about)}</p>")
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "loss.png", p.name)):
         parts.append(f'<div><img src="{name}/{path.name}" alt="{name}: {path.stem}" loading="lazy"></div>')
     for path in sorted(folder.glob("*.csv")):
         wrong = damage(path)
