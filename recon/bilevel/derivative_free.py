@@ -88,7 +88,8 @@ class DFOLS(torch.optim.Optimizer):
             raise ValueError(f"DFO-LS minimizes squared errors; the loss is {type(objective.loss).__name__}")
         params, state = self.param_groups[0]["params"], self._progress
         if not state:
-            state.update(iteration=0, stage=0, best=flat(params), start=flat(params), residuals=[])
+            # on the CPU, where the package computes
+            state.update(iteration=0, stage=0, best=flat(params).cpu(), start=flat(params).cpu(), residuals=[])
         radii = self._radii()
         point = self._ask()
         while point is None and state["stage"] + 1 < len(radii):
@@ -111,7 +112,7 @@ class DFOLS(torch.optim.Optimizer):
             state["residuals"].append(new.slope.tolist())
         better = new is not None and (first or new.value < self._evaluation.value)
         if new is not None and better:
-            state["best"] = flat(params)
+            state["best"] = flat(params).cpu()
             state["evaluation"] = {f.name: getattr(new, f.name) for f in dataclasses.fields(new)}
         assign(params, state["best"])
         state["iteration"] += 1
