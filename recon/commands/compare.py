@@ -14,9 +14,12 @@ with the last checkpoint of a training.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +33,8 @@ from datasets import DenoisingDataModule
 from models.checkpointing import checksum
 from models.shipped import locate
 from recon.commands.compare_methods import Method, Task, baseline, check_baseline, load_method
-from recon.commands.compare_results import Result, measure, save, saved, write_pictures, write_tables
+from recon.commands.compare_results import Result, check_shown, measure, save, saved, write_pictures, write_tables
+from recon.commands.errors import sentence
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.tables import claim
 from recon.files import prepare_folder, write_files
@@ -73,10 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     entries = {name: identity(comparison, name) for name in comparison.methods}
     check(comparison, task)
     prepare_folder(output)
-    tested: Any = task.module.test_dataloader().dataset
+    tested, tuned = (loader().dataset for loader in (task.module.test_dataloader, task.module.val_dataloader))
     settings = {
         "data": comparison.data,
-        "test": checksum(*(tested[i].x for i in range(len(tested)))),
+        "test": _checksum(tested),
+        "validation": _checksum(tuned),
+        "training": hashlib.sha256("".join(task.module.fingerprints("train")).encode()).hexdigest(),
         "accuracy": task.accuracy,
         "validation_images": task.validation_images,
     }
@@ -88,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_pictures(results, task, output, comparison.show)
     print(f"tables and pictures are in {output}")
     return 0
+
+
+def _checksum(samples: Any) -> str:
+    return checksum(*(samples[i].x for i in range(len(samples))))
 
 
 def _result(name: str, comparison: Comparison, task: Task, output: Path) -> Result:
@@ -189,11 +199,30 @@ def check(comparison: Comparison, task: Task) -> None:
                 f"{len(shared)} patients or pictures of the test are in the {word} data, too, e.g. {shared[0]}; "
                 "results on them are no test. Name other data as test, or leave test out"
             )
+    check_shown(comparison.show, task)
     for entry in comparison.methods.values():
         if "baseline" in entry:
             check_baseline(entry["baseline"], task.operator)
         elif "model" in entry:
             load_method(locate(entry["model"], comparison.folder), task, entry.get("unchecked", False))
+        else:
+            _check_training(comparison, comparison.folder / entry["config"])
+
+
+def _check_training(comparison: Comparison, path: Path) -> None:
+    """Raise ``ValueError`` if ``recon fit`` does not take the configuration."""
+    from recon.commands.cli import run_cli  # Lightning takes seconds to import
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        config = Path(folder) / "fit.yaml"
+        config.write_text(yaml.safe_dump(_training(comparison, path), sort_keys=False))
+        try:
+            run_cli(["fit", "--config", str(config), "--print_config"])
+        except SystemExit as end:  # that is how a configuration that was printed ends
+            if end.code not in (None, 0):
+                raise ValueError(f"{path}: recon fit does not take it") from end
+        except (argparse.ArgumentError, ValueError) as error:
+            raise ValueError(f"{path}: {sentence(error)}") from error
 
 
 def identity(comparison: Comparison, name: str) -> dict[str, Any]:

@@ -146,13 +146,27 @@ def saved(name: str, folder: Path, images: Sequence[str]) -> Result | None:
     if [row["image"] for row in rows] != list(images):
         raise ValueError(f"{folder / IMAGES}: holds other images than the test data; delete the folder")
     plain = ("method", "image")
-    parsed = [{k: v if k in plain else _parsed(v) for k, v in row.items()} for row in rows]
+    if any(not row.keys() >= {*plain, "psnr", "ssim"} for row in rows):
+        raise ValueError(f"{folder / IMAGES}: lacks a column; delete the folder to compute it again")
     try:
-        info = json.loads((folder / METHOD).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / METHOD}: is no JSON file ({error}); delete it to compute it again") from error
-    arrays = np.load(folder / ARRAYS) if (folder / ARRAYS).is_file() else np.zeros((0, 1, 1))
+        file = folder / IMAGES
+        parsed = [{k: v if k in plain else _parsed(v) for k, v in row.items()} for row in rows]
+        file = folder / METHOD
+        info = json.loads(file.read_text())
+        if not isinstance(info, dict) or not info.keys() >= {"description", "parameters"}:
+            raise ValueError("lacks an entry")
+        file = folder / ARRAYS
+        arrays = np.load(file) if file.is_file() else np.zeros((0, 1, 1))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file}: was damaged ({error}); delete the folder to compute it again") from error
     return Result(name, parsed, info, list(torch.from_numpy(arrays)))
+
+
+def check_shown(show: int, task: Task) -> None:
+    """Raise ``ValueError`` if there is no test picture of the number ``show``."""
+    samples: Any = task.module.test_dataloader().dataset
+    if not 0 <= show < len(samples):
+        raise ValueError(f"show is {show}, but there are {len(samples)} test images, from 0 on")
 
 
 def write_tables(results: Sequence[Result], settings: Mapping[str, Any], output: Path) -> None:
@@ -202,9 +216,8 @@ def write_pictures(results: Sequence[Result], task: Task, output: Path, show: in
         ValueError: there is no such image.
         OSError: the files cannot be written.
     """
+    check_shown(show, task)
     samples: Any = task.module.test_dataloader().dataset
-    if not 0 <= show < len(samples):
-        raise ValueError(f"show is {show}, but there are {len(samples)} test images, from 0 on")
     files = {output / "psnr.png": figure_bytes(_boxes(results))}
     kept = [result for result in results if len(result.images) == len(samples)]
     if kept:

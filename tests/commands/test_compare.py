@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,41 @@ def test_what_is_finished_is_kept(
     (folder / "out" / "second" / "settings.json").unlink()
     (folder / "out" / "network" / "method.json").write_text("{")
     assert main(command) == 1
-    assert "method.json: is no JSON file" in capsys.readouterr().err
+    assert "method.json: was damaged" in capsys.readouterr().err
+
+
+def test_what_is_damaged_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, own = write(folder, {"network": {"model": "network.safetensors"}}), folder / "out" / "network"
+    assert main(["compare", "--config", config, "--output", "out"]) == 0
+    capsys.readouterr()
+    for file, content in (
+        ("images.csv", (own / "images.csv").read_bytes().replace(b"psnr", b"psn", 1)),
+        ("images.csv", re.sub(rb",0\.", b",0x", (own / "images.csv").read_bytes())),
+        ("method.json", b"{}"),
+        ("reconstructions.npy", (own / "reconstructions.npy").read_bytes()[:100]),
+    ):
+        whole = (own / file).read_bytes()
+        (own / file).write_bytes(content)
+        assert re.search(rf"{file}: (was damaged|lacks a column)", refused(config, capsys))
+        (own / file).write_bytes(whole)
+    # other data to learn from, or to choose on
+    for part, word in (("learn", "training"), ("val", "validation")):
+        extra = folder / part / "z.png"
+        Image.fromarray(np.full((16, 16), 99, np.uint8)).save(extra)
+        assert f"holds results of other settings ({word})" in refused(config, capsys)
+        extra.unlink()
+    assert main(["compare", "--config", config, "--output", "out"]) == 0
+
+
+def test_errors_come_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "_result", None)
+    tv = {"tv": {"baseline": "tv"}}
+    assert "show is 7, but there are 2 test images" in refused(write(folder, tv, show=7), capsys)
+    model = {"class_path": "models.bilevel.BilevelModule", "init_args": {"regularizer": "models.FieldsOfExpert"}}
+    (folder / "bad.yaml").write_text(yaml.safe_dump({"model": model}))
+    assert re.search(r"bad\.yaml: .*FieldsOfExpert", refused(write(folder, tv | {"m": {"config": "bad.yaml"}}), capsys))
 
 
 def refused(config: str, capsys: pytest.CaptureFixture[str]) -> str:
