@@ -100,7 +100,7 @@ class MAID(torch.optim.Optimizer):
         if closure is not None:
             closure()
         state, options = self._progress, self.param_groups[0]
-        if getattr(objective, "unrolled_steps", None) is not None:
+        if objective.unrolled_steps is not None:
             raise ValueError(
                 f"{type(self).__name__} accepts steps by certificates, which no accuracy shortens after a fixed number "
                 "of unrolled_steps; use HOAG, FixedAccuracy, InexactAdam or InexactSGD, or leave unrolled_steps out"

@@ -127,6 +127,9 @@ class BilevelObjective:
         operator whose adjoint is not exact (the adjoint equations have no symmetric matrix then).
     """
 
+    adjoint_steps: int | None = None
+    unrolled_steps: int | None = None
+
     def __init__(
         self,
         regularizer: Regularizer,

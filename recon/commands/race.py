@@ -115,18 +115,7 @@ def run(figure: str, scale: str, output: Path) -> None:
             result, image = measure(name, objective, descent, _shown(naive)[0])
             kept = asdict(result)
             arrays = {"true": _shown(x)[0], "noisy": _shown(naive)[0], "image": image}
-            kernels = getattr(objective.regularizer, "kernels", None)
-            if callable(kernels):
-                arrays["filters"] = kernels()
-            written = {files["npz"]: _npz(**arrays)}
-            if descent.iterations:
-                certified = not isinstance(optimizer, MINI_BATCHES)
-                written[files["csv"]] = table([_line(iteration, certified) for iteration in descent.iterations])
-            else:
-                files["csv"].unlink(missing_ok=True)
-            # the last one: it says that the others are there
-            write_files(written | {files["json"]: json.dumps(finite(kept), indent=2).encode()})
-            files["ckpt"].unlink(missing_ok=True)
+            _keep(files, kept, descent, arrays, objective, certified=not isinstance(optimizer, MINI_BATCHES))
         results[name] = kept
         write_files({output / "results.csv": table(list(results.values()))})
     rows = [_numbers(row) for row in read(output / "results.csv")]
@@ -145,6 +134,28 @@ def run(figure: str, scale: str, output: Path) -> None:
     write_json(output / "summary.json", summary)
     _print(rows, console)
     plot(output)
+
+
+def _keep(
+    files: Mapping[str, Path],
+    row: dict[str, Any],
+    descent: Descent,
+    arrays: dict[str, torch.Tensor],
+    objective: BilevelObjective,
+    certified: bool,
+) -> None:
+    """Write the files of a run that is finished; its checkpoint is of no use any more."""
+    kernels = getattr(objective.regularizer, "kernels", None)
+    if callable(kernels):
+        arrays["filters"] = kernels()
+    written = {files["npz"]: _npz(**arrays)}
+    if descent.iterations:
+        written[files["csv"]] = table([_line(iteration, certified) for iteration in descent.iterations])
+    else:
+        files["csv"].unlink(missing_ok=True)
+    # the last one: it says that the others are there
+    write_files(written | {files["json"]: json.dumps(finite(row), indent=2).encode()})
+    files["ckpt"].unlink(missing_ok=True)
 
 
 def finished(name: str, output: Path, console: Console) -> dict[str, Any] | None:

@@ -150,8 +150,15 @@ def resume(
 
 @torch.no_grad()
 def exact_loss(objective: BilevelObjective) -> tuple[float, float]:
-    """A short certified interval of the loss at the parameters at hand; not counted, and from no warm start."""
+    """A short certified interval of the loss at the parameters at hand; not counted, and from no warm start.
+
+    NaN where there are no minimizers: methods that certify no descent may have left the parameters there.
+    """
     spent, accuracy = objective.evaluations, EXACT * math.sqrt(objective.target[0].numel())
-    at = objective.evaluate(Accuracy(accuracy, accuracy), None)
-    objective.evaluations = spent
+    try:
+        at = objective.evaluate(Accuracy(accuracy, accuracy), None)
+    except NotStronglyConvexError:
+        return math.nan, math.nan
+    finally:
+        objective.evaluations = spent
     return at.lower, at.upper

@@ -297,6 +297,18 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tiny: Path, monkeypatch: pyte
         race.run("tiny", "quick", tiny / "out")
 
 
+def test_there_is_no_exact_loss_without_minimizers() -> None:
+    class Concave(TotalVariation):
+        def convexity(self) -> float:
+            return -2.0
+
+    data = race.DenoisingDataModule(limit=1, size=16, sigma=0.1, dtype="float64")
+    objective = BilevelObjective(Concave(-4.0, -3.0).double(), *data.train_tensors())
+    objective.evaluations = 7.0
+    assert all(map(math.isnan, race_run.exact_loss(objective)))
+    assert objective.evaluations == 7.0
+
+
 def test_a_run_in_which_nothing_happens_ends(tiny: Path) -> None:
     class Idle(torch.optim.SGD):
         def step(self, closure: Any = None, *, objective: BilevelObjective) -> Record:  # type: ignore[override]
