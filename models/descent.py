@@ -45,7 +45,7 @@ def descend(
         trial = x - over_image(step, x) * grad
         trial_value, trial_grad = energy.value_and_grad(trial)
         # a comparison with NaN is false
-        good = trial_value <= value - _ARMIJO * step * per_image_norm(grad).double().square()
+        good = trial_value <= value - _ARMIJO * step * per_image_norm(grad).square()
         good &= torch.isfinite(per_image_norm(trial_grad))
         here = over_image(good, x)
         x, grad = torch.where(here, trial, x), torch.where(here, trial_grad, grad)

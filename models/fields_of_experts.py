@@ -136,7 +136,7 @@ class FieldsOfExperts(RidgeRegularizer):
         # moving a learned weight by 1 moves its filter by at most the inverse of its norm, or by at most 1
         raw = (self.weight - self.weight.mean((1, 2), keepdim=True)).detach().double().flatten(1).norm(dim=1)
         chain = 1 / raw.clamp_min(1e-12) if self.unit_norm else torch.ones_like(raw)
-        centred = per_image_norm(x - x.mean((2, 3), keepdim=True)).double()[:, None] + radius
+        centred = per_image_norm(x - x.mean((2, 3), keepdim=True))[:, None] + radius
         positions = (x.shape[2] - side + 1) * (x.shape[3] - side + 1) * x.shape[1]
         slope = torch.minimum(self._slope_norm(x) + curvature * a * radius, phi.slope_bound * weight * positions**0.5)
         columns = [
@@ -145,7 +145,7 @@ class FieldsOfExperts(RidgeRegularizer):
             (a * weight * phi.slope_width_bound).norm() * positions**0.5 * torch.ones_like(radius[:, 0]),
             (chain * (a * curvature * side * centred + side * slope)).norm(dim=1),
         ]
-        size = per_image_norm(w).double()[:, None]
+        size = per_image_norm(w)[:, None]
         third = phi.third_bound * weight / width.square() * self.filtered_maximum(w)
         moved = [
             self.smoothness() * size[:, 0],

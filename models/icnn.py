@@ -285,6 +285,19 @@ class ICNN(Regularizer):
         first = 4 * float((self.hidden.curvature_bound * weights[0] * v.square().sum((1, 2))).norm())
         return min(first + self._deep(), self.smoothness())
 
+    def rounding_offset(self, x: Tensor) -> float:
+        r"""(L + 2) \|\|V\|\| \|\|q\|\|, q = dR/dz_0, at most t_0 everywhere: grad R(0) = V^T (sigma' q) cancels.
+
+        V of mean zero makes nothing of constant q, up to rounding errors of the terms that it adds up, and of q itself,
+        which L layers have computed.
+        """
+        if not self._finite():
+            return math.inf
+        _, weights, v = self._sizes()
+        positions = x.shape[1] * x.shape[2] * x.shape[3]
+        norm = math.sqrt(float(spectral_bound(v, torch.ones_like(weights[0]))) * positions)
+        return (self.layers + 2) * norm * float(weights[0].norm())
+
     def convexity(self) -> float:
         return 0.0
 

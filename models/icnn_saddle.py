@@ -25,6 +25,7 @@ from recon.lower_level import (
     Squared,
     SquaredL2,
     Status,
+    per_image_norm,
 )
 from recon.lower_level.epigraph import Epigraph, ReLUSum, Shifted
 from recon.operators import Identity, LinearOperator
@@ -101,6 +102,9 @@ class NetworkMap(SaddleMap):
         if self.data is not None:
             found[0] = found[0] + self.data.transpose(parts[-1])
         return torch.cat(found, 1)
+
+    def eps(self, dtype: torch.dtype) -> float:
+        return super().eps(dtype) if self.data is None else self.data.eps(dtype)
 
     def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
         """Sums of the norms of blocks: the steps 1/sum are as safe as with entries (Pock and Chambolle 2011, Lemma 2).
@@ -251,7 +255,7 @@ class PrimalDual:
     ) -> Solution:
         x, status = saddle.image(found.x), found.status.clone()
         gradient = energy.grad(x)
-        norm = gradient.flatten(1).norm(dim=1).double()
+        norm = per_image_norm(gradient)
         error = torch.full_like(norm, math.inf)
         if modulus > 0 and math.isfinite(energy.smoothness) and energy.operator.adjoint_exact:
             error = (norm + energy.rounding(x, norm)) / modulus

@@ -112,6 +112,9 @@ class _ImagePart(SaddleMap):
     def transpose(self, y: Tensor) -> Tensor:
         return F.pad(self.part.transpose(y), (0, self.domain_size - self.part.domain_size))
 
+    def eps(self, dtype: torch.dtype) -> float:
+        return self.part.eps(dtype)
+
     def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
         r"""\|\|A\|\| for the rows and for the columns of the image, zero for those of the fields.
 

@@ -28,12 +28,12 @@ class TotalVariation(Regularizer):
         self.log_smoothing = nn.Parameter(torch.tensor(float(log_smoothing)))
 
     def forward(self, x: Tensor) -> Tensor:
-        nu = self.log_smoothing.exp()
+        weight, nu = self.log_weight.double().exp().to(x.dtype), self.log_smoothing.double().exp().to(x.dtype)
         root = torch.sqrt(_differences(x).square().sum(0) + nu * nu)
-        return self.log_weight.exp() * (root - nu).flatten(1).sum(1)
+        return weight * (root - nu).flatten(1).sum(1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        weight, nu = self._current()
+        weight, nu = self._current(x.dtype)
         z = _differences(x)
         root = torch.sqrt(z.square().sum(0) + nu * nu)
         value = weight * (root - nu).flatten(1).sum(1, dtype=torch.float64)
@@ -41,7 +41,7 @@ class TotalVariation(Regularizer):
 
     def hessian(self, x: Tensor) -> HessianMap:
         r"""v -> e^{theta_1} D^T (Dv / s - z <z, Dv> / s^3) with z = Dx, s = sqrt(\|z\|^2 + nu^2)."""
-        weight, nu = self._current()
+        weight, nu = self._current(x.dtype)
         z = _differences(x)
         inverse = torch.rsqrt(z.square().sum(0) + nu * nu)
         direction = z * inverse
@@ -55,7 +55,7 @@ class TotalVariation(Regularizer):
         return HessianMap(apply)
 
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        weight, nu = self._current()
+        weight, nu = self._current(x.dtype)
         z, dw = _differences(x), _differences(w)
         inverse = torch.rsqrt(z.square().sum(0) + nu * nu)
         slope = weight * (z * dw).sum(0) * inverse
@@ -78,24 +78,25 @@ class TotalVariation(Regularizer):
 
         Its third derivative is a symmetric trilinear form, at most 0.859/nu^2, attained along z.
         """
-        weight, nu = (t.double() for t in self._current())
+        weight, nu = self._current()
         top = _differences(w).square().sum(0).sqrt().flatten(1).amax(1).double()
         lipschitz = 8 * weight * (1.5 / 1.25**2.5) / nu**2 * top
         return HessianVariation(1.5 / nu * top, lipschitz, torch.zeros_like(top))
 
     def jacobian_bounds(self, x: Tensor, w: Tensor, radius: Tensor) -> JacobianBounds:
         """The two columns of J at x, and how fast they move: by 8 e^{theta_1}/nu per unit of x, both."""
-        weight, nu = self._current()
+        weight, nu = self._current(x.dtype)
         z = _differences(x)
         inverse = torch.rsqrt(z.square().sum(0) + nu * nu)
-        first = per_image_norm(_transpose(weight * z * inverse)).double()
-        second = per_image_norm(_transpose(weight * nu * nu * z * inverse**3)).double()
+        first = per_image_norm(_transpose(weight * z * inverse))
+        second = per_image_norm(_transpose(weight * nu * nu * z * inverse**3))
         rate, radius = self.smoothness(), radius.double()
         norm = torch.hypot(first + rate * radius, second + rate * radius)
-        return JacobianBounds(norm, 2**0.5 * rate * per_image_norm(w).double())
+        return JacobianBounds(norm, 2**0.5 * rate * per_image_norm(w))
 
-    def _current(self) -> tuple[Tensor, Tensor]:
-        return self.log_weight.detach().exp(), self.log_smoothing.detach().exp()
+    def _current(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """e^{theta_1} and nu: exponentials of the parameters that do not depend on the type these are stored in."""
+        return self.log_weight.detach().double().exp().to(dtype), self.log_smoothing.detach().double().exp().to(dtype)
 
 
 def _differences(x: Tensor) -> Tensor:

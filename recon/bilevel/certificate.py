@@ -56,13 +56,13 @@ def goal_oriented(
     The rounding error of r and r_w, to first order, is part of l.
     """
     norm, rounding = _residual_norms(energy, residual, x)
-    size = per_image_norm(w).double()
+    size = per_image_norm(w)
     adjoint = adjoint_residual + energy.product_rounding(w, adjoint_residual)
     # a computed inner product has random rounding errors: they add up to the norm of the error times that of w over
     # the square root of the number of pixels, not to the product of the norms. Those of the weights and filters, which
     # are rounded once for all pixels, are not random: they change every part of the gradient by a multiple of it
     data = energy.operator.adjoint(energy.fidelity.grad(energy.operator(x), energy.y))
-    systematic = 2 * torch.finfo(x.dtype).eps * (norm + per_image_norm(data).double())
+    systematic = 4 * energy.unit(x.dtype) * (norm + per_image_norm(data))
     pairing = size * (rounding * (8 / x[0].numel() ** 0.5) + systematic)
     low = adjoint * error + middle_term(variation, norm, energy.data_convexity, error) + pairing
     value = loss - per_image_dot(w.double(), residual.double())
@@ -84,6 +84,6 @@ def middle_term(variation: HessianVariation, residual: Tensor, modulus: float, e
 
 
 def _residual_norms(energy: Energy, residual: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    norm = per_image_norm(residual).double()
+    norm = per_image_norm(residual)
     rounding = energy.rounding(x, norm)
     return norm + rounding, rounding

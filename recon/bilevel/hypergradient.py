@@ -49,7 +49,7 @@ def error_bound(
         lipschitz, certified = _estimated_lipschitz(energy, x, w), False
     residual = residual + energy.product_rounding(w, residual)
     adjoint = (smoothness * error + residual + lipschitz * error) / energy.require_strong_convexity()
-    size = bounds.norm * per_image_norm(w).double()
+    size = bounds.norm * per_image_norm(w)
     return bounds.norm * adjoint + bounds.variation * error, size, certified
 
 
@@ -128,4 +128,4 @@ def _estimated_lipschitz(energy: Energy, x: Tensor, w: Tensor) -> Tensor:
     direction = energy.grad(x)
     step = direction * (1e-3 / per_image_norm(direction).clamp_min(1e-12)).view(-1, *([1] * (x.ndim - 1)))
     change = energy.hessian(x + step)(w) - energy.hessian(x)(w)
-    return 2 * per_image_norm(change).double() / per_image_norm(step).double()
+    return 2 * per_image_norm(change) / per_image_norm(step)

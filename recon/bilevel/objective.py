@@ -34,6 +34,7 @@ from recon.lower_level import (
     over_image,
     per_image_norm,
 )
+from recon.lower_level.precision import full_precision
 from recon.operators import Identity, LinearOperator
 
 #: an accuracy that no solver reaches
@@ -220,6 +221,7 @@ class BilevelObjective:
         """A multiple of A^T y, see :func:`recon.lower_level.first_guess`."""
         return first_guess(self.operator, self.y[c])
 
+    @full_precision()
     def evaluate(self, accuracy: Accuracy, start: Evaluation | None = None, goal_oriented: bool = True) -> Evaluation:
         """Solve every image to ``accuracy`` at the current parameters, warm-started at ``start``.
 
@@ -237,6 +239,7 @@ class BilevelObjective:
             return evaluation
         return self.evaluate(accuracy, evaluation, goal_oriented)
 
+    @full_precision()
     def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
         """z = -(1/N) sum_i g_i' J_i^T w_i with ||B w_i - grad q_i|| <= ``accuracy.adjoint`` and g_i' = dg/dq.
 
@@ -338,7 +341,7 @@ class BilevelObjective:
         self._count(solution.evaluations)
         x, w, target = solution.x, start.w[c], self.target[c]
         slope = self.loss.grad(x, target)
-        loss, size = self.loss.value(x, target), per_image_norm(slope).double()
+        loss, size = self.loss.value(x, target), per_image_norm(slope)
         interval = first_order(loss, size, solution.error, self.loss.smoothness)
         unknown = torch.full_like(size, math.inf)
         residual, sensitivity = unknown, unknown

@@ -12,6 +12,7 @@ from torch import Tensor
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
 from recon.lower_level.curvature import Curvature
 from recon.lower_level.pdhg import PDHG, Iteration, SaddleSolution
+from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle_point import SaddleModel, SaddlePoint
 from recon.lower_level.solution import Status
 
@@ -87,6 +88,7 @@ class Piggyback:
         self.solver = solver if solver is not None else PDHG()
         self.method, self.iterations = adjoint, iterations
 
+    @full_precision()
     @torch.no_grad()
     def together(
         self, saddle: SaddlePoint, z: Tensor, w: Tensor, slope: Slope, accuracy: float, adjoint: float
@@ -104,6 +106,7 @@ class Piggyback:
             return solution, _as_they_are(saddle, solution, big_x, big_y, at)
         return solution, self.adjoint(saddle, solution.x, torch.cat([big_x, big_y], 1), at, adjoint)
 
+    @full_precision()
     @torch.no_grad()
     def adjoint(
         self,
@@ -133,7 +136,7 @@ class Piggyback:
         right = -slope
         if dual_slope is not None:
             right = right - saddle.operator.transpose(f(dual_slope))
-        unit = torch.finfo(x.dtype).eps / 2
+        unit = saddle.operator.eps(x.dtype) / 2
         hessian = reduced_hessian(saddle, g, f)
         rounding = unit * (saddle.g.smoothness + saddle.norm**2 / dual)
         solved = conjugate_gradients(hessian, right, saddle.split(w)[0], accuracy, max_iterations, rounding=rounding)
@@ -153,7 +156,7 @@ def _as_they_are(saddle: SaddlePoint, at: SaddleSolution, x: Tensor, y: Tensor, 
     if not (saddle.dual_convexity > 0 and math.isfinite(saddle.g.smoothness)):
         return AdjointSolution(x, y, torch.full_like(at.error, math.inf), limit, 0 * at.evaluations)
     own = saddle.f.hessian(saddle.operator(at.x))(saddle.operator(x))
-    residual = per_image_norm(saddle.g.hessian(at.x)(x) + saddle.operator.transpose(own) + slope).double()
+    residual = per_image_norm(saddle.g.hessian(at.x)(x) + saddle.operator.transpose(own) + slope)
     return AdjointSolution(x, y, residual, limit, 0 * at.evaluations + 2)
 
 
@@ -235,9 +238,9 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Ten
         kx, inner = saddle.operator(at.x), saddle.operator(at.X)
         q = inner if at.dual_slope is None else inner + at.dual_slope
         dual_error = _dual_error(saddle, at, kx)
-        unit = torch.finfo(at.x.dtype).eps / 2
+        unit = saddle.operator.eps(at.x.dtype) / 2
         curvature = saddle.g.smoothness if math.isfinite(saddle.g.smoothness) else primal
-        rounding = unit * ((curvature + norm**2 / dual) * per_image_norm(at.X).double() + at.residual)
+        rounding = unit * ((curvature + norm**2 / dual) * per_image_norm(at.X) + at.residual)
         residual, eps, eps_s = at.residual + rounding, at.error, norm * at.error
         solved = residual / primal
         t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
@@ -249,8 +252,8 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Ten
         d_y = 2 * residual / math.sqrt(primal * dual) + (b + root) / (2 * math.sqrt(dual))
         d_y = d_y + at.dual_smoothness * dual_error / dual + t_f * eps_s
         # the residual is that of X, and of Y = f''(Kx) q, from which the Y of a fixed number of iterations differs
-        d_y = d_y + per_image_norm(at.Y - saddle.f.hessian(kx)(q)).double()
-        sizes = [per_image_norm(v).double() for v in (at.x, at.y, at.X, at.Y, q)]
+        d_y = d_y + per_image_norm(at.Y - saddle.f.hessian(kx)(q))
+        sizes = [per_image_norm(v) for v in (at.x, at.y, at.X, at.Y, q)]
     omega, size = torch.zeros_like(eps), torch.zeros_like(eps)
     certified = proved_g and proved_f and math.isfinite(saddle.operator.norm_bound)
     with torch.enable_grad():
@@ -282,9 +285,9 @@ def _dual_error(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor) -> Tensor:
     dual = saddle.dual_convexity
     gap = saddle.gap(at.x, at.y, kx, saddle.operator.transpose(at.y))
     slope = saddle.f.grad(kx)
-    sizes = per_image_norm(at.y).double() + per_image_norm(slope).double() + saddle.f.conjugate_terms(at.y) / dual
-    rounding = 4 * torch.finfo(at.y.dtype).eps * sizes
-    by_gradient = per_image_norm(at.y - slope).double() + rounding + saddle.norm * at.error / dual
+    sizes = per_image_norm(at.y) + per_image_norm(slope) + saddle.f.conjugate_terms(at.y) / dual
+    rounding = 4 * saddle.operator.eps(at.y.dtype) * sizes
+    by_gradient = per_image_norm(at.y - slope) + rounding + saddle.norm * at.error / dual
     return torch.fmin((2 * gap / dual).sqrt(), by_gradient)
 
 

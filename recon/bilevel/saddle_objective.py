@@ -16,6 +16,7 @@ from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
 from recon.lower_level.pdhg import PDHG, SaddleSolution
+from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle_point import SaddleModel, SaddlePoint, check_transpose
 
 
@@ -74,6 +75,7 @@ class SaddleObjective(BilevelObjective):
         """The reconstructions, ``(N, channel, height, width)``."""
         return self.saddle_point(slice(0, 1)).image(evaluation.x)
 
+    @full_precision()
     @torch.no_grad()
     def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
         """z = (1/N) sum_i l_i' d_theta <pairing of (x, y) and (X, Y)> with adjoints solved to ``accuracy.adjoint``.
@@ -143,7 +145,7 @@ class SaddleObjective(BilevelObjective):
                 found = self._adjoint(saddle, solution.x, w, self._slope(saddle, c, solution.x), accuracy.adjoint)
         x, image = solution.x, saddle.image(solution.x)
         slope_at = self.loss.grad(image, target)
-        loss, size = self.loss.value(image, target), per_image_norm(slope_at).double()
+        loss, size = self.loss.value(image, target), per_image_norm(slope_at)
         interval = first_order(loss, size, solution.error, self.loss.smoothness)
         residual, sensitivity = torch.full_like(size, math.inf), torch.full_like(size, math.inf)
         if found is not None:
@@ -197,16 +199,16 @@ class SaddleObjective(BilevelObjective):
         t = t_g + torch.where(t_f > 0, known**2 * t_f, 0.0)
         kappa = torch.maximum(kappa_g, kappa_f)
         variation = HessianVariation(kappa, t, torch.zeros_like(t))
-        mu, l_g, unit = saddle.convexity, self.loss.smoothness, torch.finfo(x.dtype).eps / 2
+        mu, l_g, unit = saddle.convexity, self.loss.smoothness, saddle.operator.eps(x.dtype) / 2
         curvature = saddle.g.smoothness + saddle.norm**2 * saddle.f.smoothness
 
         def rounding(v: Tensor, residual: Tensor) -> Tensor:
-            return unit * (curvature * per_image_norm(v).double() + residual)
+            return unit * (curvature * per_image_norm(v) + residual)
 
-        norm, adjoint = per_image_norm(r).double(), per_image_norm(product + saddle.embed(slope)).double()
+        norm, adjoint = per_image_norm(r), per_image_norm(product + saddle.embed(slope))
         noise = rounding(x, norm)
-        systematic = 4 * unit * (norm + per_image_norm(back).double())
-        spread = per_image_norm(big_x).double() * (noise * (8 / x.shape[1] ** 0.5) + systematic)
+        systematic = 4 * unit * (norm + per_image_norm(back))
+        spread = per_image_norm(big_x) * (noise * (8 / x.shape[1] ** 0.5) + systematic)
         by_residuals = torch.where(t_f > 0, math.inf, kappa_g * squares / 4)
         middle = torch.fmin(middle_term(variation, norm + noise, mu, whole), by_residuals)
         low = (adjoint + rounding(big_x, adjoint)) * whole + middle + spread
@@ -218,14 +220,14 @@ class SaddleObjective(BilevelObjective):
     @staticmethod
     def _squared_residuals(saddle: SaddlePoint, at: SaddleSolution, kx: Tensor) -> Tensor:
         """P^2 + D^2 of the residuals p, in the image and in the rest of x, and d, with their rounding errors."""
-        unit, n = torch.finfo(kx.dtype).eps, saddle.pixels
-        n_x, n_y, n_kx = (per_image_norm(v).double() for v in (at.x, at.y, kx))
+        unit, n = saddle.operator.eps(kx.dtype), saddle.pixels
+        n_x, n_y, n_kx = (per_image_norm(v) for v in (at.x, at.y, kx))
         slope, back = saddle.g.grad(at.x), saddle.operator.transpose(at.y)
         p, d = slope + back, at.s - kx
-        noise = unit * (saddle.norm * n_y + per_image_norm(slope).double() + saddle.g.smoothness * n_x)
+        noise = unit * (saddle.norm * n_y + per_image_norm(slope) + saddle.g.smoothness * n_x)
         dual_noise = unit * (saddle.norm * n_x + n_kx + saddle.f.conjugate_terms(at.y))
-        image, rest = ((per_image_norm(v).double() + noise).square() for v in (p[:, :n], p[:, n:]))
-        dual = (per_image_norm(d).double() + dual_noise).square() / saddle.dual_convexity
+        image, rest = ((per_image_norm(v) + noise).square() for v in (p[:, :n], p[:, n:]))
+        dual = (per_image_norm(d) + dual_noise).square() / saddle.dual_convexity
         return image / saddle.image_convexity + rest / saddle.convexity + dual
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:

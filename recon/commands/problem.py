@@ -150,6 +150,9 @@ class Weighted(Regularizer):
     def rounding_gain(self) -> float:
         return self.weight * self.regularizer.rounding_gain()
 
+    def rounding_offset(self, x: Tensor) -> float:
+        return self.weight * self.regularizer.rounding_offset(x)
+
     def convexity(self) -> float:
         return self.weight * self.regularizer.convexity()
 

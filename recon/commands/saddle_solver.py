@@ -42,8 +42,12 @@ class Whitened(LinearOperator):
             operator.domain_shape, operator.range_shape, bound, norm_bound_certified=operator.norm_bound_certified
         )
         self.operator, self.adjoint_exact = operator, operator.adjoint_exact
+        self.rounding_factor, self.adjoint_mismatch = operator.rounding_factor, operator.adjoint_mismatch
         self.root: Tensor
         self.register_buffer("root", root)
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        return self.operator.unit_roundoff(dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.root * self.operator(x)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
+from recon.lower_level.precision import full_precision
 from recon.lower_level.preconditioner import Preconditioner
 from recon.lower_level.regularizer import HessianMap
 from recon.lower_level.solution import RUNNING, LinearSolution, Status
 
 
+@full_precision()
 def conjugate_gradients(
     hessian: HessianMap,
     b: Tensor,
@@ -27,7 +29,8 @@ def conjugate_gradients(
 
     The recurred residual says when to look. By how much it can differ from the true one is bounded, to first order,
     by ``rounding`` times the sum over the iterations of ||w|| + 2||step|| (Greenbaum 1997); ``rounding`` is u ||B||
-    with the unit roundoff u, infinite where ||B|| is not known. Where that gap is below a hundredth of the accuracy,
+    with the unit roundoff u, infinite where ||B|| is not known. A residual that is computed is wrong by ``rounding``
+    ||w||, which is added to its norm. Where that gap is below a hundredth of the accuracy,
     it is added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is
     still too large restarts. If a restart does not reduce it any more, the image is at the floor of its precision.
     ``residual`` is b - B w0, if the caller knows it already. ``preconditioner`` applies P^{-1} with P about B: it
@@ -43,11 +46,12 @@ def conjugate_gradients(
         residual = b - hessian(w)
         evaluations += 1
     residual = residual.clone()
+    noise = rounding if rounding < math.inf else 0.0
     status = torch.full((batch,), RUNNING, dtype=torch.int64, device=device)
-    drift = torch.zeros_like(goal)
+    drift = noise * per_image_norm(w)
     previous = torch.full_like(goal, torch.inf)
     while True:
-        norm = per_image_norm(residual).double() + drift
+        norm = per_image_norm(residual) + drift
         status[(status == RUNNING) & (norm <= goal)] = Status.CONVERGED
         status[(status == RUNNING) & ~torch.isfinite(norm)] = Status.NOT_FINITE
         status[(status == RUNNING) & (evaluations >= max_iterations)] = Status.ITERATION_LIMIT
@@ -59,18 +63,19 @@ def conjugate_gradients(
         part = hessian if len(active) == batch else hessian.select(active)
         inverse = preconditioner.select(active) if preconditioner is not None else None
         budget = max_iterations - evaluations[active]
+        room = torch.maximum(goal - drift, 0.1 * goal)
         w[active], residual[active], gap, spent = _cycle(
-            part, residual[active], w[active], goal[active], budget, rounding, inverse
+            part, residual[active], w[active], room[active], budget, rounding, inverse
         )
         evaluations[active] += spent
-        drift[active] = gap
+        drift[active] += gap
         doubtful = ~(gap <= 0.01 * goal[active])
         if doubtful.any():
             index = active[doubtful]
             rows = torch.nonzero(doubtful).flatten()
             residual[index] = b[index] - (part if len(index) == len(active) else part.select(rows))(w[index])
             evaluations[index] += 1
-            drift[index] = 0
+            drift[index] = noise * per_image_norm(w[index])
 
 
 def _cycle(

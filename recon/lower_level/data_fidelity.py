@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from recon.lower_level.batch import per_image_norm
+
 
 class DataFidelity(nn.Module):
     """D(., y): convex and twice differentiable. ``curvature`` is the diagonal of D''.
@@ -33,6 +35,14 @@ class DataFidelity(nn.Module):
     def curvature(self, z: Tensor, y: Tensor) -> Tensor:
         """The diagonal of D'' at z, broadcastable to z."""
         raise NotImplementedError
+
+    def rounding_terms(self, y: Tensor) -> Tensor:
+        """The size of the terms that D' subtracts and that do not shrink with its value, per image, float64.
+
+        What is computed of D' is wrong by u times this, besides the errors of z and of the result. Zero where D' is a
+        difference z - y, which rounds like its result.
+        """
+        return torch.zeros(len(y), dtype=torch.float64, device=y.device)
 
     def smoothness(self, y: Tensor) -> float:
         """An upper bound of D'' over all z."""
@@ -145,6 +155,10 @@ class KullbackLeibler(DataFidelity):
 
     def curvature(self, z: Tensor, y: Tensor) -> Tensor:
         return y / (z.clamp_min(0) + self.background).square()
+
+    def rounding_terms(self, y: Tensor) -> Tensor:
+        """||1|| + 3 ||y / b||: D' = 1 - y / (z + b), with three roundings in the second term, at most y / b."""
+        return y[0].numel() ** 0.5 + 3 * per_image_norm(y) / self.background
 
     def smoothness(self, y: Tensor) -> float:
         return float(y.max()) / self.background**2

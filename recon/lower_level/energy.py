@@ -10,6 +10,7 @@ from torch import Tensor
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.data_fidelity import DataFidelity, SquaredL2
+from recon.lower_level.precision import SUMMATION, underflow, unit_roundoff
 from recon.lower_level.preconditioner import Preconditioner, hessian_symbol
 from recon.lower_level.regularizer import HessianMap, Regularizer
 from recon.lower_level.solution import LinearSolution
@@ -64,10 +65,15 @@ class Energy:
         rest = self._data_gain + mu
         #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
         self.smoothness = rest + regularizer.smoothness()
-        #: how many times relative rounding errors in x grow in the computed gradient, see :meth:`rounding`
-        self.rounding_gain = rest + regularizer.rounding_gain()
+        gain = regularizer.rounding_gain()
+        #: whether the gain of rounding errors of R is known; where it is not, 10 max(1, mu) stands in for it: a guess
+        self.gain_known = math.isfinite(gain)
+        self._own_gain = mu + (gain if self.gain_known else 10 * max(1.0, self.strong_convexity))
+        self._offset: float | None = None
         #: ||A|| ||D'(0, y)||, per image
         self._pull = self.operator.norm_bound * per_image_norm(self.fidelity.grad(torch.zeros_like(self.y), self.y))
+        #: ||A|| times the terms that D' subtracts, per image
+        self._cancelled = self.operator.norm_bound * self.fidelity.rounding_terms(self.y)
 
     def _check(self, y: Tensor) -> None:
         shape, name = self.operator.range_shape, type(self.operator).__name__
@@ -115,7 +121,7 @@ class Energy:
         value = value.double() + self.fidelity.value(z, self.y)
         if self.mu:
             grad = grad.add_(x, alpha=self.mu)
-            value = value + 0.5 * self.mu * per_image_norm(x).double().square()
+            value = value + 0.5 * self.mu * per_image_norm(x).square()
         return value, grad
 
     def grad(self, x: Tensor) -> Tensor:
@@ -140,20 +146,41 @@ class Energy:
         return self.regularizer.parameter_vjp(x, w)
 
     def rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
-        """A first-order model of the rounding error of a computed gradient: u (G ||x|| + ||grad|| + p), per image.
+        r"""A first-order model of the rounding error of a computed gradient, per image:
 
-        u is the unit roundoff of the dtype, G = ``rounding_gain`` <= L; where no G is known, 10 max(1, mu) stands in
-        for it: a guess. p = max(0, ||A|| ||D'(0, y)|| - ||A||^2 L_D ||x||) counts where the data are far from all Ax:
-        then A^T D' is a small difference of large numbers, although x is small. Certificates add all this to the
-        residual, so that a residual below the noise of its own evaluation certifies nothing.
+            u_A (c + e/u_A) max(||A||^2 L_D ||x||, ||A|| ||D'(0, y)||) + u_A ||A|| t
+              + u ((G_R + mu) ||x|| + s + 8 ||grad||),
+
+        with the unit roundoff u of the dtype and u_A >= u of the operator, c its ``rounding_factor``, e its
+        ``adjoint_mismatch``, t the terms that D' subtracts (:meth:`DataFidelity.rounding_terms`), G_R and s the
+        ``rounding_gain`` and ``rounding_offset`` of R. The maximum is that of data far from all Ax: then A^T D' is
+        a small difference of large numbers, although x is small. Certificates add all this to the residual, so that
+        a residual below the noise of its own evaluation certifies nothing.
         """
-        pull = (self._pull - self._data_gain * per_image_norm(x)).clamp_min(0)
-        return self.product_rounding(x, grad_norm + pull)
+        size = per_image_norm(x)
+        pull = self._pull.maximum(self._data_gain * size)
+        if self._offset is None:
+            self._offset = self.regularizer.rounding_offset(x)
+        data = self._data_unit(x.dtype) * pull + self.unit(x.dtype) * self._cancelled
+        return data + unit_roundoff(x.dtype) * self._offset + self._own_rounding(x, size, grad_norm)
 
     def product_rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
-        """The same for products of the Hessian with x, in which the data do not occur: u (G ||x|| + ||grad||)."""
-        gain = self.rounding_gain if math.isfinite(self.rounding_gain) else 10 * max(1.0, self.strong_convexity)
-        return torch.finfo(x.dtype).eps / 2 * (gain * per_image_norm(x) + grad_norm)
+        """The same for products of the Hessian with x, in which neither the data occur nor what R subtracts."""
+        size = per_image_norm(x)
+        return self._data_unit(x.dtype) * self._data_gain * size + self._own_rounding(x, size, grad_norm)
+
+    def _own_rounding(self, x: Tensor, size: Tensor, grad_norm: Tensor) -> Tensor:
+        """What the operator has no part in."""
+        lost = (self._data_gain + self._own_gain + 1) * underflow(x)
+        return unit_roundoff(x.dtype) * (self._own_gain * size + SUMMATION * grad_norm) + lost
+
+    def unit(self, dtype: torch.dtype) -> float:
+        """The unit roundoff of gradients for images of ``dtype``: that of the operator, if this is less precise."""
+        return max(unit_roundoff(dtype), self.operator.unit_roundoff(dtype))
+
+    def _data_unit(self, dtype: torch.dtype) -> float:
+        """Relative error of A^T D'(Ax) for x of ``dtype``."""
+        return self.unit(dtype) * self.operator.rounding_factor + self.operator.adjoint_mismatch
 
     def preconditioner(self, like: Tensor) -> Preconditioner | None:
         """P about h'' for images of the shape of ``like``, diagonal in frequency; None without a ``normal_symbol``.
@@ -172,7 +199,7 @@ class Energy:
 
     def solve_adjoint(self, x: Tensor, b: Tensor, w0: Tensor, accuracy: float, max_iterations: int) -> LinearSolution:
         """Solve h''(x) w = b to ||h''(x) w - b|| <= ``accuracy`` per image by conjugate gradients from w0."""
-        rounding = torch.finfo(x.dtype).eps / 2 * self.rounding_gain
+        rounding = unit_roundoff(x.dtype) * self._own_gain + self._data_unit(x.dtype) * self._data_gain
         hessian, preconditioner = self.hessian(x), self.preconditioner(x)
         return conjugate_gradients(
             hessian, b, w0, accuracy, max_iterations, rounding=rounding, preconditioner=preconditioner
@@ -182,5 +209,5 @@ class Energy:
         """The energies of the images ``index`` alone."""
         part = object.__new__(Energy)
         part.__dict__.update(self.__dict__)
-        part.y, part._pull = self.y[index], self._pull[index]
+        part.y, part._pull, part._cancelled = self.y[index], self._pull[index], self._cancelled[index]
         return part

@@ -117,7 +117,7 @@ class Epigraph(Functional):
         return torch.cat(project_epigraph(u, z, self.slope, self.width), 1)
 
     def value(self, x: Tensor) -> Tensor:
-        distance = per_image_norm(x - self.project(x)).double().square()
+        distance = per_image_norm(x - self.project(x)).square()
         if self.eps:
             return distance / (2 * self.eps)
         return torch.where(distance > 0, math.inf, 0.0)
@@ -229,10 +229,10 @@ class _ReLUWeight(ParameterBound):
 
     def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         rate = 1 / self.relu.width if self.relu.width else math.inf
-        norm = _leaky_slope(x, 0.0, self.relu.width).norm(dim=1).double() + (rate * radius if rate < math.inf else 0)
+        norm = per_image_norm(_leaky_slope(x, 0.0, self.relu.width)) + (rate * radius if rate < math.inf else 0)
         if rate == math.inf:
             norm = torch.full_like(norm, math.sqrt(x.shape[1]))
-        return norm, rate * w.norm(dim=1).double()
+        return norm, rate * per_image_norm(w)
 
 
 class Shifted(Functional):

@@ -18,6 +18,6 @@ def first_guess(operator: LinearOperator, y: Tensor) -> Tensor:
     x = operator.adjoint(y)
     if isinstance(operator, Identity):
         return x.clone()
-    norm, image = per_image_norm(x).double(), per_image_norm(operator(x)).double()
+    norm, image = per_image_norm(x), per_image_norm(operator(x))
     t = torch.where(image > 0, (norm / image).square(), torch.ones_like(norm))
     return over_image(t, x) * x

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.energy import Energy
+from recon.lower_level.precision import full_precision
 from recon.lower_level.solution import RUNNING, Solution, Status
 from recon.lower_level.stopping import Collector, Stopping
 
@@ -47,6 +48,7 @@ class FISTA:
         self.max_iterations, self.backtracking = max_iterations, backtracking
         self.initial_lipschitz, self.accelerated = initial_lipschitz, accelerated
 
+    @full_precision()
     def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
         """Minimize h from ``x0`` to certified distance ``accuracy`` (a number, or one per image)."""
         mu = energy.require_strong_convexity()
@@ -93,7 +95,7 @@ class FISTA:
         energy: Energy, v: Tensor, value: Tensor, grad: Tensor, lipschitz: Tensor, out: Collector
     ) -> tuple[Tensor, Tensor]:
         """Raise L per image until the descent inequality holds; also returns where it was raised."""
-        start, norm2 = lipschitz.clone(), per_image_norm(grad).double().square()
+        start, norm2 = lipschitz.clone(), per_image_norm(grad).square()
         for _ in range(100):
             trial = v - grad / over_image(lipschitz, v)
             trial_value, trial_grad = energy.value_and_grad(trial)
@@ -102,7 +104,7 @@ class FISTA:
             # where values cannot resolve the decrease, co-coercivity of the gradients decides
             flat = (trial_value - value).abs() <= 1e-6 * value.abs()
             change = grad - trial_grad
-            steep = per_image_norm(change).double().square() > lipschitz * per_image_dot(change, v - trial).double()
+            steep = per_image_norm(change).square() > lipschitz * per_image_dot(change, v - trial)
             violated = torch.where(flat, steep, violated) | ~torch.isfinite(trial_value)
             if not violated.any():
                 break

@@ -166,9 +166,9 @@ class Squared(Functional):
     def conjugate_terms(self, p: Tensor) -> Tensor:
         if not self.convexity > 0:
             return super().conjugate_terms(p)
-        scaled = per_image_norm(p / self._weight(p)).double()
+        scaled = per_image_norm(p / self._weight(p))
         if isinstance(self.centre, Tensor):
-            return scaled + per_image_norm(self.centre).double()
+            return scaled + per_image_norm(self.centre)
         return scaled + abs(self.centre) * math.sqrt(self.size)
 
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +194,7 @@ class _SquaredWeight(ParameterBound):
         self.squared = squared
 
     def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        return (x - self.squared.centre).norm(dim=1).double() + radius, w.norm(dim=1).double()
+        return per_image_norm(x - self.squared.centre) + radius, per_image_norm(w)
 
 
 class Vanishing(Functional):

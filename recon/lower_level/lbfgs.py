@@ -9,6 +9,7 @@ from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
+from recon.lower_level.precision import full_precision
 from recon.lower_level.preconditioner import Preconditioner
 from recon.lower_level.quasi_newton import InverseHessian
 from recon.lower_level.solution import RUNNING, Solution, Status
@@ -49,6 +50,7 @@ class LBFGS:
         self.memory, self.max_iterations, self.armijo, self.certified = memory, max_iterations, armijo, certified
         self.precondition = precondition
 
+    @full_precision()
     def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
         """Minimize h from ``x0`` to certified distance ``accuracy`` (a number, or one per image)."""
         stopping = Stopping(energy, accuracy, x0, self.certified)
@@ -87,7 +89,7 @@ class LBFGS:
             trial = torch.addcmul(x, over_image(step, x), direction)
             trial_value, trial_grad = energy.value_and_grad(trial)
             out.evaluations[out.active] += 1
-            before, after = per_image_dot(grad, direction).double(), per_image_dot(trial_grad, direction).double()
+            before, after = per_image_dot(grad, direction), per_image_dot(trial_grad, direction)
             fresh = self._accepted(value, trial_value, step, before, after, resolution)
             self._remember(history, fresh, trial - x, trial_grad - grad, inverse)
             here = over_image(fresh, x)

@@ -8,6 +8,7 @@ from torch import Tensor
 from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
 from recon.lower_level.lbfgs import LBFGS
+from recon.lower_level.precision import full_precision
 from recon.lower_level.preconditioner import Preconditioner
 from recon.lower_level.solution import RUNNING, Solution, Status
 from recon.lower_level.stopping import Collector, Stopping
@@ -50,6 +51,7 @@ class ProjectedLBFGS(LBFGS):
     Parameters: those of :class:`LBFGS`.
     """
 
+    @full_precision()
     def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
         """Minimize h over x >= 0 from max(x0, 0) to certified distance ``accuracy`` (a number, or one per image)."""
         stopping, out = Stopping(energy, accuracy, x0, self.certified), Collector(x0)
@@ -90,7 +92,7 @@ class ProjectedLBFGS(LBFGS):
             trial_value, trial_grad = energy.value_and_grad(trial)
             out.evaluations[out.active] += 1
             s, y = trial - x, trial_grad - grad
-            before, after = per_image_dot(grad, s).double(), per_image_dot(trial_grad, s).double()
+            before, after = per_image_dot(grad, s), per_image_dot(trial_grad, s)
             decrease = trial_value <= value + self.armijo * before
             flat = (trial_value - value).abs() <= resolution * value.abs()
             fresh = decrease | (flat & (after <= (2 * self.armijo - 1) * before))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from recon.lower_level.batch import per_image_norm
 from recon.lower_level.curvature import Curvature, GroupCurvature
 from recon.lower_level.functionals import Functional, ParameterBound, Step, value_range
 
@@ -288,10 +289,10 @@ class _NormWeight(ParameterBound):
         count = math.sqrt(r[0].numel())
         weight = self.norm.weight
         slope = (self.norm.profile(r)[1] / weight * z) if value_range(weight)[0] > 0 else torch.ones_like(z)
-        norm = torch.nan_to_num(slope, posinf=1.0).flatten(1).norm(dim=1).double()
+        norm = per_image_norm(torch.nan_to_num(slope, posinf=1.0))
         rate = self.rate if math.isfinite(self.rate) else 0.0
         norm = (norm + rate * radius).clamp_max(count) if rate else torch.full_like(radius, count)
-        return norm, self.rate * w.norm(dim=1).double()
+        return norm, self.rate * per_image_norm(w)
 
 
 class _NormWidth(ParameterBound):
@@ -305,7 +306,7 @@ class _NormWidth(ParameterBound):
         weight, nu = self.norm.weight, self.norm.nu
         slope = self.norm.width_slope(r) * z
         rate = value_range(weight / nu**2)[1]
-        return slope.flatten(1).norm(dim=1).double() + rate * radius, rate * w.norm(dim=1).double()
+        return per_image_norm(slope) + rate * radius, rate * per_image_norm(w)
 
 
 class HuberReLU(Functional):

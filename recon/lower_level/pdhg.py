@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
+from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle_point import SaddlePoint, distances
 from recon.lower_level.solution import RUNNING, Status
 from recon.lower_level.stopping import PATIENCE
@@ -107,8 +108,8 @@ class Iteration:
 
         That of d also has the rounding errors of s, which may be the difference of larger terms, y/w and a centre.
         """
-        unit, norm = torch.finfo(self.x.dtype).eps, self.saddle.norm
-        x, y = per_image_norm(self.x).double(), per_image_norm(self.y).double()
+        unit, norm = self.saddle.operator.eps(self.x.dtype), self.saddle.norm
+        x, y = per_image_norm(self.x), per_image_norm(self.y)
         terms = self.saddle.f.conjugate_terms(self.y)
         return unit * (norm * y + self.largest[0] * x), unit * (norm * x + self.largest[1] * y + terms)
 
@@ -166,6 +167,7 @@ class PDHG:
         self.max_iterations, self.adaptive = max_iterations, adaptive
         self.diagonal, self.certified = diagonal, certified
 
+    @full_precision()
     @torch.no_grad()
     def __call__(self, saddle: SaddlePoint, x: Tensor, y: Tensor, accuracy: float | Tensor) -> SaddleSolution:
         """Solve from (x, y) to ||u - u^|| <= ``accuracy`` for the image u of x, a number or one per image.
@@ -176,6 +178,7 @@ class PDHG:
             saddle.require_strong_convexity()
         return self.run(Iteration(saddle, x, y, self.diagonal), accuracy)[0]
 
+    @full_precision()
     @torch.no_grad()
     def run(self, iteration: Iteration, accuracy: float | Tensor) -> tuple[SaddleSolution, list[Tensor]]:
         """Advance until every image may stop; the solution, and what else the iteration carries."""
@@ -187,7 +190,7 @@ class PDHG:
         while True:
             p, d = iteration.advance()
             steps += 1
-            primal, dual = per_image_norm(p).double(), per_image_norm(d).double()
+            primal, dual = per_image_norm(p), per_image_norm(d)
             noise = iteration.rounding()
             error, dual_error = distances(primal + noise[0], dual + noise[1], iteration.primal, iteration.dual)
             if iteration.primal > 0:

@@ -130,6 +130,13 @@ class Regularizer(Recreatable):
         """
         return self.smoothness()
 
+    def rounding_offset(self, x: Tensor) -> float:
+        """The part of the rounding error of grad R, in units of u, that does not shrink with x; images like x.
+
+        Zero where the gradient vanishes with x. Where terms cancel that do not, it is their size.
+        """
+        return 0.0
+
     def convexity(self) -> float:
         """The largest known m such that R - (m/2)||x||^2 is convex: positive, 0 (convex) or negative (weakly convex).
 
@@ -151,8 +158,8 @@ class Regularizer(Recreatable):
         for xi, wi, ri in zip(x.split(1), w.split(1), radius, strict=True):
             vjp = torch.cat([g.flatten() for g in self.parameter_vjp(xi, wi)])
             size = per_image_norm(wi).clamp_min(torch.finfo(x.dtype).tiny)
-            norms.append(vjp.norm() / size[0])
-            step = wi / size * torch.clamp(ri, min=1e-3)
+            norms.append(vjp.double().norm() / size[0])
+            step = wi * float(torch.clamp(ri, min=1e-3) / size)
             moved = torch.cat([g.flatten() for g in self.parameter_vjp(xi + step, wi)])
-            variations.append((moved - vjp).norm() / per_image_norm(step)[0])
+            variations.append((moved - vjp).double().norm() / per_image_norm(step)[0])
         return JacobianBounds(2 * torch.stack(norms), 2 * torch.stack(variations), certified=False)

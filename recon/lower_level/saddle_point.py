@@ -52,6 +52,10 @@ class SaddleMap:
         """
         return None
 
+    def eps(self, dtype: torch.dtype) -> float:
+        """Twice the unit roundoff of products with K and K^T for vectors of ``dtype``: what rounding models take."""
+        return torch.finfo(dtype).eps
+
     def tensors(self) -> list[tuple[Tensor, float]]:
         r"""The tensors t that depend on learned parameters, with c: \|\|d_t <Kx, y>\|\| <= c \|\|x\|\| \|\|y\|\|."""
         return []
@@ -77,6 +81,11 @@ class OperatorMap(SaddleMap):
         self.operator, self.domain_shape, self.range_shape = operator, shape, range_shape
         self.domain_size, self.range_size = math.prod(shape), math.prod(range_shape)
         self.norm_bound = operator.norm_bound if operator.norm_bound_certified else math.inf
+
+    def eps(self, dtype: torch.dtype) -> float:
+        operator = self.operator
+        own = 2 * operator.unit_roundoff(dtype) * operator.rounding_factor
+        return max(super().eps(dtype), own) + operator.adjoint_mismatch
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.operator(x.view(-1, *self.domain_shape)).flatten(1)
@@ -123,6 +132,9 @@ class StackedMap(SaddleMap):
             columns.append(sums[0])
             rows.append(sums[1])
         return torch.stack(columns).sum(0), torch.cat(rows)
+
+    def eps(self, dtype: torch.dtype) -> float:
+        return max(k.eps(dtype) for k in self.parts)
 
     def tensors(self) -> list[tuple[Tensor, float]]:
         return [t for k in self.parts for t in k.tensors()]
@@ -238,8 +250,8 @@ class SaddlePoint:
         grad f*(y) and grad g*(-K^T y): F, convex in v with an L-Lipschitz gradient, moves by at most sqrt(2 L F) r +
         L r^2 / 2 for an error r of v. Elsewhere, and without such an L, it is as wrong as its terms are rounded.
         """
-        eps = torch.finfo(x.dtype).eps
-        n_x, n_kx, n_kty, n_y = (per_image_norm(v).double() for v in (x, kx, kty, y))
+        eps = self.operator.eps(x.dtype)
+        n_x, n_kx, n_kty, n_y = (per_image_norm(v) for v in (x, kx, kty, y))
         g, f = self.g.fenchel(x, -kty).clamp_min(0), self.f.fenchel(kx, y).clamp_min(0)
         if self.g.stable_fenchel and self.convexity > 0 and math.isfinite(self.g.smoothness):
             noise = _moved(g, 1 / self.convexity, 4 * eps * (n_kty + self.norm * n_y))
@@ -379,8 +391,8 @@ def check_transpose(operator: SaddleMap) -> None:
         if value.shape != (2, size):
             raise ValueError(f"{type(operator).__name__}: {name} has the shape {tuple(value.shape)}, not (2, {size})")
     left, right = (kx * y).double().sum(1), (x * kty).double().sum(1)
-    scale = per_image_norm(kx).double() * per_image_norm(y) + per_image_norm(x).double() * per_image_norm(kty)
-    wrong = (left - right).abs() > 100 * torch.finfo(kx.dtype).eps * scale
+    scale = per_image_norm(kx) * per_image_norm(y) + per_image_norm(x) * per_image_norm(kty)
+    wrong = (left - right).abs() > 100 * operator.eps(kx.dtype) * scale
     if wrong.any():
         raise ValueError(
             f"the transpose of {type(operator).__name__} fails the adjoint test: <Kx, y> = {float(left[0]):.10g}, but "

@@ -44,13 +44,13 @@ class Stopping:
 
     def error(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
         """The certified distance of x to the minimizer, float64, ``(batch,)``."""
-        norm = per_image_norm(grad).double()
+        norm = per_image_norm(grad)
         error = (norm + energy.rounding(x, norm)) / self.mu
         return torch.where(torch.isfinite(error) & energy.operator.adjoint_exact, error, torch.inf)
 
     def status(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
         """Status of every image still running, ``RUNNING`` where it has to go on."""
-        norm = per_image_norm(grad).double()
+        norm = per_image_norm(grad)
         rounding = energy.rounding(x, norm)
         status = torch.full_like(norm, RUNNING, dtype=torch.int64)
         better = norm <= 0.9 * self.best

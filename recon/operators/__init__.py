@@ -1,6 +1,7 @@
 """Forward operators as torch modules, with exact transposes and proven norm bounds."""
 
 from recon.operators.blur import Blur, gaussian_kernel
+from recon.operators.checks import BoundError, adjoint_mismatch, check_bounds
 from recon.operators.differences import FiniteDifferences
 from recon.operators.fbp import FilteredBackProjection
 from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict, geometry_to_dict
@@ -20,6 +21,7 @@ from recon.operators.tomography import RayTransform
 
 __all__ = [
     "Blur",
+    "BoundError",
     "CartesianMRI",
     "ConeBeam",
     "FanBeam",
@@ -33,9 +35,11 @@ __all__ = [
     "ODLOperator",
     "ParallelBeam",
     "RayTransform",
+    "adjoint_mismatch",
     "apply_linear",
     "channels_to_complex",
     "check_adjoint",
+    "check_bounds",
     "complex_to_channels",
     "estimate_sensitivities",
     "gaussian_kernel",

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from recon.operators.linear import LinearOperator, Shape
+from recon.operators.linear import LinearOperator, Shape, fft_rounding
 
 # Relative slack for the rounding of the bounds themselves (float64 FFT: a few times 1e-16).
 _ROUNDING = 1e-13
@@ -108,6 +108,7 @@ class Blur(LinearOperator):
         slack = _ROUNDING * float(kernel.abs().sum())
         super().__init__(domain_shape, domain_shape, bounds[1] + slack, max(bounds[0] - slack, 0.0))
         self.boundary = boundary
+        self.rounding_factor = fft_rounding(torus.shape)
         self.register_buffer("kernel", kernel, persistent=False)
         # The transfer function is no buffer: Module.to(torch.float32) would drop its imaginary part, and casting forth
         # and back would lose digits. Instead it stays in complex128 and is copied once for each dtype and device used.

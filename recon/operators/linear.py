@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,20 @@ class LinearOperator(nn.Module):
             the bound must pass this on.
         adjoint_exact: False if ``adjoint`` is only about the transpose. Gradients are then not those of any function,
             and nothing that solvers find is certified.
+        rounding_factor: c of the model of rounding errors: what is computed of A^T A x differs from it by about
+            c u ||A||^2 ||x||, u from :meth:`unit_roundoff`. 1 for sums of few or of independent terms.
+        adjoint_mismatch: e with ||(A' - A^T) y|| <= e ||A|| ||y|| for ``adjoint`` A', where that is more than rounding;
+            it is measured, and enters every residual.
         complex_domain, complex_range: whether the images and the data are complex tensors. Then ``adjoint`` is the
             conjugate transpose, and all inner products mean ``Re <., .>``.
 
     The bounds are those of the operator in exact arithmetic; evaluation in floating point adds relative errors of the
-    order of the machine precision of the input's dtype.
+    order of :meth:`unit_roundoff`.
     """
 
     adjoint_exact: bool = True
+    rounding_factor: float = 1.0
+    adjoint_mismatch: float = 0.0
     complex_domain: bool = False
     complex_range: bool = False
 
@@ -85,6 +91,13 @@ class LinearOperator(nn.Module):
         self._validate(y, self.range_shape, self.complex_range, "range")
         return self._adjoint(y)
 
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        """u of the arithmetic that A x and A^T y are computed in for tensors of ``dtype``: that of ``dtype``.
+
+        Operators that compute in less must say so: certificates are wrong by orders of magnitude otherwise.
+        """
+        return torch.finfo(dtype).eps / 2
+
     def display(self, x: Tensor) -> Tensor:
         """What people look at, and metrics compare, of images ``(batch, channel, ...)``: the images themselves.
 
@@ -116,6 +129,14 @@ class LinearOperator(nn.Module):
     def extra_repr(self) -> str:
         certified = "" if self.norm_bound_certified else " (estimate)"
         return f"{self.domain_shape} -> {self.range_shape}, norm_bound={self.norm_bound:.6g}{certified}"
+
+
+def fft_rounding(shape: Sequence[int]) -> float:
+    """``rounding_factor`` of operators with a Fourier transform over ``shape`` and one back: 2 log2 n, n its size.
+
+    A Fourier transform of length n has relative errors of at most about u log2 n (Higham 2002, theorem 24.2).
+    """
+    return max(1.0, 2 * math.log2(math.prod(shape)))
 
 
 class Identity(LinearOperator):
@@ -255,13 +276,33 @@ def lanczos_norm_bound(
     Raises:
         ValueError: if the operator has no fixed domain shape, or the steps are too few for the failure probability.
     """
-    if operator.domain_shape is None:
-        raise ValueError(f"{type(operator).__name__} has no fixed domain_shape")
-    shape = (1, *operator.domain_shape)
-    n = math.prod(shape) * (2 if operator.complex_domain else 1)
+    n = _real_unknowns(operator)
     relative_gap = (math.log(1.648 * math.sqrt(n) / failure_probability) / (2 * steps - 1)) ** 2
     if relative_gap >= 1.0:
         raise ValueError(f"{steps} Lanczos steps are too few for failure probability {failure_probability:g}")
+    _, ritz = lanczos(operator, steps, seed, dtype=dtype, device=device)
+    return math.sqrt(max(float(torch.linalg.eigvalsh(ritz)[-1]), 0.0) / (1.0 - relative_gap))
+
+
+@torch.no_grad()
+def lanczos(
+    operator: LinearOperator,
+    steps: int,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Lanczos with full reorthogonalization on A^T A from a random start.
+
+    Returns:
+        an orthonormal basis of the Krylov space, ``(k, n)`` with k <= ``steps`` and n real unknowns, and the
+        tridiagonal matrix ``(k, k)`` of A^T A in it, float64.
+
+    Raises:
+        ValueError: the operator has no fixed domain shape.
+    """
+    n = _real_unknowns(operator)
+    shape = (1, *(operator.domain_shape or ()))
 
     def normal(q: Tensor) -> Tensor:
         x = torch.view_as_complex(q.reshape(*shape, 2)) if operator.complex_domain else q.reshape(shape)
@@ -288,4 +329,10 @@ def lanczos_norm_bound(
     if k > 1:
         off = torch.tensor(off_diagonal[: k - 1], dtype=torch.float64)
         ritz = ritz + torch.diag(off, 1) + torch.diag(off, -1)
-    return math.sqrt(max(float(torch.linalg.eigvalsh(ritz)[-1]), 0.0) / (1.0 - relative_gap))
+    return basis[:k], ritz
+
+
+def _real_unknowns(operator: LinearOperator) -> int:
+    if operator.domain_shape is None:
+        raise ValueError(f"{type(operator).__name__} has no fixed domain_shape")
+    return math.prod(operator.domain_shape) * (2 if operator.complex_domain else 1)

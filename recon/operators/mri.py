@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from recon.operators.linear import LinearOperator
+from recon.operators.linear import LinearOperator, fft_rounding
 from recon.operators.normal_symbol import NormalSymbol
 
 # Relative slack for the rounding of the bounds themselves.
@@ -147,6 +147,7 @@ class CartesianMRI(LinearOperator):
             norm_bound=highest if bool(mask.any()) else 0.0,
             lower_bound=lowest if bool(mask.all()) else 0.0,
         )
+        self.rounding_factor = fft_rounding(shape)
         # Not in the state dict: they belong to the problem, not to what is learned. As real channels, since
         # Module.to(torch.float32) would drop imaginary parts.
         self.register_buffer("mask", mask.clone(), persistent=False)

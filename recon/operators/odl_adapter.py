@@ -15,7 +15,8 @@ from odl.core.space.weightings.weighting import ArrayWeighting, ConstWeighting
 from torch import Tensor
 
 from recon.operators import linear
-from recon.operators.linear import LinearOperator, Shape, apply_linear, lanczos_norm_bound, random_tensor
+from recon.operators.checks import adjoint_mismatch, check_bounds
+from recon.operators.linear import LinearOperator, Shape, apply_linear, lanczos_norm_bound
 
 # Below this many real unknowns and matrix entries the norm is computed exactly from the dense matrix.
 _DENSE_UNKNOWNS = 1024
@@ -27,8 +28,9 @@ class ODLOperator(LinearOperator):
 
     Shapes. A space with two axes is a single-channel image: ``(1, *space.shape)``. A power space of k images, e.g. the
     range of ``odl.Gradient``, has k channels: ``(k, height, width)``. Every other space keeps its own shape. Spaces
-    with complex dtype take complex tensors. Results have the precision and device of the input, whatever ODL computes
-    in (the space's dtype and device). CPU data enters ODL without a copy if dtypes agree; ODL is called image by image.
+    with complex dtype take complex tensors. Results have the dtype and device of the input, but no more digits than
+    the space's dtype, in which ODL computes: :meth:`unit_roundoff` tells certificates so. CPU data enters ODL without
+    a copy if dtypes agree; ODL is called image by image.
 
     Transpose. ODL's adjoint A* belongs to the inner products ``<u, v>_X = v^H W_X u`` of the spaces, W diagonal: cell
     volumes (constants) or arrays of weights. ``<A x, y>_Y = <x, A* y>_X`` for all x, y says ``A^H W_Y = W_X A*``, so
@@ -40,11 +42,12 @@ class ODLOperator(LinearOperator):
     ``odl.MatrixOperator`` is the plain transpose between weighted spaces too, which ``adjoint_weighted=False`` accepts;
     those of its Fourier transforms and of ``odl.Resampling`` are no adjoints and are refused.)
 
-    Norm. A given ``norm_bound`` is taken as proven by the caller, after a check against random vectors. If not given,
-    it is exact and certified (as is ``lower_bound``) for up to 1024 unknowns and 2^21 matrix entries, from the singular
-    values of the dense matrix. Larger operators are known only through products, and fewer products than unknowns prove
-    no upper bound: then it is :func:`recon.operators.linear.lanczos_norm_bound` (40 forward and adjoint calls, wrong
-    with probability 1e-10) and ``norm_bound_certified`` is False.
+    Bounds. A ``norm_bound`` or ``lower_bound`` that is given counts as proven by the caller, after a test by
+    :func:`recon.operators.checks.check_bounds`. A norm that is not given is exact and certified (as is ``lower_bound``)
+    for up to 1024 unknowns and 2^21 matrix entries, from the singular values of the dense matrix. Larger operators are
+    known only through products, and fewer products than unknowns prove no upper bound: then it is
+    :func:`recon.operators.linear.lanczos_norm_bound` (40 forward and adjoint calls, wrong with probability 1e-10) and
+    ``norm_bound_certified`` is False.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class ODLOperator(LinearOperator):
             odl_operator: linear, with an adjoint, between the spaces named above ("numpy" or "pytorch" backend).
             norm_bound: proven upper bound of the Euclidean spectral norm, if known. ODL's own ``norm`` is another one,
                 of the weighted norms.
-            check_adjoint: whether to test the adjoint and, if given, the norm bound with seeded random vectors.
+            check_adjoint: whether to test the adjoint and the bounds that are given, with seeded random vectors. What
+                the test of the adjoint tolerates beyond rounding errors enters residuals, ``adjoint_mismatch``.
             adjoint_tolerance: largest accepted mismatch of :func:`recon.operators.linear.check_adjoint`; by default
                 1e-8 for double precision spaces and 1e-5 for single precision.
             lower_bound: proven m with ``||A x|| >= m ||x||``; by default from the dense matrix, or 0.
@@ -71,8 +75,8 @@ class ODLOperator(LinearOperator):
 
         Raises:
             TypeError: if ``odl_operator`` is not an ``odl.Operator``.
-            ValueError: if it is not linear, has no adjoint or one that fails the test, if a space is not supported, or
-                if ``norm_bound`` is smaller than the gain found for a random vector.
+            ValueError: if it is not linear, has no adjoint or one that fails the test, or if a space is not supported.
+            BoundError: (a ValueError) if a bound that was given is refuted; the error has the vector.
         """
         if not isinstance(odl_operator, Operator):
             raise TypeError(f"expected an odl.Operator, got {type(odl_operator).__name__}")
@@ -99,9 +103,17 @@ class ODLOperator(LinearOperator):
             if tolerance is None:
                 tolerance = 1e-8 if min(domain.precision, range_.precision) == 64 else 1e-5
             self._test_adjoint(tolerance)
-        if norm_bound is not None and check_adjoint:
-            self._test_norm_bound(norm_bound)
         self._set_bounds(norm_bound, lower_bound)
+        if check_adjoint and (norm_bound is not None or lower_bound):
+            check_bounds(self, name=name)
+        if check_adjoint and self.norm_bound > 0:
+            self.adjoint_mismatch = adjoint_mismatch(self)
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        """The larger one of u of ``dtype`` and of the spaces that ODL computes in."""
+        single = min(self._domain_layout.precision, self._range_layout.precision) == 32
+        own = torch.float32 if single else torch.float64
+        return max(super().unit_roundoff(dtype), super().unit_roundoff(own))
 
     def _forward(self, x: Tensor) -> Tensor:
         return apply_linear(x, self._matvec, self._rmatvec)
@@ -136,24 +148,6 @@ class ODLOperator(LinearOperator):
                 f"the adjoint that ODL gives for {_name(self.odl_operator)} is wrong: |<Ax, y> - <x, A*y>| is "
                 f"{mismatch:.3g} ||Ax|| ||y|| for random x and y, tolerance {tolerance:.3g}{hint}"
             )
-
-    def _test_norm_bound(self, norm_bound: float) -> None:
-        generator = torch.Generator().manual_seed(1)
-        assert self.domain_shape is not None
-        x = random_tensor((1, *self.domain_shape), self.complex_domain, generator=generator)
-        with torch.no_grad():
-            for _ in range(3):
-                ax = self(x)
-                gain = float(ax.norm() / x.norm())
-                if not gain <= norm_bound * (1.0 + 1e-5):
-                    raise ValueError(
-                        f"norm_bound={norm_bound:.6g} is too small for {_name(self.odl_operator)}: there is an x "
-                        f"with ||Ax|| = {gain:.6g} ||x||"
-                    )
-                x = self.adjoint(ax)
-                if float(x.norm()) == 0.0:
-                    return
-                x = x / x.norm()
 
     def _set_bounds(self, norm_bound: float | None, lower_bound: float | None) -> None:
         unknowns, data = self._domain_layout.real_size, self._range_layout.real_size

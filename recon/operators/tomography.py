@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.astra_cuda import CudaProjector
+from recon.operators.checks import adjoint_mismatch
 from recon.operators.geometry import Geometry
 from recon.operators.linear import LinearOperator, apply_linear, check_adjoint
 from recon.operators.normal_symbol import NormalSymbol, impulse_symbol
@@ -95,6 +96,13 @@ class RayTransform(LinearOperator):
             self.adjoint_exact = False
             self._matvec, self._rmatvec = cuda.forward, cuda.backward
         self.norm_bound = self._estimate_norm()
+        if backend == "odl":
+            self.adjoint_mismatch = adjoint_mismatch(self)
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        """That of single precision for all backends but the matrix."""
+        own = super().unit_roundoff(dtype)
+        return own if self.backend == "matrix" else max(own, super().unit_roundoff(torch.float32))
 
     def _forward(self, x: Tensor) -> Tensor:
         return apply_linear(x, self._matvec, self._rmatvec)
