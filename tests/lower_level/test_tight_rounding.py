@@ -278,7 +278,9 @@ def test_gaps_add_up_as_greenbaum_says() -> None:
         gap += float(w.norm()) + 2 * step * float(p.norm())
         p, r = new + float(new.square().sum() / r.square().sum()) * p, new
     accuracy = 1.2 * float(r.norm())
-    solved = conjugate_gradients(HessianMap(lambda v, kept: spectrum * v), b, torch.full_like(b, 0.5), accuracy, rounding=rho)
+    solved = conjugate_gradients(
+        HessianMap(lambda v, kept: spectrum * v), b, torch.full_like(b, 0.5), accuracy, rounding=rho
+    )
     assert solved.evaluations.item() == 4
     assert float(solved.residual_norm) - float(r.norm()) == pytest.approx(rho * gap, rel=1e-5)
 
@@ -294,7 +296,10 @@ def test_a_gap_beyond_a_hundredth_of_the_accuracy_is_looked_at() -> None:
 
 def test_the_adjoint_of_an_energy_counts_the_rounding_of_its_operator_and_of_its_regularizer() -> None:
     """B = a^2 + G: solved exactly, only the rounding of the products is left, and it is attained by one of them."""
-    for operator, regularizer in ((Rough(3.0, forward=5 * U, factor=5.0), Scaled(0.0)), (Rough(0.5, 0.0), Scaled(4.0, error=U))):
+    for operator, regularizer in (
+        (Rough(3.0, forward=5 * U, factor=5.0), Scaled(0.0)),
+        (Rough(0.5, 0.0), Scaled(4.0, error=U)),
+    ):
         energy = Energy(pixel(0.0), regularizer, operator)
         exact = operator.a**2 + regularizer.gain
         computed = float(energy.hessian(pixel(0.0))(pixel(1.0)))
