@@ -29,6 +29,10 @@ class Interval:
         pick = [torch.where(mine, a, b) for a, b in zip(self._parts(), other._parts(), strict=True)]
         return Interval(*pick)
 
+    def wider(self, noise: Tensor) -> Interval:
+        """The same for a value that is wrong by ``noise``, a rounding error."""
+        return Interval(self.value, self.below + noise, self.above + noise, self.rounding + noise)
+
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.value, self.below, self.above, self.rounding
 

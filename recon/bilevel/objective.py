@@ -37,7 +37,7 @@ from recon.lower_level import (
     per_image_norm,
 )
 from recon.lower_level.grade import Grade, grade_bounds, worst
-from recon.lower_level.precision import full_precision
+from recon.lower_level.precision import SUMMATION, full_precision, unit_roundoff
 from recon.lower_level.solution import UNSAID
 from recon.operators import Identity, LinearOperator
 
@@ -401,13 +401,15 @@ class BilevelObjective:
         return dataclasses.asdict(interval) | {"grade": torch.maximum(grade, own)}
 
     def _mapped(self, interval: Interval, target: Tensor) -> Interval:
-        """The interval of g = outer(q), which is increasing and not convex, from that of q."""
+        """The interval of g = outer(q), increasing and not convex, from that of q; with the rounding errors of both."""
+        noise = SUMMATION * unit_roundoff(torch.float64)
+        interval = interval.wider(noise * interval.value.abs())
         if type(self.loss).outer is UpperLoss.outer:
             return interval  # without the rounding of the differences below
         least, most = interval.value - interval.below, interval.value + interval.above
         value, lower, upper = (self.loss.outer(v, target) for v in (interval.value, least, most))
         rounding = self.loss.outer(least + interval.rounding, target) - lower  # more than the same above the value
-        return Interval(value, value - lower, upper - value, rounding)
+        return Interval(value, value - lower, upper - value, rounding).wider(noise * value.abs())
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
         """A bound of the error of dg/dq, which does not increase in q, from the first-order interval of q."""
