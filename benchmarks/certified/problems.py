@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -405,3 +405,20 @@ class Problem:
         a, y = self.measured.matrix, extended(self.y).reshape(len(self.y), -1)
         term = self.regular.term if theta is None else self.regular.build(theta)
         return Energy(self.fitted.build(a, y), term, ridge(self.mu, a.shape[1]))
+
+
+def replaced(problem: Problem, y: Tensor) -> Problem:
+    """The same with other data."""
+    return replace(problem, y=y)
+
+
+def regularized(problem: Problem, regular: Regular) -> Problem:
+    """The same with another regularizer."""
+    return replace(problem, regular=regular)
+
+
+def squares_only(problem: Problem) -> Problem:
+    """The same with an unweighted square as fidelity."""
+    weight = float(problem.fitted.bounds[1])
+    fitted = Fitted(SquaredL2(weight), lambda a, z: quadratic(a, z, weight), (weight, weight))
+    return replace(problem, fitted=fitted)
