@@ -135,7 +135,8 @@ def check_energy(
     batch = len(problem.y)
     found = minimize(exact, np.zeros((batch, problem.measured.matrix.shape[1])), nonnegative)
     x0 = starts(rng, problem, found.x)
-    goal = accuracies(rng, batch, norm(found.x))
+    size = norm(extended(problem.truth).reshape(batch, -1))
+    goal = accuracies(rng, batch, np.where(found.accuracy < 1e-3 * size, norm(found.x), size))
     try:
         energy = certified(problem)
         solution = solver[1](energy, x0, goal)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.certified import problems
 from benchmarks.certified.energies import Check, check_energy, random_problem, solver_for
+from benchmarks.certified.learning import check_learning
 from benchmarks.certified.problems import OPERATORS, REGULARIZERS, Rng
 
 Kind = Callable[[Rng, torch.dtype], Iterable[Check]]
@@ -84,6 +85,15 @@ def parameters(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     yield from check_energy(rng, problem, solver_for(rng, "parameters"))
 
 
+def learning(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
+    """Objectives of learning: intervals of the loss, and hypergradients."""
+    name = str(rng.choice(["identity", "blur", "mask", "own_matrix", "mri", "ray_matrix", "ray_odl", "odl_single"]))
+    kl = name != "mri" and rng.random() < 0.15
+    make = _regularizer(rng, ("tv", "tv", "experts", "experts", "weak experts", "splines", "weak splines", "network"))
+    problem = random_problem(rng, OPERATORS[name](rng), make, dtype, BATCH["learning"], kl=kl)
+    yield from check_learning(rng, problem)
+
+
 KINDS: dict[str, Kind] = {name: partial(operator_kind, name) for name in OPERATORS}
 KINDS |= {
     "kullback": kullback,
@@ -92,9 +102,10 @@ KINDS |= {
     "nonnegative": nonnegative,
     "scale": scale,
     "parameters": parameters,
+    "learning": learning,
 }
 #: problems of a group
-BATCH = {"default": 6}
+BATCH = {"default": 6, "learning": 4}
 #: how often a kind is drawn, relative to the others
 SHARES: dict[str, float] = {}
 

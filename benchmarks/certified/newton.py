@@ -218,7 +218,7 @@ class Energy:
 
     def noise(self, x: Array) -> Array:
         """The rounding error of :meth:`grad`, generously."""
-        return 16 * np.sqrt(LD(x.shape[1])) * UNIT * sum(t.size(x) for t in self.terms)
+        return 4 * np.sqrt(LD(x.shape[1])) * UNIT * sum(t.size(x) for t in self.terms)
 
 
 @dataclass(frozen=True)
@@ -231,39 +231,13 @@ class Minimum:
 
 
 def minimize(energy: Energy, x0: Array, nonnegative: bool = False, steps: int = 200) -> Minimum:
-    """The minimizers by damped Newton steps, over x >= 0 on the free pixels, from ``x0``.
+    """The minimizers by Newton's method, over x >= 0 on the free pixels, from ``x0``.
 
     For a strongly convex energy the distance of x to the minimizer is about ||p|| / lambda, with p the gradient (where
     x_i = 0, its negative part) and lambda the smallest eigenvalue of the Hessian at x; twice this is reported.
     """
     x = np.maximum(extended(x0), 0) if nonnegative else extended(x0)
-    g = energy.grad(x)
-    size = norm(_projected(x, g, nonnegative))
-    stale = np.zeros(len(x), dtype=int)
-    for _ in range(steps):
-        floor = energy.noise(x) / 64
-        if bool(((stale >= 3) | (size <= floor)).all()):
-            break
-        d = _step(energy.dense(x), x, g, nonnegative)
-        best, best_size, best_g = x, size, g
-        better = np.zeros(len(x), dtype=bool)
-        for k in range(24):
-            trial = x + LD(0.5) ** k * d
-            if nonnegative:
-                trial = np.maximum(trial, 0)
-            g_trial = energy.grad(trial)
-            size_trial = norm(_projected(trial, g_trial, nonnegative))
-            good = ~better & (size_trial < (1 - 0.1 * 0.5**k) * size)
-            if nonnegative and k == 23:  # the active set may have to change first
-                good |= ~better & np.isfinite(size_trial)
-            pick = good[:, None]
-            best, best_g = np.where(pick, trial, best), np.where(pick, g_trial, best_g)
-            best_size = np.where(good, size_trial, best_size)
-            better |= good
-            if bool((better | (size <= floor)).all()):
-                break
-        stale = np.where(better & (best_size < 0.5 * size), 0, stale + 1)
-        x, g, size = best, best_g, best_size
+    x, size = (_active_sets if nonnegative else _damped)(energy, x, steps)
     hessian = energy.dense(x)
     lowest = np.linalg.eigvalsh(hessian)[:, 0]
     with np.errstate(all="ignore"):
@@ -271,20 +245,60 @@ def minimize(energy: Energy, x0: Array, nonnegative: bool = False, steps: int = 
     return Minimum(x, np.where(np.isfinite(accuracy), accuracy, np.inf), hessian)
 
 
-def _projected(x: Array, g: Array, nonnegative: bool) -> Array:
-    return np.where(x > 0, g, np.minimum(g, 0)) if nonnegative else g
+def _damped(energy: Energy, x: Array, steps: int) -> tuple[Array, Array]:
+    """Newton steps, halved until the gradient is smaller; x and the norms of the gradients."""
+    g = energy.grad(x)
+    size, stale = norm(g), np.zeros(len(x), dtype=int)
+    for _ in range(steps):
+        floor = energy.noise(x) / 64
+        if bool(((stale >= 3) | (size <= floor)).all()):
+            break
+        d = _solve(energy.dense(x), -g)
+        best, best_size, best_g = x, size, g
+        better = np.zeros(len(x), dtype=bool)
+        for k in range(24):
+            trial = x + LD(0.5) ** k * d
+            g_trial = energy.grad(trial)
+            size_trial = norm(g_trial)
+            good = ~better & (size_trial < (1 - 0.1 * 0.5**k) * size)
+            best, best_g = np.where(good[:, None], trial, best), np.where(good[:, None], g_trial, best_g)
+            best_size = np.where(good, size_trial, best_size)
+            better |= good
+            if bool((better | (size <= floor)).all()):
+                break
+        stale = np.where(better & (best_size < 0.5 * size), 0, stale + 1)
+        x, g, size = best, best_g, best_size
+    return x, size
 
 
-def _step(hessian: Array, x: Array, g: Array, nonnegative: bool) -> Array:
-    if not nonnegative:
-        return _solve(hessian, -g)
-    # pixels that a step of the inverse diagonal would put to zero are held there (Bertsekas 1982)
-    diagonal = np.einsum("bii->bi", hessian).astype(LD)
-    held = x <= np.maximum(g, 0) / diagonal
-    free = ~held
-    matrix = hessian * (free[:, :, None] & free[:, None, :])
-    matrix = matrix + np.einsum("bi,ij->bij", held.astype(float), np.eye(x.shape[1]))
-    return np.where(held, -x, _solve(matrix, np.where(held, 0, -g - np.einsum("bij,bj->bi", hessian, held * -x))))
+def _active_sets(energy: Energy, x: Array, steps: int) -> tuple[Array, Array]:
+    """Full Newton steps on the free pixels and, where these do not help, projected gradients; the best x that was met.
+
+    Pixels that a step of the inverse diagonal would put to zero are held there (Bertsekas 1982).
+    """
+    best, least = x, np.full(len(x), np.inf, dtype=LD)
+    stale = 0
+    for _ in range(steps):
+        g = energy.grad(x)
+        size = norm(np.where(x > 0, g, np.minimum(g, 0)))
+        better = size < least
+        stale = 0 if bool((size < 0.5 * least).any()) else stale + 1
+        best, least = np.where(better[:, None], x, best), np.where(better, size, least)
+        if bool((least <= energy.noise(best) / 64).all()) or stale > 40:
+            break
+        hessian = energy.dense(x)
+        if stale % 20 >= 5:
+            top = np.abs(hessian).sum(2).max(1)[:, None]
+            x = np.maximum(x - g / top, 0)
+            continue
+        diagonal = np.einsum("bii->bi", hessian).astype(LD)
+        held = x <= np.maximum(g, 0) / diagonal
+        free = ~held
+        matrix = hessian * (free[:, :, None] & free[:, None, :])
+        matrix = matrix + np.einsum("bi,ij->bij", held.astype(float), np.eye(x.shape[1]))
+        right = np.where(held, 0, -g + np.einsum("bij,bj->bi", hessian, held * x))
+        x = np.maximum(np.where(held, 0, x + _solve(matrix, right)), 0)
+    return best, least
 
 
 def _solve(matrix: Array, right: Array) -> Array:
