@@ -35,6 +35,8 @@ from benchmarks.certified.problems import DTYPES
 from benchmarks.common import machine, print_table, write_csv
 from recon.files import write_files
 
+Row = dict[str, Any]
+
 
 @dataclass
 class Tally:
@@ -102,7 +104,9 @@ def plan(problems: int, kinds: Sequence[str], dtypes: Sequence[str]) -> list[Gro
     return groups
 
 
-def campaign(groups: Sequence[Group], seed: int, verbose: bool = False) -> tuple[dict[str, Tally], list[dict[str, Any]]]:
+def campaign(
+    groups: Sequence[Group], seed: int, verbose: bool = False
+) -> tuple[dict[str, Tally], list[dict[str, Any]]]:
     """All checks of the groups: tallies by ``kind/dtype``, and the refuted claims and failures, one dictionary each."""
     tallies: dict[str, Tally] = defaultdict(Tally)
     refuted: list[dict[str, Any]] = []

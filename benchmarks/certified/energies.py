@@ -182,5 +182,3 @@ def check_adjoint(
     for i in range(len(at)):
         label = f"{note} image {i} adjoint {Status(int(solved.status[i])).name}"
         yield Check("adjoint", float(solved.residual_norm[i]), float(residual[i]), float(own[i]), label)
-
-

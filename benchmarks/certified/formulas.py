@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ def each_channel(matrix: Array, channels: int) -> Array:
     return np.kron(np.eye(channels, dtype=LD), matrix)
 
 
+@lru_cache(maxsize=64)
 def difference_matrices(shape: tuple[int, int], periodic: bool = False) -> tuple[Array, Array]:
     """Forward differences down the rows and along the columns, ``(H W, H W)`` each."""
     height, width = shape
@@ -39,13 +41,19 @@ def difference_matrices(shape: tuple[int, int], periodic: bool = False) -> tuple
 
 def correlation(kernel: Array, shape: tuple[int, int]) -> Array:
     """(c * x)_p = sum_q c[q] x[p + q] wherever the filter lies within the image."""
-    rows, cols = (n - s + 1 for n, s in zip(shape, kernel.shape, strict=True))
-    matrix = np.zeros((rows, cols, *shape), dtype=LD)
-    for a in range(kernel.shape[0]):
-        for b in range(kernel.shape[1]):
+    return (kernel.reshape(-1) @ _shifts(kernel.shape, shape)).reshape(-1, shape[0] * shape[1])
+
+
+@lru_cache(maxsize=256)
+def _shifts(size: tuple[int, int], shape: tuple[int, int]) -> Array:
+    """The matrices of filters with a single one, flat."""
+    rows, cols = (n - s + 1 for n, s in zip(shape, size, strict=True))
+    matrix = np.zeros((*size, rows, cols, *shape), dtype=LD)
+    for a in range(size[0]):
+        for b in range(size[1]):
             for i in range(rows):
-                matrix[i, range(cols), i + a, np.arange(cols) + b] = kernel[a, b]
-    return matrix.reshape(rows * cols, -1)
+                matrix[a, b, i, range(cols), i + a, np.arange(cols) + b] = 1
+    return matrix.reshape(size[0] * size[1], -1)
 
 
 def correlation_layer(kernels: Array, shape: tuple[int, int]) -> Array:

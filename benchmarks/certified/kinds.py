@@ -12,6 +12,7 @@ from benchmarks.certified import problems
 from benchmarks.certified.energies import Check, check_energy, random_problem, solver_for
 from benchmarks.certified.learning import check_learning
 from benchmarks.certified.problems import OPERATORS, REGULARIZERS, Rng
+from benchmarks.certified.saddles import check_saddle, check_saddle_learning, learned_tv, relaxed_network
 
 Kind = Callable[[Rng, torch.dtype], Iterable[Check]]
 
@@ -94,6 +95,11 @@ def learning(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     yield from check_learning(rng, problem)
 
 
+def saddle(make: Any, check: Any, rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
+    """Saddle points, or learning with them."""
+    yield from check(rng, make(rng, dtype, BATCH["saddle_tv"]))
+
+
 KINDS: dict[str, Kind] = {name: partial(operator_kind, name) for name in OPERATORS}
 KINDS |= {
     "kullback": kullback,
@@ -103,9 +109,13 @@ KINDS |= {
     "scale": scale,
     "parameters": parameters,
     "learning": learning,
+    "saddle_tv": partial(saddle, learned_tv, check_saddle),
+    "saddle_network": partial(saddle, relaxed_network, check_saddle),
+    "saddle_tv_learning": partial(saddle, learned_tv, check_saddle_learning),
+    "saddle_network_learning": partial(saddle, relaxed_network, check_saddle_learning),
 }
 #: problems of a group
-BATCH = {"default": 6, "learning": 4}
+_SADDLES = ("saddle_tv", "saddle_network", "saddle_tv_learning", "saddle_network_learning")
+BATCH = {"default": 6, "learning": 4} | dict.fromkeys(_SADDLES, 4)
 #: how often a kind is drawn, relative to the others
 SHARES: dict[str, float] = {}
-

@@ -134,4 +134,3 @@ def check_omega(
     true = float(np.sqrt(((extended(found.z) - exact) ** 2).sum()))
     note = f"{note} |z| {float(found.z.norm()):.3g}{'' if found.certified else ' not certified'}"
     yield Check("omega", found.error, true, own, note, counts=found.certified)
-
