@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from recon.lower_level import Energy, Status, per_image_norm
+from recon.lower_level import Energy, Status, over_image, per_image_norm
 from recon.lower_level.solution import LinearSolution
 
 if TYPE_CHECKING:
@@ -126,6 +126,6 @@ def unrolled_gradient(energy: Energy, points: list[Tensor], b: Tensor) -> list[T
 def _estimated_lipschitz(energy: Energy, x: Tensor, w: Tensor) -> Tensor:
     """Twice the change of B w along the gradient of h, per unit of distance: an estimate, not a bound."""
     direction = energy.grad(x)
-    step = direction * (1e-3 / per_image_norm(direction).clamp_min(1e-12)).view(-1, *([1] * (x.ndim - 1)))
+    step = over_image(1e-3 / per_image_norm(direction).clamp_min(1e-12), x) * direction
     change = energy.hessian(x + step)(w) - energy.hessian(x)(w)
     return 2 * per_image_norm(change) / per_image_norm(step)

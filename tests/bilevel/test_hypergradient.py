@@ -192,6 +192,21 @@ def test_what_is_not_proved_is_not_called_certified(name: str, kind: str) -> Non
     assert not without.certified
 
 
+@pytest.mark.parametrize("name", ["crr", "wcrr", "foe_l1"])
+def test_estimated_bounds_of_single_precision_are_near_those_of_double_precision(name: str) -> None:
+    """Kernels and convolutions take images of one precision only, and norms are in double precision."""
+    errors = []
+    for dtype in (torch.float64, torch.float32):
+        target = smooth_image(*SHAPE).to(dtype)
+        y = target.abs() + 0.3 * normal(*SHAPE, seed=9, dtype=dtype).abs()
+        objective = BilevelObjective(make(name, dtype=dtype), target, y, fidelity=KullbackLeibler(0.5), mu=1.0)
+        accuracy = Accuracy(1e-2, 1e-2)
+        gradient = objective.hypergradient(objective.evaluate(accuracy), accuracy, bound=True)
+        assert not gradient.certified
+        errors.append(gradient.error)
+    assert 0.5 * errors[0] < errors[1] < 2 * errors[0]
+
+
 def test_adjoints_are_improved_only_where_needed() -> None:
     objective = problem("tv")
     evaluation = objective.evaluate(Accuracy(1e-6, 1e-2))
