@@ -226,8 +226,8 @@ class AdversarialModule(BilevelModule):
         if energy.strong_convexity > 0:
             return super().reconstruct(y)
         x = self._inside(descend(energy, start, self.descent_iterations)[0], y)
-        error = torch.full((len(y),), math.inf, dtype=torch.float64, device=y.device)
-        return Reconstruction(x, error, torch.full((len(y),), int(Status.ITERATION_LIMIT), device=y.device))
+        status = torch.full((len(y),), int(Status.ITERATION_LIMIT), device=y.device)
+        return Reconstruction.uncertified(x, status)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from recon.lower_level import (
     LBFGS,
     DataFidelity,
     Energy,
+    Grade,
     Recreatable,
     Regularizer,
     Solution,
@@ -191,8 +192,9 @@ class BilevelModule(ReconstructionModule):
         record = self.record
         if record is None:
             return ""
+        interval = f"[{record.lower:.5g}, {record.upper:.5g}] ({Grade(record.grade).word})"
         return (
-            f"loss {record.loss:.5g} in [{record.lower:.5g}, {record.upper:.5g}], ε {record.epsilon:.1e}, "
+            f"loss {record.loss:.5g} in {interval}, ε {record.epsilon:.1e}, "
             f"δ {record.delta:.1e}, α {record.step:.1e}, evaluations {record.evaluations:.0f}"
         )
 
@@ -205,6 +207,8 @@ class BilevelModule(ReconstructionModule):
             "loss": record.loss,
             "lower": record.lower,
             "upper": record.upper,
+            "rounding": record.rounding if math.isfinite(record.rounding) else None,
+            "grade": Grade(record.grade).word,
             "evaluations": record.evaluations,
             "gradient_norm": record.gradient_norm,
         }
@@ -226,7 +230,7 @@ class BilevelModule(ReconstructionModule):
         solution: Solution = self.solver(energy, start, self.reconstruction_accuracy)
         if margin:
             solution = cropped(solution, (y.shape[2], y.shape[3]))
-        return self._checked(Reconstruction(solution.x, solution.error, solution.status))
+        return self._checked(Reconstruction.of(solution))
 
     def _checked(self, found: Reconstruction) -> Reconstruction:
         """The same; warns of images that did not reach their accuracy."""

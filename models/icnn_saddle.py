@@ -28,6 +28,7 @@ from recon.lower_level import (
     per_image_norm,
 )
 from recon.lower_level.epigraph import Epigraph, ReLUSum, Shifted
+from recon.lower_level.stopping import certificate
 from recon.operators import Identity, LinearOperator
 
 
@@ -41,7 +42,7 @@ class NetworkMap(SaddleMap):
     def __init__(
         self, kernels: list[Tensor], image_shape: tuple[int, int, int], data: OperatorMap | None = None
     ) -> None:
-        self.kernels, self.data = kernels, data
+        self.kernels, self.data, self.exact = kernels, data, data is None or data.exact
         channels, rows, cols = image_shape
         self.shapes: list[tuple[int, ...]] = []
         for kernel in kernels:
@@ -256,16 +257,14 @@ class PrimalDual:
         x, status = saddle.image(found.x), found.status.clone()
         gradient = energy.grad(x)
         norm = per_image_norm(gradient)
-        error = torch.full_like(norm, math.inf)
-        if modulus > 0 and math.isfinite(energy.smoothness) and energy.operator.adjoint_exact:
-            error = (norm + energy.rounding(x, norm)) / modulus
-            error = torch.where(torch.isfinite(error), error, math.inf)
+        known = modulus > 0 and math.isfinite(energy.smoothness)
+        error, rounding, grade = certificate(energy, x, norm, modulus if known else math.nan)
         if self.certified:
             status = torch.where(error <= goal, int(Status.CONVERGED), status)
             late = (error > goal) & (status == Status.CONVERGED)
             status = torch.where(late, int(Status.ITERATION_LIMIT), status)
         status = torch.where(torch.isfinite(norm), status, int(Status.NOT_FINITE))
-        return Solution(x, gradient, error, status, spent + 1)
+        return Solution(x, gradient, error, status, spent + 1, rounding, grade)
 
 
 def saddle_model(energy: Energy, like: Tensor) -> ICNNSaddle:

@@ -104,7 +104,7 @@ class _ImagePart(SaddleMap):
     def __init__(self, operator: LinearOperator, size: int) -> None:
         self.part = OperatorMap(operator)
         self.domain_size, self.range_size = size, self.part.range_size
-        self.norm_bound = self.part.norm_bound
+        self.norm_bound, self.exact = self.part.norm_bound, self.part.exact
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.part(x[:, : self.part.domain_size])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -13,19 +14,37 @@ from torch import Tensor
 from models.checkpointing import CheckpointError, difference, qualified_name
 from models.precision import cast
 from recon import metrics
-from recon.lower_level import Recreatable
+from recon.lower_level import Grade, Recreatable, SaddleSolution, Solution
 from recon.operators import LinearOperator
+
+#: of these the largest counts, of PSNR and SSIM the mean
+LARGEST = ("error", "grade")
 
 
 class Reconstruction(NamedTuple):
     """x: reconstructions, ``(batch, channel, height, width)``; error: certified ||x - x^|| per image, float64.
 
-    The error is infinite, and the status ``CONVERGED``, where nothing is minimized and so nothing is certified.
+    status, rounding and grade as in :class:`recon.lower_level.Solution`. The error is infinite, and the status
+    ``CONVERGED``, where nothing is minimized and so nothing is certified.
     """
 
     x: Tensor
     error: Tensor
     status: Tensor
+    rounding: Tensor
+    grade: Tensor
+
+    @classmethod
+    def of(cls, solution: Solution | SaddleSolution, x: Tensor | None = None) -> Reconstruction:
+        """The solution, whose image is ``x`` if it is not all of it."""
+        image = solution.x if x is None else x
+        return cls(image, solution.error, solution.status, solution.rounding, solution.grade)
+
+    @classmethod
+    def uncertified(cls, x: Tensor, status: Tensor) -> Reconstruction:
+        """Images that nothing is known of."""
+        error = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+        return cls(x, error, status, error, torch.full_like(status, int(Grade.ESTIMATED)))
 
 
 class ReconstructionModule(pl.LightningModule):
@@ -99,10 +118,11 @@ class ReconstructionModule(pl.LightningModule):
     def validation_step(  # type: ignore[override]  # callbacks get the whole reconstruction
         self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int
     ) -> Reconstruction:
-        """Reconstruct, and note PSNR, SSIM (of magnitudes where images are complex) and the certified error."""
+        """Reconstruct, and note PSNR, SSIM (of magnitudes where images are complex), certified error and grade."""
         result = self.reconstruct(batch[1])
         x, target = self.display(result.x), self.display(batch[0])
-        values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target), "error": result.error}
+        values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target)}
+        values |= {name: getattr(result, name) for name in LARGEST}
         for name, value in values.items():
             self._values.setdefault(name, []).append(value.double())
         return result
@@ -114,18 +134,18 @@ class ReconstructionModule(pl.LightningModule):
         return self.reconstruct(batch[0])
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val_psnr``, ``val_ssim`` (means over the images) and ``val_error`` (maximum)."""
+        """Log ``val_psnr``, ``val_ssim`` (means over the images), ``val_error`` and ``val_grade`` (maxima)."""
         self._summarize("val")
         self.validated_iteration = self.iteration
 
     def on_test_epoch_end(self) -> None:
-        """Log ``test_psnr``, ``test_ssim`` and ``test_error``."""
+        """Log ``test_psnr``, ``test_ssim``, ``test_error`` and ``test_grade``."""
         self._summarize("test")
 
     def _summarize(self, stage: str) -> None:
         values = {name: torch.cat(parts) for name, parts in self._values.items()}
         self._values = {}
-        summary = {f"{stage}_{k}": v.max() if k == "error" else v.mean() for k, v in values.items()}
+        summary = {f"{stage}_{k}": v.max() if k in LARGEST else v.mean() for k, v in values.items()}
         for name, value in summary.items():
             self.log(name, value, logger=False)
         self._to_loggers({name: float(value) for name, value in summary.items()})

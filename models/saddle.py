@@ -96,7 +96,7 @@ class SaddleModule(BilevelModule):
         if self.plain:
             solver = PDHG(solver.max_iterations, solver.adaptive, solver.diagonal, certified=False)
         solution = solver(saddle, *saddle.split(model.initial(y)), self.reconstruction_accuracy)
-        return self._checked(Reconstruction(saddle.image(solution.x), solution.error, solution.status))
+        return self._checked(Reconstruction.of(solution, saddle.image(solution.x)))
 
     def _problem(self) -> dict[str, Any]:
         problem = super()._problem()

@@ -260,9 +260,8 @@ class SupervisedModule(ReconstructionModule):
             ValueError: y does not fit the operator, or the operator does not fit the network.
         """
         x = self.reconstructor(y, self._operator)
-        error = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
         finite = torch.isfinite(x).flatten(1).all(1)
-        return Reconstruction(x, error, torch.where(finite, int(Status.CONVERGED), int(Status.NOT_FINITE)))
+        return Reconstruction.uncertified(x, torch.where(finite, int(Status.CONVERGED), int(Status.NOT_FINITE)))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

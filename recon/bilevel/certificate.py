@@ -12,11 +12,15 @@ from recon.lower_level import Energy, HessianVariation, per_image_dot, per_image
 
 @dataclass(frozen=True)
 class Interval:
-    """value - below <= f <= value + above, per image, float64."""
+    """value - below <= f <= value + above, per image, float64.
+
+    rounding: how much of below and of above, at most, a model of rounding errors adds.
+    """
 
     value: Tensor
     below: Tensor
     above: Tensor
+    rounding: Tensor
 
     def better(self, other: Interval) -> Interval:
         """Image by image the shorter of two intervals."""
@@ -25,17 +29,26 @@ class Interval:
         pick = [torch.where(mine, a, b) for a, b in zip(self._parts(), other._parts(), strict=True)]
         return Interval(*pick)
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.value, self.below, self.above
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.value, self.below, self.above, self.rounding
 
 
-def first_order(loss: Tensor, slope: Tensor, error: Tensor, smoothness: float) -> Interval:
+def first_order(
+    loss: Tensor, slope: Tensor, error: Tensor, smoothness: float, error_rounding: Tensor | None = None
+) -> Interval:
     r"""\|f - g(x)\| <= \|\|grad g(x)\|\| eps + (L_g/2) eps^2; below without the last term, because g is convex.
 
-    ``slope``: the norm of grad g(x); ``error``: eps.
+    ``slope``: the norm of grad g(x); ``error``: eps, of which ``error_rounding`` is modelled (all of it by default).
     """
+    rounding = error if error_rounding is None else error_rounding
     below = slope * error
-    return Interval(loss, below, below + 0.5 * smoothness * error.square())
+    modelled = slope * rounding + modelled_square(error, rounding, smoothness)
+    return Interval(loss, below, below + 0.5 * smoothness * error.square(), modelled)
+
+
+def modelled_square(error: Tensor, rounding: Tensor, smoothness: float) -> Tensor:
+    """What the part ``rounding`` of ``error`` adds to (L/2) error^2."""
+    return 0.5 * smoothness * rounding * (2 * error - rounding)
 
 
 def goal_oriented(
@@ -48,15 +61,19 @@ def goal_oriented(
     adjoint_residual: Tensor,
     error: Tensor,
     x: Tensor,
+    error_rounding: Tensor | None = None,
 ) -> Interval:
     r"""The second-order certificate: f~ = g(x) - <w, r> with -l <= f - f~ <= l + (L_g/2) eps^2.
 
     l = \|\|r_w\|\| eps + middle, where r = grad h(x) = ``residual``, r_w = grad g(x) - B(x) w (its norm is
     ``adjoint_residual``) and ``middle`` bounds <(B_bar - B(x)) w, e>, see :func:`middle_term`. For quadratic g and D.
-    The rounding error of r and r_w, to first order, is part of l.
+    The rounding error of r and r_w, to first order, is part of l. ``error_rounding``: the modelled part of eps
+    (all of it by default).
     """
-    norm, rounding = _residual_norms(energy, residual, x)
-    size = per_image_norm(w)
+    error_rounding = error if error_rounding is None else error_rounding
+    computed = per_image_norm(residual)
+    rounding = energy.rounding(x, computed)
+    norm, size, proved = computed + rounding, per_image_norm(w), error - error_rounding
     adjoint = adjoint_residual + energy.product_rounding(w, adjoint_residual)
     # a computed inner product has random rounding errors: they add up to the norm of the error times that of w over
     # the square root of the number of pixels, not to the product of the norms. Those of the weights and filters, which
@@ -66,7 +83,9 @@ def goal_oriented(
     pairing = size * (rounding * (8 / x[0].numel() ** 0.5) + systematic)
     low = adjoint * error + middle_term(variation, norm, energy.data_convexity, error) + pairing
     value = loss - per_image_dot(w.double(), residual.double())
-    return Interval(value, low, low + 0.5 * smoothness * error.square())
+    exact = adjoint_residual * proved + middle_term(variation, computed, energy.data_convexity, proved)
+    modelled = low - exact + modelled_square(error, error_rounding, smoothness)
+    return Interval(value, low, low + 0.5 * smoothness * error.square(), modelled)
 
 
 def middle_term(variation: HessianVariation, residual: Tensor, modulus: float, error: Tensor) -> Tensor:
@@ -81,9 +100,3 @@ def middle_term(variation: HessianVariation, residual: Tensor, modulus: float, e
     relative = variation.relative * (residual * s - curvature * s * s)
     relative = torch.where(torch.isfinite(relative), relative, torch.inf)
     return torch.minimum(relative, 0.5 * variation.lipschitz * error.square())
-
-
-def _residual_norms(energy: Energy, residual: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    norm = per_image_norm(residual)
-    rounding = energy.rounding(x, norm)
-    return norm + rounding, rounding

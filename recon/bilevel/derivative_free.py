@@ -198,6 +198,8 @@ class DFOLS(torch.optim.Optimizer):
             evaluations=objective.evaluations,
             gradient_norm=math.nan,
             progress=progress,
+            rounding=at.rounding,
+            grade=at.grade,
         )
 
 

@@ -170,6 +170,8 @@ class HOAG(torch.optim.Optimizer):
             evaluations=objective.evaluations,
             gradient_norm=float(state["z"].norm()),
             progress=progress,
+            rounding=at.rounding,
+            grade=at.grade,
         )
 
 

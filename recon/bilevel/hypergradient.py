@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from recon.lower_level import Energy, Status, over_image, per_image_norm
+from recon.lower_level.grade import Grade
+from recon.lower_level.precision import SUMMATION
 from recon.lower_level.solution import LinearSolution
 
 if TYPE_CHECKING:
@@ -18,27 +20,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Hypergradient:
-    """z, flat, float64; error: omega >= ||z - grad f||, proved if ``certified``; evaluation: with its adjoints."""
+    """z, flat, float64; error: omega >= ||z - grad f||; evaluation: with its adjoints.
+
+    rounding: the part of omega that a model of rounding errors adds; grade: what omega rests on.
+    """
 
     z: Tensor
     error: float
-    certified: bool
+    rounding: float
+    grade: Grade
     evaluation: Evaluation
+
+    @property
+    def certified(self) -> bool:
+        """Whether omega is a bound, not an estimate."""
+        return self.grade is not Grade.ESTIMATED
+
+
+class ErrorBound(NamedTuple):
+    """Per image: omega, a bound of ||z||, the part of omega that is modelled, and whether constants are proved."""
+
+    omega: Tensor
+    size: Tensor
+    rounding: Tensor
+    basis: Grade
 
 
 def error_bound(
-    energy: Energy, smoothness: float, x: Tensor, w: Tensor, error: Tensor, residual: Tensor
-) -> tuple[Tensor, Tensor, bool]:
-    r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, z_i = -J(x)^T w, per image, and whether proved.
+    energy: Energy,
+    smoothness: float,
+    x: Tensor,
+    w: Tensor,
+    error: Tensor,
+    residual: Tensor,
+    error_rounding: Tensor | None = None,
+) -> ErrorBound:
+    r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, z_i = -J(x)^T w, per image.
 
     With B w^ = grad g at the minimizer x^, \|\|x - x^\|\| <= eps and r_w the adjoint residual at x,
 
         w^ - w = B(x^)^{-1} (grad g(x^) - grad g(x) + r_w + (B(x) - B(x^)) w),
         \|\|w^ - w\|\| <= (L_g eps + \|\|r_w\|\| + T(w) eps) / mu,
-        omega = sup \|\|J\|\| \|\|w^ - w\|\| + L_J(w) eps,
+        omega = sup \|\|J\|\| \|\|w^ - w\|\| + L_J(w) eps + u (8 sup \|\|J\|\| \|\|w\|\| + L_J(w) \|\|x\|\|),
 
     with T(w), L_J(w) Lipschitz constants of x -> B(x) w and x -> J(x)^T w, J over the ball of radius eps. This is
-    Theorem 2.1 of Salehi, Mukherjee, Roberts and Ehrhardt (2025) with the adjoint at hand instead of worst cases.
+    Theorem 2.1 of Salehi, Mukherjee, Roberts and Ehrhardt (2025) with the adjoint at hand instead of worst cases. The
+    last terms are the rounding errors of z itself, of its products and of x in them. ``error_rounding`` is the modelled
+    part of ``error`` (all of it by default).
     """
     bounds = energy.regularizer.jacobian_bounds(x, w, error)
     variation = energy.regularizer.hessian_variation(w)
@@ -47,10 +75,14 @@ def error_bound(
         lipschitz = variation.lipschitz
     else:
         lipschitz, certified = _estimated_lipschitz(energy, x, w), False
-    residual = residual + energy.product_rounding(w, residual)
-    adjoint = (smoothness * error + residual + lipschitz * error) / energy.require_strong_convexity()
     size = bounds.norm * per_image_norm(w)
-    return bounds.norm * adjoint + bounds.variation * error, size, certified
+    own = energy.unit(x.dtype) * (SUMMATION * size + bounds.variation * per_image_norm(x))
+    gain = bounds.norm / energy.require_strong_convexity()
+    per_error = gain * (smoothness + lipschitz) + bounds.variation
+    rounding = gain * energy.product_rounding(w, residual) + own
+    omega = per_error * error + gain * residual + rounding
+    rounding = rounding + per_error * (error if error_rounding is None else error_rounding)
+    return ErrorBound(omega, size, rounding, energy.basis if certified else Grade.ESTIMATED)
 
 
 def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> LinearSolution:

@@ -333,6 +333,8 @@ class MAID(torch.optim.Optimizer):
             evaluations=objective.evaluations,
             gradient_norm=float(state["z"].norm()),
             progress=outcome.progress,
+            rounding=at.rounding,
+            grade=at.grade,
         )
 
     def _get(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
 from recon.bilevel.hypergradient import (
+    ErrorBound,
     Hypergradient,
     error_bound,
     gradient_descent,
@@ -34,7 +36,9 @@ from recon.lower_level import (
     over_image,
     per_image_norm,
 )
+from recon.lower_level.grade import Grade, grade_bounds, worst
 from recon.lower_level.precision import full_precision
+from recon.lower_level.solution import UNSAID
 from recon.operators import Identity, LinearOperator
 
 #: an accuracy that no solver reaches
@@ -74,6 +78,9 @@ class Evaluation:
     (infinite where not known); slope: ||grad q(x)||; sensitivity: C_i with interval length of q_i about C_i eps^2
     (infinite without a goal-oriented certificate); weight: dg/dq, see :class:`UpperLoss`; status: of the lower-level
     solves. All per image in float64. value, lower, upper: means of g over the images.
+
+    What they rest on: error_rounding, rounding: the parts of ``error`` and of the interval (below, and above ``value``,
+    at most) that a model of rounding errors adds; grade: of ``error`` and the interval, the worst of all images.
     """
 
     x: Tensor
@@ -87,6 +94,13 @@ class Evaluation:
     value: float
     lower: float
     upper: float
+    error_rounding: Tensor = UNSAID
+    rounding: float = math.inf
+    grade: int = int(Grade.ESTIMATED)
+
+    def __post_init__(self) -> None:
+        if not self.error_rounding.numel():  # older checkpoints
+            object.__setattr__(self, "error_rounding", self.error)
 
     def satisfies(self, accuracy: Accuracy) -> bool:
         """Whether every image has the accuracy asked for."""
@@ -215,7 +229,7 @@ class BilevelObjective:
         running = torch.full((len(self.y),), int(Status.ITERATION_LIMIT), device=self.y.device)
         a, b, c, d = (inf.clone() for _ in range(4))
         w, weight = torch.zeros_like(x), torch.ones_like(inf)
-        return Evaluation(x, w, a, b, c, d, weight, running, math.inf, -math.inf, math.inf)
+        return Evaluation(x, w, a, b, c, d, weight, running, math.inf, -math.inf, math.inf, inf)
 
     def _first_guess(self, c: slice) -> Tensor:
         """A multiple of A^T y, see :func:`recon.lower_level.first_guess`."""
@@ -249,7 +263,7 @@ class BilevelObjective:
         if self.unrolled_steps is not None:
             return self._unrolled(evaluation, self.unrolled_steps)
         total: list[Tensor] | None = None
-        ws, residuals, errors, certified = [], [], [], True
+        ws, residuals, errors = [], [], Errors()
         for c in self._chunks():
             energy, x = self._energy(c), evaluation.x[c]
             w, residual = evaluation.w[c], evaluation.adjoint_residual[c]
@@ -267,16 +281,22 @@ class BilevelObjective:
                 -g.double() if total is None else t - g.double() for g, t in zip(grads, total or grads, strict=True)
             ]
             if bound:
-                omega, size, proved = error_bound(energy, self.loss.smoothness, x, w, evaluation.error[c], residual)
-                errors.append(weight * omega + self._weight_error(c, evaluation) * (size + omega))
-                certified &= proved
+                found = error_bound(
+                    energy,
+                    self.loss.smoothness,
+                    x,
+                    w,
+                    evaluation.error[c],
+                    residual,
+                    evaluation.error_rounding[c],
+                )
+                errors.add(found, weight, self._weight_error(c, evaluation), energy.working_dtype(x.dtype))
             ws.append(w)
             residuals.append(residual)
         assert total is not None
         z = torch.cat([g.flatten() for g in total]) / len(self.y)
         improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
-        error = float(torch.cat(errors).mean()) if bound else math.inf
-        return Hypergradient(z, error, certified and bound, improved)
+        return errors.hypergradient(z, improved)
 
     def _unrolled(self, evaluation: Evaluation, steps: int) -> Hypergradient:
         """The gradient of the mean of g(x_K), through K = ``steps`` steps that are made again."""
@@ -288,7 +308,7 @@ class BilevelObjective:
             grads = unrolled_gradient(energy, points, b)
             self._count(torch.full((len(target),), 2 * steps - 1))
             z += torch.cat([g.flatten() for g in grads]) / len(self.y)
-        return Hypergradient(z, math.inf, False, evaluation)
+        return Hypergradient(z, math.inf, math.inf, Grade.ESTIMATED, evaluation)
 
     def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
@@ -330,7 +350,7 @@ class BilevelObjective:
     def _count(self, evaluations: Tensor) -> None:
         self.evaluations += float(evaluations.sum()) / len(self.y)
 
-    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> tuple[Tensor, ...]:
+    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> dict[str, Tensor]:
         energy = self._energy(c)
         if self.unrolled_steps is None:
             solution = self.solver(energy, start.x[c], accuracy.solution)
@@ -342,7 +362,7 @@ class BilevelObjective:
         x, w, target = solution.x, start.w[c], self.target[c]
         slope = self.loss.grad(x, target)
         loss, size = self.loss.value(x, target), per_image_norm(slope)
-        interval = first_order(loss, size, solution.error, self.loss.smoothness)
+        interval = first_order(loss, size, solution.error, self.loss.smoothness, solution.rounding)
         unknown = torch.full_like(size, math.inf)
         residual, sensitivity = unknown, unknown
         if second and self._solves_adjoint and self.loss.quadratic and self.fidelity.quadratic:
@@ -351,31 +371,43 @@ class BilevelObjective:
             w, residual = solved.w, solved.residual_norm
             variation = self.regularizer.hessian_variation(w)
             if variation is not None:
-                gradient, l_g, eps = solution.gradient, self.loss.smoothness, solution.error
-                interval = interval.better(goal_oriented(energy, variation, loss, l_g, w, gradient, residual, eps, x))
+                l_g, eps, r = self.loss.smoothness, solution.error, solution.gradient
+                interval = interval.better(
+                    goal_oriented(energy, variation, loss, l_g, w, r, residual, eps, x, solution.rounding)
+                )
                 mu, one = energy.strong_convexity, torch.ones_like(size)
                 middle = middle_term(variation, mu * one, energy.data_convexity, one)
                 sensitivity = 2 * (mu + middle) + 0.5 * l_g
-        weight = self.loss.outer_slope(loss, target)
-        return (
-            x,
-            w,
-            solution.error,
-            residual,
-            size,
-            sensitivity,
-            weight,
-            solution.status,
-            *self._mapped(interval, target),
-        )
+        return {
+            "x": x,
+            "w": w,
+            "error": solution.error,
+            "error_rounding": solution.rounding,
+            "adjoint_residual": residual,
+            "slope": size,
+            "sensitivity": sensitivity,
+            "weight": self.loss.outer_slope(loss, target),
+            "status": solution.status,
+            **self._measured(
+                self._mapped(interval, target), solution.grade, energy.working_dtype(x.dtype), energy.basis
+            ),
+        }
 
-    def _mapped(self, interval: Interval, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """value, below, above of g = outer(q), which is increasing, from those of q."""
+    @staticmethod
+    def _measured(interval: Interval, grade: Tensor, dtype: torch.dtype, basis: Grade) -> dict[str, Tensor]:
+        """The interval by the names of its parts, and its grade, at best that of the solution."""
+        length = torch.maximum(interval.below, interval.above)
+        own = grade_bounds(length, interval.rounding, dtype, basis)
+        return dataclasses.asdict(interval) | {"grade": torch.maximum(grade, own)}
+
+    def _mapped(self, interval: Interval, target: Tensor) -> Interval:
+        """The interval of g = outer(q), which is increasing and not convex, from that of q."""
         if type(self.loss).outer is UpperLoss.outer:
-            return interval.value, interval.below, interval.above  # without the rounding of the differences below
-        value = self.loss.outer(interval.value, target)
-        below = value - self.loss.outer(interval.value - interval.below, target)
-        return value, below, self.loss.outer(interval.value + interval.above, target) - value
+            return interval  # without the rounding of the differences below
+        least, most = interval.value - interval.below, interval.value + interval.above
+        value, lower, upper = (self.loss.outer(v, target) for v in (interval.value, least, most))
+        rounding = self.loss.outer(least + interval.rounding, target) - lower  # more than the same above the value
+        return Interval(value, value - lower, upper - value, rounding)
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
         """A bound of the error of dg/dq, which does not increase in q, from the first-order interval of q."""
@@ -385,10 +417,34 @@ class BilevelObjective:
         largest = self.loss.outer_slope(value - interval.below, target)
         return torch.maximum(largest - weight, weight - self.loss.outer_slope(value + interval.above, target))
 
-    def _gather(self, parts: list[tuple[Tensor, ...]]) -> Evaluation:
-        x, w, error, residual, slope, sensitivity, weight, status, value, below, above = (
-            torch.cat(p) for p in zip(*parts, strict=True)
+    def _gather(self, parts: list[dict[str, Tensor]]) -> Evaluation:
+        whole = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+        mean, below, above, rounding = (float(whole.pop(n).mean()) for n in ("value", "below", "above", "rounding"))
+        grade = worst(whole.pop("grade"))
+        return Evaluation(
+            **whole, value=mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=int(grade)
         )
-        mean = float(value.mean())
-        lower, upper = mean - float(below.mean()), mean + float(above.mean())
-        return Evaluation(x, w, error, residual, slope, sensitivity, weight, status, mean, lower, upper)
+
+
+class Errors:
+    """omega of the mean over all images, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.omegas: list[Tensor] = []
+        self.modelled: list[Tensor] = []
+        self.grade = Grade.PROVED
+
+    def add(self, found: ErrorBound, weight: Tensor, weight_error: Tensor, dtype: torch.dtype) -> None:
+        """``found`` bounds the derivative of q, which g multiplies by ``weight``."""
+        omega = weight * found.omega + weight_error * (found.size + found.omega)
+        modelled = (weight + weight_error) * found.rounding
+        self.omegas.append(omega)
+        self.modelled.append(modelled)
+        self.grade = worst(self.grade, grade_bounds(omega, modelled, dtype, found.basis))
+
+    def hypergradient(self, z: Tensor, evaluation: Evaluation) -> Hypergradient:
+        """z with the mean omega, infinite where none was added; not better than what ``evaluation`` rests on."""
+        if not self.omegas:
+            return Hypergradient(z, math.inf, math.inf, Grade.ESTIMATED, evaluation)
+        omega, modelled = (float(torch.cat(v).mean()) for v in (self.omegas, self.modelled))
+        return Hypergradient(z, omega, modelled, worst(self.grade, Grade(evaluation.grade)), evaluation)

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recon.bilevel.hypergradient import ErrorBound
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
 from recon.lower_level.curvature import Curvature
+from recon.lower_level.grade import Grade
 from recon.lower_level.pdhg import PDHG, Iteration, SaddleSolution
-from recon.lower_level.precision import full_precision
+from recon.lower_level.precision import SUMMATION, full_precision
 from recon.lower_level.saddle_point import SaddleModel, SaddlePoint
 from recon.lower_level.solution import Status
 
@@ -202,7 +204,8 @@ class AdjointPoint:
     """Where an error bound is computed: x, y, X, Y, their slopes, and per image what is certified of them.
 
     error: ||x - x^||, of all of x; residual: R of :class:`AdjointSolution`; dual_slope: grad l_2(y), None for no l_2;
-    smoothness, dual_smoothness: Lipschitz constants of grad l_1, grad l_2.
+    smoothness, dual_smoothness: Lipschitz constants of grad l_1, grad l_2. error_rounding: the modelled part of error,
+    None for all of it.
     """
 
     x: Tensor
@@ -214,10 +217,11 @@ class AdjointPoint:
     smoothness: float
     dual_slope: Tensor | None = None
     dual_smoothness: float = 0.0
+    error_rounding: Tensor | None = None
 
 
-def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Tensor, Tensor, bool]:
-    r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, per image, and whether they are proved.
+def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBound:
+    r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, per image.
 
     The exact adjoint differs from (X, Y) because its equations were not solved exactly (by R) and because they were
     linearized at x and Kx, not at x^ and Kx^. With T_g, T_f the Lipschitz constants of x -> g''(x) X, s -> f''(s) q,
@@ -230,18 +234,22 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Ten
 
     by the strong monotonicity of the equations at (x^, y^). omega then bounds, tensor by tensor, how far the derivative
     of :func:`pairing` can move. It takes the place of Theorem 2 of Bogensperger et al. (2025), where f* must be smooth;
-    here it may be that of a norm, with a bounded domain. Not proved, with T = 0, where g or f are not C^2.
+    here it may be that of a norm, with a bounded domain. An estimate, with T = 0, where g or f are not C^2. Rounding
+    errors of the derivative itself are added: 8 u times its size, and those of x and Kx in its terms.
     """
     with torch.no_grad():
         saddle = model.saddle_point(data)
         primal, dual, norm = saddle.require_strong_convexity(), saddle.require_dual_convexity(), saddle.norm
         kx, inner = saddle.operator(at.x), saddle.operator(at.X)
         q = inner if at.dual_slope is None else inner + at.dual_slope
-        dual_error = _dual_error(saddle, at, kx)
         unit = saddle.operator.eps(at.x.dtype) / 2
         curvature = saddle.g.smoothness if math.isfinite(saddle.g.smoothness) else primal
         rounding = unit * ((curvature + norm**2 / dual) * per_image_norm(at.X) + at.residual)
-        residual, eps, eps_s = at.residual + rounding, at.error, norm * at.error
+        # two rows from here: the bound, and what it is without rounding errors
+        modelled = at.error if at.error_rounding is None else at.error_rounding
+        residual = torch.stack([at.residual + rounding, at.residual])
+        eps = torch.stack([at.error, torch.nan_to_num(at.error - modelled, nan=0.0)])
+        eps_s, dual_error = norm * eps, _dual_error(saddle, at, kx, eps)
         solved = residual / primal
         t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
         t_f, proved_f = _finite(saddle.f.variation(q)[1] + _product(saddle.f.hessian_lipschitz, norm * solved))
@@ -254,8 +262,8 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Ten
         # the residual is that of X, and of Y = f''(Kx) q, from which the Y of a fixed number of iterations differs
         d_y = d_y + per_image_norm(at.Y - saddle.f.hessian(kx)(q))
         sizes = [per_image_norm(v) for v in (at.x, at.y, at.X, at.Y, q)]
-    omega, size = torch.zeros_like(eps), torch.zeros_like(eps)
-    certified = proved_g and proved_f and math.isfinite(saddle.operator.norm_bound)
+    omega, size, own = torch.zeros_like(eps), torch.zeros_like(at.error), torch.zeros_like(at.error)
+    certified = proved_g and proved_f
     with torch.enable_grad():
         live = model.saddle_point(data)
         n_x, n_y, n_big_x, n_big_y, n_q = sizes
@@ -273,22 +281,29 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> tuple[Ten
                 gain = _chain_norm(tensor, model)
                 if gain:
                     with torch.no_grad():
-                        n, v = bound(point, w, radius)
+                        n, v = bound(point, w, radius[0])
                         v, proved = _finite(v)
                     certified &= proved
                     omega, size = omega + gain * (n * d_w + v * radius), size + gain * n * n_w
-    return omega, size, certified
+                    own = own + gain * unit * v * per_image_norm(point)
+    whole, exact = omega
+    whole = whole + own + SUMMATION * unit * size
+    return ErrorBound(whole, size, whole - exact, saddle.basis if certified else Grade.ESTIMATED)
 
 
-def _dual_error(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor) -> Tensor:
-    r"""\|\|y - y^\|\| by the primal-dual gap, or by y^ = grad f(K x^) and the Lipschitz constant of grad f."""
+def _dual_error(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor, eps: Tensor) -> Tensor:
+    r"""\|\|y - y^\|\| by the primal-dual gap, or by y^ = grad f(K x^) and the Lipschitz constant of grad f.
+
+    Two rows: with rounding errors, and without. ``eps``: bounds of the error of x in both.
+    """
     dual = saddle.dual_convexity
-    gap = saddle.gap(at.x, at.y, kx, saddle.operator.transpose(at.y))
+    gap, noise = saddle.gap_parts(at.x, at.y, kx, saddle.operator.transpose(at.y))
     slope = saddle.f.grad(kx)
     sizes = per_image_norm(at.y) + per_image_norm(slope) + saddle.f.conjugate_terms(at.y) / dual
     rounding = 4 * saddle.operator.eps(at.y.dtype) * sizes
-    by_gradient = per_image_norm(at.y - slope) + rounding + saddle.norm * at.error / dual
-    return torch.fmin((2 * gap / dual).sqrt(), by_gradient)
+    distance, moved = per_image_norm(at.y - slope), saddle.norm * eps / dual
+    by_gradient = torch.stack([distance + rounding, distance]) + moved
+    return torch.fmin((2 * torch.stack([gap + noise, gap]) / dual).sqrt(), by_gradient)
 
 
 def _finite(value: Tensor) -> tuple[Tensor, bool]:

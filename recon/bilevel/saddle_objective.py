@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from recon.bilevel.certificate import Interval, first_order, middle_term
+from recon.bilevel.certificate import Interval, first_order, middle_term, modelled_square
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import UpperLoss, check_finite
-from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.objective import Accuracy, BilevelObjective, Errors, Evaluation
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
 from recon.lower_level.pdhg import PDHG, SaddleSolution
@@ -83,7 +83,7 @@ class SaddleObjective(BilevelObjective):
         As in :class:`BilevelObjective`; omega by :func:`recon.bilevel.piggyback.error_bound`.
         """
         total: list[Tensor] | None = None
-        ws, residuals, errors, certified = [], [], [], True
+        ws, residuals, errors = [], [], Errors()
         for c in self._chunks():
             saddle, w, residual = self.saddle_point(c), evaluation.w[c], evaluation.adjoint_residual[c]
             x, y = saddle.split(evaluation.x[c])
@@ -99,19 +99,17 @@ class SaddleObjective(BilevelObjective):
                 g.double() if total is None else t + g.double() for g, t in zip(grads, total or grads, strict=True)
             ]
             if bound:
-                error = evaluation.error[c] * saddle.spread
-                at = AdjointPoint(x, y, big_x, big_y, error, residual, self.loss.smoothness)
-                omega, size, proved = error_bound(self.model, self.y[c], at)
-                self._count(4 * torch.ones_like(omega))
-                errors.append(weight * omega + self._weight_error(c, evaluation) * (size + omega))
-                certified &= proved
+                error, rounding = (v[c] * saddle.spread for v in (evaluation.error, evaluation.error_rounding))
+                at = AdjointPoint(x, y, big_x, big_y, error, residual, self.loss.smoothness, error_rounding=rounding)
+                omega = error_bound(self.model, self.y[c], at)
+                self._count(4 * torch.ones_like(omega.omega))
+                errors.add(omega, weight, self._weight_error(c, evaluation), saddle.working_dtype(x.dtype))
             ws.append(w)
             residuals.append(residual)
         assert total is not None
         z = torch.cat([g.flatten() for g in total]) / len(self.y)
         improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
-        omega_mean = float(torch.cat(errors).mean()) if bound else math.inf
-        return Hypergradient(z, omega_mean, certified and bound, improved)
+        return errors.hypergradient(z, improved)
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -130,7 +128,7 @@ class SaddleObjective(BilevelObjective):
         return found
 
     @torch.no_grad()
-    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> tuple[Tensor, ...]:
+    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> dict[str, Tensor]:
         saddle, z, w, target = self.saddle_point(c), start.x[c], start.w[c], self.target[c]
         second = second and self.loss.quadratic and self._has_derivatives(saddle)
         found: AdjointSolution | None = None
@@ -146,24 +144,26 @@ class SaddleObjective(BilevelObjective):
         x, image = solution.x, saddle.image(solution.x)
         slope_at = self.loss.grad(image, target)
         loss, size = self.loss.value(image, target), per_image_norm(slope_at)
-        interval = first_order(loss, size, solution.error, self.loss.smoothness)
+        interval = first_order(loss, size, solution.error, self.loss.smoothness, solution.rounding)
         residual, sensitivity = torch.full_like(size, math.inf), torch.full_like(size, math.inf)
         if found is not None:
             w, residual = torch.cat([found.X, found.Y], 1), found.residual
             if second:
                 interval, sensitivity = self._second_order(saddle, interval, solution, found.X, image, c)
-        weight = self.loss.outer_slope(loss, target)
-        return (
-            torch.cat([x, solution.y], 1),
-            w,
-            solution.error,
-            residual,
-            size,
-            sensitivity,
-            weight,
-            solution.status,
-            *self._mapped(interval, target),
-        )
+        return {
+            "x": torch.cat([x, solution.y], 1),
+            "w": w,
+            "error": solution.error,
+            "error_rounding": solution.rounding,
+            "adjoint_residual": residual,
+            "slope": size,
+            "sensitivity": sensitivity,
+            "weight": self.loss.outer_slope(loss, target),
+            "status": solution.status,
+            **self._measured(
+                self._mapped(interval, target), solution.grade, saddle.working_dtype(x.dtype), saddle.basis
+            ),
+        }
 
     @staticmethod
     def _has_derivatives(saddle: SaddlePoint) -> bool:
@@ -185,7 +185,7 @@ class SaddleObjective(BilevelObjective):
         <phi'(x) - phi'(x^), e> + a^2 + b^2 <= P a + D b, see :func:`recon.lower_level.saddle_point.distances`. The
         smallest bound is taken. The better one of this certificate and ``interval``, and its length per eps^2.
         """
-        x, error, whole = at.x, at.error, at.error * saddle.spread
+        x, error, whole, proved = at.x, at.error, at.error * saddle.spread, (at.error - at.rounding) * saddle.spread
         kx, inner = saddle.operator(x), saddle.operator(big_x)
         back = saddle.operator.transpose(saddle.f.grad(kx))
         slope = self.loss.grad(image, self.target[c])
@@ -215,7 +215,9 @@ class SaddleObjective(BilevelObjective):
         value = self.loss.value(image, self.target[c]) + per_image_dot(big_x.double(), r.double())
         # an adjoint as accurate as x; the middle term falls like the square of the error
         sensitivity = 2 * (saddle.image_convexity + middle / error.square().clamp_min(1e-300)) + 0.5 * l_g
-        return interval.better(Interval(value, low, low + 0.5 * l_g * error.square())), sensitivity
+        least = torch.fmin(middle_term(variation, norm, mu, proved), by_residuals)
+        modelled = low - adjoint * proved - least + modelled_square(error, at.rounding, l_g)
+        return interval.better(Interval(value, low, low + 0.5 * l_g * error.square(), modelled)), sensitivity
 
     @staticmethod
     def _squared_residuals(saddle: SaddlePoint, at: SaddleSolution, kx: Tensor) -> Tensor:

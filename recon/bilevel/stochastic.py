@@ -101,6 +101,8 @@ class _Passes(torch.optim.Optimizer):
             evaluations=objective.evaluations,
             gradient_norm=mean(norm for _, norm in batches),
             progress=Progress.ACCEPTED,
+            rounding=mean(at.rounding for at, _ in batches),
+            grade=max(at.grade for at, _ in batches),
         )
 
 

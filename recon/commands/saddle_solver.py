@@ -195,6 +195,8 @@ class SaddleSolver:
             found.error.norm()[None],
             found.status.max()[None],  # larger ones are worse
             found.evaluations.max()[None],
+            found.rounding.norm()[None],
+            found.grade.max()[None],
         )
 
 

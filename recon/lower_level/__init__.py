@@ -11,6 +11,7 @@ from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.first_guess import first_guess
 from recon.lower_level.fista import FISTA
 from recon.lower_level.functionals import Blocks, Functional, Squared, Vanishing
+from recon.lower_level.grade import Grade
 from recon.lower_level.lbfgs import LBFGS
 from recon.lower_level.mirror import cropped, mirrored
 from recon.lower_level.nonnegative import ProjectedLBFGS, projected_gradient
@@ -38,6 +39,7 @@ __all__ = [
     "Energy",
     "FairNorm",
     "Functional",
+    "Grade",
     "HessianMap",
     "HessianVariation",
     "HuberNorm",

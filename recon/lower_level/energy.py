@@ -10,6 +10,7 @@ from torch import Tensor
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.data_fidelity import DataFidelity, SquaredL2
+from recon.lower_level.grade import Grade
 from recon.lower_level.precision import SUMMATION, underflow, unit_roundoff
 from recon.lower_level.preconditioner import Preconditioner, hessian_symbol
 from recon.lower_level.regularizer import HessianMap, Regularizer
@@ -173,6 +174,17 @@ class Energy:
         """What the operator has no part in."""
         lost = (self._data_gain + self._own_gain + 1) * underflow(x)
         return unit_roundoff(x.dtype) * (self._own_gain * size + SUMMATION * grad_norm) + lost
+
+    @property
+    def basis(self) -> Grade:
+        """ESTIMATED where the model of rounding errors has a constant that nobody proved or stated, else PROVED."""
+        operator = self.operator
+        known = operator.norm_bound_certified and not operator.adjoint_mismatch and self.gain_known
+        return Grade.PROVED if known else Grade.ESTIMATED
+
+    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The type that gradients at images of ``dtype`` are computed in: single precision if the operator does so."""
+        return dtype if self.unit(dtype) <= unit_roundoff(dtype) else torch.float32
 
     def unit(self, dtype: torch.dtype) -> float:
         """The unit roundoff of gradients for images of ``dtype``: that of the operator, if this is less precise."""

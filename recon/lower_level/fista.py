@@ -66,7 +66,7 @@ class FISTA:
             status[late & (status == RUNNING)] = Status.ITERATION_LIMIT
             done = status != RUNNING
             if done.any():
-                rest = out.finish(done, status, v, grad, stopping.error(energy, v, grad))
+                rest = out.finish(done, status, v, grad, stopping.certificate(energy, v, grad))
                 if rest.numel() == 0:
                     return out.solution()
                 energy = energy.select(rest)

@@ -70,7 +70,7 @@ class LBFGS:
                 status[status == RUNNING] = Status.ITERATION_LIMIT
             done = status != RUNNING
             if done.any():
-                rest = out.finish(done, status, x, grad, stopping.error(energy, x, grad))
+                rest = out.finish(done, status, x, grad, stopping.certificate(energy, x, grad))
                 if rest.numel() == 0:
                     break
                 energy = energy.select(rest)

@@ -73,7 +73,7 @@ class ProjectedLBFGS(LBFGS):
                 status[status == RUNNING] = Status.ITERATION_LIMIT
             done = status != RUNNING
             if done.any():
-                rest = out.finish(done, status, x, grad, stopping.error(energy, x, p))
+                rest = out.finish(done, status, x, grad, stopping.certificate(energy, x, p))
                 if rest.numel() == 0:
                     break
                 energy = energy.select(rest)

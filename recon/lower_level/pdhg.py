@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
+from recon.lower_level.grade import grade_bounds
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle_point import SaddlePoint, distances
 from recon.lower_level.solution import RUNNING, Status
@@ -30,6 +31,7 @@ class SaddleSolution:
     residual: max(||p||, ||d||), see :class:`SaddlePoint`. status: values of :class:`Status`.
     evaluations: products with K and with K^T, per image: one evaluation is one of each, as a gradient of
     g(x) + f(Kx) is for the smooth solvers.
+    rounding: the part of ``error`` that a model of rounding errors adds; grade: values of :class:`Grade`.
     """
 
     x: Tensor
@@ -40,6 +42,8 @@ class SaddleSolution:
     residual: Tensor
     status: Tensor
     evaluations: Tensor
+    rounding: Tensor
+    grade: Tensor
 
     @property
     def converged(self) -> bool:
@@ -130,9 +134,9 @@ class Iteration:
         """What is kept of an image when it stops: x, y, s, and more if a subclass has more."""
         return self.x, self.y, self.s
 
-    def gap(self) -> Tensor:
-        """The primal-dual gap at the current point."""
-        return self.saddle.gap(self.x, self.y, self.kx, self.kty)
+    def gap(self) -> tuple[Tensor, Tensor]:
+        """The primal-dual gap at the current point, and its rounding error."""
+        return self.saddle.gap_parts(self.x, self.y, self.kx, self.kty)
 
     def select(self, index: Tensor) -> None:
         """Go on with the images ``index`` only."""
@@ -193,10 +197,11 @@ class PDHG:
             primal, dual = per_image_norm(p), per_image_norm(d)
             noise = iteration.rounding()
             error, dual_error = distances(primal + noise[0], dual + noise[1], iteration.primal, iteration.dual)
+            proved = distances(primal, dual, iteration.primal, iteration.dual)[0]
             if iteration.primal > 0:
-                error = error / iteration.saddle.spread
+                error, proved = error / iteration.saddle.spread, proved / iteration.saddle.spread
             if steps % GAP_EVERY == 0 or steps >= self.max_iterations:
-                error, dual_error = _smaller(error, dual_error, iteration)
+                error, dual_error, proved = _smaller(error, dual_error, proved, iteration)
             status = track.status(primal, dual, noise, error if self.certified else None)
             bad = ~torch.isfinite(primal + dual)
             status[bad] = Status.NOT_FINITE
@@ -205,7 +210,11 @@ class PDHG:
                 status[status == RUNNING] = Status.ITERATION_LIMIT
             done = status != RUNNING
             if done.any():
-                values = (error, dual_error, torch.maximum(primal, dual), status, *iteration.carried())
+                rounding = torch.nan_to_num(error - proved, nan=math.inf)
+                dtype = iteration.saddle.working_dtype(iteration.x.dtype)
+                grade = grade_bounds(error, rounding, dtype, iteration.saddle.basis)
+                numbers = (error, dual_error, rounding, torch.maximum(primal, dual))
+                values = (*numbers, status, grade, *iteration.carried())
                 rest = collected.finish(done, values, steps, iteration)
                 if rest.numel() == 0:
                     return collected.solution()
@@ -216,14 +225,16 @@ class PDHG:
                 iteration.balance(primal.to(iteration.x), dual.to(iteration.x))
 
 
-def _smaller(error: Tensor, dual_error: Tensor, iteration: Iteration) -> tuple[Tensor, Tensor]:
-    """The certificates or, where they are smaller, those of the primal-dual gap."""
-    gap, image = iteration.gap(), iteration.saddle.image_convexity
+def _smaller(error: Tensor, dual_error: Tensor, proved: Tensor, iteration: Iteration) -> tuple[Tensor, Tensor, Tensor]:
+    """The certificates or, where they are smaller, those of the primal-dual gap; the last without rounding errors."""
+    (gap, noise), image = iteration.gap(), iteration.saddle.image_convexity
     if image > 0:
-        error = torch.fmin(error, (2 * gap / image).sqrt())
+        by_gap = (2 * (gap + noise) / image).sqrt()
+        proved = torch.where(by_gap < error, (2 * gap / image).sqrt(), proved)
+        error = torch.fmin(error, by_gap)
     if iteration.dual > 0:
-        dual_error = torch.fmin(dual_error, (2 * gap / iteration.dual).sqrt())
-    return error, dual_error
+        dual_error = torch.fmin(dual_error, (2 * (gap + noise) / iteration.dual).sqrt())
+    return error, dual_error, proved
 
 
 class _Track:
@@ -256,7 +267,7 @@ class _Collected:
         batch = len(iteration.x)
         number = torch.full((batch,), math.inf, dtype=torch.float64, device=iteration.x.device)
         count = torch.zeros(batch, dtype=torch.int64, device=iteration.x.device)
-        self.values = [t.clone() for t in (number, number, number, count, *iteration.carried())]
+        self.values = [t.clone() for t in (*4 * (number,), count, count, *iteration.carried())]
         self.evaluations = count.clone()
         self.active = torch.arange(batch, device=iteration.x.device)
 
@@ -271,5 +282,6 @@ class _Collected:
         return rest
 
     def solution(self) -> tuple[SaddleSolution, list[Tensor]]:
-        error, dual_error, residual, status, x, y, s, *more = self.values
-        return SaddleSolution(x, y, s, error, dual_error, residual, status, self.evaluations), more
+        error, dual_error, rounding, residual, status, grade, x, y, s, *more = self.values
+        solution = SaddleSolution(x, y, s, error, dual_error, residual, status, self.evaluations, rounding, grade)
+        return solution, more

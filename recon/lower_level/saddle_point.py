@@ -20,6 +20,7 @@ from recon.lower_level.batch import per_image_norm
 from recon.lower_level.curvature import Curvature
 from recon.lower_level.energy import NotStronglyConvexError
 from recon.lower_level.functionals import Functional, Step
+from recon.lower_level.grade import Grade
 from recon.lower_level.recreatable import Recreatable
 from recon.operators import LinearOperator
 
@@ -36,6 +37,8 @@ class SaddleMap:
     domain_size: int
     range_size: int
     norm_bound: float = math.inf
+    #: whether ``transpose`` is the transpose up to rounding errors
+    exact: bool = True
 
     def __call__(self, x: Tensor) -> Tensor:
         """K x, ``(batch, domain_size) -> (batch, range_size)``, differentiable in the tensors K is made of."""
@@ -81,6 +84,7 @@ class OperatorMap(SaddleMap):
         self.operator, self.domain_shape, self.range_shape = operator, shape, range_shape
         self.domain_size, self.range_size = math.prod(shape), math.prod(range_shape)
         self.norm_bound = operator.norm_bound if operator.norm_bound_certified else math.inf
+        self.exact = operator.adjoint_exact and not operator.adjoint_mismatch
 
     def eps(self, dtype: torch.dtype) -> float:
         operator = self.operator
@@ -107,6 +111,7 @@ class StackedMap(SaddleMap):
         self.parts, self.sizes = list(parts), [p.range_size for p in parts]
         self.domain_size, self.range_size = parts[0].domain_size, sum(self.sizes)
         self.norm_bound = math.hypot(*(p.norm_bound for p in parts))
+        self.exact = all(p.exact for p in parts)
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([k(x) for k in self.parts], 1)
@@ -228,6 +233,15 @@ class SaddlePoint:
             return self.operator.norm_bound
         return 1.1 * power_method(self.operator)
 
+    @property
+    def basis(self) -> Grade:
+        """ESTIMATED where ||K|| is an estimate, or the transpose is off by what was measured; else PROVED."""
+        return Grade.PROVED if math.isfinite(self.operator.norm_bound) and self.operator.exact else Grade.ESTIMATED
+
+    def working_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The type that products with K of ``dtype`` are computed in: single precision if K is."""
+        return dtype if self.operator.eps(dtype) < torch.finfo(torch.float32).eps else torch.float32
+
     def image(self, x: Tensor) -> Tensor:
         """The image that x begins with, ``(batch, *image_shape)``."""
         return x[:, : self.pixels].reshape(-1, *self.image_shape)
@@ -246,7 +260,12 @@ class SaddlePoint:
         return self.g.grad(x) + self.operator.transpose(self.f.grad(kx))
 
     def gap(self, x: Tensor, y: Tensor, kx: Tensor, kty: Tensor) -> Tensor:
-        r"""The primal-dual gap G(x, y) = g(x) + f(Kx) + g*(-K^T y) + f*(y) plus its rounding error; may be infinite.
+        """The primal-dual gap G(x, y) = g(x) + f(Kx) + g*(-K^T y) + f*(y) plus its rounding error; may be infinite."""
+        gap, noise = self.gap_parts(x, y, kx, kty)
+        return gap + noise
+
+    def gap_parts(self, x: Tensor, y: Tensor, kx: Tensor, kty: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The computed gap, which may be infinite, and a model of its rounding error.
 
         Where the formula of a Fenchel gap F(v) does not cancel, what remains are the rounding errors of K x, K^T y, x,
         grad f*(y) and grad g*(-K^T y): F, convex in v with an L-Lipschitz gradient, moves by at most sqrt(2 L F) r +
@@ -265,7 +284,8 @@ class SaddlePoint:
             noise = noise + _moved(f, self.f.smoothness, 4 * eps * moved)
         else:
             noise = noise + 4 * eps * (kx * y).double().abs().sum(1)
-        return torch.where(torch.isfinite(g + f), g + f + noise, math.inf)
+        finite = torch.isfinite(g + f)
+        return torch.where(finite, g + f, math.inf), torch.where(finite, noise, math.inf)
 
     def linearized(self, x: Tensor, s: Tensor, slope: Tensor, dual_slope: Tensor | None = None) -> SaddlePoint:
         r"""The adjoint problem of the losses l_1(x), l_2(y), whose solution (X, Y) is the saddle point of

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+import torch
 from torch import Tensor
+
+from recon.lower_level.grade import Grade
 
 #: not a status yet: the iteration goes on
 RUNNING = -1
+#: what a solver says nothing of
+UNSAID = torch.empty(0)
 
 
 class Status(IntEnum):
@@ -31,6 +36,8 @@ class Solution:
     x: ``(batch, channel, height, width)``; gradient: grad h at this very x.
     error: certified ||x - argmin h|| per image, at this x; infinite where nothing is certified.
     status: ``(batch,)``, values of :class:`Status`. evaluations: gradients evaluated per image, ``(batch,)``.
+    rounding: the part of ``error`` that a model of rounding errors adds; grade: values of :class:`Grade`, what
+    ``error`` rests on. Where a solver does not say: all of it, and ESTIMATED.
     """
 
     x: Tensor
@@ -38,6 +45,14 @@ class Solution:
     error: Tensor
     status: Tensor
     evaluations: Tensor
+    rounding: Tensor = UNSAID
+    grade: Tensor = UNSAID
+
+    def __post_init__(self) -> None:
+        if self.rounding is UNSAID:
+            object.__setattr__(self, "rounding", self.error)
+        if self.grade is UNSAID:
+            object.__setattr__(self, "grade", torch.full_like(self.status, int(Grade.ESTIMATED)))
 
     @property
     def converged(self) -> bool:

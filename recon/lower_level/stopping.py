@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.energy import Energy
+from recon.lower_level.grade import Grade, grade_bounds
 from recon.lower_level.solution import RUNNING, Solution, Status
 
 # Evaluations without progress near the rounding error after which an image is at its floor. FISTA's gradients ripple
@@ -42,11 +44,9 @@ class Stopping:
         self.best = torch.full_like(self.accuracy, math.inf)
         self.stale = torch.zeros_like(self.accuracy)
 
-    def error(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
-        """The certified distance of x to the minimizer, float64, ``(batch,)``."""
-        norm = per_image_norm(grad)
-        error = (norm + energy.rounding(x, norm)) / self.mu
-        return torch.where(torch.isfinite(error) & energy.operator.adjoint_exact, error, torch.inf)
+    def certificate(self, energy: Energy, x: Tensor, grad: Tensor) -> Certificate:
+        """The certified distance of x to the minimizer."""
+        return certificate(energy, x, per_image_norm(grad), self.mu)
 
     def status(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
         """Status of every image still running, ``RUNNING`` where it has to go on."""
@@ -67,6 +67,23 @@ class Stopping:
         self.accuracy, self.best, self.stale = self.accuracy[index], self.best[index], self.stale[index]
 
 
+class Certificate(NamedTuple):
+    """error, its modelled part, and its grade, per image: see :class:`recon.lower_level.Solution`."""
+
+    error: Tensor
+    rounding: Tensor
+    grade: Tensor
+
+
+def certificate(energy: Energy, x: Tensor, norm: Tensor, modulus: float) -> Certificate:
+    """(norm + rounding) / modulus for the norms of what is left of the gradient; infinite without an exact adjoint."""
+    rounding = energy.rounding(x, norm) / modulus
+    error = norm / modulus + rounding
+    known = torch.isfinite(error) & energy.operator.adjoint_exact
+    error, rounding = (torch.where(known, v, torch.inf) for v in (error, rounding))
+    return Certificate(error, rounding, grade_bounds(error, rounding, energy.working_dtype(x.dtype), energy.basis))
+
+
 class Collector:
     """Gathers the images of a batch as they finish, each at its own time."""
 
@@ -74,19 +91,22 @@ class Collector:
         batch, device = x.shape[0], x.device
         self.x, self.gradient = x.detach().clone(), torch.full_like(x, math.nan)
         self.error = torch.full((batch,), math.inf, dtype=torch.float64, device=device)
+        self.rounding = self.error.clone()
+        self.grade = torch.full((batch,), int(Grade.ESTIMATED), dtype=torch.int64, device=device)
         self.status = torch.full((batch,), RUNNING, dtype=torch.int64, device=device)
         self.evaluations = torch.zeros(batch, dtype=torch.int64, device=device)
         self.active = torch.arange(batch, device=device)
 
-    def finish(self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, error: Tensor) -> Tensor:
+    def finish(self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, found: Certificate) -> Tensor:
         """Store the images where ``done`` holds; returns the positions of those that go on."""
         index = self.active[done]
         self.x[index], self.gradient[index] = x[done], gradient[done]
-        self.status[index], self.error[index] = status[done], error[done]
+        self.status[index], self.error[index] = status[done], found.error[done]
+        self.rounding[index], self.grade[index] = found.rounding[done], found.grade[done]
         rest = torch.nonzero(~done).flatten()
         self.active = self.active[rest]
         return rest
 
     def solution(self) -> Solution:
         """The collected batch."""
-        return Solution(self.x, self.gradient, self.error, self.status, self.evaluations)
+        return Solution(self.x, self.gradient, self.error, self.status, self.evaluations, self.rounding, self.grade)

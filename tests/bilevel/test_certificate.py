@@ -159,12 +159,13 @@ def test_middle_term_without_self_concordance_uses_the_lipschitz_constant() -> N
 
 
 def test_better_takes_the_shorter_interval_of_every_image() -> None:
-    a = Interval(torch.tensor([1.0, 2.0]), torch.tensor([0.1, 9.0]), torch.tensor([0.1, 9.0]))
-    b = Interval(torch.tensor([3.0, 4.0]), torch.tensor([0.2, 0.2]), torch.tensor([0.2, 0.2]))
+    a = Interval(*(torch.tensor(v) for v in ([1.0, 2.0], [0.1, 9.0], [0.1, 9.0], [0.05, 0.1])))
+    b = Interval(*(torch.tensor(v) for v in ([3.0, 4.0], [0.2, 0.2], [0.2, 0.2], [0.01, 0.2])))
     best = a.better(b)
     assert best.value.tolist() == [1.0, 4.0]
     assert best.below.tolist() == pytest.approx([0.1, 0.2])
-    unknown = Interval(torch.tensor([math.nan] * 2), torch.tensor([math.nan] * 2), torch.tensor([math.inf] * 2))
+    assert best.rounding.tolist() == pytest.approx([0.05, 0.2])
+    unknown = Interval(*(torch.tensor([v] * 2) for v in (math.nan, math.nan, math.inf, math.nan)))
     assert b.better(unknown).value.tolist() == [3.0, 4.0]
     assert unknown.better(b).value.tolist() == [3.0, 4.0]
 

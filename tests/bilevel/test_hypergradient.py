@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recon.bilevel import Accuracy, BilevelObjective, SquaredError
 from recon.bilevel.hypergradient import error_bound
-from recon.lower_level import FISTA, Energy, KullbackLeibler, Regularizer, WeightedSquaredL2
+from recon.lower_level import FISTA, Energy, Grade, KullbackLeibler, Regularizer, WeightedSquaredL2
 from recon.operators import Blur
 from tests.bilevel.known import KnownQuadratic
 from tests.lower_level.problems import (
@@ -160,9 +160,9 @@ def test_every_part_of_the_bound_is_needed() -> None:
         w = torch.linalg.solve(a, (x - target).flatten()).view_as(y) + adjoint * u[:, 0].view_as(y)
         residual = (energy.hessian(x)(w) - (x - target)).flatten().norm().view(1)
         error = energy.grad(x).flatten().norm().view(1) / energy.strong_convexity
-        omega, _, certified = error_bound(energy, 1.0, x, w, error, residual)
+        omega, _, _, grade = error_bound(energy, 1.0, x, w, error, residual)
         true_error = (-torch.cat([g.flatten() for g in energy.parameter_vjp(x, w)]) - truth).norm()
-        assert certified
+        assert grade is Grade.PROVED
         assert float(true_error) <= float(omega)
         parts = torch.linalg.matrix_norm(regularizer.p, 2) * (error + residual) / energy.strong_convexity
         torch.testing.assert_close(omega, parts, rtol=1e-9, atol=1e-12)
