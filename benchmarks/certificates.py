@@ -13,14 +13,13 @@ claim counts as refuted only if the truth exceeds it by more than that. The exit
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import statistics
 import sys
 import time
 import traceback
 import warnings
 import zlib
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,35 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.certified.energies import Check
+from benchmarks.certified.checks import Check
 from benchmarks.certified.kinds import BATCH, KINDS, SHARES
 from benchmarks.certified.problems import DTYPES
-from benchmarks.common import machine, print_table, write_csv
-from recon.files import write_files
-
-Row = dict[str, Any]
-
-
-@dataclass
-class Tally:
-    """What became of the checks of one kind in one precision."""
-
-    problems: int = 0
-    checks: int = 0
-    refuted: int = 0
-    failed: int = 0
-    unknown: int = 0
-    margin: float = math.inf
-    seconds: float = 0.0
-    by_what: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, check: Check) -> None:
-        """Count one check."""
-        self.checks += 1
-        self.refuted += check.refuted
-        self.unknown += check.margin == math.inf
-        if check.counts:
-            self.margin = min(self.margin, check.margin)
+from benchmarks.common import print_table, write_csv
 
 
 @dataclass(frozen=True)
@@ -73,17 +47,18 @@ class Group:
         """kind/dtype/number."""
         return f"{self.kind}/{self.dtype}/{self.number}"
 
+    @property
+    def size(self) -> int:
+        """How many problems it has."""
+        return BATCH.get(self.kind, 6)
+
     @classmethod
     def parse(cls, name: str) -> Group:
         """The reverse of :attr:`name`."""
-        try:
-            kind, dtype, number = name.split("/")
-            group = cls(kind, dtype, int(number))
-        except ValueError:
-            group = cls("", "", 0)
-        if group.kind not in KINDS or group.dtype not in DTYPES:
+        kind, dtype, number = (*name.split("/"), "", "")[:3]
+        if kind not in KINDS or dtype not in DTYPES or not number.isdecimal():
             raise SystemExit(f"--again takes KIND/DTYPE/NUMBER as the lists of refuted claims have it, got {name!r}")
-        return group
+        return cls(kind, dtype, int(number))
 
     def checks(self, seed: int) -> Iterable[Check]:
         """Make the problems and check every claim."""
@@ -92,70 +67,94 @@ class Group:
         return KINDS[self.kind](rng, DTYPES[self.dtype])
 
 
-def plan(problems: int, kinds: Sequence[str], dtypes: Sequence[str]) -> list[Group]:
-    """So many groups of every kind and precision that there are about ``problems`` problems in all."""
-    total = sum(SHARES.get(k, 1.0) for k in kinds) * len(dtypes)
+def plan(problems: int, kinds: Iterable[str] = tuple(KINDS), dtypes: Iterable[str] = tuple(DTYPES)) -> list[Group]:
+    """So many groups of every kind and precision that there are about ``problems`` problems in all.
+
+    Rare kinds, which take long, are left out of short campaigns; others have at least one group.
+    """
+    kinds, dtypes = list(kinds), list(dtypes)
+    total = sum(SHARES.get(kind, 1.0) for kind in kinds) * len(dtypes)
     groups = []
     for kind in kinds:
-        count = round(problems * SHARES.get(kind, 1.0) / total / BATCH.get(kind, BATCH["default"]))
-        # rare ones, which take long, are left out of short campaigns
-        count = max(count, 1) if SHARES.get(kind, 1.0) >= 0.1 else count
-        groups += [Group(kind, dtype, number) for dtype in dtypes for number in range(count)]
+        share = SHARES.get(kind, 1.0)
+        count = round(problems * share / total / BATCH.get(kind, 6))
+        groups += [Group(kind, d, i) for d in dtypes for i in range(count if share < 1 else max(count, 1))]
     return groups
+
+
+@dataclass
+class Tally:
+    """What became of the checks of one kind in one precision.
+
+    unknown: checks whose reference cannot say; least, typical: the smallest and the median claimed / true of distances,
+    residuals, intervals and omega; proved: claims of that grade.
+    """
+
+    problems: int = 0
+    checks: int = 0
+    refuted: int = 0
+    failed: int = 0
+    unknown: int = 0
+    proved: int = 0
+    seconds: float = 0.0
+    ratios: list[float] = field(default_factory=list)
+
+    def add(self, check: Check) -> None:
+        """Count one check."""
+        self.checks += 1
+        self.refuted += check.refuted
+        self.unknown += check.margin == math.inf
+        self.proved += check.grade == "proved"
+        if check.counts and check.margin < math.inf and check.what not in ("converged", "rounding"):
+            self.ratios.append(1 + check.margin)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def row(self, kind: str, dtype: str) -> dict[str, Any]:
+        """A line of the table."""
+        numbers = {name: value for name, value in vars(self).items() if name not in ("ratios", "seconds")}
+        least = min(self.ratios, default=math.inf)
+        typical = statistics.median(self.ratios) if self.ratios else math.inf
+        seconds = round(self.seconds, 1)
+        return {"kind": kind, "dtype": dtype} | numbers | {"least": least, "typical": typical, "seconds": seconds}
 
 
 def campaign(
     groups: Sequence[Group], seed: int, verbose: bool = False
-) -> tuple[dict[str, Tally], list[dict[str, Any]]]:
-    """All checks of the groups: tallies by ``kind/dtype``, and the refuted claims and failures, one dictionary each."""
-    tallies: dict[str, Tally] = defaultdict(Tally)
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All checks of the groups: the rows of the table, and the refuted claims and failures, one dictionary each."""
+    tallies: dict[tuple[str, str], Tally] = {}
     refuted: list[dict[str, Any]] = []
     for group in groups:
-        tally = tallies[f"{group.kind}/{group.dtype}"]
-        begin = time.perf_counter()
+        tally = tallies.setdefault((group.kind, group.dtype), Tally())
+        begin, before = time.perf_counter(), tally.checks
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 for check in group.checks(seed):
                     tally.add(check)
                     if verbose or check.refuted:
-                        row = {"group": group.name, **asdict(check), "margin": check.margin}
-                        print(("REFUTED  " if check.refuted else "") + _line(row), flush=True)
-                        refuted += [row] if check.refuted else []
-        except Exception as error:
+                        print(("REFUTED  " if check.refuted else "") + _line(group, check), flush=True)
+                    if check.refuted:
+                        refuted.append({"group": group.name, **asdict(check)})
+        except Exception as error:  # a problem that cannot be solved is a finding, too
             tally.failed += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
-            note = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"[:300]
-            row = {"group": group.name, **asdict(Check("failed", 0.0, 0.0, 0.0, note)), "margin": -1.0}
-            print("FAILED  " + _line(row), flush=True)
-            refuted.append(row)
-        tally.problems += BATCH.get(group.kind, BATCH["default"])
+            note = f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+            check = Check("failed", 0.0, 0.0, 0.0, note)
+            print("FAILED  " + _line(group, check), flush=True)
+            refuted.append({"group": group.name, **asdict(check)})
+        if tally.checks > before:  # the others were refused: not strongly convex
+            tally.problems += group.size
         tally.seconds += time.perf_counter() - begin
-    return dict(tallies), refuted
+    rows = [tally.row(*name) for name, tally in tallies.items()]
+    return [*rows, sum(tallies.values(), Tally()).row("all", "")], refuted
 
 
-def _line(row: dict[str, Any]) -> str:
-    numbers = "  ".join(f"{name} {row[name]:.6g}" for name in ("claimed", "true", "own", "margin"))
-    return f"{row['group']}  {row['what']}  {numbers}  {row['note']}"
-
-
-def table(tallies: dict[str, Tally]) -> list[dict[str, Any]]:
-    """A row for every kind and precision, and one for all."""
-    rows = []
-    for name, t in tallies.items():
-        kind, dtype = name.split("/")
-        rows.append(_row(kind, dtype, t))
-    whole = Tally()
-    for t in tallies.values():
-        whole.margin = min(whole.margin, t.margin)
-        for key in ("problems", "checks", "refuted", "failed", "unknown", "seconds"):
-            setattr(whole, key, getattr(whole, key) + getattr(t, key))
-    return [*rows, _row("all", "", whole)]
-
-
-def _row(kind: str, dtype: str, t: Tally) -> dict[str, Any]:
-    row = {"kind": kind, "dtype": dtype, "problems": t.problems, "checks": t.checks, "refuted": t.refuted}
-    return row | {"failed": t.failed, "unknown": t.unknown, "margin": float(t.margin), "seconds": round(t.seconds, 1)}
+def _line(group: Group, check: Check) -> str:
+    numbers = f"claimed {check.claimed:.6g}  true {check.true:.6g}  own {check.own:.3g}  margin {check.margin:.3g}"
+    return f"{group.name}  {check.what}  {numbers}  {check.grade}  {check.note}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,30 +177,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         groups = [Group.parse(args.again)]
     else:
         groups = plan(args.problems, args.kinds.split(","), args.dtype.split(","))
-    tallies, refuted = campaign(groups, args.seed, verbose=bool(args.again))
-    rows = table(tallies)
+    rows, refuted = campaign(groups, args.seed, verbose=bool(args.again))
     print_table(f"Certificates against references in extended precision, seed {args.seed}", rows)
     if not args.again:
         write_csv(args.output / "certificates.csv", rows)
         if refuted:
             write_csv(args.output / "certificates_refuted.csv", refuted)
-        summary = {"seed": args.seed, "machine": machine(), "rows": rows, "refuted": refuted}
-        text = json.dumps(_finite(summary), indent=1, allow_nan=False)
-        write_files({args.output / "certificates_summary.json": text.encode()})
     return 1 if refuted else 0
-
-
-def _finite(value: Any) -> Any:
-    """What JSON can hold: numbers that are not finite become their names."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    if isinstance(value, np.bool_ | bool):
-        return bool(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 if __name__ == "__main__":

@@ -144,6 +144,12 @@ def leaky(slope: float, width: float, smooth: bool) -> tuple[Callable[[Array], A
     )
 
 
+def network_kernels(theta: Parameters, layers: int, zero_mean: bool) -> list[Array]:
+    """V, of zero mean or not, and the positive kernels of the layers behind it."""
+    first = theta["weight"] - theta["weight"].mean((2, 3), keepdims=True) if zero_mean else theta["weight"]
+    return [first, *(np.exp(theta[f"log_inner.{i}"]) for i in range(layers))]
+
+
 def network(
     theta: Parameters,
     image: tuple[int, int, int],
@@ -154,19 +160,15 @@ def network(
     zero_mean: bool,
 ) -> Term:
     """The input convex network: V, then layers of positive kernels, then a positive sum."""
-    first = theta["weight"] - theta["weight"].mean((2, 3), keepdims=True) if zero_mean else theta["weight"]
-    kernels = [first, *(np.exp(theta[f"log_inner.{i}"]) for i in range(layers))]
     shape, channels = image[1:], image[0]
     matrices, biases = [], []
-    for i, k in enumerate(kernels):
-        matrix = correlation_layer(k, shape)
+    for i, k in enumerate(network_kernels(theta, layers, zero_mean)):
+        matrices.append(each_channel(correlation_layer(k, shape), channels))
         shape = (shape[0] - k.shape[2] + 1, shape[1] - k.shape[3] + 1)
-        matrices.append(each_channel(matrix, channels))
         biases.append(np.tile(np.repeat(theta[f"biases.{i}"], shape[0] * shape[1]), channels))
     hidden, outer = leaky(slope, width, smooth), leaky(0.0, width, smooth)
-    a = np.exp(theta["log_scale"] + theta["log_weights"])
-    weights = np.tile(np.repeat(a, shape[0] * shape[1]), channels)
-    return Layered(matrices, biases, [hidden] * layers + [outer], weights)
+    weights = np.repeat(np.exp(theta["log_scale"] + theta["log_weights"]), shape[0] * shape[1])
+    return Layered(matrices, biases, [hidden] * layers + [outer], np.tile(weights, channels))
 
 
 def as_parameters(module: Any) -> dict[str, Array]:

@@ -2,102 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.certified import problems
-from benchmarks.certified.energies import Check, check_energy, random_problem, solver_for
-from benchmarks.certified.learning import check_learning
-from benchmarks.certified.problems import OPERATORS, REGULARIZERS, Rng
-from benchmarks.certified.saddles import check_saddle, check_saddle_learning, learned_tv, relaxed_network
+from benchmarks.certified.checks import Check
+from benchmarks.certified.energies import check_energy, random_solver
+from benchmarks.certified.large import check_large
+from benchmarks.certified.learning import Learned, check_learning, check_resumed, make_learned
+from benchmarks.certified.networks import relaxed_network
+from benchmarks.certified.operators import OPERATORS, Rng
+from benchmarks.certified.problems import REGULARIZERS, Problem, random_problem
+from benchmarks.certified.saddles import check_saddle, learned_saddle, learned_tv
 
 Kind = Callable[[Rng, torch.dtype], Iterable[Check]]
 
 
-def _regularizer(rng: Rng, among: tuple[str, ...] = tuple(REGULARIZERS)) -> Any:
-    return REGULARIZERS[str(rng.choice(list(among)))]
+def _draw(
+    rng: Rng,
+    dtype: torch.dtype,
+    operators: Sequence[str],
+    regularizers: Sequence[str] = tuple(REGULARIZERS),
+    batch: int = 6,
+    **options: Any,
+) -> Problem:
+    operator, regularizer = str(rng.choice(list(operators))), str(rng.choice(list(regularizers)))
+    return random_problem(rng, OPERATORS[operator](rng), REGULARIZERS[regularizer], dtype, batch, **options)
 
 
 def operator_kind(name: str, rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     """Energies with one kind of operator, and every fidelity but Kullback-Leibler, regularizer and solver."""
-    problem = random_problem(rng, OPERATORS[name](rng), _regularizer(rng), dtype, BATCH["default"])
-    yield from check_energy(rng, problem, solver_for(rng, name))
+    return check_energy(rng, _draw(rng, dtype, [name]), random_solver(rng))
 
 
 def kullback(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     """Kullback-Leibler, often with counts near the background."""
-    name = str(rng.choice(["identity", "blur", "mask", "own_matrix", "ray_matrix", "ray_odl"]))
-    problem = random_problem(rng, OPERATORS[name](rng), _regularizer(rng), dtype, BATCH["default"], kl=True)
-    yield from check_energy(rng, problem, solver_for(rng, "kullback"))
+    operators = ("identity", "blur", "mask", "own_matrix", "ray_matrix", "ray_odl")
+    return check_energy(rng, _draw(rng, dtype, operators, kl=True), random_solver(rng))
 
 
 def network(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     """Input convex networks, and images near zero, where their gradients cancel."""
-    name = str(rng.choice(["identity", "blur", "mask", "own_matrix", "mri"]))
     scale = 1.0 if rng.integers(2) else float(10 ** rng.uniform(-4, 2))
-    problem = random_problem(rng, OPERATORS[name](rng), problems.network, dtype, BATCH["default"], scale)
+    problem = _draw(rng, dtype, ("identity", "blur", "mask", "own_matrix", "mri"), ["network"], scale=scale)
     if rng.integers(2):
-        faint = 10.0 ** rng.uniform(-8, -1)
-        problem = problems.replaced(problem, problem.y * faint)
-    yield from check_energy(rng, problem, solver_for(rng, "network"))
+        problem = replace(problem, y=problem.y * 10.0 ** rng.uniform(-8, -1))
+    return check_energy(rng, problem, random_solver(rng))
 
 
 def primal_dual(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     """The solver of networks by their primal-dual form."""
-    name = str(rng.choice(["identity", "blur", "mask", "mri"]))
-    make = partial(problems.network, huber=True)
-    problem = random_problem(rng, OPERATORS[name](rng), make, dtype, BATCH["default"])
-    problem = problems.squares_only(problem)
-    yield from check_energy(rng, problem, solver_for(rng, "primal_dual"), adjoint=False)
+    measured = OPERATORS[str(rng.choice(["identity", "blur", "mask", "mri"]))](rng)
+    problem = random_problem(rng, measured, partial(problems.network, huber=True), dtype, 6)
+    problem = replace(problem, fitted=problems.plain_square(float(problem.fitted.bounds[1])))
+    return check_energy(rng, problem, random_solver(rng, "primal_dual"), adjoint=False)
 
 
 def nonnegative(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
-    """Minimizers over x >= 0 with some pixels at zero."""
-    name = str(rng.choice(["identity", "blur", "mask", "own_matrix", "differences", "ray_matrix", "ray_odl"]))
-    kl = name not in ("differences",) and rng.random() < 0.3
-    problem = random_problem(rng, OPERATORS[name](rng), _regularizer(rng), dtype, BATCH["default"], kl=kl)
-    yield from check_energy(rng, problem, solver_for(rng, "nonnegative"), nonnegative=True)
+    """Minimizers over x >= 0, often with pixels at zero."""
+    kl = rng.random() < 0.3
+    operators = ("identity", "blur", "mask", "own_matrix", "ray_matrix", "ray_odl") + (() if kl else ("differences",))
+    problem = _draw(rng, dtype, operators, kl=kl)
+    return check_energy(rng, problem, random_solver(rng, "nonnegative"), nonnegative=True)
 
 
 def scale(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     """Images from 1e-24 to 1e6; the regularizer is in the units of the image, or not."""
-    name = str(rng.choice(["identity", "blur", "mask", "own_matrix", "mri", "odl_double"]))
-    size = float(10.0 ** rng.uniform(-24, 6))
-    make = _regularizer(rng)
-    measured = OPERATORS[name](rng)
-    problem = random_problem(rng, measured, make, dtype, BATCH["default"], size)
+    measured = OPERATORS[str(rng.choice(["identity", "blur", "mask", "own_matrix", "mri", "odl_double"]))](rng)
+    make = REGULARIZERS[str(rng.choice(list(REGULARIZERS)))]
+    problem = random_problem(rng, measured, make, dtype, 6, float(10.0 ** rng.uniform(-24, 6)))
     if rng.integers(2):
         regular = make(rng, measured.image, dtype)
         if regular.concavity <= problem.regular.concavity:
-            problem = problems.regularized(problem, regular)
-    yield from check_energy(rng, problem, solver_for(rng, name))
+            problem = replace(problem, regular=regular)
+    return check_energy(rng, problem, random_solver(rng))
 
 
 def parameters(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     """Parameters of another precision than the data."""
     other = torch.float32 if dtype == torch.float64 else torch.float64
-    measured = OPERATORS[str(rng.choice(["identity", "blur", "mask", "mri"]))](rng)
-    problem = random_problem(rng, measured, problems.total_variation, dtype, BATCH["default"])
-    image = measured.image
-    problem = problems.regularized(problem, problems.total_variation(rng, image, other))
-    yield from check_energy(rng, problem, solver_for(rng, "parameters"))
+    problem = _draw(rng, dtype, ("identity", "blur", "mask", "mri"), ["tv"])
+    problem = replace(problem, regular=problems.total_variation(rng, problem.measured.image, other))
+    return check_energy(rng, problem, random_solver(rng))
+
+
+def _learning(rng: Rng, dtype: torch.dtype) -> Problem:
+    operators = ("identity", "blur", "mask", "own_matrix", "mri", "ray_matrix", "ray_odl", "odl_single")
+    regularizers = ("tv", "tv", "experts", "experts", "weak experts", "splines", "weak splines", "network")
+    return _draw(rng, dtype, operators, regularizers, 4)
 
 
 def learning(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     """Objectives of learning: intervals of the loss, and hypergradients."""
-    name = str(rng.choice(["identity", "blur", "mask", "own_matrix", "mri", "ray_matrix", "ray_odl", "odl_single"]))
-    kl = name != "mri" and rng.random() < 0.15
-    make = _regularizer(rng, ("tv", "tv", "experts", "experts", "weak experts", "splines", "weak splines", "network"))
-    problem = random_problem(rng, OPERATORS[name](rng), make, dtype, BATCH["learning"], kl=kl)
-    yield from check_learning(rng, problem)
+    problem = _learning(rng, dtype)
+    if rng.random() < 0.15:
+        problem = _draw(rng, dtype, ("identity", "blur", "mask", "own_matrix"), batch=4, kl=True)
+    return check_learning(rng, make_learned(rng, problem))
 
 
-def saddle(make: Any, check: Any, rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
-    """Saddle points, or learning with them."""
-    yield from check(rng, make(rng, dtype, BATCH["saddle_tv"]))
+def resumed(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
+    """Runs of MAID that were saved, loaded and went on."""
+    problem = _learning(rng, dtype)
+    return check_resumed(rng, lambda numbers: make_learned(numbers, problem))
+
+
+def saddle(make: Any, rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
+    """Saddle points by PDHG."""
+    return check_saddle(rng, make(rng, dtype, 4))
+
+
+def saddle_learning(make: Any, rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
+    """Objectives of learning with saddle points, and runs that were saved, loaded and went on."""
+    problem = make(rng, dtype, 4)
+
+    def learned(numbers: Rng) -> Learned:
+        return learned_saddle(numbers, problem)
+
+    return check_resumed(rng, learned) if rng.random() < 0.2 else check_learning(rng, learned(rng))
 
 
 KINDS: dict[str, Kind] = {name: partial(operator_kind, name) for name in OPERATORS}
@@ -108,14 +133,15 @@ KINDS |= {
     "nonnegative": nonnegative,
     "scale": scale,
     "parameters": parameters,
+    "large": check_large,
     "learning": learning,
-    "saddle_tv": partial(saddle, learned_tv, check_saddle),
-    "saddle_network": partial(saddle, relaxed_network, check_saddle),
-    "saddle_tv_learning": partial(saddle, learned_tv, check_saddle_learning),
-    "saddle_network_learning": partial(saddle, relaxed_network, check_saddle_learning),
+    "resumed": resumed,
+    "saddle_tv": partial(saddle, learned_tv),
+    "saddle_network": partial(saddle, relaxed_network),
+    "saddle_tv_learning": partial(saddle_learning, learned_tv),
+    "saddle_network_learning": partial(saddle_learning, relaxed_network),
 }
-#: problems of a group
-_SADDLES = ("saddle_tv", "saddle_network", "saddle_tv_learning", "saddle_network_learning")
-BATCH = {"default": 6, "learning": 4} | dict.fromkeys(_SADDLES, 4)
+#: images of a group, which are solved together
+BATCH = {"large": 1} | {k: 4 for k in KINDS if "learning" in k or "saddle" in k or k == "resumed"}
 #: how often a kind is drawn, relative to the others
-SHARES: dict[str, float] = {}
+SHARES = {"large": 0.02}

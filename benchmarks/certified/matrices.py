@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.certified.terms import LD, Array
 
+
 def each_channel(matrix: Array, channels: int) -> Array:
     """The same matrix for every channel."""
     return np.kron(np.eye(channels, dtype=LD), matrix)
@@ -109,5 +110,3 @@ def _same_shifts(size: tuple[int, int], shape: tuple[int, int]) -> Array:
                     if 0 <= p < height and 0 <= q < width:
                         matrix[a, b, i, j, p, q] = 1
     return matrix.reshape(size[0] * size[1], -1)
-
-

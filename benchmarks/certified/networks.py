@@ -1,10 +1,31 @@
+"""Relaxed input convex networks: saddle-point problems in the image and all activations, in their primal form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.certified import formulas
+from benchmarks.certified.matrices import correlation_layer
+from benchmarks.certified.operators import Measured, Rng, Shape, small
+from benchmarks.certified.problems import randomize
+from benchmarks.certified.saddles import SaddleProblem, random_data
+from benchmarks.certified.terms import LD, Array, Energy, Layered, Term, extended, quadratic
+from models.icnn import ICNN
+from models.icnn_saddle import ICNNSaddle
+from recon.operators import Identity, LinearOperator, Mask
+
+
 class EpigraphDistance(Term):
     """dist((L x + b)_j, epi sigma)^2 / (2 eps), summed over pairs (u_j, z_j): L is ``(2, pairs, n)``, b for u."""
 
     def __init__(self, matrix: Array, bias: Array, slope: float, width: float, eps: float) -> None:
         self.matrix, self.bias, self.s, self.w, self.eps = matrix, bias, LD(slope), LD(width), LD(eps)
         self.sigma = formulas.leaky(slope, width, False)
-        self.double = matrix.astype(np.float64)
 
     def _nearest(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """u - t, z - sigma(t), the slope at t and the curvature there; zero distances inside."""
@@ -49,20 +70,15 @@ class EpigraphDistance(Term):
 
     def dense(self, x: Array) -> Array:
         uu, uz, zz = (t.astype(np.float64) for t in self._parts(x))
-        a, b = self.double
+        a, b = self.matrix.astype(np.float64)
         mixed = np.einsum("bm,mi,mj->bij", uz, a, b, optimize=True)
         pure = [np.einsum("bm,mi,mj->bij", w, m, m, optimize=True) for w, m in ((uu, a), (zz, b))]
-        return sum(pure) + mixed + mixed.transpose(0, 2, 1)
-
-    def size(self, x: Array) -> Array:
-        top = float(np.linalg.norm(self.double))
-        inner = norm(x @ self.matrix[0].T) + norm(x @ self.matrix[1].T) + norm(self.bias + 0 * (x @ self.matrix[0].T))
-        return top * inner / self.eps
+        return pure[0] + pure[1] + mixed + mixed.transpose(0, 2, 1)
 
 
 def relaxed_network(rng: Rng, dtype: torch.dtype, batch: int) -> SaddleProblem:
     """Networks of one or two hidden layers whose constraints are relaxed."""
-    image: Shape = (1, int(rng.integers(4, 6)), int(rng.integers(4, 6)))
+    image = small(rng, 4, 5)
     name = str(rng.choice(["identity", "mask"]))
     kept = rng.random(image) < 0.7
     matrix = np.diag(kept.reshape(-1).astype(LD)) if name == "mask" else np.eye(math.prod(image), dtype=LD)
@@ -81,14 +97,12 @@ def relaxed_network(rng: Rng, dtype: torch.dtype, batch: int) -> SaddleProblem:
         zero_mean=bool(rng.integers(2)),
         seed=int(rng.integers(1000)),
     ).to(dtype)
-    with torch.no_grad():
-        for p in net.parameters():
-            p += 0.2 * torch.from_numpy(np.asarray(rng.normal(size=tuple(p.shape)))).to(p)
+    randomize(rng, net, 0.2)
     eps, bent = float(10.0 ** rng.uniform(-1.5, 0)), float(10.0 ** rng.uniform(-1.5, 0))
     c, mu = float(rng.choice([1.0, 3.0])), float(rng.choice([0.0, 0.1]))
     mu = mu if name == "identity" else 0.3
     model = ICNNSaddle(net, image, operator, mu, c, eps, bent)
-    truth, y = _data(rng, measured, batch, dtype)
+    truth, y = random_data(rng, measured, batch, dtype)
     build = _network_builder(net, measured, y, (mu, c, eps, bent))
     return SaddleProblem(model, y, truth, build, _unknowns(net, image), f"relaxed network {name} eps={eps:.3g}")
 
@@ -105,49 +119,39 @@ def _network_builder(
     net: ICNN, measured: Measured, y: Tensor, weights: tuple[float, float, float, float]
 ) -> Callable[[formulas.Parameters], tuple[Energy, Callable[[Array], Array]]]:
     mu, c, eps, bent = weights
-    plain = isinstance(measured.operator, Identity)
     image, layers, unknowns = measured.image, net.layers, _unknowns(net, measured.image)
-    slope, width, centred = net.hidden.slope, net.hidden.width, net.zero_mean
+    slope, width = net.hidden.slope, net.hidden.width
     data, n = extended(y).reshape(len(y), -1), math.prod(image)
     first = np.eye(n, unknowns, dtype=LD)
-    rest = np.eye(unknowns - n, unknowns, n, dtype=LD)
-    a, zero = measured.matrix @ first, LD(0) * data[:, :1]
+    a, rest = measured.matrix @ first, np.eye(unknowns - n, unknowns, n, dtype=LD)
+    _, rise, _ = outer = formulas.leaky(0.0, width, False)
 
     def build(theta: formulas.Parameters) -> tuple[Energy, Callable[[Array], Array]]:
-        weight = theta["network.weight"]
-        kernels = [weight - weight.mean((2, 3), keepdims=True) if centred else weight]
-        kernels += [np.exp(theta[f"network.log_inner.{i}"]) for i in range(layers)]
+        theta = {name.removeprefix("network."): v for name, v in theta.items()}
         shape, before, start = image[1:], first, n
-        terms: list[Any] = []
-        for i, k in enumerate(kernels):
-            layer = formulas.correlation_layer(k, shape) @ before
+        constraints: list[EpigraphDistance] = []
+        for i, k in enumerate(formulas.network_kernels(theta, layers, net.zero_mean)):
+            layer = correlation_layer(k, shape) @ before
             shape = shape[0] - k.shape[2] + 1, shape[1] - k.shape[3] + 1
-            bias = np.repeat(theta[f"network.biases.{i}"], shape[0] * shape[1])
+            bias = np.repeat(theta[f"biases.{i}"], math.prod(shape))
             if i < layers:
                 before = np.eye(len(layer), unknowns, start, dtype=LD)
                 start += len(layer)
-                terms.append(EpigraphDistance(np.stack([layer, before]), bias, slope, width, eps))
-                continue
-            strength = np.exp(theta["network.log_scale"] + theta["network.log_weights"])
-            strength = np.repeat(strength, shape[0] * shape[1])
-            _, rise, curve = formulas.leaky(0.0, width, False)
-
-            def last(u: Array, bias: Array = bias, strength: Array = strength, rise: Any = rise) -> Array:
-                return strength * rise(u + bias)
-
-            def bend(u: Array, bias: Array = bias, strength: Array = strength, curve: Any = curve) -> Array:
-                return strength * curve(u + bias)
-
-            terms.append(Composed(layer, last, bend, bias))
-        outer = terms[-1]
-        energy = Energy(*terms, quadratic(a, data, LD(c)), quadratic(first, zero, LD(mu)), quadratic(rest, zero, bent))
+                constraints.append(EpigraphDistance(np.stack([layer, before]), bias, slope, width, eps))
+        strength = np.repeat(np.exp(theta["log_scale"] + theta["log_weights"]), math.prod(shape))
+        energy = Energy(
+            *constraints,
+            Layered([layer], [bias], [outer], strength),
+            quadratic(a, data, LD(c)),
+            quadratic(first, LD(0), LD(mu)),
+            quadratic(rest, LD(0), bent),
+        )
 
         def dual(x: Array) -> Array:
-            parts = [t.dual(x) for t in terms[:-1]] + [outer.slope(x @ outer.matrix.T)]
-            return np.concatenate(parts if plain else [*parts, LD(c) * (x @ a.T - data)], 1)
+            parts = [t.dual(x) for t in constraints] + [strength * rise(x @ layer.T + bias)]
+            fit = [] if isinstance(measured.operator, Identity) else [LD(c) * (x @ a.T - data)]
+            return np.concatenate([*parts, *fit], 1)
 
         return energy, dual
 
     return build
-
-

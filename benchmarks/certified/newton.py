@@ -23,6 +23,18 @@ class Minimum:
     accuracy: Array
     hessian: Array
 
+    def better(self, other: Minimum) -> Minimum:
+        """Image by image the more accurate one of two."""
+        mine = self.accuracy <= other.accuracy
+        pick = [
+            np.where(mine.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+            for a, b in zip(self._parts(), other._parts(), strict=True)
+        ]
+        return Minimum(*pick)
+
+    def _parts(self) -> tuple[Array, ...]:
+        return self.x, self.accuracy, self.hessian
+
 
 def minimize(energy: Energy, x0: Array, nonnegative: bool = False, steps: int = 200) -> Minimum:
     """The minimizers by Newton's method, over x >= 0 on the free pixels, from ``x0``.
@@ -36,6 +48,14 @@ def minimize(energy: Energy, x0: Array, nonnegative: bool = False, steps: int = 
     with np.errstate(all="ignore"):
         accuracy = np.where(lowest > 0, 2 * (size + energy.noise(x, hessian)) / lowest, np.inf)
     return Minimum(x, np.where(np.isfinite(accuracy), accuracy, np.inf), hessian)
+
+
+def minimize_near(energy: Energy, x: Array, nonnegative: bool = False) -> Minimum:
+    """The same from x and, where that is not accurate, from zero."""
+    at = minimize(energy, np.where(np.isfinite(x), x, 0), nonnegative)
+    if bool((at.accuracy <= 1e-6 * norm(at.x)).all()):
+        return at
+    return at.better(minimize(energy, 0 * at.x, nonnegative))
 
 
 def _damped(energy: Energy, x: Array, steps: int) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,7 @@ def rays(backend: str, rng: Rng) -> Measured:
 
 @lru_cache(maxsize=64)
 def _odl(dtype: str, which: int) -> Measured:
-    import odl
-
+    odl: Any = import_module("odl")
     rng = np.random.default_rng([which, dtype == "float32"])
     image = small(rng, 4, 7)
     n, shape = math.prod(image), image[1:]
@@ -160,9 +160,9 @@ def _odl(dtype: str, which: int) -> Measured:
 
 def _odl_matrix(matrix: Array, domain: Any, range_: Any) -> Any:
     """A matrix that ODL multiplies with in the type of its spaces (cells of volume one)."""
-    import odl
+    odl: Any = import_module("odl")
 
-    class Dense(odl.Operator):  # type: ignore[misc, name-defined]
+    class Dense(odl.Operator):
         def __init__(self, matrix: Array, domain: Any, range_: Any) -> None:
             super().__init__(domain=domain, range=range_, linear=True)
             self.matrix = matrix

@@ -33,16 +33,12 @@ class Regular:
     concavity: float = 0.0
     name: str = ""
 
-    @property
-    def term(self) -> Term:
-        """The formula at the current parameters."""
-        return self.build(formulas.as_parameters(self.regularizer))
 
-
-def _randomize(rng: Rng, module: Regularizer, spread: float) -> None:
+def randomize(rng: Rng, module: torch.nn.Module, spread: float) -> None:
+    """Add normal numbers to all parameters."""
     with torch.no_grad():
         for p in module.parameters():
-            p += spread * torch.from_numpy(np.asarray(rng.normal(size=tuple(p.shape)))).to(p)
+            p.add_(spread * torch.from_numpy(np.asarray(rng.normal(size=tuple(p.shape)))).to(p))
 
 
 def total_variation(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0) -> Regular:
@@ -70,7 +66,7 @@ def experts(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, rho:
         unit_norm=unit,
         seed=int(rng.integers(1000)),
     ).to(dtype)
-    _randomize(rng, foe, 0.2)
+    randomize(rng, foe, 0.2)
 
     def build(theta: formulas.Parameters) -> Term:
         return formulas.experts(theta, image, potential, unit, smallest, rho)
@@ -98,7 +94,7 @@ def splines(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, rho:
         scale=unit_of,
         **options,
     ).to(dtype)
-    _randomize(rng, module, 0.3)
+    randomize(rng, module, 0.3)
 
     def build(theta: formulas.Parameters) -> Term:
         return formulas.splines(theta, image, unit, spacing, unit_of, rho)
@@ -127,7 +123,7 @@ def network(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, hube
         zero_mean=mean,
         seed=int(rng.integers(1000)),
     ).to(dtype)
-    _randomize(rng, module, 0.2)
+    randomize(rng, module, 0.2)
 
     def build(theta: formulas.Parameters) -> Term:
         return formulas.network(theta, image, layers, slope, width, smooth, mean)
