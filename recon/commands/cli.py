@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import warnings
 from pathlib import Path
@@ -40,6 +41,7 @@ from recon.commands.runs import (
     write_json,
 )
 from recon.files import write_files
+from recon.lower_level import Grade
 from recon.operators import Identity
 
 OUTPUTS = Path("outputs")
@@ -216,6 +218,8 @@ class ReconCLI(LightningCLI):
         for name in ("val_psnr", "val_ssim", "val_error"):
             if name in metrics:
                 summary[name] = float(metrics[name])
+        if math.isfinite(summary.get("val_error", math.inf)):
+            summary["val_grade"] = Grade(int(metrics["val_grade"])).word
         return summary | {
             "seconds": self.stopwatch.seconds,
             "regularizer" if isinstance(model, BilevelModule) else "reconstructor": qualified_name(model.learned),

@@ -24,7 +24,7 @@ from models.reconstructor import Reconstructor, naive_reconstruction
 from models.setting import describe_setting, setting_difference
 from models.storage import load_model
 from recon.commands.regularized import metadata_mu
-from recon.lower_level import LBFGS, Energy, Regularizer, SquaredL2, Status, cropped, first_guess, mirrored
+from recon.lower_level import LBFGS, Energy, Grade, Regularizer, SquaredL2, Status, cropped, first_guess, mirrored
 from recon.metrics import psnr
 from recon.operators import Identity, LinearOperator, RayTransform
 from recon.operators.fbp import FILTERS
@@ -41,11 +41,15 @@ MU = 1e-5
 
 @dataclass(frozen=True)
 class Found:
-    """A reconstruction ``(1, channel, height, width)``; error: certified ||x - x^||, infinite if nothing is."""
+    """A reconstruction ``(1, channel, height, width)``; error: certified ||x - x^||, infinite if nothing is.
+
+    grade: what it rests on.
+    """
 
     x: Tensor
     error: float
     evaluations: float | None
+    grade: Grade = Grade.ESTIMATED
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ def solve(
         raise ValueError(f"{type(regularizer).__name__}: the energy has values that are not finite")
     if margin:
         solution = cropped(solution, (y.shape[2], y.shape[3]))
-    return Found(solution.x, float(solution.error[0]), float(solution.evaluations[0]))
+    return Found(solution.x, float(solution.error[0]), float(solution.evaluations[0]), Grade(int(solution.grade[0])))
 
 
 def load_method(file: Path, task: Task, unchecked: bool = False) -> Method:

@@ -23,6 +23,7 @@ from torch import Tensor
 from recon.commands.compare_methods import Method, Task
 from recon.commands.tables import read, table
 from recon.files import write_files
+from recon.lower_level import Grade
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, figure_bytes
 
@@ -54,6 +55,10 @@ class Result:
     def values(self, column: str) -> list[float | None]:
         return [row[column] for row in self.rows]
 
+    def _grade(self) -> str:
+        """The worst of all images; ESTIMATED where an older file does not say."""
+        return max(Grade[str(row.get("grade") or "estimated").upper()] for row in self.rows).word
+
     def summary(self) -> dict[str, Any]:
         """Means over the images (None where one is unknown), the largest certified error, costs."""
         means: dict[str, Any] = {}
@@ -68,6 +73,7 @@ class Result:
             **means,
             "certified": certified,
             "largest_error": max(errors) if certified else None,
+            "grade": self._grade() if certified else None,
             **self.info,
         }
 
@@ -102,6 +108,7 @@ def measure(name: str, method: Method, task: Task) -> Result:
                 "seconds": seconds,
                 "evaluations": found.evaluations,
                 "error": _known(found.error),
+                "grade": found.grade.word if math.isfinite(found.error) else None,
             }
         )
         images.append(z[0].mean(0))
@@ -145,8 +152,8 @@ def saved(name: str, folder: Path, images: Sequence[str]) -> Result | None:
     rows = read(folder / IMAGES)
     if [row["image"] for row in rows] != list(images):
         raise ValueError(f"{folder / IMAGES}: holds other images than the test data; delete the folder")
-    plain = ("method", "image")
-    if any(not row.keys() >= {*plain, "psnr", "ssim"} for row in rows):
+    plain = ("method", "image", "grade")
+    if any(not row.keys() >= {"method", "image", "psnr", "ssim"} for row in rows):
         raise ValueError(f"{folder / IMAGES}: lacks a column; delete the folder to compute it again")
     try:
         file = folder / IMAGES
@@ -202,7 +209,8 @@ def _cells(summary: Mapping[str, Any]) -> dict[str, str]:
 
     cells = {"method": str(summary["method"])}
     cells |= {head: number(summary[key], _DIGITS[key]) for key, head in COLUMNS.items()}
-    cells["certified ‖x−x̂‖ ≤"] = f"{summary['largest_error']:.2g}" if summary["certified"] else "no"
+    known = f"{summary['largest_error']:.2g}, {summary['grade']}" if summary["certified"] else "no"
+    cells["certified ‖x−x̂‖ ≤"] = known
     cells["parameters"] = str(summary["parameters"])
     cells["training s"] = number(summary["training_seconds"], 0)
     cells["training evals"] = number(summary["training_evaluations"], 0)

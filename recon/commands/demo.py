@@ -33,7 +33,7 @@ from models.ridge import RidgeRegularizer
 from models.storage import save_regularizer
 from recon.bilevel import MAID, Record
 from recon.files import prepare_folder, write_files
-from recon.lower_level import Regularizer
+from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim
 from recon.plotting import Panel, busiest_square, comparison_figure, filters_figure, save_figure, training_figure
 
@@ -69,6 +69,7 @@ class Run:
     seconds: float = 0.0
     images: list[Tensor] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
+    grade: Grade = Grade.PROVED
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def denoise(run: Run, pictures: Sequence[TestPicture]) -> None:
         result = run.module.reconstruct(picture.y.double())
         run.images.append(result.x)
         run.errors.append(float(result.error[0]))
+        run.grade = max(run.grade, Grade(int(result.grade[0])))
 
 
 def summarize(runs: Sequence[Run], pictures: Sequence[TestPicture]) -> dict[str, Any]:
@@ -220,8 +222,14 @@ def summarize(runs: Sequence[Run], pictures: Sequence[TestPicture]) -> dict[str,
             f"iterations_{name}": last.iteration,
             f"evaluations_{name}": round(last.evaluations, 1),
             f"seconds_{name}": round(run.seconds, 2),
-            f"loss_{name}": {"value": last.loss, "lower": last.lower, "upper": last.upper},
+            f"loss_{name}": {
+                "value": last.loss,
+                "lower": last.lower,
+                "upper": last.upper,
+                "grade": Grade(last.grade).word,
+            },
             f"certified_error_{name}": max(run.errors),
+            f"grade_{name}": run.grade.word,
         }
     summary["evaluations"] = round(sum(run.records[-1].evaluations for run in runs), 1)
     summary["certified_error"] = max(max(run.errors) for run in runs)
@@ -263,4 +271,5 @@ def _table(runs: Sequence[Run], summary: dict[str, Any]) -> Table:
     cost = {"certified ‖x − x̂‖ ≤": ("certified_error", ".1e")} | {k: (k, ".0f") for k in ("iterations", "evaluations")}
     for title, (key, style) in {**cost, "seconds of training": ("seconds", ".1f")}.items():
         table.add_row(title, "", *(format(summary[f"{key}_{n}"], style) for n in names[1:]))
+    table.add_row("which is", "", *(summary[f"grade_{n}"] for n in names[1:]))
     return table

@@ -22,7 +22,7 @@ from recon.commands.measured_picture import measured_figure
 from recon.commands.networks import STATUS, Network
 from recon.commands.problem import Problem
 from recon.commands.regularized import Reconstruction
-from recon.commands.results import count, finite, words
+from recon.commands.results import certified, count, finite, graded, words
 from recon.commands.saddle_solver import SaddleSolver
 from recon.files import write_files
 from recon.lower_level import Status
@@ -41,7 +41,8 @@ class MeasuredResult:
     simulated: how the data were simulated, null for measured ones. weight, mu, strong_convexity, norm_bound: of the
     energy in x = image / ``scale``. residual, noise: root mean square over the data, on the scale of the file; weighted
     by the photons of the rays if these are known. plain: of a saddle-point model, without strong convexity; accuracy is
-    that of residuals then. error: certified, of the whole image; error_relative: over its norm.
+    that of residuals then. error: certified, of the whole image; error_relative: over its norm;
+    error_rounding, grade: as for :class:`recon.commands.results.Result`.
     """
 
     name: str
@@ -71,6 +72,8 @@ class MeasuredResult:
     error: float | None = None
     error_relative: float | None = None
     error_rms_per_pixel: float | None = None
+    error_rounding: float | None = None
+    grade: str | None = None
     evaluations: int | None = 0
     evaluations_choosing: int = 0
     psnr: float | None = None
@@ -107,6 +110,7 @@ class MeasuredResult:
         """The entry of a regularized reconstruction, ``image`` in the unit of the result."""
         solution, choice, prior = made.solution, made.choice, made.solver.regularizer
         error = float(solution.error[0]) * problem.scale if problem.exact else math.inf
+        known = certified(solution, problem.scale, image.numel()) if math.isfinite(error) else {}
         smoothing = float(prior.log_smoothing.exp()) if isinstance(prior, TotalVariation) else None
         return MeasuredResult(
             name=problem.name,
@@ -132,9 +136,8 @@ class MeasuredResult:
             norm_bound=problem.operator.norm_bound,
             accuracy=made.accuracy * problem.scale,
             accuracy_rule=made.accuracy_rule,
-            error=finite(error),
             error_relative=finite(error / max(float(image.norm()), 1e-300)),
-            error_rms_per_pixel=finite(error / math.sqrt(image.numel())),
+            **known,
             evaluations=int(solution.evaluations[0]),
             evaluations_choosing=choice.evaluations,
             seconds=round(seconds, 2),
@@ -271,7 +274,8 @@ def measured_table(results: list[MeasuredResult]) -> Table:
             plain = "fbp" if "geometry" in r.details else "zero_filled"
             table.add_row(escape(r.name), plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")
         decibels = "–" if r.psnr is None else f"{r.psnr:.2f}"
-        cells = (r.method, _short(r.weight), _short(ratio), error, evaluations, f"{r.seconds:.1f}", decibels, r.status)
+        status = graded(r.status, r.grade)
+        cells = (r.method, _short(r.weight), _short(ratio), error, evaluations, f"{r.seconds:.1f}", decibels, status)
         table.add_row(escape(r.name), *cells)
     return table
 

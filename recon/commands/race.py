@@ -39,7 +39,7 @@ from recon.commands.race_run import Descent, Iteration, descend
 from recon.commands.runs import finite, write_json
 from recon.commands.tables import claim, read, table
 from recon.files import write_files
-from recon.lower_level import LBFGS, NotStronglyConvexError, Regularizer, Solver, Status
+from recon.lower_level import LBFGS, Grade, NotStronglyConvexError, Regularizer, Solver, Status
 from recon.metrics import psnr
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "figures"
@@ -55,6 +55,8 @@ MINI_BATCHES = (InexactAdam, InexactSGD)
 @dataclass(frozen=True)
 class Result:
     """What a run came to; loss in [lower, upper] is certified, at the same accuracy for all runs; status: its end.
+
+    grade: what that interval rests on, ``proved``, ``modelled`` or ``estimated``.
 
     psnr: mean; shown, shown_noisy: PSNR of the picture that is shown, and of its data. within_1_percent: evaluations
     after which the iterations stay within 1 % of ``loss``, NaN if they do not.
@@ -72,6 +74,7 @@ class Result:
     iterations: int
     seconds: float
     status: str
+    grade: str | None = None
 
 
 def names() -> list[str]:
@@ -267,8 +270,8 @@ def measure(
     image = _shown(at.x)
     quality = psnr(image, true)
     near = within([iteration.record for iteration in descent.iterations], at.value)
-    loss = at.value, at.lower, at.upper
-    result = Result(name, *loss, float(quality.mean()), float(quality[0]), before, spent, near, count, seconds, status)
+    loss, shown = (at.value, at.lower, at.upper), (float(quality.mean()), float(quality[0]), before)
+    result = Result(name, *loss, *shown, spent, near, count, seconds, status, Grade(at.grade).word)
     return result, image[0]
 
 
@@ -334,7 +337,9 @@ def _data(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], str]:
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of results.csv with its numbers as such."""
-    return {k: v if k in ("run", "status") else int(v) if k == "iterations" else float(v) for k, v in row.items()}
+    return {
+        k: v if k in ("run", "status", "grade") else int(v) if k == "iterations" else float(v) for k, v in row.items()
+    }
 
 
 def _npz(**images: torch.Tensor) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -40,7 +39,7 @@ from recon.commands.regularized import (
 )
 from recon.commands.results import (
     Result,
-    finite,
+    certified,
     output_files,
     print_warnings,
     quality,
@@ -282,15 +281,14 @@ def _reconstruct(
         raise DataError(str(error) if named else f"{job.data}: {error}") from error
     solution = cropped(made.solution, size)
     seconds = time.perf_counter() - start
-    x, distance = solution.x[0].cpu(), float(solution.error[0])
+    x = solution.x[0].cpu()
     result = Result(
         name=job.name,
         data=str(job.data),
         reference=str(job.reference) if job.reference else None,
         shape=list(y.shape),
         status=words(Status(int(solution.status[0]))),
-        error=finite(distance),
-        error_rms_per_pixel=finite(distance / math.sqrt(y.numel())),
+        **certified(solution, 1.0, y.numel()),
         evaluations=int(solution.evaluations[0]),
         seconds=round(seconds, 3),
         regularizer=type(made.solver.regularizer).__name__,
@@ -322,6 +320,8 @@ def _by_network(job: Job, network: Network, args: argparse.Namespace) -> Result:
         status=STATUS,
         error=None,
         error_rms_per_pixel=None,
+        error_rounding=None,
+        grade=None,
         evaluations=None,
         seconds=round(seconds, 3),
         regularizer=network.name,

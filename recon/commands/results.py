@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from recon.files import write_files
-from recon.lower_level import Status
+from recon.lower_level import Grade, Solution, Status
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
 
@@ -28,6 +28,8 @@ class Result:
     """The entry of one image in the report.
 
     error: certified ||x - x^||, null if nothing is certified; error_rms_per_pixel: error / sqrt(number of values);
+    error_rounding: the part of error that a model of rounding errors adds; grade: what error rests on, ``proved``,
+    ``modelled`` or ``estimated``, see :class:`recon.lower_level.Grade`;
     status: ``converged``, ``iteration limit``, ``precision floor`` or ``not finite``; evaluations: of the gradient;
     networks have the status ``not certified``, and null for what belongs to energies;
     weight: of the regularizer, with its rule and what was tried; noise, residual: root mean squares on the scale of x,
@@ -42,6 +44,8 @@ class Result:
     status: str
     error: float | None
     error_rms_per_pixel: float | None
+    error_rounding: float | None
+    grade: str | None
     evaluations: int | None
     seconds: float
     regularizer: str
@@ -123,7 +127,7 @@ def results_table(results: list[Result]) -> Table:
         weight = "–" if r.weight is None else f"{r.weight:.2g}"
         table.add_row(
             escape(r.name),
-            r.status,
+            graded(r.status, r.grade),
             weight,
             error,
             evaluations,
@@ -147,6 +151,22 @@ def count(value: int | None) -> str:
 def finite(value: float) -> float | None:
     """The number, or ``None`` (null) where JSON has none for it."""
     return value if math.isfinite(value) else None
+
+
+def certified(solution: Solution, scale: float, pixels: int) -> dict[str, Any]:
+    """The entries of the report about the error of the first image, in units of ``scale``; null if it is infinite."""
+    names = ("error", "error_rms_per_pixel", "error_rounding", "grade")
+    error, rounding = (scale * float(v[0]) for v in (solution.error, solution.rounding))
+    if not math.isfinite(error):
+        return dict.fromkeys(names)
+    return dict(
+        zip(names, (error, error / math.sqrt(pixels), rounding, Grade(int(solution.grade[0])).word), strict=True)
+    )
+
+
+def graded(status: str, grade: str | None) -> str:
+    """A status as in tables: for energies it ends with what the certified error rests on."""
+    return status if grade is None else f"{status}, {grade}"
 
 
 def words(status: Status) -> str:
