@@ -74,7 +74,7 @@ def goal_oriented(
     computed = per_image_norm(residual)
     rounding = energy.rounding(x, computed)
     norm, size, proved = computed + rounding, per_image_norm(w), error - error_rounding
-    adjoint = adjoint_residual + energy.product_rounding(w, adjoint_residual)
+    adjoint = adjoint_residual + energy.adjoint_rounding(x, w, adjoint_residual, variation.lipschitz)
     # a computed inner product has random rounding errors: they add up to the norm of the error times that of w over
     # the square root of the number of pixels, not to the product of the norms. Those of the weights and filters, which
     # are rounded once for all pixels, are not random: they change every part of the gradient by a multiple of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -20,6 +21,7 @@ from tests.lower_level.problems import (
     exact_minimizer,
     make,
     normal,
+    norms,
     smooth_image,
 )
 
@@ -226,3 +228,22 @@ def test_loss_of_the_upper_level() -> None:
     torch.testing.assert_close(value, 0.5 * (x - target).square().sum((1, 2, 3)))
     torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], loss.grad(x, target).detach())
     assert loss.value(x.float(), target.float()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["foe_l1", "foe_log_cosh", "tv", "crr"])
+def test_adjoint_rounding_covers_images_that_are_large_against_the_width_of_the_potential(name: str) -> None:
+    """B(x) w in single precision is that of another x, at a distance of the rounding errors of x in its filters."""
+    regularizer = make(name, 0, 0.1)
+    single = copy.deepcopy(regularizer).float()
+    double = copy.deepcopy(single).double()
+    for offset in (0.0, 10.0, 1000.0):
+        x = (smooth_image(*SHAPE) + offset).float()
+        w = normal(*SHAPE, seed=3, dtype=torch.float32)
+        low, high = Energy(x, single), Energy(x.double(), double)
+        error = norms(low.hessian(x)(w).double() - high.hessian(x.double())(w.double()))
+        variation = single.hessian_variation(w)
+        assert variation is not None
+        bound = low.adjoint_rounding(x, w, torch.zeros(len(x), dtype=torch.float64), variation.lipschitz)
+        assert bool((error <= bound).all()), (offset, (error / bound).tolist())
+        if offset == 1000.0 and name.startswith("foe"):
+            assert bool((error > low.product_rounding(w, torch.zeros(len(x)))).any())
