@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from recon.lower_level import Energy, HessianVariation, per_image_dot, per_image_norm
+from recon.lower_level.precision import SUMMATION, unit_roundoff
 
 
 @dataclass(frozen=True)
 class Interval:
     """value - below <= f <= value + above, per image, float64.
 
-    rounding: how much of below and of above, at most, a model of rounding errors adds.
+    rounding: how much of below and of above, at most, a model of rounding errors adds; not more than the larger one.
     """
 
     value: Tensor
@@ -28,6 +29,12 @@ class Interval:
         mine = torch.less_equal(*lengths)
         pick = [torch.where(mine, a, b) for a, b in zip(self._parts(), other._parts(), strict=True)]
         return Interval(*pick)
+
+    def outwards(self) -> Interval:
+        """With 8 u |value| on both sides: rounding errors of the value in double precision, and of the ends."""
+        noise = SUMMATION * unit_roundoff(torch.float64) * self.value.abs()
+        below, above = self.below + noise, self.above + noise
+        return Interval(self.value, below, above, torch.minimum(self.rounding + noise, torch.maximum(below, above)))
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.value, self.below, self.above, self.rounding

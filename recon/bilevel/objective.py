@@ -401,13 +401,14 @@ class BilevelObjective:
         return vars(interval) | {"grade": torch.maximum(grade, own)}
 
     def _mapped(self, interval: Interval, target: Tensor) -> Interval:
-        """The interval of g = outer(q), which is increasing and not convex, from that of q."""
+        """The interval of g = outer(q), which is increasing and not convex, from that of q; its ends, outwards."""
+        interval = interval.outwards()
         if type(self.loss).outer is UpperLoss.outer:
             return interval  # without the rounding of the differences below
         least, most = interval.value - interval.below, interval.value + interval.above
         value, lower, upper = (self.loss.outer(v, target) for v in (interval.value, least, most))
         rounding = self.loss.outer(least + interval.rounding, target) - lower  # more than the same above the value
-        return Interval(value, value - lower, upper - value, rounding)
+        return Interval(value, value - lower, upper - value, rounding).outwards()
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
         """A bound of the error of dg/dq, which does not increase in q, from the first-order interval of q."""
