@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from recon.lower_level import Energy, HessianVariation, per_image_dot, per_image_norm
+from recon.lower_level.precision import SUMMATION, unit_roundoff
 
 
 @dataclass(frozen=True)
 class Interval:
     """value - below <= f <= value + above, per image, float64.
 
-    rounding: how much of below and of above, at most, a model of rounding errors adds.
+    rounding: how much of below and of above, at most, a model of rounding errors adds; not more than the larger one.
     """
 
     value: Tensor
@@ -28,6 +29,12 @@ class Interval:
         mine = torch.less_equal(*lengths)
         pick = [torch.where(mine, a, b) for a, b in zip(self._parts(), other._parts(), strict=True)]
         return Interval(*pick)
+
+    def outwards(self) -> Interval:
+        """With 8 u |value| on both sides: rounding errors of the value in double precision, and of the ends."""
+        noise = SUMMATION * unit_roundoff(torch.float64) * self.value.abs()
+        below, above = self.below + noise, self.above + noise
+        return Interval(self.value, below, above, torch.minimum(self.rounding + noise, torch.maximum(below, above)))
 
     def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.value, self.below, self.above, self.rounding
@@ -74,7 +81,7 @@ def goal_oriented(
     computed = per_image_norm(residual)
     rounding = energy.rounding(x, computed)
     norm, size, proved = computed + rounding, per_image_norm(w), error - error_rounding
-    adjoint = adjoint_residual + energy.product_rounding(w, adjoint_residual)
+    adjoint = adjoint_residual + energy.adjoint_rounding(x, w, adjoint_residual, variation.lipschitz)
     # a computed inner product has random rounding errors: they add up to the norm of the error times that of w over
     # the square root of the number of pixels, not to the product of the norms. Those of the weights and filters, which
     # are rounded once for all pixels, are not random: they change every part of the gradient by a multiple of it

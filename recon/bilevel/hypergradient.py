@@ -79,7 +79,7 @@ def error_bound(
     own = energy.unit(x.dtype) * (SUMMATION * size + bounds.variation * per_image_norm(x))
     gain = bounds.norm / energy.require_strong_convexity()
     per_error = gain * (smoothness + lipschitz) + bounds.variation
-    rounding = gain * energy.product_rounding(w, residual) + own
+    rounding = gain * energy.adjoint_rounding(x, w, residual, lipschitz) + own
     omega = per_error * error + gain * residual + rounding
     rounding = rounding + per_error * (error if error_rounding is None else error_rounding)
     return ErrorBound(omega, size, rounding, energy.basis if certified else Grade.ESTIMATED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -350,6 +349,7 @@ class BilevelObjective:
     def _count(self, evaluations: Tensor) -> None:
         self.evaluations += float(evaluations.sum()) / len(self.y)
 
+    @torch.no_grad()
     def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> dict[str, Tensor]:
         energy = self._energy(c)
         if self.unrolled_steps is None:
@@ -398,16 +398,17 @@ class BilevelObjective:
         """The interval by the names of its parts, and its grade, at best that of the solution."""
         length = torch.maximum(interval.below, interval.above)
         own = grade_bounds(length, interval.rounding, dtype, basis)
-        return dataclasses.asdict(interval) | {"grade": torch.maximum(grade, own)}
+        return vars(interval) | {"grade": torch.maximum(grade, own)}
 
     def _mapped(self, interval: Interval, target: Tensor) -> Interval:
-        """The interval of g = outer(q), which is increasing and not convex, from that of q."""
+        """The interval of g = outer(q), which is increasing and not convex, from that of q; its ends, outwards."""
+        interval = interval.outwards()
         if type(self.loss).outer is UpperLoss.outer:
             return interval  # without the rounding of the differences below
         least, most = interval.value - interval.below, interval.value + interval.above
         value, lower, upper = (self.loss.outer(v, target) for v in (interval.value, least, most))
         rounding = self.loss.outer(least + interval.rounding, target) - lower  # more than the same above the value
-        return Interval(value, value - lower, upper - value, rounding)
+        return Interval(value, value - lower, upper - value, rounding).outwards()
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
         """A bound of the error of dg/dq, which does not increase in q, from the first-order interval of q."""

@@ -253,6 +253,10 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
         solved = residual / primal
         t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
         t_f, proved_f = _finite(saddle.f.variation(q)[1] + _product(saddle.f.hessian_lipschitz, norm * solved))
+        # what is computed is linearized where x and Kx are rounded to, as in Energy.adjoint_rounding
+        moved = 4 * unit * (t_g[0] + norm**2 * t_f[0]) * per_image_norm(at.x)
+        residual = torch.stack([residual[0] + moved, residual[1]])
+        solved = residual / primal
         a = ((t_g + at.smoothness / saddle.spread) * eps + norm * t_f * eps_s) / math.sqrt(primal)
         b = at.dual_smoothness * dual_error / math.sqrt(dual)
         root = torch.hypot(a, b)

@@ -211,7 +211,8 @@ class SaddleObjective(BilevelObjective):
         spread = per_image_norm(big_x) * (noise * (8 / x.shape[1] ** 0.5) + systematic)
         by_residuals = torch.where(t_f > 0, math.inf, kappa_g * squares / 4)
         middle = torch.fmin(middle_term(variation, norm + noise, mu, whole), by_residuals)
-        low = (adjoint + rounding(big_x, adjoint)) * whole + middle + spread
+        moved = 4 * unit * t * per_image_norm(x)  # of x in its filter responses, as in Energy.adjoint_rounding
+        low = (adjoint + rounding(big_x, adjoint) + moved) * whole + middle + spread
         value = self.loss.value(image, self.target[c]) + per_image_dot(big_x.double(), r.double())
         # an adjoint as accurate as x; the middle term falls like the square of the error
         sensitivity = 2 * (saddle.image_convexity + middle / error.square().clamp_min(1e-300)) + 0.5 * l_g

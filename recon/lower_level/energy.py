@@ -170,6 +170,14 @@ class Energy:
         size = per_image_norm(x)
         return self._data_unit(x.dtype) * self._data_gain * size + self._own_rounding(x, size, grad_norm)
 
+    def adjoint_rounding(self, x: Tensor, w: Tensor, grad_norm: Tensor, lipschitz: Tensor) -> Tensor:
+        """The same for h''(x) w, with the rounding errors of x in it: 4 u T(w) ||x||, T the Lipschitz constant in x.
+
+        What filters make of x is rounded by about u ||x||, and the product is that of the Hessian at another point:
+        not small where images are large against the width over which the curvature of R changes.
+        """
+        return self.product_rounding(w, grad_norm) + 4 * self.unit(x.dtype) * lipschitz * per_image_norm(x)
+
     def _own_rounding(self, x: Tensor, size: Tensor, grad_norm: Tensor) -> Tensor:
         """What the operator has no part in."""
         lost = (self._data_gain + self._own_gain + 1) * underflow(x)

@@ -145,6 +145,8 @@ class StackedMap(SaddleMap):
         return [t for k in self.parts for t in k.tensors()]
 
     def like(self) -> Tensor:
+        if self.tensors():  # what is learned takes vectors of its own type only, linear operators take any
+            return super().like()
         return max((k.like() for k in self.parts), key=lambda t: torch.finfo(t.dtype).bits)
 
 

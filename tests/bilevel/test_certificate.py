@@ -247,3 +247,14 @@ def test_rounding_of_the_weights_is_covered_for_large_images() -> None:
         interval = goal_oriented(energy, nothing, none, 1.0, w, residual, none, none, x)
         difference = residual.double() - double.grad(x.double())
         assert float((w.double() * difference).sum().abs()) <= float(interval.below)
+
+
+def test_ends_of_intervals_are_rounded_outwards() -> None:
+    """A large loss leaves no room for small distances in double precision; the ends still hold it."""
+    value, small = torch.tensor([3e7], dtype=torch.float64), torch.tensor([1e-12], dtype=torch.float64)
+    assert bool((value - small == value).all())
+    interval = Interval(value, small, 2 * small, 3 * small).outwards()
+    assert bool((interval.value - interval.below < value).all())
+    assert bool((interval.value + interval.above > value).all())
+    assert bool((interval.rounding <= torch.maximum(interval.below, interval.above)).all())
+    assert bool((interval.below <= 1e-14 * value).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -20,6 +21,7 @@ from tests.lower_level.problems import (
     exact_minimizer,
     make,
     normal,
+    norms,
     smooth_image,
 )
 
@@ -192,6 +194,21 @@ def test_what_is_not_proved_is_not_called_certified(name: str, kind: str) -> Non
     assert not without.certified
 
 
+@pytest.mark.parametrize("name", ["crr", "wcrr", "foe_l1"])
+def test_estimated_bounds_of_single_precision_are_near_those_of_double_precision(name: str) -> None:
+    """Kernels and convolutions take images of one precision only, and norms are in double precision."""
+    errors = []
+    for dtype in (torch.float64, torch.float32):
+        target = smooth_image(*SHAPE).to(dtype)
+        y = target.abs() + 0.3 * normal(*SHAPE, seed=9, dtype=dtype).abs()
+        objective = BilevelObjective(make(name, dtype=dtype), target, y, fidelity=KullbackLeibler(0.5), mu=1.0)
+        accuracy = Accuracy(1e-2, 1e-2)
+        gradient = objective.hypergradient(objective.evaluate(accuracy), accuracy, bound=True)
+        assert not gradient.certified
+        errors.append(gradient.error)
+    assert 0.5 * errors[0] < errors[1] < 2 * errors[0]
+
+
 def test_adjoints_are_improved_only_where_needed() -> None:
     objective = problem("tv")
     evaluation = objective.evaluate(Accuracy(1e-6, 1e-2))
@@ -211,3 +228,22 @@ def test_loss_of_the_upper_level() -> None:
     torch.testing.assert_close(value, 0.5 * (x - target).square().sum((1, 2, 3)))
     torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], loss.grad(x, target).detach())
     assert loss.value(x.float(), target.float()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["foe_l1", "foe_log_cosh", "tv", "crr"])
+def test_adjoint_rounding_covers_images_that_are_large_against_the_width_of_the_potential(name: str) -> None:
+    """B(x) w in single precision is that of another x, at a distance of the rounding errors of x in its filters."""
+    regularizer = make(name, 0, 0.1)
+    single = copy.deepcopy(regularizer).float()
+    double = copy.deepcopy(single).double()
+    for offset in (0.0, 10.0, 1000.0):
+        x = (smooth_image(*SHAPE) + offset).float()
+        w = normal(*SHAPE, seed=3, dtype=torch.float32)
+        low, high = Energy(x, single), Energy(x.double(), double)
+        error = norms(low.hessian(x)(w).double() - high.hessian(x.double())(w.double()))
+        variation = single.hessian_variation(w)
+        assert variation is not None
+        bound = low.adjoint_rounding(x, w, torch.zeros(len(x), dtype=torch.float64), variation.lipschitz)
+        assert bool((error <= bound).all()), (offset, (error / bound).tolist())
+        if offset == 1000.0 and name.startswith("foe"):
+            assert bool((error > low.product_rounding(w, torch.zeros(len(x)))).any())

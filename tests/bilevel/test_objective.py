@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.icnn import ICNN
 from recon.bilevel import Accuracy, BilevelObjective, UpperLoss
 from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, Solution, Status, first_guess
 from recon.operators import Blur
@@ -189,6 +190,18 @@ def test_bad_data_are_refused() -> None:
     with pytest.raises(ValueError, match="needs a strongly convex energy"):
         BilevelObjective(make("foe_student", 1, 2.0), target, y).evaluate(Accuracy(1.0, 1.0))
     assert Accuracy(1.0, 2.0).scaled(0.5) == Accuracy(0.5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["tv", "foe_l1", "icnn"])
+def test_evaluations_have_no_graph(name: str) -> None:
+    """Neither of the parameters, nor copied: outside of no_grad(), too."""
+    target, y = data()
+    network = ICNN(2, 3, 1, width=0.2, activation="smooth", initial_filters="normal", zero_mean=False).double()
+    objective = BilevelObjective(network if name == "icnn" else make(name), target, y)
+    evaluation = objective.evaluate(Accuracy(1e-6, 1e-6))
+    assert bool((evaluation.adjoint_residual <= 1e-6).all())
+    for value in vars(evaluation).values():
+        assert not (isinstance(value, Tensor) and value.requires_grad)
 
 
 def test_start_is_the_first_guess() -> None:

@@ -63,6 +63,19 @@ def test_map_is_its_definition(kernels: int, size: int, shape: tuple[int, int, i
     torch.testing.assert_close(k.interpolate(p.flatten(1)), expected.reshape(1, -1))
 
 
+def test_single_precision_with_an_operator_that_has_buffers_in_double_precision() -> None:
+    """The kernel of a blur is in float64 whatever the images are in."""
+    target, _ = data()
+    blur = Blur(0.8, SHAPE, "reflect")
+    y = (blur(target) + normal(*target.shape, seed=4, scale=0.05)).float()
+    single = model(image_convexity=0.3).float()
+    single.measured_by(blur)
+    objective = SaddleObjective(single, target.float(), y)
+    evaluation = objective.evaluate(Accuracy(1e-3, 1e-3))
+    assert evaluation.x.dtype == torch.float32
+    assert bool((evaluation.error <= 1e-3).all())
+
+
 @pytest.mark.parametrize("initial", ["averages", "random"])
 def test_kernels_keep_their_sum(initial: Any) -> None:
     learned = model(initial=initial, kernels=4)
