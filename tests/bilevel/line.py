@@ -52,11 +52,11 @@ class Line(Regularizer):
 
 
 class Exponential(Regularizer):
-    """R(x) = a e^{m x} / m^2: |R'''| = m R'' everywhere, and no Lipschitz constant of R'' is known."""
+    """R(x) = a e^{m x} / m^2: |R'''| = m R'' everywhere, and it grows, up to what it is at ``top``."""
 
-    def __init__(self, a: float, m: float) -> None:
+    def __init__(self, a: float, m: float, top: float = math.inf) -> None:
         super().__init__()
-        self.a, self.m = a, m
+        self.a, self.m, self.top = a, m, top
         self.theta = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,4 +67,5 @@ class Exponential(Regularizer):
 
     def hessian_variation(self, w: Tensor) -> HessianVariation:
         size = w.flatten(1).norm(dim=1)
-        return HessianVariation(self.m * size, torch.full_like(size, math.inf), torch.zeros_like(size))
+        largest = self.a * self.m * math.exp(self.m * self.top) if self.top < math.inf else math.inf
+        return HessianVariation(self.m * size, largest * size, torch.zeros_like(size))

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError
-from recon.bilevel.certificate import first_order, goal_oriented, middle_term
-from recon.bilevel.hypergradient import ErrorBound, descent_step, error_bound, truncated_adjoint
+from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
+from recon.bilevel.hypergradient import ErrorBound, _estimated_lipschitz, descent_step, error_bound, truncated_adjoint
 from recon.bilevel.objective import Errors
-from recon.lower_level import Energy, HessianVariation, Solution, Status
+from recon.lower_level import Energy, HessianVariation, JacobianBounds, KullbackLeibler, Solution, Status
 from recon.lower_level.grade import Grade
+from recon.operators import LinearOperator
 from tests.bilevel.line import Exponential, Line, number, pixel
 
 TIGHT = 1e-9
@@ -186,7 +187,7 @@ def test_goal_oriented_intervals_are_attained_below(t: float, w: float, residual
 def test_the_self_concordant_bound_is_attained_by_exponentials(sign: float) -> None:
     """|R'''| = m R'': <(B_bar - B) w, e> tends to kappa <e, B_bar_R e> where m |e| is large: 0.95 of it at 20."""
     a, m = 1e-6, 20.0
-    energy = Energy(pixel(a / m), Exponential(a, m))
+    energy = Energy(pixel(a / m), Exponential(a, m, 1.0))
     assert abs(float(energy.grad(pixel(0.0)))) < 1e-20
     difference, below, above, curved = second_order(energy, 1.0, 0.0, sign * 1e3, 0.0)
     if sign > 0:
@@ -248,3 +249,117 @@ def test_the_interval_of_the_objective_is_attained(loss: SquaredError, goal_orie
 
 def outer(loss: SquaredError, q: float, target: Tensor) -> float:
     return float(loss.outer(number(q), target[:1]))
+
+
+# --- what rounding errors add, and what is certified -----------------------------------------------------------------
+
+
+class Coarse(LinearOperator):
+    """A x = 2 x, in arithmetic of unit roundoff 1e-6."""
+
+    def __init__(self) -> None:
+        super().__init__((1, 1, 1), (1, 1, 1), norm_bound=2.0, lower_bound=2.0)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return 2 * y
+
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        return 1e-6
+
+
+def test_rounding_is_part_of_omega() -> None:
+    """||J|| (u ||A||^2 ||w|| + 4 u T(w) ||x||) / mu, and 8 u ||J|| ||w|| + u L_J(w) ||x|| of z itself."""
+    energy, zero, x, w = Energy(pixel(0.0), Line(3.0, 0.5, 2.0), Coarse()), number(0.0), pixel(0.3), pixel(-7.0)
+    found = error_bound(energy, 1.0, x, w, zero, zero)
+    norm = 3.0 - 0.5 * 0.3
+    adjoint = 1e-6 * (4 * 7.0 + 4 * 2.0 * 7.0 * 0.3)
+    expected = norm * adjoint / 4 + 1e-6 * (8 * norm * 7.0 + 0.5 * 7.0 * 0.3)
+    assert float(found.omega) == float(found.rounding) == pytest.approx(expected, rel=1e-6)
+
+
+def test_rounding_is_part_of_goal_oriented_intervals() -> None:
+    """Of r in the middle term and beside w, of r_w times eps, and of <w, r>, whose errors are partly systematic."""
+    y, x, w, kappa, eps, computed, adjoint = 9.0, 4.6, -7.0, 2.0, 0.06, 0.4, 0.02
+    energy = Energy(pixel(y), Line(t=2.0), Coarse())
+    variation = HessianVariation(number(kappa), number(1e3), number(0.0))
+    r, unit = pixel(computed), 1e-6
+    interval = goal_oriented(
+        energy, variation, number(1.0), 1.0, pixel(w), r, number(adjoint), number(eps), pixel(x), number(0.0)
+    )
+    rounding = unit * max(4 * x, 2 * y)
+    norm = computed + rounding
+    middle = kappa * norm**2 / 16
+    turned = adjoint + unit * (4 * abs(w) + 4 * 1e3 * x)
+    pairing = abs(w) * (8 * rounding + 4 * unit * (norm + abs(2 * (2 * x - y))))
+    low = turned * eps + middle + pairing
+    assert float(interval.below) == pytest.approx(low, rel=1e-9)
+    assert float(interval.above) == pytest.approx(low + 0.5 * eps**2, rel=1e-9)
+    assert float(interval.rounding) == pytest.approx(low - adjoint * eps - kappa * computed**2 / 16, rel=1e-6)
+
+
+def test_modelled_parts_of_squares() -> None:
+    interval = first_order(number(0.0), number(3.0), number(0.5), 4.0, number(0.1))
+    assert float(interval.rounding) == pytest.approx(0.5 * 4 * (0.5**2 - 0.4**2) + 0.3)
+
+
+def test_ends_go_outwards_and_the_shorter_interval_is_taken() -> None:
+    interval = Interval(number(1e6), number(1e-3), number(2e-3), number(0.0))
+    assert float(interval.outwards().below - interval.below) == pytest.approx(8 * 2.0**-53 * 1e6, rel=1e-6)
+    assert float(interval.outwards().above - interval.above) == pytest.approx(8 * 2.0**-53 * 1e6, rel=1e-6)
+    other = Interval(number(5.0), number(1e-3), number(1e-3), number(0.0))
+    assert float(interval.better(other).value) == float(other.better(interval).value) == 5.0
+
+
+def test_what_is_not_proved_is_not_called_certified() -> None:
+    class Guessed(Line):
+        def jacobian_bounds(self, x: Tensor, w: Tensor, radius: Tensor) -> JacobianBounds:
+            return replace(super().jacobian_bounds(x, w, radius), certified=False)
+
+    zero, x = number(0.0), pixel(0.5)
+    for energy in (
+        Energy(pixel(0.0), Guessed()),
+        Energy(pixel(1.0), Line(), fidelity=KullbackLeibler(1.0), mu=1.0),
+        Energy(pixel(0.0), Exponential(1.0, 2.0)),
+    ):
+        assert error_bound(energy, 1.0, x, x, zero, zero).basis is Grade.ESTIMATED
+
+
+def test_an_estimated_constant_is_twice_what_is_seen() -> None:
+    """The third derivative is a m e^{m x}; at x = 1."""
+    energy = Energy(pixel(0.0), Exponential(0.1, 2.0))
+    found = _estimated_lipschitz(energy, pixel(1.0), pixel(3.0))
+    assert float(found) == pytest.approx(2 * 3.0 * 0.1 * 2 * math.exp(2.0), rel=0.01)
+
+
+def test_goal_oriented_certificates_need_quadratic_losses_and_fidelities() -> None:
+    class Other(SquaredError):
+        quadratic = False
+
+    y = pixel(1.0)
+    for options in ({"loss": Other()}, {"fidelity": KullbackLeibler(1.0), "mu": 1.0}):
+        at = BilevelObjective(Line(), y, y, **options).evaluate(Accuracy(1e-3, 1e-3))  # type: ignore[arg-type]
+        assert math.isinf(float(at.sensitivity))
+    assert math.isfinite(float(BilevelObjective(Line(), y, y).evaluate(Accuracy(1e-3, 1e-3)).sensitivity))
+
+
+def test_an_evaluation_satisfies_what_all_images_satisfy() -> None:
+    two = pixel(0.0).repeat(2, 1, 1, 1)
+    start = BilevelObjective(Line(), two, two).start()
+
+    def satisfied(error: list[float], residual: list[float]) -> bool:
+        at = replace(start, error=torch.tensor(error), adjoint_residual=torch.tensor(residual))
+        return at.satisfies(Accuracy(1.0, 2.0))
+
+    assert satisfied([1.0, 0.5], [2.0, 1.0])
+    assert not satisfied([1.1, 0.5], [2.0, 1.0])
+    assert not satisfied([1.0, 0.5], [2.0, 2.1])
+
+
+def test_intervals_are_no_better_than_their_solutions() -> None:
+    objective = BilevelObjective(Line(), pixel(-2.0), pixel(0.0), solver=Given(0.1))  # which says nothing of its grade
+    assert objective.evaluate(Accuracy(1.0, 1e-9), None, False).grade == Grade.ESTIMATED
+    proved = BilevelObjective(Line(), pixel(-2.0), pixel(0.0)).evaluate(Accuracy(1e-3, 1e-9), None, False)
+    assert proved.grade in (Grade.PROVED, Grade.MODELLED)

@@ -16,6 +16,7 @@ from recon.lower_level import Energy, HessianMap, KullbackLeibler, Regularizer, 
 from recon.lower_level.precision import underflow, unit_roundoff
 from recon.lower_level.stopping import PATIENCE, Stopping, certificate
 from recon.operators import LinearOperator
+from tests.bilevel.line import Line
 
 U = 2.0**-20  # of the operators and regularizers below: far above that of double precision
 
@@ -306,3 +307,13 @@ def test_the_adjoint_of_an_energy_counts_the_rounding_of_its_operator_and_of_its
         solved = energy.solve_adjoint(pixel(0.0), pixel(computed), pixel(1.0), 1.0, 10)
         scale = 1.0 if regularizer.gain == 0 else unit_roundoff(torch.float64) / U
         within(float(solved.residual_norm), abs(computed - exact) * scale, 0.93)
+
+
+def test_hessians_at_rounded_images_are_those_of_other_points() -> None:
+    """R'' = t x on [0, 1], linearized at x (1 + 4 u): T(w) is attained."""
+    line, x, w = Line(t=3.0), pixel(0.5), pixel(7.0)
+    energy = Energy(pixel(0.0), line, Rough(1e-6))
+    truth = float((line.hessian(x * (1 + 4 * U))(w) - line.hessian(x)(w)).abs())
+    zero = number(0.0)
+    extra = energy.adjoint_rounding(x, w, zero, number(21.0)) - energy.product_rounding(w, zero)
+    within(float(extra), truth, 0.999)
