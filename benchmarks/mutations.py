@@ -15,6 +15,8 @@ process of its own, forked where torch is loaded already (POSIX only).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -24,7 +26,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import hypothesis
 import pytest
 import torch
 
@@ -120,5 +121,7 @@ def short(text: str, length: int = 70) -> str:
 
 
 if __name__ == "__main__":
-    assert hypothesis.__version__  # loaded before the forks, like torch
+    for library in ("hypothesis", "odl", "scipy.special", "skimage"):  # loaded before the forks, like torch
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
     main()
