@@ -19,8 +19,8 @@ def per_image_norm(x: Tensor) -> Tensor:
     """Euclidean norm of every image, ``(batch, ...) -> (batch,)`` in float64.
 
     Certificates are norms: sums over all pixels are in double precision whatever x is (4e-3 too small otherwise, for
-    64 million pixels). On a CPU blocks of ``BLOCK`` pixels of large images are summed in the precision of x first, which
-    costs nothing and changes the result by at most 8 u; images whose squares underflow or overflow go without blocks.
+    64 million pixels). On a CPU blocks of ``BLOCK`` pixels of large images are summed in the precision of x first. This
+    changes the result by at most 8 u; images whose squares underflow or overflow go without blocks.
     """
     flat = _real(x).flatten(1)
     if _in_blocks(flat):
