@@ -47,6 +47,8 @@ class Scan:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says."""
     path: Path = Path()
+    warnings: tuple[str, ...] = ()
+    """What was noticed while reading and may make the result wrong, each a sentence that names the file."""
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
