@@ -22,7 +22,9 @@ from datasets.plausibility import implausible
 from datasets.reading import DataError
 from datasets.scans import Scan
 
-SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz", ".tif", ".tiff")
+SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz")
+# Sinograms too, but in a folder they are pictures.
+_TIFF = (".tif", ".tiff")
 
 
 def read_sinogram(path: str | Path, **options: Any) -> Scan:
@@ -37,8 +39,9 @@ def read_sinogram(path: str | Path, **options: Any) -> Scan:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in SINOGRAM_SUFFIXES:
-        raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {', '.join(SINOGRAM_SUFFIXES)}")
+    if suffix not in (*SINOGRAM_SUFFIXES, *_TIFF):
+        valid = ", ".join((*SINOGRAM_SUFFIXES, *_TIFF))
+        raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {valid}")
     if suffix not in HDF5_SUFFIXES:
         scan = read_numbers(path, **options)
     else:
@@ -323,7 +326,7 @@ def _load(path: Path, shape: tuple[int, int] | None) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if suffix == ".mat":
         return read_matlab(path, shape)
-    if suffix in (".tif", ".tiff"):
+    if suffix in _TIFF:
         return {"sinogram": plain_array(path)}
     return {key: value for key, value in _load_numpy(path).items() if key not in ("turn", "metadata")}
 
