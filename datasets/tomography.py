@@ -80,8 +80,8 @@ class TomographyDataset(MeasurementDataset):
             counts = self._counts(exact, index)
             if (counts < MIN_COUNT).double().mean() > 0.5:
                 warnings.warn(
-                    f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure none, "
-                    "so that their line integrals say nothing; use more photons",
+                    f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure "
+                    "none, so that their line integrals say nothing; use more photons",
                     stacklevel=2,
                 )
             return Sample(x, line_integrals(counts, self.photons) / self.mu_unit, index)
