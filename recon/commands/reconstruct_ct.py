@@ -102,7 +102,8 @@ def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[float, s
         weights = _relative_weights(sinogram, path)
         if options.noise is not None:
             return options.noise, "given", weights
-        return sinogram_noise(sinogram.values), "estimated from second differences of the sinogram", weights
+        level = sinogram_noise(sinogram.values, None if weights is None else weights[0] > 0)
+        return level, "estimated from second differences of the sinogram", weights
     weights = transmission_weights(sinogram.photons)
     if not bool((weights > 0).any()):
         raise DataError(f"{path}: no ray has a photon left; give more --photons")

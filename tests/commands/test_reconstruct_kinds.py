@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
+import torch
 import yaml
 
+from recon.commands.weight import sinogram_noise
 from recon.operators import ParallelBeam
 from tests.commands.slices import refused, run, write_slice
 from tests.datasets.discs import VALUES, in_regions, integrals, write_dxchange
@@ -141,7 +143,8 @@ def test_arrays_with_a_geometry(tmp_path: Path, plain: np.ndarray) -> None:
     np.testing.assert_allclose(fbp(tmp_path / "b.tif", *options, "--flat", "60000"), plain, atol=1e-5)
     tifffile.imwrite(tmp_path / "b.tif", rays.T.astype(np.float32))
     refused(r"b\.tif: 48 angles .* unless the sinogram is transposed", tmp_path / "b.tif", *FBP, *options)
-    refused("--angles does not go with --geometry", tmp_path / "a.npy", *FBP, *options, "--angles", "180")
+    for option in ("--angles", "--rotation-centre"):
+        refused(f"{option} does not go with --geometry", tmp_path / "a.npy", *FBP, *options, option, "30")
 
 
 def test_the_geometry_file_has_the_order_of_the_views(tmp_path: Path, plain: np.ndarray) -> None:
@@ -214,3 +217,15 @@ def test_options_of_measurements_do_not_go_with_pictures(tmp_path: Path) -> None
     write_slice(tmp_path / "a.dcm")
     for option, value in (("--flat", "1"), ("--dark", "1"), ("--angles", "180")):
         refused(f"{option} does not go with", tmp_path / "a.dcm", *FBP, "--views", "9", "--photons", "9", option, value)
+
+
+def test_noise_of_the_rays_that_were_measured() -> None:
+    """Rays at the floor, more than half of them, do not spoil its estimate."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.from_numpy(z(HALF_TURN)) + 0.02 * torch.randn(48, PIXELS, generator=generator)
+    measured = torch.ones(48, PIXELS, dtype=torch.bool)
+    measured[:, ::5] = measured[:30] = False
+    values[~measured] = 11.8
+    assert sinogram_noise(values, measured) == pytest.approx(0.02, rel=0.15)
+    with pytest.raises(ValueError, match="too few rays were measured"):
+        sinogram_noise(values, torch.zeros_like(measured))

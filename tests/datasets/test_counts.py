@@ -133,3 +133,19 @@ def test_counts_in_files_of_numbers(tmp_path: Path) -> None:
     np.testing.assert_allclose(scan.sinogram.numpy(), Z, atol=1e-12)
     with pytest.raises(DataError, match="lie between 0 and half a photon, so they are not numbers of photons"):
         read_sinogram(tmp_path / "a.npy", flat=1.0, photons=1.0, **options)
+
+
+def test_real_scan_that_is_normalized(shared_data: Path, tmp_path: Path) -> None:
+    """The tooth after its flat field, as other programs store it: the same line integrals as from raw counts."""
+    h5py = pytest.importorskip("h5py")
+    path = shared_data / "tomopy_tooth" / "tooth.h5"
+    with h5py.File(path, "r") as file:
+        data, white, dark = (np.asarray(file[f"exchange/{k}"][:], float) for k in ("data", "data_white", "data_dark"))
+        theta = np.asarray(file["exchange/theta"])
+    white, dark = white.mean(0, keepdims=True), dark.mean(0, keepdims=True)
+    one = np.ones_like(white)
+    frames = {"data": (data - dark) / (white - dark), "data_white": one, "data_dark": 0 * one}
+    write_dxchange(tmp_path / "a.h5", data[:, 0], theta, **frames)
+    raw, normalized = read_sinogram(path), read_sinogram(tmp_path / "a.h5")
+    torch.testing.assert_close(normalized.sinogram, raw.sinogram, rtol=0, atol=1e-9)
+    assert raw.warnings == ()
