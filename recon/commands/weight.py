@@ -187,7 +187,8 @@ def sinogram_noise(sinogram: Tensor, measured: Tensor | None = None) -> float:
     if measured is not None:
         whole = measured.detach().cpu().unfold(-2, 3, 1).unfold(-2, 3, 1).flatten(-2).all(-1)
         if int(whole.sum()) < 9:
-            raise ValueError("too few rays were measured to estimate the noise of the sinogram; give --noise")
+            rays = f"{int(measured.sum())} of {measured.numel()} rays"
+            raise ValueError(f"too few rays were measured ({rays}) to estimate the noise; give --noise or --photons")
         inside, second = inside[whole], second[whole]
     return _deviation(second[inside >= inside.median()]) / 6
 
