@@ -115,8 +115,10 @@ def _angles(file: Any, group: Any, key: np.ndarray, path: Path) -> tuple[np.ndar
 
 
 def attribute(item: Any, name: str) -> str:
-    """An attribute of an HDF5 object as text, empty if there is none."""
+    """An attribute of an HDF5 object as text, empty if there is none; some programs write it as an array of one."""
     value = item.attrs.get(name, "")
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 

@@ -318,7 +318,7 @@ def _in_unit(values: np.ndarray, unit: str, path: Path) -> tuple[np.ndarray | No
     if name.startswith("rad"):
         return values.ravel(), None
     if name and not name.startswith(("deg", "°")):
-        raise DataError(f"{path}: its angles have the unit {unit!r}; valid are degrees and radians")
+        raise DataError(f"{path}: its angles have the unit {unit!r}; valid are degrees and radians; give --angles")
     return None, values.ravel()
 
 

@@ -152,8 +152,8 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
     """
     if (options.noise is None) == (options.photons is None):
         raise ValueError(
-            f"{path}: is a picture, whose scan is simulated; give its noise, either --noise (standard deviation of "
-            "line integrals) or --photons"
+            f"{path}: is a picture, whose scan is simulated (a sinogram needs --geometry); give its noise, either "
+            "--noise (standard deviation of line integrals) or --photons"
         )
     given = None if options.geometry is None else read_geometry(options.geometry)
     size = options.size

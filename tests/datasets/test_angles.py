@@ -90,10 +90,14 @@ def test_an_arc_in_place_of_angles() -> None:
             view_angles(angles, degrees, 4, PATH)
 
 
-def test_unknown_unit_of_angles(tmp_path: Path) -> None:
+def test_units_of_angles(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     theta = np.arange(12) * 15.0
     path = write_dxchange(tmp_path / "a.h5", integrals(theta), theta)
+    for unit in ("deg", "Degrees", np.array([b"degree"])):
+        with h5py.File(path, "a") as file:
+            file["exchange/theta"].attrs["units"] = unit
+        np.testing.assert_allclose(read_sinogram(path).angles.numpy(), np.deg2rad(theta))
     with h5py.File(path, "a") as file:
         file["exchange/theta"].attrs["units"] = "mrad"
     with pytest.raises(DataError, match=r"a\.h5: its angles have the unit 'mrad'; valid are degrees and radians"):
