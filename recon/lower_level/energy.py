@@ -176,7 +176,9 @@ class Energy:
         What filters make of x is rounded by about u ||x||, and the product is that of the Hessian at another point:
         not small where images are large against the width over which the curvature of R changes.
         """
-        return self.product_rounding(w, grad_norm) + 4 * self.unit(x.dtype) * lipschitz * per_image_norm(x)
+        size = per_image_norm(x)
+        moved = torch.where(size > 0, lipschitz * size, 0.0)  # T may be infinite
+        return self.product_rounding(w, grad_norm) + 4 * self.unit(x.dtype) * moved
 
     def _own_rounding(self, x: Tensor, size: Tensor, grad_norm: Tensor) -> Tensor:
         """What the operator has no part in."""
