@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recon.bilevel import SaddleObjective
+from recon.bilevel.certificate import Interval
 from recon.bilevel.piggyback import AdjointPoint, error_bound, parameter_gradient
-from recon.lower_level import PDHG, Functional, SaddleModel, SaddlePoint, Squared
+from recon.lower_level import PDHG, Functional, SaddleModel, SaddlePoint, SaddleSolution, Squared
 from recon.lower_level.curvature import Curvature, GroupCurvature
 from recon.lower_level.functionals import Blocks, ParameterBound
 from recon.lower_level.grade import Grade
@@ -321,3 +323,36 @@ def test_the_rounding_of_x_in_the_derivative_of_a_weight_is_counted() -> None:
     assert rounding == pytest.approx(1e-6 * (x * 2.0 * big_x / 2.0 + big_x * x + 8 * x * big_x), rel=1e-4)
     moved = AdjointPoint(one(x), one(0.0), one(big_x), one(0.0), number(0.1), zero, 0.0, error_rounding=zero)
     assert float(error_bound(Weighted(), one(0.0), moved).omega) == pytest.approx(big_x * 0.1, rel=1e-3)
+
+
+# --- intervals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("k", "g", "f", "w", "residual"),
+    [
+        (1e-6, (1.0, 0.0, 3.0), NONE, 0.0, -0.7),  # ||r_w|| eps
+        (1e-6, (1.0, 2.0, 3.0), NONE, -3.0, -0.7),  # T_g eps^2 / 2
+        (2.0, (1.0, 0.0, 3.0), (0.0, 1.5, 0.0), -3.0, -0.7),  # ||K||^2 T_f eps^2 / 2, T_f along K X
+        (0.5, (1.0, 0.0, 3.0), (0.0, 1.5, 0.0), -3.0, 0.0),
+    ],
+)
+def test_goal_oriented_intervals_of_saddle_points_are_attained(
+    k: float, g: tuple[float, float, float], f: tuple[float, float, float], w: float, residual: float
+) -> None:
+    """Above, with (L_g / 2) eps^2, as without saddle points."""
+    x, zero = 0.4, number(0.0)
+    model = Lines(k, g, f, "theta")
+    with torch.no_grad():
+        saddle = model.saddle_point(one(0.0))
+        y = saddle.f.grad(one(k * x))
+        b = float(saddle.g.hessian(one(x))(one(1.0))) + k * k * float(saddle.f.hessian(one(k * x))(one(1.0)))
+        target = torch.full((1, 1, 1, 1), x - b * w - residual, dtype=torch.float64)
+        objective = SaddleObjective(model, target, one(0.0))
+        status = torch.zeros(1, dtype=torch.int64)
+        at = SaddleSolution(one(x), y, one(k * x), number(x), zero, zero, status, status, zero, status)
+        unknown = Interval(zero, number(math.inf), number(math.inf), zero)
+        interval, _ = objective._second_order(saddle, unknown, at, one(-w), saddle.image(at.x), slice(0, 1))
+    exact = 0.5 * float(target) ** 2 - float(interval.value)
+    within(float(interval.above), exact, 1 - 1e-6)
+    assert float(interval.below) == pytest.approx(float(interval.above) - 0.5 * x**2, rel=1e-9)
