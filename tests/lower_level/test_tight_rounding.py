@@ -152,7 +152,7 @@ def test_an_unknown_gain_is_guessed_as_documented() -> None:
     u = unit_roundoff(torch.float64)
     for convexity, factor in ((0.5, 10.0), (3.0, 30.0)):
         energy = Energy(pixel(0.0), Unknown(convexity), Rough(1e-3))
-        assert zero(energy, 1.0)[1] == pytest.approx(u * factor, rel=1e-3)
+        assert zero(energy, 1.0)[1] == pytest.approx(u * factor, rel=1e-3, abs=0)
         assert energy.basis.word == "estimated"
 
 
@@ -161,7 +161,7 @@ def test_the_summation_of_norms_counts_eight_times() -> None:
     energy = Energy(pixel(0.0), Scaled(1.0))
     u = unit_roundoff(torch.float64)
     for bound in (energy.rounding, energy.product_rounding):
-        assert float(bound(pixel(0.0), number(1.0))) == pytest.approx(8 * u, rel=1e-9)
+        assert float(bound(pixel(0.0), number(1.0))) == pytest.approx(8 * u, rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
