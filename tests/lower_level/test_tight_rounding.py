@@ -151,7 +151,7 @@ def test_an_unknown_gain_is_guessed_as_documented() -> None:
 
     u = unit_roundoff(torch.float64)
     for convexity, factor in ((0.5, 10.0), (3.0, 30.0)):
-        energy = Energy(pixel(0.0), Unknown(convexity), Rough(1e-3))
+        energy = Energy(pixel(0.0), Unknown(convexity), Rough(1e-3, unit=0.0))
         assert zero(energy, 1.0)[1] == pytest.approx(u * factor, rel=1e-3, abs=0)
         assert energy.basis.word == "estimated"
 
