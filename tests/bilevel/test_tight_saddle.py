@@ -356,3 +356,34 @@ def test_goal_oriented_intervals_of_saddle_points_are_attained(
     exact = 0.5 * float(target) ** 2 - float(interval.value)
     within(float(interval.above), exact, 1 - 1e-6)
     assert float(interval.below) == pytest.approx(float(interval.above) - 0.5 * x**2, rel=1e-9)
+
+
+def test_the_error_of_all_of_x_is_the_spread_times_that_of_the_image() -> None:
+    """A field that is off by one, beside an image of sixteen times the modulus: attained, by residuals and by the gap."""
+    g = Blocks([Squared(1, 16.0), Squared(1, 1.0, one(2.0))])
+    operator = MatrixMap(torch.full((1, 2), 1e-12, dtype=torch.float64))
+    saddle = SaddlePoint(operator, g, Squared(1, 1.0), (1, 1, 1), check=False)
+    iteration = Iteration(saddle, torch.tensor([[0.0, 4.0]], dtype=torch.float64), one(0.0))
+    iteration.tau, iteration.sigma = iteration.tau * 0 + 1.0, iteration.sigma * 0 + 1.0
+    found, _ = PDHG(1, adaptive=False).run(iteration, 1e-300)
+    within(float(found.error) * saddle.spread, float(found.x[0, 1]) - 2, 1 - 1e-6)
+    assert float(found.x[0, 1]) == 3.0
+
+
+def test_errors_of_saddle_points_count_the_rounding_of_the_residuals() -> None:
+    """At the solution, where the computed residuals vanish: what is left is that of their rounding errors."""
+
+    class Rough(MatrixMap):
+        def eps(self, dtype: torch.dtype) -> float:
+            return 1e-6
+
+    g, f = Squared(1, 1.0, one(3.0)), Squared(1, 1.0, one(6.0))
+    saddle = SaddlePoint(Rough(one(2.0)), g, f, (1, 1, 1), check=False)
+    iteration = Iteration(saddle, one(3.0), one(0.0))
+    found, _ = PDHG(1, adaptive=False).run(iteration, 1e-300)
+    (p, d), (gap, noise) = iteration.rounding(), iteration.gap()
+    by_residuals = float(p + torch.hypot(p, d)) / 2
+    by_gap = math.sqrt(2 * float(gap + noise))
+    assert float(found.residual) == 0
+    assert float(found.error) == pytest.approx(min(by_residuals, by_gap), rel=1e-6, abs=0)
+    assert float(found.error) > 1e-6
