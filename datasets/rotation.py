@@ -1,0 +1,237 @@
+"""The rotation centre of a measured scan, found in its data: half turns, opposite rays, centres of mass."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import convolve1d
+from scipy.optimize import minimize_scalar
+
+from datasets.reading import DataError
+from datasets.scans import Scan
+
+Array = NDArray[np.float64]
+
+#: estimates that are farther apart than this, in pixels, beyond what their uncertainties explain, contradict each other
+_CONTRADICTION = 0.3
+#: an uncertainty above this, in pixels, is doubtful
+_DOUBTFUL = 0.25
+#: largest energy outside of the double wedge at the centre, relative to that without a common centre
+_LARGEST_LEAK = 0.5
+#: smallest correlation of opposite rays
+_LEAST_CORRELATION = 0.8
+
+
+@dataclass(frozen=True)
+class CentreEstimate:
+    """A rotation centre in detector pixels, the method that found it, its uncertainty, and why it is doubtful if so."""
+
+    centre: float
+    method: str
+    uncertainty: float
+    doubt: str | None = None
+
+
+def estimate_rotation_centre(scan: Scan) -> float:
+    """The centre of :func:`rotation_centre` alone."""
+    return rotation_centre(scan).centre
+
+
+def rotation_centre(scan: Scan) -> CentreEstimate:
+    """The detector pixel onto which the rotation axis projects, from the data.
+
+    * Parallel scans of about half a turn: the double wedge of :func:`from_half_turn`.
+    * Parallel scans of 3/4 turn and more, fan beams of a full turn: the opposite rays of :func:`from_opposite_rays`.
+    * Parallel scans beside air on both sides: the centres of mass of :func:`from_mass`, which have less noise, but say
+      nothing where part of the object is outside, or the intensity of the beam changes.
+
+    Of two the one with the smaller uncertainty is returned. It is doubtful where they contradict each other, where the
+    uncertainty exceeds a quarter of a pixel, and where less than half a turn was measured.
+
+    Raises:
+        DataError: fewer than 3 views, a fan beam of less than a full turn, or data that determine no centre.
+    """
+    y, angles = scan.sinogram.double().numpy(), scan.angles.double().numpy()
+    if len(angles) < 3 or y.shape[1] < 8:
+        raise DataError(
+            f"{scan.path}: {y.shape[0]} views of {y.shape[1]} pixels do not determine a rotation centre; valid are 3 "
+            "or more of 8 or more"
+        )
+    step = float(np.median(np.diff(angles)))
+    arc = float(angles[-1] - angles[0]) + step
+    if scan.source_distance is not None and scan.detector_distance is not None:
+        if arc < 2 * math.pi - 0.5 * step:
+            raise DataError(
+                f"{scan.path}: the rotation centre of a fan beam is estimated from a full turn only; give rotation_centre"
+            )
+        length = (scan.source_distance + scan.detector_distance) / scan.detector_spacing
+        found = [from_opposite_rays(y, angles, length)]
+    else:
+        found = [from_mass(y, angles)]
+        if arc >= 1.5 * math.pi:
+            found.append(from_opposite_rays(y, angles))
+        elif arc >= math.pi - 0.5 * step:
+            found.append(from_half_turn(y, angles))
+    known = sorted((e for e in found if e is not None), key=lambda e: e.uncertainty)
+    if not known:
+        raise DataError(
+            f"{scan.path}: the rotation centre cannot be estimated: part of the object leaves the field of view, or views "
+            "half a turn apart do not agree; give rotation_centre"
+        )
+    best = known[0]
+    doubts = []
+    if best.uncertainty > _DOUBTFUL:
+        doubts.append(f"its uncertainty is {best.uncertainty:.1f} pixels")
+    for other in known[1:]:
+        if abs(other.centre - best.centre) > _CONTRADICTION + 4 * math.hypot(best.uncertainty, other.uncertainty):
+            doubts.append(f"{other.method} give {other.centre:.2f}")
+    if arc < math.pi - 0.5 * step:
+        doubts.append(f"the scan spans {math.degrees(arc):.0f} degrees only, so nothing else confirms it")
+    return CentreEstimate(best.centre, best.method, best.uncertainty, "; ".join(doubts) or None)
+
+
+def from_mass(sinogram: Array, angles: Array) -> CentreEstimate | None:
+    """From the centres of mass of parallel views: c(φ) = c_0 + a cos φ + b sin φ, and c_0 is the rotation centre.
+
+    Azevedo et al., IEEE Trans. Nucl. Sci. 37, 1990. A constant background, such as of flat fields that are too high,
+    would pull c_0 to the middle of the detector; it is measured beside the object and subtracted. The uncertainty is
+    the standard error of the least-squares fit. None where there is no air on both sides of all views, or sums of views
+    differ by more than 10 %.
+    """
+    margin = max(2, sinogram.shape[1] // 50)
+    sides = sinogram[:, :margin], sinogram[:, -margin:]
+    height = float(np.quantile(sinogram, 0.998) - np.quantile(sinogram, 0.002))
+    background = float(np.median(np.concatenate(sides, 1)))
+    # means over the margin, because single rays are noisy
+    if max(float(np.quantile(np.abs(side.mean(1) - background), 0.9)) for side in sides) > 0.03 * height:
+        return None
+    values = sinogram - background
+    mass = values.sum(1)
+    if not (mass.min() > 0 and mass.max() / mass.min() < 1.1):
+        return None
+    centres = values @ np.arange(sinogram.shape[1]) / mass
+    model = np.stack([np.ones_like(angles), np.cos(angles), np.sin(angles)], 1)
+    solution = np.linalg.lstsq(model, centres, rcond=None)[0]
+    variance = float(np.square(centres - model @ solution).sum()) / max(1, len(angles) - 3)
+    error = math.sqrt(variance * float(np.linalg.pinv(model.T @ model)[0, 0]))
+    return CentreEstimate(float(solution[0]), "centres of mass", error)
+
+
+def from_half_turn(sinogram: Array, angles: Array) -> CentreEstimate | None:
+    """From half a turn of parallel views, which goes on as its mirror image about the centre.
+
+    With y(φ + π, s) = y(φ, 2c - s), the Fourier transform over a full turn, Y(n, ω), is small outside of the double
+    wedge |n| <= R |ω|, where R is the radius of the object (Edholm, Lewitt and Lindholm, Proc. SPIE 671, 1986), and
+    only there for the true centre: Vo et al., Opt. Express 22, 19078, 2014. Here the squares are added up, not the
+    absolute values:
+
+        E(c) = sum_{|n| > R|ω| + 2} |A_n(ω) + (-1)^n exp(-2iωc) conj(A_{-n}(ω))|^2,    A_n(ω) = sum_k Δ_k F_k(ω) exp(-inφ_k)
+
+    with the Fourier transforms F_k of the views. It is a trigonometric polynomial in c, so one inverse transform gives
+    all centres at distances of 1/8 pixel, and a parabola the rest. A constant background goes on as itself. The
+    uncertainty is that of least squares; None where the energy hardly falls at the best centre, or the best is no
+    pixel of the detector.
+    """
+    kept = angles < angles[0] + math.pi - 1e-6
+    y, phi = sinogram[kept], angles[kept] - angles[0]
+    views, pixels = y.shape
+    y = y - np.quantile(y, 0.02)
+    ends = np.concatenate([[phi[-1] - math.pi], phi, [math.pi]])
+    widths = 0.5 * (ends[2:] - ends[:-2])
+    length = 4 * pixels
+    n = np.arange(-views, views + 1)
+    spectra = np.fft.rfft(widths[:, None] * y, length)
+    omega = 2 * math.pi * np.arange(spectra.shape[1]) / length
+    a = np.exp(-1j * np.outer(n, phi)) @ spectra
+    outside = np.abs(n)[:, None] > 0.5 * pixels * omega + 2
+    product = (a * a[::-1] * ((-1.0) ** n)[:, None] * outside).sum(0)
+    both = np.where(omega > 0, 2.0, 1.0)  # rfft has the positive frequencies only
+    total = 2.0 * float((both * np.square(np.abs(a)) * outside).sum())
+    fine = 4 * length
+    # position p / 4 is 2c; Re(exp(2iωc) product) over all frequencies
+    energy = total + 2.0 * fine * np.fft.irfft(product, fine)[: 8 * (pixels - 1) + 1]
+    best = int(energy.argmin())
+    if best in (0, len(energy) - 1) or energy[best] > _LARGEST_LEAK * float(np.median(energy)):
+        return None
+    before, here, after = energy[best - 1 : best + 2]
+    bend = before - 2 * here + after
+    shift = 0.5 * (before - after) / bend
+    count = float((both * outside).sum())
+    # 4: padding makes neighbouring frequencies depend on each other, and what is left is no white noise
+    error = 4.0 * math.sqrt(max(float(here), 0.0) / count * 2 / (64 * bend))
+    return CentreEstimate((best + float(shift)) / 8, "views half a turn apart", error)
+
+
+def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf) -> CentreEstimate | None:
+    """From the rays that were measured twice, in opposite directions: the centre at which they correlate best.
+
+    With γ = atan((k - c) / ``length``), the ray (φ, k) is (φ + π - 2γ, 2c - k) again; ``length`` is the distance from
+    source to detector in detector pixels, infinite for parallel beams. The correlation (Pearson's, so that constant
+    backgrounds do not matter) is over all rays whose opposite lies on the detector. The uncertainty is half the
+    difference between the results of every other view. None without a correlation of 0.8.
+    """
+    smooth = np.asarray(convolve1d(sinogram, np.array([0.25, 0.5, 0.25]), axis=1, mode="nearest"))
+    rays = _Rays(smooth, angles, length)
+    pixels = sinogram.shape[1]
+    least = max(4.0, 0.05 * pixels)
+    grid = np.arange(least, pixels - 1 - least + 0.5, 1.0 if pixels <= 300 else 2.0)
+    views = np.arange(0, len(angles), max(1, len(angles) // 24))
+    coarse = np.array([rays.correlation(c, views) for c in grid])
+    peaks = [k for k in range(len(grid)) if coarse[k] >= max(coarse[max(0, k - 1)], coarse[min(len(grid) - 1, k + 1)])]
+    peaks = sorted(peaks, key=lambda k: -coarse[k])[:4]
+    spacing = float(grid[1] - grid[0]) if len(grid) > 1 else 1.0
+    every = max(1, len(angles) // 180)
+    found = [(rays.best(grid[k], spacing, np.arange(0, len(angles), every))) for k in peaks]
+    if not found or max(r for _, r in found) < _LEAST_CORRELATION:
+        return None
+    centre = max(found, key=lambda pair: pair[1])[0]
+    halves = [rays.best(centre, 1.0, np.arange(first, len(angles), 2 * every))[0] for first in (0, every)]
+    return CentreEstimate(centre, "opposite rays", 0.5 * abs(halves[0] - halves[1]))
+
+
+@dataclass(frozen=True)
+class _Rays:
+    """Interpolates a sinogram at the opposites of its rays."""
+
+    sinogram: Array
+    angles: Array
+    length: float
+
+    def correlation(self, centre: float, views: NDArray[np.int64]) -> float:
+        pixels = self.sinogram.shape[1]
+        k = np.arange(pixels)
+        across = 2 * centre - k
+        k, across = (v[(across >= 0) & (across <= pixels - 1)] for v in (k, across))
+        turned = self.angles[views, None] + math.pi - 2 * np.arctan((k - centre) / self.length)
+        turned = self.angles[0] + np.mod(turned - self.angles[0], 2 * math.pi)
+        first = np.concatenate([self.angles, [self.angles[0] + 2 * math.pi]])
+        upper = np.clip(np.searchsorted(first, turned, side="right"), 1, len(self.angles))
+        gap = first[upper] - first[upper - 1]
+        seen = (gap < 3 * np.median(np.diff(self.angles))).ravel()
+        share = np.clip((turned - first[upper - 1]) / np.maximum(gap, 1e-12), 0, 1)
+        column = np.minimum(across.astype(int), pixels - 2)
+        part = across - column
+        opposite = (1 - share) * self._row(upper - 1, column, part) + share * self._row(
+            upper % len(self.angles), column, part
+        )
+        a, b = self.sinogram[np.ix_(views, k)].ravel()[seen], opposite.ravel()[seen]
+        if len(a) < 16:
+            return -1.0
+        a, b = a - a.mean(), b - b.mean()
+        norms = math.sqrt(float(a @ a) * float(b @ b))
+        return float(a @ b) / norms if norms > 0 else -1.0
+
+    def _row(self, rows: NDArray[np.int64], column: NDArray[np.int64], part: Array) -> Array:
+        return (1 - part) * self.sinogram[rows, column] + part * self.sinogram[rows, column + 1]
+
+    def best(self, near: float, reach: float, views: NDArray[np.int64]) -> tuple[float, float]:
+        found = minimize_scalar(
+            lambda c: -self.correlation(c, views),
+            bounds=(near - reach, near + reach),
+            method="bounded",
+            options={"xatol": 0.005},
+        )
+        return float(found.x), -float(found.fun)
