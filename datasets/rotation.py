@@ -22,7 +22,7 @@ _DOUBTFUL = 0.25
 #: largest energy outside of the double wedge at the centre, relative to that without a common centre
 _LARGEST_LEAK = 0.5
 #: smallest correlation of opposite rays
-_LEAST_CORRELATION = 0.8
+_LEAST_CORRELATION = 0.5
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def estimate_rotation_centre(scan: Scan) -> float:
 def rotation_centre(scan: Scan) -> CentreEstimate:
     """The detector pixel onto which the rotation axis projects, from the data.
 
-    * Parallel scans of about half a turn: the double wedge of :func:`from_half_turn`.
+    * Parallel scans of about half a turn: the double wedge of :func:`from_half_turn`, or :func:`from_ends` where the
+      object reaches beyond the detector.
     * Parallel scans of 3/4 turn and more, fan beams of a full turn: the opposite rays of :func:`from_opposite_rays`.
     * Parallel scans beside air on both sides: the centres of mass of :func:`from_mass`, which have less noise, but say
       nothing where part of the object is outside, or the intensity of the beam changes.
@@ -74,7 +75,7 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
         if arc >= 1.5 * math.pi:
             found.append(from_opposite_rays(y, angles))
         elif arc >= math.pi - 0.5 * step:
-            found.append(from_half_turn(y, angles))
+            found.append(from_ends(y, angles) if air(y) is None else from_half_turn(y, angles))
     known = sorted((e for e in found if e is not None), key=lambda e: e.uncertainty)
     if not known:
         raise DataError(
@@ -93,6 +94,20 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     return CentreEstimate(best.centre, best.method, best.uncertainty, "; ".join(doubts) or None)
 
 
+def air(sinogram: Array) -> float | None:
+    """The line integrals of air, the median of the outermost pixels; None if the object reaches there in some views."""
+    margin = max(2, sinogram.shape[1] // 50)
+    height = float(np.quantile(sinogram, 0.998) - np.quantile(sinogram, 0.002))
+    sides = sinogram[:, :margin], sinogram[:, -margin:]
+    background = float(np.median(np.concatenate(sides, 1)))
+    for side in sides:
+        noise = 1.4826 * float(np.median(np.abs(side - np.median(side)))) / math.sqrt(margin)
+        off = float(np.quantile(np.abs(side.mean(1) - background), 0.9))
+        if off > 0.03 * height + 3 * noise or abs(float(np.median(side)) - background) > 0.03 * height:
+            return None
+    return background
+
+
 def from_mass(sinogram: Array, angles: Array) -> CentreEstimate | None:
     """From the centres of mass of parallel views: c(φ) = c_0 + a cos φ + b sin φ, and c_0 is the rotation centre.
 
@@ -101,12 +116,8 @@ def from_mass(sinogram: Array, angles: Array) -> CentreEstimate | None:
     the standard error of the least-squares fit. None where there is no air on both sides of all views, or sums of views
     differ by more than 10 %.
     """
-    margin = max(2, sinogram.shape[1] // 50)
-    sides = sinogram[:, :margin], sinogram[:, -margin:]
-    height = float(np.quantile(sinogram, 0.998) - np.quantile(sinogram, 0.002))
-    background = float(np.median(np.concatenate(sides, 1)))
-    # means over the margin, because single rays are noisy
-    if max(float(np.quantile(np.abs(side.mean(1) - background), 0.9)) for side in sides) > 0.03 * height:
+    background = air(sinogram)
+    if background is None:
         return None
     values = sinogram - background
     mass = values.sum(1)
@@ -165,13 +176,31 @@ def from_half_turn(sinogram: Array, angles: Array) -> CentreEstimate | None:
     return CentreEstimate((best + float(shift)) / 8, "views half a turn apart", error)
 
 
+def from_ends(sinogram: Array, angles: Array) -> CentreEstimate | None:
+    """From the first and the last of parallel views over half a turn: one is the mirror image of the other.
+
+    Where the angle between them is no half turn, one is extrapolated to it, linearly in the angle. It needs the object
+    on both sides of the axis only. The uncertainty is the difference between extrapolating the first and the last.
+    """
+    kept = angles < angles[0] + math.pi + 1e-6
+    y, phi = sinogram[kept], angles[kept]
+    missing = math.pi - (phi[-1] - phi[0])
+    last = y[-1] + missing / (phi[-1] - phi[-2]) * (y[-1] - y[-2])
+    first = y[0] + missing / (phi[1] - phi[0]) * (y[0] - y[1])
+    found = [from_opposite_rays(np.stack(pair), np.array([0.0, math.pi])) for pair in ((y[0], last), (first, y[-1]))]
+    if found[0] is None or found[1] is None:
+        return None
+    a, b = found[0].centre, found[1].centre
+    return CentreEstimate(0.5 * (a + b), "the first and the last view", abs(a - b))
+
+
 def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf) -> CentreEstimate | None:
     """From the rays that were measured twice, in opposite directions: the centre at which they correlate best.
 
     With γ = atan((k - c) / ``length``), the ray (φ, k) is (φ + π - 2γ, 2c - k) again; ``length`` is the distance from
     source to detector in detector pixels, infinite for parallel beams. The correlation (Pearson's, so that constant
-    backgrounds do not matter) is over all rays whose opposite lies on the detector. The uncertainty is half the
-    difference between the results of every other view. None without a correlation of 0.8.
+    backgrounds do not matter) is over all rays whose opposite lies on the detector. The uncertainty is
+    that of the mean of four, from every fourth view. None without a correlation of 0.5.
     """
     smooth = np.asarray(convolve1d(sinogram, np.array([0.25, 0.5, 0.25]), axis=1, mode="nearest"))
     rays = _Rays(smooth, angles, length)
@@ -188,8 +217,8 @@ def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf)
     if not found or max(r for _, r in found) < _LEAST_CORRELATION:
         return None
     centre = max(found, key=lambda pair: pair[1])[0]
-    halves = [rays.best(centre, 1.0, np.arange(first, len(angles), 2 * every))[0] for first in (0, every)]
-    return CentreEstimate(centre, "opposite rays", 0.5 * abs(halves[0] - halves[1]))
+    parts = [rays.best(centre, 1.0, np.arange(k * every, len(angles), 4 * every))[0] for k in range(4)]
+    return CentreEstimate(centre, "opposite rays", 0.5 * float(np.std(parts, ddof=1)))
 
 
 @dataclass(frozen=True)
@@ -222,7 +251,7 @@ class _Rays:
             return -1.0
         a, b = a - a.mean(), b - b.mean()
         norms = math.sqrt(float(a @ a) * float(b @ b))
-        return float(a @ b) / norms if norms > 0 else -1.0
+        return float(a @ b) / norms if norms > 1e-4 * len(a) * self.sinogram.var() else -1.0
 
     def _row(self, rows: NDArray[np.int64], column: NDArray[np.int64], part: Array) -> Array:
         return (1 - part) * self.sinogram[rows, column] + part * self.sinogram[rows, column + 1]
