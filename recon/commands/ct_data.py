@@ -70,6 +70,7 @@ class Sinogram:
     """Of this geometry, if there is one already."""
     simulated: str | None = None
     dicom: DicomTarget | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read(path: Path, options: CTOptions) -> Sinogram:
@@ -99,7 +100,7 @@ def read(path: Path, options: CTOptions) -> Sinogram:
         pixel_size = field / size
     unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
     geometry = scan.geometry((size, size), pixel_size)
-    return Sinogram(scan.sinogram, geometry, unit=unit, details=details, beam=scan.weights)
+    return Sinogram(scan.sinogram, geometry, unit=unit, details=details, beam=scan.weights, warnings=scan.warnings)
 
 
 def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
@@ -177,7 +178,8 @@ def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
             f"{path}: its sinogram has the shape {tuple(scan.sinogram.shape)}, but {file} describes "
             f"{geometry.range_shape[1]} angles and {geometry.range_shape[2]} detector pixels"
         )
-    return Sinogram(scan.sinogram, geometry, details={"geometry_file": str(file)}, beam=scan.weights)
+    details = {"geometry_file": str(file)}
+    return Sinogram(scan.sinogram, geometry, details=details, beam=scan.weights, warnings=scan.warnings)
 
 
 def read_geometry(file: Path) -> ParallelBeam | FanBeam:

@@ -68,6 +68,7 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
         details={"geometry": geometry_entries, "fbp_filter": options.filter, **(sinogram.details or {})},
         simulated=sinogram.simulated,
         dicom=sinogram.dicom,
+        warnings=sinogram.warnings,
     )
 
 
