@@ -93,7 +93,7 @@ def degrees_to_radians(degrees: np.ndarray, path: Path) -> np.ndarray:
         if span <= TURN or several:
             raise DataError(
                 f"{path}: the {degrees.size} angles span {span:g} and should be degrees, but look like "
-                f"radians ({math.degrees(span):.4g} degrees); give them as radians, or convert them to degrees"
+                f"radians ({math.degrees(span):.4g} degrees); give them as radians, or in degrees (--angles)"
             )
     return np.deg2rad(degrees)
 

@@ -97,7 +97,7 @@ def starvation(cut: int, rays: int, path: Path, photons: float | None) -> tuple[
     share = 100 * cut / rays
     text = (
         f"{path}: {cut} of {rays} rays ({share:.2g} %) have less light than {floor}; their line integrals are cut at "
-        f"about {largest:.3g}, and they weigh 0 wherever rays have weights"
+        f"about {largest:.3g}, and they weigh 0 in every method but filtered back-projection"
     )
     if 2 * cut > rays:
         text += (
@@ -173,6 +173,15 @@ def plain_array(path: Path) -> np.ndarray:
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise DataError(f"{path}: has values of type {values.dtype}; valid are real numbers")
     return values
+
+
+def tiff_shape(path: Path) -> tuple[int, ...]:
+    """The shape of the array in a TIFF file, () where it cannot be read, as its reader will say."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            return tuple(file.series[0].shape)
+    except Exception:  # tifffile raises errors of many kinds for damaged files
+        return ()
 
 
 def _interpolated(sinogram: Tensor, dead: np.ndarray) -> Tensor:

@@ -70,7 +70,7 @@ def _structure(data: dict[str, Any], path: Path) -> str | None:
     named = [name for name in _STRUCTURES if name in found]
     if not named and len(found) > 1:
         raise DataError(f"{path}: has several scans, {', '.join(sorted(found))}; save one of them in a file of its own")
-    return (named or found or [None])[0]
+    return next(iter(named or found), None)
 
 
 def _of_structure(structure: Any, path: Path, known: bool) -> dict[str, Any]:

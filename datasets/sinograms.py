@@ -17,6 +17,7 @@ from datasets.counts import HDF5_SUFFIXES, Attenuation, Field, attenuation, fiel
 from datasets.hdf5 import check_finite, find_dataset, open_hdf5
 from datasets.matlab import read_matlab
 from datasets.nxtomo import attribute, read_frames
+from datasets.physics import MIN_COUNT
 from datasets.plausibility import implausible
 from datasets.reading import DataError
 from datasets.scans import Scan
@@ -265,6 +266,12 @@ def _counted(
     check_finite(values, "the sinogram", path)
     if dark is None and values.min() < 0:
         raise DataError(f"{path}: has counts of {values.min():g}, but they must be at least 0 without a dark field")
+    fractions = (values > 0) & (values < MIN_COUNT)
+    if dark is None and flat == photons and fractions.mean() > 0.01:
+        raise DataError(
+            f"{path}: {int(fractions.sum())} of {values.size} values lie between 0 and half a photon, so they are not "
+            "numbers of photons; give the value of air in their unit as --flat, in place of --counts"
+        )
     place = (0, 1, values.shape[1])
     black = field_row(0.0 if dark is None else dark, "dark", place, path)
     return attenuation(values, field_row(flat, "flat", place, path), black, path, photons, repeats)
