@@ -94,41 +94,56 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     return CentreEstimate(best.centre, best.method, best.uncertainty, "; ".join(doubts) or None)
 
 
-def air(sinogram: Array) -> float | None:
-    """The line integrals of air, the median of the outermost pixels; None if the object reaches there in some views."""
+def air(sinogram: Array) -> tuple[Array, float] | None:
+    """Line integrals of air for each pixel, and their standard error; None if the object reaches the detector's ends.
+
+    A straight line between the medians of the outermost pixels on both sides: 0, unless flat fields do not fit.
+    """
     margin = max(2, sinogram.shape[1] // 50)
     height = float(np.quantile(sinogram, 0.998) - np.quantile(sinogram, 0.002))
     sides = sinogram[:, :margin], sinogram[:, -margin:]
-    background = float(np.median(np.concatenate(sides, 1)))
+    levels, errors = [], []
     for side in sides:
-        noise = 1.4826 * float(np.median(np.abs(side - np.median(side)))) / math.sqrt(margin)
-        off = float(np.quantile(np.abs(side.mean(1) - background), 0.9))
-        if off > 0.03 * height + 3 * noise or abs(float(np.median(side)) - background) > 0.03 * height:
+        level = float(np.median(side))
+        noise = 1.4826 * float(np.median(np.abs(side - level)))
+        off = float(np.quantile(np.abs(side.mean(1) - level), 0.9))
+        if off > 0.03 * height + 3 * noise / math.sqrt(margin):
             return None
-    return background
+        levels.append(level)
+        errors.append(1.25 * noise / math.sqrt(side.size))  # 1.25: a median, not a mean
+    if abs(levels[1] - levels[0]) > 0.05 * height:
+        return None
+    ends = 0.5 * (margin - 1), sinogram.shape[1] - 1 - 0.5 * (margin - 1)
+    line = levels[0] + (levels[1] - levels[0]) * (np.arange(sinogram.shape[1]) - ends[0]) / (ends[1] - ends[0])
+    return line, 0.5 * math.hypot(*errors)
 
 
 def from_mass(sinogram: Array, angles: Array) -> CentreEstimate | None:
     """From the centres of mass of parallel views: c(φ) = c_0 + a cos φ + b sin φ, and c_0 is the rotation centre.
 
-    Azevedo et al., IEEE Trans. Nucl. Sci. 37, 1990. A constant background, such as of flat fields that are too high,
-    would pull c_0 to the middle of the detector; it is measured beside the object and subtracted. The uncertainty is
-    the standard error of the least-squares fit. None where there is no air on both sides of all views, or sums of views
-    differ by more than 10 %.
+    Azevedo et al., IEEE Trans. Nucl. Sci. 37, 1990. A background, such as of flat fields that are too high, would pull
+    c_0 to the middle of the detector; it is measured beside the object and subtracted. The uncertainty is the standard
+    error of the least-squares fit together with that of the background. None where there is no air on both sides of all
+    views, or sums of views differ by more than 10 %.
     """
     background = air(sinogram)
     if background is None:
         return None
-    values = sinogram - background
+    values = sinogram - background[0]
     mass = values.sum(1)
     if not (mass.min() > 0 and mass.max() / mass.min() < 1.1):
         return None
-    centres = values @ np.arange(sinogram.shape[1]) / mass
+    pixels = sinogram.shape[1]
+    centres = values @ np.arange(pixels) / mass
     model = np.stack([np.ones_like(angles), np.cos(angles), np.sin(angles)], 1)
     solution = np.linalg.lstsq(model, centres, rcond=None)[0]
     variance = float(np.square(centres - model @ solution).sum()) / max(1, len(angles) - 3)
     error = math.sqrt(variance * float(np.linalg.pinv(model.T @ model)[0, 0]))
-    return CentreEstimate(float(solution[0]), "centres of mass", error)
+    # constant and slope of the background shift the centre by error * sum (k - c_0) / mass and about error * n^2/6 / mass
+    shift = pixels * abs((pixels - 1) / 2 - float(solution[0])) + pixels**2 / 6
+    return CentreEstimate(
+        float(solution[0]), "centres of mass", math.hypot(error, background[1] * shift / float(mass.mean()))
+    )
 
 
 def from_half_turn(sinogram: Array, angles: Array) -> CentreEstimate | None:
@@ -180,18 +195,24 @@ def from_ends(sinogram: Array, angles: Array) -> CentreEstimate | None:
     """From the first and the last of parallel views over half a turn: one is the mirror image of the other.
 
     Where the angle between them is no half turn, one is extrapolated to it, linearly in the angle. It needs the object
-    on both sides of the axis only. The uncertainty is the difference between extrapolating the first and the last.
+    on both sides of the axis only. The uncertainty is the largest difference between extrapolating the first and the
+    last, linearly and, with equal steps, quadratically.
     """
     kept = angles < angles[0] + math.pi + 1e-6
     y, phi = sinogram[kept], angles[kept]
     missing = math.pi - (phi[-1] - phi[0])
-    last = y[-1] + missing / (phi[-1] - phi[-2]) * (y[-1] - y[-2])
-    first = y[0] + missing / (phi[1] - phi[0]) * (y[0] - y[1])
-    found = [from_opposite_rays(np.stack(pair), np.array([0.0, math.pi])) for pair in ((y[0], last), (first, y[-1]))]
-    if found[0] is None or found[1] is None:
+    after, before = missing / (phi[-1] - phi[-2]), missing / (phi[1] - phi[0])
+    last, first = y[-1] + after * (y[-1] - y[-2]), y[0] + before * (y[0] - y[1])
+    bend = 0.5 * after * (1 + after) * (y[-1] - 2 * y[-2] + y[-3])
+    pairs = ((y[0], last), (first, y[-1]), (y[0], last + bend))
+    found = [from_opposite_rays(np.stack(pair), np.array([0.0, math.pi])) for pair in pairs]
+    centres = [e.centre for e in found if e is not None]
+    if len(centres) < len(pairs):
         return None
-    a, b = found[0].centre, found[1].centre
-    return CentreEstimate(0.5 * (a + b), "the first and the last view", abs(a - b))
+    # a tenth of a pixel in any case: two views show no more, sharp edges between pixels
+    return CentreEstimate(
+        0.5 * (centres[0] + centres[1]), "the first and the last view", max(0.1, float(np.ptp(centres)))
+    )
 
 
 def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf) -> CentreEstimate | None:
@@ -205,18 +226,20 @@ def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf)
     smooth = np.asarray(convolve1d(sinogram, np.array([0.25, 0.5, 0.25]), axis=1, mode="nearest"))
     rays = _Rays(smooth, angles, length)
     pixels = sinogram.shape[1]
-    least = max(4.0, 0.05 * pixels)
-    grid = np.arange(least, pixels - 1 - least + 0.5, 1.0 if pixels <= 300 else 2.0)
+    least = max(4.0, 0.03 * pixels)
+    grid = np.linspace(least, pixels - 1 - least, max(2, pixels if pixels <= 300 else pixels // 2))
     views = np.arange(0, len(angles), max(1, len(angles) // 24))
     coarse = np.array([rays.correlation(c, views) for c in grid])
     peaks = [k for k in range(len(grid)) if coarse[k] >= max(coarse[max(0, k - 1)], coarse[min(len(grid) - 1, k + 1)])]
     peaks = sorted(peaks, key=lambda k: -coarse[k])[:4]
-    spacing = float(grid[1] - grid[0]) if len(grid) > 1 else 1.0
+    spacing = float(grid[1] - grid[0])
     every = max(1, len(angles) // 180)
     found = [(rays.best(grid[k], spacing, np.arange(0, len(angles), every))) for k in peaks]
     if not found or max(r for _, r in found) < _LEAST_CORRELATION:
         return None
     centre = max(found, key=lambda pair: pair[1])[0]
+    if not grid[0] - 0.9 * spacing < centre < grid[-1] + 0.9 * spacing:
+        return None  # better ones are outside, where hardly any ray has an opposite
     parts = [rays.best(centre, 1.0, np.arange(k * every, len(angles), 4 * every))[0] for k in range(4)]
     return CentreEstimate(centre, "opposite rays", 0.5 * float(np.std(parts, ddof=1)))
 
@@ -231,9 +254,9 @@ class _Rays:
 
     def correlation(self, centre: float, views: NDArray[np.int64]) -> float:
         pixels = self.sinogram.shape[1]
-        k = np.arange(pixels)
+        k = np.arange(1, pixels - 1)  # smoothing spoils the outermost
         across = 2 * centre - k
-        k, across = (v[(across >= 0) & (across <= pixels - 1)] for v in (k, across))
+        k, across = (v[(across >= 1) & (across <= pixels - 2)] for v in (k, across))
         turned = self.angles[views, None] + math.pi - 2 * np.arctan((k - centre) / self.length)
         turned = self.angles[0] + np.mod(turned - self.angles[0], 2 * math.pi)
         first = np.concatenate([self.angles, [self.angles[0] + 2 * math.pi]])
