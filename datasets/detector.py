@@ -33,6 +33,10 @@ _TIMES = 5.0
 #: values are noise.
 _STUCK, _NOISY = 0.1, 5.0
 _MIN_VIEWS, _MIN_PIXELS = 8, 24
+#: In fewer views, objects stay on a pixel by chance.
+_MANY_VIEWS = 16
+#: so many pixels at the ends of the detector
+_END = 4
 #: A pixel did not measure where at least this share of its rays has weight 0, and at most that one of its neighbours.
 _UNMEASURED, _MEASURED = 0.5, 0.2
 #: More bad pixels than this share are no defects of a detector.
@@ -78,7 +82,9 @@ def without_bad_pixels(scan: Scan) -> Scan:
         bad, doubtful = np.zeros_like(bad), doubtful | bad
     said = []
     if (bad | unmeasured).any():
-        kinds = [f"{what}: {_names(mask)}" for what, mask in (("no light", unmeasured), ("wrong values", bad)) if mask.any()]
+        kinds = [
+            f"{what}: {_names(mask)}" for what, mask in (("no light", unmeasured), ("wrong values", bad)) if mask.any()
+        ]
         said.append(
             f"{scan.path}: {int((bad | unmeasured).sum())} of {len(bad)} detector pixels did not measure ({'; '.join(kinds)}); "
             "they weigh 0, and filtered back-projection and networks see values interpolated from their neighbours"
@@ -133,7 +139,9 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
 
     An object at the distance r of the axis stays within w pixels for an arc α where r (1 - cos(α / 2)) <= w, and it is
     found where that is the share of the scan in which the pixel leaves its neighbours. Circles around the axis are found at their mirror image
-    as well. Whether the object reaches beyond the ends of the detector is not known, so that nothing is found there.
+    as well. Objects also reach beyond the ends of the detector, and stay on
+    a pixel by chance in few views. So the outermost pixels, and all of fewer than 16 views, are bad only where they
+    leave their neighbours by more than the range of all other data.
     """
     bad, doubtful = found.stuck.copy(), np.zeros_like(found.stuck)
     unclear = groups((found.off | found.noisy) & ~found.stuck)
@@ -144,18 +152,20 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
     step = float(scan.angles.diff().median())
     arc = float(scan.angles[-1] - scan.angles[0]) + step
     largest = float(np.quantile(sinogram, 0.999))
+    right = sinogram[:, ~suspects] if not suspects.all() else sinogram
+    height = float(np.ptp(right))
     for group in groups(found.stuck):  # metal on the axis, so dense that values are cut
         if _distance(group, centre) <= 1 + uncertainty and sinogram[:, slice(*group)].mean() >= largest:
             bad[slice(*group)], doubtful[slice(*group)] = False, True
     for group in unclear:
         first, last = group
-        mirrored = _mirrored(found, group, centre)
         turning = 1 - math.cos(min(math.pi, 0.5 * float(found.share[first:last].min()) * arc))
         axis = _distance(group, centre) <= (last - first + 1) / turning + uncertainty
-        if first < 2 or last > len(bad) - 2:
+        ends = first < _END or last > len(bad) - _END or len(sinogram) < _MANY_VIEWS
+        if ends and float(np.abs(found.rest[first:last]).min()) < height:
             continue
-        if axis or mirrored:
-            doubtful[first:last] = axis and not mirrored
+        if axis or _mirrored(found, group, centre):
+            doubtful[first:last] = axis
         else:
             bad[first:last] = True
     return bad, doubtful
@@ -169,7 +179,7 @@ def _centre(scan: Scan, sinogram: Array) -> tuple[float, float]:
         found = rotation_centre(replace(scan, sinogram=torch.from_numpy(sinogram)))
     except DataError:
         return scan.centre, 0.1 * sinogram.shape[1]
-    return found.centre, 1.0 + 3 * found.uncertainty
+    return found.centre, (1.0 if found.doubt is None else 3.0) + 3 * found.uncertainty
 
 
 def _distance(group: Group, centre: float) -> float:
@@ -178,14 +188,13 @@ def _distance(group: Group, centre: float) -> float:
 
 def _mirrored(found: Suspects, group: Group, centre: float) -> bool:
     """Whether pixels on the other side of the axis leave their neighbours as this group does."""
-    first = max(0, math.floor(2 * centre - group[1]) - 1)
-    last = min(len(found.rest), math.ceil(2 * centre - group[0]) + 3)
-    if last <= first:
+    if _distance(group, centre) <= 1:
         return False
+    first, last = math.floor(2 * centre - group[1]) - 1, math.ceil(2 * centre - group[0]) + 3
+    other = found.rest[max(0, first) : max(0, last)]
     own = found.rest[slice(*group)]
     peak = float(own[np.abs(own).argmax()])
-    other = math.copysign(1.0, peak) * found.rest[first:last]
-    return bool(_distance(group, centre) > 1 and other.max() > 0.4 * abs(peak))
+    return bool(len(other) and (math.copysign(1.0, peak) * other).max() > 0.15 * abs(peak))
 
 
 def groups(mask: Mask) -> list[Group]:
@@ -224,6 +233,7 @@ def suspicious_pixels(sinogram: Array, ignore: Mask | None = None) -> Suspects:
         rest = np.where(np.abs(found.rest) > np.abs(rest), found.rest, rest)
         share = np.where(found.off | found.noisy, np.maximum(share, found.share), share)
         off, noisy, stuck = off | found.off, noisy | found.noisy, stuck | found.stuck
+        sinogram = interpolated(sinogram, off | noisy | stuck)  # they spoil larger neighbourhoods
     return Suspects(off, noisy, stuck, rest, share)
 
 
