@@ -164,7 +164,7 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
         ends = first < _END or last > len(bad) - _END or len(sinogram) < _MANY_VIEWS
         if ends and float(np.abs(found.rest[first:last]).min()) < height:
             continue
-        if axis or _mirrored(found, group, centre):
+        if axis or (not found.noisy[first:last].any() and _mirrored(found, group, centre)):
             doubtful[first:last] = axis
         else:
             bad[first:last] = True
@@ -213,7 +213,7 @@ def largest_run(pixels: int) -> int:
     return max(3, min(_LARGEST_RUN, pixels // _RUN_SHARE))
 
 
-def suspicious_pixels(sinogram: Array, ignore: Mask | None = None) -> Suspects:
+def suspicious_pixels(sinogram: Array) -> Suspects:
     """Detector pixels that leave their neighbours in line integrals (angles, detectors): single ones and small groups.
 
     For groups of up to n = 1, 3 and ``largest_run`` pixels, the neighbours are the median m of 2 n + 1 pixels. With the

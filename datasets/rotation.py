@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 _CONTRADICTION = 0.3
 #: an uncertainty above this, in pixels, is doubtful
 _DOUBTFUL = 0.25
+#: fewer views do not contradict the middle of the detector
+_FEWEST_VIEWS = 16
 #: largest energy outside of the double wedge at the centre, relative to that without a common centre
 _LARGEST_LEAK = 0.5
 #: smallest correlation of opposite rays
@@ -92,6 +94,22 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     if arc < math.pi - 0.5 * step:
         doubts.append(f"the scan spans {math.degrees(arc):.0f} degrees only, so nothing else confirms it")
     return CentreEstimate(best.centre, best.method, best.uncertainty, "; ".join(doubts) or None)
+
+
+def assumed_centre(scan: Scan) -> tuple[str, ...]:
+    """What to say about a parallel scan whose rotation centre is taken as the middle although its data show another."""
+    if scan.source_distance is not None or len(scan.angles) < _FEWEST_VIEWS:
+        return ()
+    try:
+        found = rotation_centre(scan)
+    except DataError:
+        return ()
+    if found.doubt is not None or abs(found.centre - scan.centre) <= 1 + 4 * found.uncertainty:
+        return ()
+    return (
+        f"{scan.path}: its rotation centre is taken as the middle of the detector, pixel {scan.centre:g}, but its data "
+        f"show pixel {found.centre:.2f} ({found.method}); give --rotation-centre, a pixel or `estimate`",
+    )
 
 
 def air(sinogram: Array) -> tuple[Array, float] | None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from datasets.counts import HDF5_SUFFIXES, plain_array
 from datasets.hdf5 import LODOPAB_MU_MAX, find_dataset, open_hdf5
 from datasets.reading import DataError
-from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.rotation import assumed_centre, rotation_centre
+from datasets.scans import Scan, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from datasets.tomography import MU_UNIT
 from recon.commands.problem import DicomTarget
@@ -84,15 +85,7 @@ def read(path: Path, options: CTOptions) -> Sinogram:
     if options.geometry is not None:
         return _read_with_geometry(path, options.geometry, options)
     scan = _without_repeated_view(read_sinogram(path, **_reader_options(path, options)))
-    details: dict[str, Any] = {}
-    centre = options.rotation_centre
-    if centre is None and path.suffix.lower() in HDF5_SUFFIXES:
-        centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
-    if centre == "estimate":
-        scan = replace(scan, rotation_centre=estimate_rotation_centre(scan))
-    elif centre is not None:
-        scan = replace(scan, rotation_centre=_number(centre))
-    details["rotation_centre"] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
+    scan, details = _centred(scan, options)
     detectors = scan.sinogram.shape[1]
     size = detectors if options.size is None else options.size
     pixel_size = options.pixel_size
@@ -104,6 +97,30 @@ def read(path: Path, options: CTOptions) -> Sinogram:
     unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
     geometry = scan.geometry((size, size), pixel_size)
     return _of_scan(scan, geometry, unit, details)
+
+
+def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, Any]]:
+    """The scan with its rotation centre, given or estimated, and what the report says of it."""
+    centre = options.rotation_centre
+    if centre is None and scan.path.suffix.lower() in HDF5_SUFFIXES:
+        centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
+    entry: dict[str, Any] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
+    said: tuple[str, ...] = ()
+    if centre == "estimate":
+        found = rotation_centre(scan)
+        scan = replace(scan, rotation_centre=found.centre)
+        entry |= {"detector_pixel": found.centre, "method": found.method, "uncertainty": found.uncertainty}
+        if found.doubt is not None:
+            said = (
+                f"{scan.path}: its rotation centre, detector pixel {found.centre:.2f} from {found.method}, is doubtful: "
+                f"{found.doubt}; give --rotation-centre",
+            )
+    elif centre is not None:
+        scan = replace(scan, rotation_centre=_number(centre))
+        entry["detector_pixel"] = scan.centre
+    elif scan.rotation_centre is None:
+        said = assumed_centre(scan)
+    return replace(scan, warnings=(*scan.warnings, *said)), {"rotation_centre": entry}
 
 
 def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
