@@ -90,7 +90,7 @@ def degrees_to_radians(degrees: np.ndarray, path: Path) -> np.ndarray:
         with_step = span * degrees.size / (degrees.size - 1)  # with the step after the last view
         turns = with_step / (2 * math.pi)
         several = degrees.size >= 8 and 1.5 < turns < 4.5 and abs(turns - round(turns)) < 0.02
-        if span <= TURN or several:
+        if 0 < span <= TURN or several:
             raise DataError(
                 f"{path}: the {degrees.size} angles span {span:g} and should be degrees, but look like "
                 f"radians ({math.degrees(span):.4g} degrees); give them as radians, or in degrees (--angles)"

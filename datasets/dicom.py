@@ -230,7 +230,7 @@ def _check_hounsfield(values: np.ndarray, header: Any, path: Path) -> None:
         return
     low, high = float(values.min()), float(values.max())
     kind = str(header.get("RescaleType", "") or "not given")
-    if (-1 < low and high < 1 and low < high) or (kind == _UNSPECIFIED and low > -50):
+    if (low > -1 and high < 1 and low < high) or (kind == _UNSPECIFIED and low > -50):
         raise DataError(
             f"{path}: its values, {low:g} to {high:g}, are no Hounsfield units (air: -1000), and its rescale type is "
             f"{kind}; convert them, HU = 1000 (µ - µ_water) / µ_water, and set the rescale type to HU"

@@ -40,8 +40,8 @@ class Frames:
 def read_frames(file: Any, row: int, path: Path) -> Frames:
     """The frames of an open NXtomo file.
 
-    ``image_key`` lies beside ``data``; ``rotation_angle`` there, or in the ``sample`` of the same entry. It has one
-    angle for every frame, or for every projection.
+    ``image_key`` lies beside ``data``; ``rotation_angle`` there, or elsewhere in the same entry (in ``sample``). It has
+    one angle for every frame, or for every projection.
 
     Raises:
         DataError: no image key or several, no data beside it, shapes that do not fit, no projection, NaN, no such row.
@@ -54,7 +54,8 @@ def read_frames(file: Any, row: int, path: Path) -> Frames:
         )
     group = keys[0].parent
     # image_key_control tells frames for alignment (-1) apart, which image_key may call projections
-    key = np.asarray(group.get("image_key_control", keys[0])).ravel().astype(int)
+    control = _found(file, group, "image_key_control", path)
+    key = np.asarray(keys[0] if control is None else control).ravel().astype(int)
     stored = group.get("data")
     if stored is None or stored.ndim != 3 or len(stored) != len(key):
         shape = "no data" if stored is None else f"data of shape {stored.shape}"
@@ -72,7 +73,7 @@ def read_frames(file: Any, row: int, path: Path) -> Frames:
         dark=data[key == _DARK].mean(0) if (key == _DARK).any() else None,
         angles=angles,
         angle_units=units,
-        detector_spacing=_spacing(group),
+        detector_spacing=_spacing(_found(file, group, "x_pixel_size", path)),
         rows=int(stored.shape[1]),
     )
 
@@ -90,14 +91,19 @@ def _named(file: Any, name: str) -> list[Any]:
     return found
 
 
+def _found(file: Any, group: Any, name: str, path: Path) -> Any:
+    """The dataset of this name in a group, or the only one in the same entry; None if there is none."""
+    if name in group:
+        return group[name]
+    entry = "/" + group.name.strip("/").partition("/")[0] + "/"
+    others = [item for item in _named(file, name) if item.name.startswith(entry)]
+    if len(others) > 1:
+        raise DataError(f"{path}: has several datasets {name}, {', '.join(item.name for item in others)}")
+    return others[0] if others else None
+
+
 def _angles(file: Any, group: Any, key: np.ndarray, path: Path) -> tuple[np.ndarray | None, str]:
-    stored = group.get("rotation_angle")
-    if stored is None:
-        entry = "/" + group.name.strip("/").partition("/")[0] + "/"
-        others = [item for item in _named(file, "rotation_angle") if item.name.startswith(entry)]
-        if len(others) > 1:
-            raise DataError(f"{path}: has several rotation angles, {', '.join(item.name for item in others)}")
-        stored = others[0] if others else None
+    stored = _found(file, group, "rotation_angle", path)
     if stored is None:
         return None, ""
     values, projections = np.asarray(stored, dtype=np.float64).ravel(), key == _PROJECTION
@@ -109,13 +115,14 @@ def _angles(file: Any, group: Any, key: np.ndarray, path: Path) -> tuple[np.ndar
 
 
 def attribute(item: Any, name: str) -> str:
-    """An attribute of an HDF5 object as text, empty if there is none."""
+    """An attribute of an HDF5 object as text, empty if there is none; some programs write it as an array of one."""
     value = item.attrs.get(name, "")
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _spacing(group: Any) -> float | None:
-    stored = group.get("x_pixel_size")
+def _spacing(stored: Any) -> float | None:
     if stored is None or np.size(stored) != 1:
         return None
     factor = _MM.get(attribute(stored, "units").strip().lower())

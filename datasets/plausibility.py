@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from datasets.reading import DataError
 from datasets.scans import Scan
 
+# Views are looked at in so many parts, whose means hold little noise.
+_PARTS = 4
 # No detector sees exp(-15): line integrals above it are on another scale.
 _LARGEST = 15.0
 # Pitches in mm that detectors do not have, and mean attenuations in 1/mm that do not go with them. A pitch in m is a
@@ -34,58 +37,53 @@ def implausible(scan: Scan) -> tuple[str, ...]:
     low, high = float(values.min()), float(values.max())
     if high <= low:
         return ()
-    air = _value_in_air_of_counts(values)
-    name = scan.path
-    if air is not None:
-        if air > _LARGEST:
-            raise DataError(
-                f"{name}: its values, {low:g} to {high:g}, are largest at the edges of the detector ({air:g}), as "
-                f"counts are and line integrals are not. Give the count of air, --flat {air:.6g} (with --dark where "
-                f"there is one), or --counts --photons {air:.6g} if they are photons"
-            )
-        if abs(air - 1) <= 0.1:
-            raise DataError(
-                f"{name}: its values, {low:g} to {high:g}, are {air:g} at the edges of the detector and smaller "
-                "inside, as transmissions are and line integrals are not. Give --flat 1, or store -log of them"
-            )
-        if abs(air) <= 0.1 * abs(low) and low < 0:
-            raise DataError(
-                f"{name}: its values, {low:g} to {high:g}, are about 0 at the edges of the detector and negative "
-                "inside, as the logarithms of transmissions are; line integrals are their negatives: change the sign"
-            )
-        return (
-            f"{name}: its values are larger at the edges of the detector ({air:g}) than inside, as transmissions or "
-            "counts are; if they are no line integrals, give the value of air as --flat",
+    found = _air_of_counts(values)
+    if found is None:
+        return (*_scale(scan, high), *_lengths(scan, high))
+    air, sure = found
+    said = (
+        f"{scan.path}: its values, {low:g} to {high:g}, are {air:.6g} at the edges of the detector and smaller inside"
+    )
+    if air > _LARGEST:
+        raise DataError(
+            f"{said}, as counts are and line integrals are not. Give the count of air, --flat {air:.6g} (with --dark "
+            f"where there is one), or --counts --photons {air:.6g} if they are photons"
         )
-    return (*_scale(scan, high), *_lengths(scan, high))
+    if sure and abs(air - 1) <= 0.1:
+        raise DataError(
+            f"{said}, as transmissions are and line integrals are not. Give --flat {air:.6g}, or store -log of them"
+        )
+    if sure and low < 0 and abs(air) <= 0.1 * abs(low):
+        raise DataError(
+            f"{said}, as logarithms of transmissions are; line integrals are their negatives, so change the sign"
+        )
+    return (f"{said}, as transmissions or counts are; if they are no line integrals, give the value of air as --flat",)
 
 
-def _value_in_air_of_counts(values: Tensor) -> float | None:
-    """The value at the edges of the detector, if it is near the largest, the same in all views and never near 0.
+def _air_of_counts(values: Tensor) -> tuple[float, bool] | None:
+    """The value of air of counts or transmissions, and whether nothing else comes to mind; None for line integrals.
 
-    One edge is enough (an object may leave the field of view on the other), unless the other one looks like air of
-    line integrals.
+    It is at one edge of the detector at least (the object may leave the field of view on the other): there the mean
+    over all views is near the largest of the detector's, and hardly changes from view to view. At the other edge line
+    integrals may be near the smallest, 0; counts are not that small beside those of air.
     """
-    low, high = (float(values.double().flatten().kthvalue(k).values) for k in _ranks(values.numel()))
-    if high <= low:
+    values = values.double()
+    profile = values.mean(0)
+    low, high = float(profile.min()), float(profile.max())
+    if high - low <= 1e-12 * abs(high):
         return None
     columns = max(1, values.shape[1] // 50)
-    position, found = [], []
-    for edge in (values[:, :columns], values[:, -columns:]):
-        views = edge.double().mean(1)
-        middle = float(views.median())
-        spread = float((views - middle).abs().median()) / (high - low)
-        position.append((middle - low) / (high - low))
-        if position[-1] > 0.85 and spread < 0.05:
-            found.append(middle)
-    inside = float(values.double().median(1).values.median())
-    return max(found) if found and min(position) > 0.3 and inside < max(found) else None
-
-
-def _ranks(n: int) -> tuple[int, int]:
-    """Places of the smallest and the largest value among n, without the outermost half per cent."""
-    out = n // 200
-    return 1 + out, n - out
+    position, air = [], []
+    for edge in (values[:, :columns].mean(1), values[:, -columns:].mean(1)):
+        mean = float(edge.mean())
+        parts = torch.stack([part.mean() for part in edge.chunk(_PARTS)])
+        position.append((mean - low) / (high - low))
+        if position[-1] > 0.85 and float(parts.max() - parts.min()) < 0.2 * (high - low):
+            air.append(mean)
+    if not air:
+        return None
+    both = min(position) > 0.3
+    return (max(air), both) if both or float(values.min()) > 0.1 * max(air) > 0 else None
 
 
 def _scale(scan: Scan, high: float) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ from datasets.reading import DataError
 from datasets.rings import without_rings
 from datasets.scans import Scan
 
-SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz", ".tif", ".tiff")
+SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz")
+# Sinograms too, but in a folder they are pictures.
+_TIFF = (".tif", ".tiff")
 
 
 def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: Any) -> Scan:
@@ -41,8 +43,9 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in SINOGRAM_SUFFIXES:
-        raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {', '.join(SINOGRAM_SUFFIXES)}")
+    if suffix not in (*SINOGRAM_SUFFIXES, *_TIFF):
+        valid = ", ".join((*SINOGRAM_SUFFIXES, *_TIFF))
+        raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {valid}")
     if suffix not in HDF5_SUFFIXES:
         scan = read_numbers(path, **options)
     else:
@@ -320,7 +323,7 @@ def _in_unit(values: np.ndarray, unit: str, path: Path) -> tuple[np.ndarray | No
     if name.startswith("rad"):
         return values.ravel(), None
     if name and not name.startswith(("deg", "°")):
-        raise DataError(f"{path}: its angles have the unit {unit!r}; valid are degrees and radians")
+        raise DataError(f"{path}: its angles have the unit {unit!r}; valid are degrees and radians; give --angles")
     return None, values.ravel()
 
 
@@ -328,7 +331,7 @@ def _load(path: Path, shape: tuple[int, int] | None) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if suffix == ".mat":
         return read_matlab(path, shape)
-    if suffix in (".tif", ".tiff"):
+    if suffix in _TIFF:
         return {"sinogram": plain_array(path)}
     return {key: value for key, value in _load_numpy(path).items() if key not in ("turn", "metadata")}
 

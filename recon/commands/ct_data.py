@@ -220,8 +220,9 @@ def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
     geometry = read_geometry(file)
     if options.size is not None or options.pixel_size is not None:
         raise ValueError(f"--size and --pixel-size do not go with --geometry: {file} has image_shape and pixel_size")
-    if options.angles is not None:
-        raise ValueError(f"--angles does not go with --geometry: {file} has the angles")
+    for option, value in (("--angles", options.angles), ("--rotation-centre", options.rotation_centre)):
+        if value is not None:
+            raise ValueError(f"{option} does not go with --geometry: {file} says what it is")
     known: dict[str, Any] = {"angles": np.asarray(geometry.angles), "detector_spacing": geometry.detector_spacing}
     if path.suffix.lower() == ".mat":
         known["shape"] = geometry.range_shape[1:]
@@ -283,6 +284,8 @@ def _read_lodopab(path: Path, options: CTOptions) -> Sinogram:
         ("--angles", options.angles),
         ("--flat", options.flat),
         ("--dark", options.dark),
+        ("--counts", options.counts or None),
+        ("--rotation-centre", options.rotation_centre),
     ):
         if value is not None:
             raise ValueError(f"{option} does not go with LoDoPaB-CT, whose line integrals and geometry are known")

@@ -102,7 +102,8 @@ def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[float, s
         weights = _relative_weights(sinogram, path)
         if options.noise is not None:
             return options.noise, "given", weights
-        return sinogram_noise(sinogram.values), "estimated from second differences of the sinogram", weights
+        level = sinogram_noise(sinogram.values, None if weights is None else weights[0] > 0)
+        return level, "estimated from second differences of the sinogram", weights
     weights = transmission_weights(sinogram.photons)
     if not bool((weights > 0).any()):
         raise DataError(f"{path}: no ray has a photon left; give more --photons")
@@ -151,8 +152,8 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
     """
     if (options.noise is None) == (options.photons is None):
         raise ValueError(
-            f"{path}: is a picture, whose scan is simulated; give its noise, either --noise (standard deviation of "
-            "line integrals) or --photons"
+            f"{path}: is a picture, whose scan is simulated (a sinogram needs --geometry); give its noise, either "
+            "--noise (standard deviation of line integrals) or --photons"
         )
     given = None if options.geometry is None else read_geometry(options.geometry)
     size = options.size
