@@ -33,7 +33,7 @@ class CTOptions:
     """What is asked for on the command line; lengths in mm, angles in degrees, the noise on the scale of the file.
 
     ``photons`` are those of a ray through air; with ``counts``, the file holds the photons that arrived. ``flat``,
-    ``dark`` and ``angles`` are numbers or names of files. ``seed`` and ``number`` fix the noise of a simulation.
+    ``dark`` and ``angles`` are numbers or names of files, ``ring_filter`` a number of detector pixels. ``seed`` and ``number`` fix the noise of a simulation.
     """
 
     geometry: Path | None = None
@@ -49,6 +49,7 @@ class CTOptions:
     flat: str | None = None
     dark: str | None = None
     angles: str | None = None
+    ring_filter: int | None = None
     filter: str = "ram-lak"
     backend: Backend = "matrix"
     seed: int = 0
@@ -155,7 +156,7 @@ def chosen_views(geometry: Geometry, options: CTOptions, path: Path) -> list[int
 
 def _reader_options(path: Path, options: CTOptions) -> dict[str, Any]:
     """What the reader is told: slice, angles, and what the values of the file mean."""
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {"ring_filter": options.ring_filter}
     raw = path.suffix.lower() in HDF5_SUFFIXES
     if raw:
         made["row"] = options.index
@@ -238,6 +239,7 @@ def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
 def _of_scan(scan: Scan, geometry: Geometry, unit: str, details: dict[str, Any]) -> Sinogram:
     if scan.repeats is not None:
         details = {**details, "views_averaged": int(scan.repeats.sum())}
+    details = {**details, **{key: scan.metadata[key] for key in ("bad_pixels", "ring_filter") if key in scan.metadata}}
     return Sinogram(
         scan.sinogram,
         geometry,
