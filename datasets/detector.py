@@ -86,13 +86,14 @@ def without_bad_pixels(scan: Scan) -> Scan:
             f"{what}: {_names(mask)}" for what, mask in (("no light", unmeasured), ("wrong values", bad)) if mask.any()
         ]
         said.append(
-            f"{scan.path}: {int((bad | unmeasured).sum())} of {len(bad)} detector pixels did not measure ({'; '.join(kinds)}); "
-            "they weigh 0, and filtered back-projection and networks see values interpolated from their neighbours"
+            f"{scan.path}: {int((bad | unmeasured).sum())} of {len(bad)} detector pixels did not measure "
+            f"({'; '.join(kinds)}); they weigh 0, and filtered back-projection and networks "
+            "see values interpolated from their neighbours"
         )
     if doubtful.any():
         said.append(
-            f"{scan.path}: detector pixels {_names(doubtful)} leave their neighbours in most views, as defects do and small "
-            "objects on the rotation axis or circles around it; they are used as they are"
+            f"{scan.path}: detector pixels {_names(doubtful)} leave their neighbours in most views, as defects do and "
+            "small objects on the rotation axis or circles around it; they are used as they are"
         )
     if not (bad | unmeasured).any():
         return replace(scan, warnings=(*scan.warnings, *said))
@@ -138,10 +139,10 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
     """Which suspects are bad, and which may be objects.
 
     An object at the distance r of the axis stays within w pixels for an arc α where r (1 - cos(α / 2)) <= w, and it is
-    found where that is the share of the scan in which the pixel leaves its neighbours. Circles around the axis are found at their mirror image
-    as well. Objects also reach beyond the ends of the detector, and stay on
-    a pixel by chance in few views. So the outermost pixels, and all of fewer than 16 views, are bad only where they
-    leave their neighbours by more than the range of all other data.
+    found where that is the share of the scan in which the pixel leaves its neighbours. Circles around the axis are
+    found at their mirror image as well. Objects also reach beyond the ends of the detector, and stay on a pixel by
+    chance in few views. So the outermost pixels, and all of fewer than 16 views, are bad only where they leave their
+    neighbours by more than the range of all other data.
     """
     bad, doubtful = found.stuck.copy(), np.zeros_like(found.stuck)
     unclear = groups((found.off | found.noisy) & ~found.stuck)

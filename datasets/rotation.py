@@ -68,7 +68,8 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     if scan.source_distance is not None and scan.detector_distance is not None:
         if arc < 2 * math.pi - 0.5 * step:
             raise DataError(
-                f"{scan.path}: the rotation centre of a fan beam is estimated from a full turn only; give rotation_centre"
+                f"{scan.path}: the rotation centre of a fan beam is estimated from a full turn only; "
+                "give rotation_centre"
             )
         length = (scan.source_distance + scan.detector_distance) / scan.detector_spacing
         found = [from_opposite_rays(y, angles, length)]
@@ -81,8 +82,8 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     known = sorted((e for e in found if e is not None), key=lambda e: e.uncertainty)
     if not known:
         raise DataError(
-            f"{scan.path}: the rotation centre cannot be estimated: part of the object leaves the field of view, or views "
-            "half a turn apart do not agree; give rotation_centre"
+            f"{scan.path}: the rotation centre cannot be estimated: part of the object leaves the field of view, or "
+            "views half a turn apart do not agree; give rotation_centre"
         )
     best = known[0]
     doubts = []
@@ -157,7 +158,7 @@ def from_mass(sinogram: Array, angles: Array) -> CentreEstimate | None:
     solution = np.linalg.lstsq(model, centres, rcond=None)[0]
     variance = float(np.square(centres - model @ solution).sum()) / max(1, len(angles) - 3)
     error = math.sqrt(variance * float(np.linalg.pinv(model.T @ model)[0, 0]))
-    # constant and slope of the background shift the centre by error * sum (k - c_0) / mass and about error * n^2/6 / mass
+    # an error e of the background shifts the centre by e sum_k (k - c_0) / mass, one of its slope by e n^2 / 6 / mass
     shift = pixels * abs((pixels - 1) / 2 - float(solution[0])) + pixels**2 / 6
     return CentreEstimate(
         float(solution[0]), "centres of mass", math.hypot(error, background[1] * shift / float(mass.mean()))
@@ -172,7 +173,8 @@ def from_half_turn(sinogram: Array, angles: Array) -> CentreEstimate | None:
     only there for the true centre: Vo et al., Opt. Express 22, 19078, 2014. Here the squares are added up, not the
     absolute values:
 
-        E(c) = sum_{|n| > R|ω| + 2} |A_n(ω) + (-1)^n exp(-2iωc) conj(A_{-n}(ω))|^2,    A_n(ω) = sum_k Δ_k F_k(ω) exp(-inφ_k)
+        E(c) = sum_{|n| > R|ω| + 2} |A_n(ω) + (-1)^n exp(-2iωc) conj(A_{-n}(ω))|^2,
+        A_n(ω) = sum_k Δ_k F_k(ω) exp(-inφ_k)
 
     with the Fourier transforms F_k of the views. It is a trigonometric polynomial in c, so one inverse transform gives
     all centres at distances of 1/8 pixel, and a parabola the rest. A constant background goes on as itself. The

@@ -33,7 +33,8 @@ class CTOptions:
     """What is asked for on the command line; lengths in mm, angles in degrees, the noise on the scale of the file.
 
     ``photons`` are those of a ray through air; with ``counts``, the file holds the photons that arrived. ``flat``,
-    ``dark`` and ``angles`` are numbers or names of files, ``ring_filter`` a number of detector pixels. ``seed`` and ``number`` fix the noise of a simulation.
+    ``dark`` and ``angles`` are numbers or names of files, ``ring_filter`` a number of
+    detector pixels. ``seed`` and ``number`` fix the noise of a simulation.
     """
 
     geometry: Path | None = None
@@ -113,8 +114,8 @@ def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, Any]]:
         entry |= {"detector_pixel": found.centre, "method": found.method, "uncertainty": found.uncertainty}
         if found.doubt is not None:
             said = (
-                f"{scan.path}: its rotation centre, detector pixel {found.centre:.2f} from {found.method}, is doubtful: "
-                f"{found.doubt}; give --rotation-centre",
+                f"{scan.path}: its rotation centre, detector pixel {found.centre:.2f} from {found.method}, is "
+                f"doubtful: {found.doubt}; give --rotation-centre",
             )
     elif centre is not None:
         scan = replace(scan, rotation_centre=_number(centre))
