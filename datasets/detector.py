@@ -245,10 +245,10 @@ def _suspicious(sinogram: Array, run: int) -> Suspects:
     height = float(np.quantile(smooth, 0.998) - np.quantile(smooth, 0.002))
     noise = median_filter(np.quantile(np.abs(rest), 0.9, axis=0), 6 * run + 1, mode="mirror")
     share = (np.abs(rest) > np.maximum(_SHARE * height, _DEVIATIONS * noise)).mean(0)
-    beside = np.maximum(*_beside(share, 2 * run))
-    off = _sharp((share >= _OFF) & (share > _TIMES * (beside + 1 / len(sinogram))), share)
+    beside = np.maximum(*_beside(share, max(4, 2 * run)))
+    off = _sharp((share >= _OFF) & (share > _TIMES * (beside + 1 / len(sinogram))), np.abs(rest).mean(0))
     change = np.abs(np.diff(sinogram, axis=0)).mean(0)
-    around = _beside(change, 2 * run)
+    around = _beside(change, max(4, 2 * run))
     away = np.abs(rest).mean(0) > 0.02 * height
     noisy = (change > _NOISY * np.maximum(*around)) & away
     stuck = (change < _STUCK * np.minimum(*around)) & away
@@ -263,18 +263,22 @@ def _median(sinogram: Array, run: int) -> Array:
     return np.asarray(median_filter(padded, (1, 2 * run + 1))[:, run:-run])
 
 
-def _sharp(chosen: Mask, share: Array) -> Mask:
-    """Groups of neighbours beside which ``share`` falls off at once, on both sides."""
-    left = chosen.copy()
+def _sharp(chosen: Mask, size: Array) -> Mask:
+    """Groups of neighbours without ends that are small against the rest, where ``size`` falls off at once beside."""
+    left = np.zeros_like(chosen)
     for first, last in groups(chosen):
-        beside = np.concatenate([share[max(0, first - 2) : first], share[last : last + 2]])
-        left[first:last] = beside.max() < 0.25 * share[first:last].min()
+        inside = first + np.flatnonzero(size[first:last] >= 0.25 * size[first:last].max())
+        start, stop = int(inside[0]), int(inside[-1]) + 1
+        beside = np.concatenate([size[max(0, start - 2) : start], size[stop : stop + 2]])
+        left[start:stop] = beside.max() < 0.25 * size[start:stop].min()
     return left
 
 
 def _beside(values: Array, reach: int) -> tuple[Array, Array]:
-    """Medians of the ``reach`` values on the left and on the right; where these are missing, of the other side."""
-    windows = np.median(np.lib.stride_tricks.sliding_window_view(values, reach), 1)
-    left = np.concatenate([np.full(reach, np.nan), windows[:-1]])
-    right = np.concatenate([windows[1:], np.full(reach, np.nan)])
-    return np.where(np.isnan(left), right, left), np.where(np.isnan(right), left, right)
+    """Medians of up to ``reach`` values on the left and on the right; of the other side where there is none."""
+    padded = np.pad(values, reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach)
+    left, right = np.append(np.nan, np.nanmedian(windows[1 : len(values)], 1)), windows[reach + 1 :]
+    right = np.append(np.nanmedian(right[:-1], 1), np.nan)
+    left[0], right[-1] = right[0], left[-1]
+    return left, right

@@ -119,49 +119,54 @@ def test_real_scans_are_left_alone(shared_data: Path) -> None:
             assert without_bad_pixels(part).warnings == part.warnings
 
 
-@pytest.mark.parametrize(("columns", "value"), [((40,), 100.0), ((62, 63), 100.0), ((25,), 65000.0), ((47,), 100.0)])
-def test_files_with_bad_pixels(
-    tmp_path: Path, columns: tuple[int, ...], value: float, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As in the counts of a scan whose flat field is fine: TV is within 2 % of the phantom, the report names them.
-
-    0.02 for the hole is 2 % of what it differs from the insert, as edges are blurred in all methods.
-    """
-    z = sinogram(half_turn(60), PHANTOM)
-    dxchange(tmp_path / "a.h5", z, bad=dict.fromkeys(columns, value))
-    command = ["reconstruct", "--task", "ct", "--data", str(tmp_path / "a.h5"), "--output", str(tmp_path / "out")]
-    assert main([*command, "--method", "tv", "--weight", "4e-4", "--accuracy", "0.05"]) == 0
-    entry = json.loads((tmp_path / "out" / "report.json").read_text())["images"][0]
-    assert entry["details"]["bad_pixels"] == list(columns)
-    assert abs(entry["details"]["rotation_centre"]["detector_pixel"] - 47.5) < 0.1
-    assert any(str(columns[0]) in text and "weigh 0" in text for text in entry["warnings"])
-    body, insert, hole, air = means(np.load(tmp_path / "out" / "a.npy") / 0.5)
-    assert body == pytest.approx(0.020, rel=0.02)
-    assert insert == pytest.approx(0.040, rel=0.02)
-    assert hole == pytest.approx(0.005, abs=0.0005)
-    assert air == pytest.approx(0.0, abs=0.0005)
-    assert main([*command, "--method", "fbp"]) == 0
-    assert means(np.load(tmp_path / "out" / "a.npy") / 0.5)[:3] == pytest.approx([0.02, 0.04, 0.005], abs=0.0015)
+@pytest.mark.parametrize("columns", [(40,), (31, 32), (47,)])
+def test_files_with_bad_pixels(tmp_path: Path, columns: tuple[int, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """In counts whose flat field is fine: what they hold does not matter, and the report names them."""
+    z = sinogram(half_turn(60), PHANTOM, pixels=64, pitch=0.75)
+    command = ["reconstruct", "--task", "ct", "--output", str(tmp_path), "--weight", "0.01", "--accuracy", "0.3"]
+    images = []
+    for name, value in (("dead", 100.0), ("stuck", 65000.0)):
+        dxchange(tmp_path / f"{name}.h5", z, bad=dict.fromkeys(columns, value))
+        assert main([*command, "--data", str(tmp_path / f"{name}.h5"), "--method", "tv"]) == 0
+        images.append(np.load(tmp_path / f"{name}.npy"))
+        entry = json.loads((tmp_path / "report.json").read_text())["images"][0]
+        assert entry["details"]["bad_pixels"] == list(columns)
+        assert abs(entry["details"]["rotation_centre"]["detector_pixel"] - 31.5) < 0.1
+        assert any(str(columns[0]) in text and "weigh 0" in text for text in entry["warnings"])
+    np.testing.assert_allclose(images[0], images[1], atol=1e-9)
     printed = capsys.readouterr()
     assert "rotation centre" in printed.out
     assert "did not measure" in printed.err
+
+
+def test_values_are_right_beside_a_dead_pixel(tmp_path: Path) -> None:
+    """TV within 2 % of the phantom, as without the dead pixel; FBP near to it."""
+    z = sinogram(half_turn(60), PHANTOM)
+    dxchange(tmp_path / "a.h5", z, bad={40: 100.0})
+    command = ["reconstruct", "--task", "ct", "--output", str(tmp_path), "--data", str(tmp_path / "a.h5")]
+    assert main([*command, "--method", "fbp"]) == 0
+    assert means(np.load(tmp_path / "a.npy") / 0.5)[:3] == pytest.approx([0.02, 0.04, 0.005], abs=0.0015)
+    assert main([*command, "--method", "tv", "--weight", "4e-4", "--accuracy", "0.01"]) == 0
+    body, insert, hole, air = means(np.load(tmp_path / "a.npy") / 0.5)
+    assert body == pytest.approx(0.020, rel=0.02)
+    assert insert == pytest.approx(0.040, rel=0.02)
+    assert hole == pytest.approx(0.005, abs=0.0004)  # 2 % of the edge of 0.02 that is blurred
+    assert air == pytest.approx(0.0, abs=0.0004)
 
 
 # --- rings -----------------------------------------------------------------------------------------------------------
 
 
 def test_stripes_are_removed() -> None:
-    """Offsets of single pixels fall to less than a third; clean data change by less than they did."""
-    z = sinogram(half_turn(180), PHANTOM, centre=46.0)
-    stripes = 0.03 * np.random.default_rng(0).standard_normal(96) * (np.random.default_rng(1).random(96) < 0.2)
-    made = without_stripes(z + stripes, 9)
+    """Offsets of single pixels in an object with texture fall to less than a third; what has none hardly changes."""
+    rng = np.random.default_rng(0)
+    grains = [Disc(r * np.sin(a), r * np.cos(a), 1.0, 0.01) for r, a in rng.uniform([2, 0], [17, 6.3], (60, 2))]
+    z = sinogram(half_turn(180), [BODY, *grains], centre=46.0)
+    stripes = 0.03 * rng.standard_normal(96) * (rng.random(96) < 0.2)
     clean = without_stripes(z, 9)
-
-    def rings(values: np.ndarray) -> float:
-        return float(np.abs(np.median(values - clean, axis=0)).max())
-
-    assert rings(made) < rings(z + stripes) / 3
-    assert float(np.abs(clean - z).mean()) < 0.01 * float(z.max())
+    left = (without_stripes(z + stripes, 9) - clean).mean(0)[12:80]
+    assert np.sqrt(np.square(left).mean()) < np.sqrt(np.square(stripes[12:80]).mean()) / 3
+    assert float(np.abs(clean - z).mean()) < 0.02 * float(z.max())
     np.testing.assert_array_equal(without_stripes(np.ones((5, 7)), 3), np.ones((5, 7)))
 
 
