@@ -30,11 +30,11 @@ def half_turn(views: int) -> np.ndarray:
 def sinogram(
     angles: np.ndarray, discs: Sequence[Disc], pixels: int = 96, pitch: float = 0.5, centre: float | None = None
 ) -> np.ndarray:
-    """Line integrals 2 v sqrt(r^2 - (s - right cos φ + down sin φ)^2), summed over the discs."""
+    """Line integrals 2 v sqrt(r^2 - (s - down cos φ - right sin φ)^2), summed over the discs."""
     s = (np.arange(pixels) - ((pixels - 1) / 2 if centre is None else centre)) * pitch
     values = np.zeros((len(angles), pixels))
     for d in discs:
-        middle = d.right * np.cos(angles) - d.down * np.sin(angles)
+        middle = d.down * np.cos(angles) + d.right * np.sin(angles)
         values += 2 * d.value * np.sqrt(np.maximum(d.radius**2 - (s - middle[:, None]) ** 2, 0))
     return values
 
