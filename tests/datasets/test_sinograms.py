@@ -14,7 +14,8 @@ import torch
 
 from datasets.physics import MIN_TRANSMISSION
 from datasets.reading import DataError
-from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.rotation import estimate_rotation_centre
+from datasets.scans import Scan, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from recon.operators.geometry import FanBeam, ParallelBeam
 
