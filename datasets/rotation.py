@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 _CONTRADICTION = 0.3
 #: an uncertainty above this, in pixels, is doubtful
 _DOUBTFUL = 0.25
+#: fewer views are doubtful
+_FEW_VIEWS = 8
 #: fewer views do not contradict the middle of the detector
 _FEWEST_VIEWS = 16
 #: largest energy outside of the double wedge at the centre, relative to that without a common centre
@@ -60,9 +62,12 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     y, angles = scan.sinogram.double().numpy(), scan.angles.double().numpy()
     if len(angles) < 3 or y.shape[1] < 8:
         raise DataError(
-            f"{scan.path}: {y.shape[0]} views of {y.shape[1]} pixels do not determine a rotation centre; valid are 3 "
-            "or more of 8 or more"
+            f"{scan.path}: {len(angles)} views do not determine a rotation centre with {y.shape[1]} pixels; valid "
+            "are 3 or more of 8 pixels or more"
         )
+    background = air(y)
+    if background is not None:
+        y = y - background[0]
     step = float(np.median(np.diff(angles)))
     arc = float(angles[-1] - angles[0]) + step
     if scan.source_distance is not None and scan.detector_distance is not None:
@@ -78,7 +83,7 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
         if arc >= 1.5 * math.pi:
             found.append(from_opposite_rays(y, angles))
         elif arc >= math.pi - 0.5 * step:
-            found.append(from_ends(y, angles) if air(y) is None else from_half_turn(y, angles))
+            found.append(from_ends(y, angles) if background is None else from_half_turn(y, angles))
     known = sorted((e for e in found if e is not None), key=lambda e: e.uncertainty)
     if not known:
         raise DataError(
@@ -92,6 +97,8 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     for other in known[1:]:
         if abs(other.centre - best.centre) > _CONTRADICTION + 4 * math.hypot(best.uncertainty, other.uncertainty):
             doubts.append(f"{other.method} give {other.centre:.2f}")
+    if len(angles) < _FEW_VIEWS:
+        doubts.append(f"there are {len(angles)} views only")
     if arc < math.pi - 0.5 * step:
         doubts.append(f"the scan spans {math.degrees(arc):.0f} degrees only, so nothing else confirms it")
     return CentreEstimate(best.centre, best.method, best.uncertainty, "; ".join(doubts) or None)

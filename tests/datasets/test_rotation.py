@@ -38,7 +38,7 @@ def _found(values: np.ndarray, angles: np.ndarray) -> CentreEstimate:
     return rotation_centre(_scan(values, angles))
 
 
-@pytest.mark.parametrize("centre", [47.5, 41.5, 44.1, 54.25])
+@pytest.mark.parametrize("centre", [47.5, 41.5, 44.1, 51.25])
 @pytest.mark.parametrize("background", ["none", "constant", "slope"])
 @pytest.mark.parametrize("arc", [math.pi, 1.4 * math.pi, 2 * math.pi])
 def test_backgrounds(centre: float, background: str, arc: float) -> None:
@@ -112,7 +112,7 @@ def test_doubts_and_refusals() -> None:
     z = sinogram(half_turn(90), PHANTOM, centre=44.1)
     assert "degrees only" in str(_found(z[:60], half_turn(90)[:60]).doubt)
     assert _found(z[::30], half_turn(90)[::30]).doubt is not None
-    with pytest.raises(DataError, match="2 views of 96 pixels do not determine"):
+    with pytest.raises(DataError, match="2 views do not determine"):
         _found(z[:2], half_turn(90)[:2])
     half = sinogram(half_turn(90), LARGE, centre=-0.0)
     with pytest.raises(DataError, match=r"leaves the field of view.*give rotation_centre"):
