@@ -54,7 +54,7 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
       nothing where part of the object is outside, or the intensity of the beam changes.
 
     Of two the one with the smaller uncertainty is returned. It is doubtful where they contradict each other, where the
-    uncertainty exceeds a quarter of a pixel, and where less than half a turn was measured.
+    uncertainty exceeds a quarter of a pixel, with fewer than 8 views, and over less than half a turn.
 
     Raises:
         DataError: fewer than 3 views, a fan beam of less than a full turn, or data that determine no centre.

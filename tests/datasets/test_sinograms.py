@@ -293,7 +293,7 @@ def test_rotation_centre_that_cannot_be_estimated() -> None:
         estimate_rotation_centre(dataclasses.replace(cut, sinogram=cut.sinogram[:, 55:]))
     with pytest.raises(DataError, match="2 views do not determine"):
         estimate_rotation_centre(cut.select([0, 7]))
-    with pytest.raises(DataError, match="parallel scans only"):
+    with pytest.raises(DataError, match="full turn only"):
         estimate_rotation_centre(dataclasses.replace(cut, source_distance=500.0, detector_distance=0.0))
 
 
