@@ -15,8 +15,9 @@ from datasets.noise import gaussian_noise
 from datasets.patches import random_patches
 from datasets.phantoms import RandomEllipses, SheppLogan
 from datasets.reading import SUFFIXES, DataError, read_image
+from datasets.rotation import estimate_rotation_centre
 from datasets.scan_data import SinogramDataModule
-from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.scans import Scan, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from datasets.splits import split_by_patient
 from datasets.tomography import TomographyDataModule, TomographyDataset

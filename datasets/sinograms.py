@@ -14,12 +14,14 @@ import torch
 
 from datasets.angles import ordered_views, view_angles
 from datasets.counts import HDF5_SUFFIXES, Attenuation, Field, attenuation, field_row, plain_array
+from datasets.detector import without_bad_pixels
 from datasets.hdf5 import check_finite, find_dataset, open_hdf5
 from datasets.matlab import read_matlab
 from datasets.nxtomo import attribute, read_frames
 from datasets.physics import MIN_COUNT
 from datasets.plausibility import implausible
 from datasets.reading import DataError
+from datasets.rings import without_rings
 from datasets.scans import Scan
 
 SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz")
@@ -27,15 +29,17 @@ SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz")
 _TIFF = (".tif", ".tiff")
 
 
-def read_sinogram(path: str | Path, **options: Any) -> Scan:
+def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: Any) -> Scan:
     """Read a scan by its kind of file: ``read_numbers``, ``read_dxchange`` or ``read_nxtomo``, whose options it takes.
 
     Values that cannot be line integrals in the units of the file are refused, or said in ``Scan.warnings``; see
-    ``datasets.plausibility``.
+    ``datasets.plausibility``. Detector pixels that did not measure are found and weigh 0; see
+    ``datasets.detector.without_bad_pixels``. ``ring_filter`` removes rings, with a median over so many detector pixels;
+    see ``datasets.rings``.
 
     Raises:
         DataError: an unknown suffix, and whatever the reader raises; raw counts or transmissions that are taken for
-            line integrals.
+            line integrals; a ring filter that is no odd number.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -46,7 +50,8 @@ def read_sinogram(path: str | Path, **options: Any) -> Scan:
         scan = read_numbers(path, **options)
     else:
         scan = (read_nxtomo if _is_nxtomo(path) else read_dxchange)(path, **options)
-    return replace(scan, warnings=(*scan.warnings, *implausible(scan)))
+    scan = without_bad_pixels(replace(scan, warnings=(*scan.warnings, *implausible(scan))))
+    return scan if ring_filter is None else without_rings(scan, ring_filter)
 
 
 def _is_nxtomo(path: Path) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
@@ -39,7 +40,7 @@ RELATIVE_MU = {"ct": 1e-5, "mri": 1e-3}
 PLAIN = {"ct": "fbp", "mri": "zero_filled"}
 # what means nothing for data that were measured, and for pictures whose data are simulated
 _OF_SIMULATIONS = {"ct": ("seed",), "mri": ("size", "mask", "acceleration", "coils", "seed")}
-_OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "reference")
+_OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "ring_filter", "reference")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,13 @@ def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, 
     console = Console()
     console.print(measured_table(results))
     print_warnings(results)
+    for result in results:
+        centre = result.details.get("rotation_centre", {})
+        if centre.get("estimated"):
+            where = (
+                f"detector pixel {centre['detector_pixel']:.2f} ± {centre['uncertainty']:.2f}, from {centre['method']}"
+            )
+            console.print(f"{escape(result.name)}: rotation centre {where}", highlight=False)
     for simulated in dict.fromkeys(r.simulated for r in results if r.simulated):
         console.print(f"simulated data: {simulated}")
     if failed:
@@ -174,6 +182,7 @@ def _ct_options(args: argparse.Namespace, number: int) -> CTOptions:
         flat=args.flat,
         dark=args.dark,
         angles=args.angles,
+        ring_filter=args.ring_filter,
         filter=args.filter,
         backend=args.backend,
         seed=args.seed or 0,

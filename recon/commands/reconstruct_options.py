@@ -29,6 +29,7 @@ _TASKS_OF = {
     "flat": ("ct",),
     "dark": ("ct",),
     "angles": ("ct",),
+    "ring_filter": ("ct",),
     "mask": ("mri",),
     "acceleration": ("mri",),
     "coils": ("mri",),
@@ -194,6 +195,9 @@ def _add_ct(group: argparse._ArgumentGroup) -> None:
         help="the views at START <= angle < STOP degrees after the first one; of a simulation, default 0 180",
     )
     group.add_argument("--rotation-centre", help="detector pixel of the axis, or `estimate` (default for DXchange)")
+    group.add_argument(
+        "--ring-filter", type=int, metavar="PIXELS", help="remove rings, by a median over so many detector pixels (odd)"
+    )
     group.add_argument(
         "--photons", type=float, help="of a ray through air: rays are weighted by their inverse variance"
     )
