@@ -85,6 +85,8 @@ class Problem:
     """How y was simulated from the picture ``data``; None: y was measured."""
     dicom: DicomTarget | None = None
     """The slice that the result belongs to, if it can be written as DICOM."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed in the data and may make the result wrong, for the screen and the report."""
 
     def fidelity(self) -> DataFidelity:
         """The squared L2 norm of A x - y, weighted by the inverse variances where these differ."""
