@@ -17,7 +17,7 @@ from recon.operators.sensitivity import calibration_region
 # need large ones. Each has at least twice its side of samples.
 _WINDOWS = (4, 8, 12)
 # Local frequencies of one kind, at most: more add time but no accuracy.
-_MANY = 200_000
+_MANY = 20_000
 # The share of noise that counts, lowest energies first, for the estimate and for its check.
 _INSIDE, _CHECK = 0.78, 0.98
 # The estimate and the check may differ by this factor where signal does not pass for noise.
@@ -43,14 +43,62 @@ class NoiseEstimate:
 
     @property
     def level(self) -> float:
-        """(coils / trace(covariance^-1))^(1/2): the standard deviation of each coil if all are alike and independent.
-
-        0 if a coil has no noise.
-        """
-        values = torch.linalg.eigvalsh(self.covariance)
-        if not float(values[0]) > 0:
+        """(coils / trace(covariance^-1))^(1/2): the standard deviation of all coils once they are whitened."""
+        live = self.covariance.diagonal().real > 0
+        if not bool(live.any()):
             return 0.0
-        return math.sqrt(len(values) / float((1 / values).sum()))
+        return math.sqrt(int(live.sum()) / float(torch.linalg.inv(self.covariance[live][:, live]).diagonal().real.sum()))
+
+    @property
+    def alike(self) -> bool:
+        """Whether the coils are independent and of one variance, as far as ``count`` samples can tell, or nearly so.
+
+        The eigenvalues of the covariance differ by less than 1.5, or than those of the sample covariance of white
+        noise, ((1 + q) / (1 - q))^2 with q = (coils / count)^(1/2) (Marchenko and Pastur).
+        """
+        live = self.covariance.diagonal().real > 0
+        if int(live.sum()) < 2:
+            return True
+        values = torch.linalg.eigvalsh(self.covariance[live][:, live])
+        ratio = min(math.sqrt(int(live.sum()) / max(1, self.count)), 0.99)
+        return float(values[-1]) <= max(1.5, ((1 + ratio) / (1 - ratio)) ** 2) * float(values[0])
+
+    def whitened(self, kspace: Tensor) -> Tensor:
+        """``level`` C^(-1/2) k, whose noise is independent, with the standard deviation ``level`` in each coil.
+
+        The coils are replaced by combinations of them, as near to the coils themselves as can be; coils without noise
+        (those that are zero) stay as they are. Sensitivities of whitened k-space are those of the new coils.
+
+        Args:
+            kspace: complex128 (coils, height, width).
+        """
+        live = self.covariance.diagonal().real > 0
+        values, vectors = torch.linalg.eigh(self.covariance[live][:, live])
+        root = self.level * (vectors / values.sqrt()) @ vectors.conj().T
+        made = kspace.clone()
+        made[live] = torch.einsum("ij,jhw->ihw", root, kspace[live])
+        return made
+
+
+def measured_noise(samples: Tensor, rule: str) -> NoiseEstimate:
+    """The noise of a scan without signal, complex ``(coils, samples)``: the mean of n n^H / 2.
+
+    Raises:
+        ValueError: fewer than 100 samples, or than 4 for each coil; no noise, or coils that depend on each other.
+    """
+    coils, number = samples.shape
+    if number < max(100, 4 * coils):
+        raise ValueError(
+            f"a noise scan of {coils} coils with {number} samples each; at least {max(100, 4 * coils)} are needed"
+        )
+    samples = samples.to(torch.complex128)
+    covariance = samples @ samples.conj().T / (2 * number)
+    scale = covariance.diagonal().real.sqrt()
+    if not bool((scale > 0).all()):
+        raise ValueError(f"coil {int((scale <= 0).nonzero()[0])} of the noise scan holds only zeros")
+    if not float(torch.linalg.eigvalsh(covariance / torch.outer(scale, scale))[0]) > 1e-10:
+        raise ValueError("the coils of the noise scan are combinations of each other, so they cannot be whitened")
+    return NoiseEstimate(covariance, number, rule)
 
 
 def estimate_noise(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
@@ -76,18 +124,29 @@ def estimate_noise(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
     """
     live = kspace.abs().sum((1, 2)) > 0
     kspace = kspace[live].to(torch.complex128)
-    best: tuple[float, Tensor, int, str] | None = None
-    for vectors, independent, where in _signal_free(kspace, mask):
+    best: tuple[Tensor, int, str, bool] | None = None
+    smallest, of_image = math.inf, math.inf
+    for vectors, independent, where, local in _signal_free(kspace, mask):
         covariance, inside = _clipped(vectors, _INSIDE)
         size = _size(covariance)
-        if best is None or size < best[0]:
+        of_image = min(of_image, size) if local else of_image
+        if size < smallest:
             wide, _ = _clipped(vectors, _CHECK)
-            best = (size, covariance, int(inside * independent), where)
-            certain = _size(wide) <= size * _CERTAIN
+            smallest, best = size, (covariance, int(inside * independent), where, _agree(covariance, wide))
     assert best is not None
     full = torch.zeros(len(live), len(live), dtype=torch.complex128)
-    full[live.nonzero(), live.nonzero().T] = best[1]
-    return NoiseEstimate(full, best[2], f"estimated from {best[3]}", certain)
+    full[live.nonzero(), live.nonzero().T] = best[0]
+    # samples alone cannot tell: signal that is alike in all of them passes for noise
+    certain = best[3] and of_image <= _CERTAIN * smallest
+    return NoiseEstimate(full, best[1], f"estimated from {best[2]}", certain)
+
+
+def _agree(covariance: Tensor, wide: Tensor) -> bool:
+    """Whether no combination of the coils has much more noise in the second one."""
+    if not bool((covariance.diagonal().real > 0).all()):
+        return True
+    ratio = torch.linalg.eigvals(torch.linalg.solve(covariance, wide)).real
+    return float(ratio.max()) <= _CERTAIN**2
 
 
 def _size(covariance: Tensor) -> float:
@@ -95,20 +154,21 @@ def _size(covariance: Tensor) -> float:
     return float(covariance.diagonal().real.clamp_min(1e-300).log().mean().div(2).exp())
 
 
-def _signal_free(kspace: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, int, str]]:
-    """Vectors (number, coils) of which some hold only noise, how many are independent, and what they are."""
+def _signal_free(kspace: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, int, str, bool]]:
+    """Vectors (number, coils) with some that hold only noise, how many are independent, what they are, if local."""
     rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in mask.shape)
     radius = torch.hypot(rows[:, None] / mask.shape[0], columns[None] / mask.shape[1])
     far = mask & (radius >= torch.quantile(radius[mask], 0.9))
-    yield kspace[:, far].T, int(far.sum()), "the outermost tenth of k-space"
-    yield kspace[:, mask].T, int(mask.sum()), "the smallest samples of k-space"
+    yield kspace[:, far].T, int(far.sum()), "the outermost tenth of k-space", False
+    yield kspace[:, mask].T, int(mask.sum()), "the smallest samples of k-space", False
     block = calibration_region(mask)
     if min(block) >= 2 * _WINDOWS[0]:
         top, left = (n // 2 - size // 2 for n, size in zip(mask.shape, block, strict=True))
         image = centred_ifft(kspace[:, top : top + block[0], left : left + block[1]])
         for side in _WINDOWS:
             if min(block) >= 2 * side:
-                yield _local_frequencies(image, (1, 2), side), block[0] * block[1], "local frequencies of the image"
+                vectors = _local_frequencies(image, (1, 2), side)
+                yield vectors, block[0] * block[1], "local frequencies of the image", True
     for axis in (1, 2):
         # with the axis of lines last: the rows of the transposed mask are its columns
         lines = mask if axis == 2 else mask.T
@@ -122,7 +182,8 @@ def _signal_free(kspace: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, int, st
         profile = torch.fft.fftshift(profile, dim=2)
         for side in _WINDOWS:
             if last - first >= 2 * side:
-                yield _local_frequencies(profile, (2,), side), part[0].numel(), "local frequencies of full lines"
+                vectors = _local_frequencies(profile, (2,), side)
+                yield vectors, part[0].numel(), "local frequencies of full lines", True
 
 
 def _local_frequencies(values: Tensor, axes: tuple[int, ...], side: int) -> Tensor:
