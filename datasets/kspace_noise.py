@@ -50,6 +50,11 @@ class NoiseEstimate:
         return math.sqrt(int(live.sum()) / float(torch.linalg.inv(self.covariance[live][:, live]).diagonal().real.sum()))
 
     @property
+    def root_mean_square(self) -> float:
+        """(trace(covariance) / coils)^(1/2): what residuals of all coils that are not whitened have."""
+        return math.sqrt(float(self.covariance.diagonal().real.mean()))
+
+    @property
     def alike(self) -> bool:
         """Whether the coils are independent and of one variance, as far as ``count`` samples can tell, or nearly so.
 
