@@ -182,9 +182,7 @@ def _image_rows(heads: np.ndarray, index: int, embedded: bool, path: Path) -> tu
     used = [k for k in range(len(heads)) if not any(_flag(heads[k], bit) for bit in (_NOISE, *_NO_IMAGE))]
     # lines for calibration alone may be of another contrast, unless the header says that they are embedded
     image = [
-        k
-        for k in used
-        if embedded or not _flag(heads[k], _CALIBRATION) or _flag(heads[k], _CALIBRATION_AND_IMAGE)
+        k for k in used if embedded or not _flag(heads[k], _CALIBRATION) or _flag(heads[k], _CALIBRATION_AND_IMAGE)
     ]
     if not image:
         raise DataError(f"{path}: has no acquisition of an image among {len(heads)}")

@@ -93,9 +93,7 @@ def _read_hdf5(path: Path, index: int) -> MeasuredKSpace:
         return MeasuredKSpace(found.kspace, None, found.pixel_size, found.noise, found.warnings)
     scan = read_fastmri(path, index)
     values = scan.kspace if scan.mask is None else scan.kspace * scan.mask
-    return MeasuredKSpace(
-        values.to(torch.complex128), None if scan.target is None else scan.target[0], scan.pixel_size
-    )
+    return MeasuredKSpace(values.to(torch.complex128), None if scan.target is None else scan.target[0], scan.pixel_size)
 
 
 def _read_other(path: Path, index: int) -> MeasuredKSpace:

@@ -22,6 +22,8 @@ _MANY = 20_000
 _INSIDE, _CHECK = 0.78, 0.98
 # The estimate and the check may differ by this factor where signal does not pass for noise.
 _CERTAIN = 1.25
+# Coils whose correlation has a smaller eigenvalue than this are combinations of each other.
+_DEPENDENT = 1e-10
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class NoiseEstimate:
         live = self.covariance.diagonal().real > 0
         if not bool(live.any()):
             return 0.0
-        return math.sqrt(int(live.sum()) / float(torch.linalg.inv(self.covariance[live][:, live]).diagonal().real.sum()))
+        return math.sqrt(
+            int(live.sum()) / float(torch.linalg.inv(self.covariance[live][:, live]).diagonal().real.sum())
+        )
 
     @property
     def root_mean_square(self) -> float:
@@ -101,7 +105,7 @@ def measured_noise(samples: Tensor, rule: str) -> NoiseEstimate:
     scale = covariance.diagonal().real.sqrt()
     if not bool((scale > 0).all()):
         raise ValueError(f"coil {int((scale <= 0).nonzero()[0])} of the noise scan holds only zeros")
-    if not float(torch.linalg.eigvalsh(covariance / torch.outer(scale, scale))[0]) > 1e-10:
+    if _singular(covariance):
         raise ValueError("the coils of the noise scan are combinations of each other, so they cannot be whitened")
     return NoiseEstimate(covariance, number, rule)
 
@@ -148,8 +152,8 @@ def estimate_noise(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
 
 def _agree(covariance: Tensor, wide: Tensor) -> bool:
     """Whether no combination of the coils has much more noise in the second one."""
-    if not bool((covariance.diagonal().real > 0).all()):
-        return True
+    if _singular(covariance) or not bool(torch.isfinite(wide.abs()).all()):
+        return False
     ratio = torch.linalg.eigvals(torch.linalg.solve(covariance, wide)).real
     return float(ratio.max()) <= _CERTAIN**2
 
@@ -216,6 +220,8 @@ def _clipped(vectors: Tensor, share: float) -> tuple[Tensor, float]:
     covariance *= _start((energies / scale).sum(1, keepdim=True), 2 * coils)[0]
     inside = torch.ones(number, dtype=torch.bool)
     for _ in range(100):
+        if _singular(covariance):
+            break
         distance = (torch.linalg.solve(covariance, vectors.T).T * vectors.conj()).sum(1).real
         before, inside = inside, distance <= cut
         if bool((before == inside).all()):
@@ -223,6 +229,14 @@ def _clipped(vectors: Tensor, share: float) -> tuple[Tensor, float]:
         part = vectors[inside]
         covariance = part.T @ part.conj() / (2 * len(part) * factor)
     return covariance, min(1.0, float(inside.double().mean()) / share)
+
+
+def _singular(covariance: Tensor) -> bool:
+    """Whether a combination of the coils has no noise, as in data without any."""
+    scale = covariance.diagonal().real.sqrt()
+    if not bool((scale > 0).all()):
+        return True
+    return not float(torch.linalg.eigvalsh(covariance / torch.outer(scale, scale))[0]) > _DEPENDENT
 
 
 def _start(energies: Tensor, freedom: int) -> Tensor:
