@@ -40,7 +40,7 @@ def check_slice(header: Any, path: Path) -> None:
         number = f"{tiles} slices" if tiles > 1 else "several slices"
         raise DataError(
             f"{path}: is a mosaic of {number} in one picture of {header.get('Rows')}x{header.get('Columns')} pixels "
-            "(Siemens); split it into single slices, e.g. into NIfTI with dcm2niix"
+            "(Siemens); split it into single slices"
         )
 
 
