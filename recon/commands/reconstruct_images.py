@@ -227,9 +227,8 @@ def _on_unit_scale(values: Tensor, path: Path) -> Tensor:
 
 
 def _pixel_size(path: Path) -> list[float] | None:
+    """Of NIfTI; DICOM keeps it in the slice that is written."""
     found = read_nifti(path).pixel_size if is_nifti(path) else None
-    if holds_dicom(path):
-        found = read_dicom(path, "CT").pixel_size
     return None if found is None else list(found)
 
 

@@ -32,7 +32,7 @@ class Result:
     networks have the status ``not certified``, and null for what belongs to energies;
     weight: of the regularizer, with its rule and what was tried; noise, residual: root mean squares on the scale of x,
     over the mirrored image where the regularizer needs one. psnr, ssim: of x against the reference, ``*_data``: of the
-    data; null without a reference. pixel_size_mm: between rows and between columns, null if the file does not tell.
+    data; null without a reference. pixel_size_mm: of NIfTI, between rows and between columns.
     """
 
     name: str
