@@ -16,6 +16,8 @@ from recon.operators.sensitivity import calibration_region
 # Sides in pixels of the windows whose local frequencies are looked at: sharp images need small ones, images that ring
 # need large ones. Each has at least twice its side of samples.
 _WINDOWS = (4, 8, 12)
+# Samples far from the zero frequency are a tenth of all, but at least so many: estimates from few are too small.
+_FEW = 1000
 # Local frequencies of one kind, at most: more add time but no accuracy.
 _MANY = 20_000
 # The share of noise that counts, lowest energies first, for the estimate and for its check.
@@ -167,8 +169,9 @@ def _signal_free(kspace: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, int, st
     """Vectors (number, coils) with some that hold only noise, how many are independent, what they are, if local."""
     rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in mask.shape)
     radius = torch.hypot(rows[:, None] / mask.shape[0], columns[None] / mask.shape[1])
-    far = mask & (radius >= torch.quantile(radius[mask], 0.9))
-    yield kspace[:, far].T, int(far.sum()), "the outermost tenth of k-space", False
+    share = min(1.0, max(0.1, _FEW / int(mask.sum())))
+    far = mask & (radius >= torch.quantile(radius[mask], 1 - share))
+    yield kspace[:, far].T, int(far.sum()), "the outermost samples of k-space", False
     yield kspace[:, mask].T, int(mask.sum()), "the smallest samples of k-space", False
     block = calibration_region(mask)
     if min(block) >= 2 * _WINDOWS[0]:
