@@ -103,7 +103,9 @@ def _table(item: Any, path: Path, required: bool, signed: bool) -> Callable[[np.
         first -= 2**16
     count = count or 2**16
     if len(table) != count or not 1 <= bits <= 16:
-        raise DataError(f"{path}: its Modality LUT has {len(table)} entries of {bits} bits; its descriptor says {count}")
+        raise DataError(
+            f"{path}: its Modality LUT has {len(table)} entries of {bits} bits; its descriptor says {count}"
+        )
 
     def apply(stored: np.ndarray) -> np.ndarray:
         return np.asarray(table[np.clip(stored - first, 0, count - 1).astype(np.int64)])

@@ -115,7 +115,11 @@ def test_nifti_on_another_scale_is_refused(tmp_path: Path) -> None:
     [
         ("mri", {"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, r"s\.dcm: is a mosaic of several slices"),
         ("mri", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, r"s\.dcm: is a secondary capture"),
-        ("ct", {"RescaleType": "US", "RescaleSlope": "1e-5", "RescaleIntercept": "0"}, r"s\.dcm: .*no Hounsfield units"),
+        (
+            "ct",
+            {"RescaleType": "US", "RescaleSlope": "1e-5", "RescaleIntercept": "0"},
+            r"s\.dcm: .*no Hounsfield units",
+        ),
     ],
 )
 def test_dicom_that_is_no_slice(tmp_path: Path, task: str, changes: dict[str, Any], message: str) -> None:
