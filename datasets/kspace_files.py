@@ -22,7 +22,7 @@ class MeasuredKSpace:
     """One slice of measured k-space, on the scale of its file."""
 
     values: Tensor
-    """complex128 (coils, height, width), zero frequency at (height // 2, width // 2), zero where nothing was sampled."""
+    """complex128 (coils, height, width), centre at (height // 2, width // 2), zero where nothing was measured."""
     target: Tensor | None = None
     """(H, W) float64: the reconstruction in a fastMRI file."""
     pixel_size: tuple[float, float] | None = None

@@ -74,6 +74,7 @@ def read_picture(path: Path, task: str, size: int | None) -> Picture:
             none that is positive.
     """
     dicom = holds_dicom(path)
+    spacing: tuple[float, float] | None = None
     if dicom:
         part = read_dicom(path, "CT" if task == "ct" else "MR")
         image, spacing = part.image, part.pixel_size
@@ -84,7 +85,7 @@ def read_picture(path: Path, task: str, size: int | None) -> Picture:
         found = read_nifti(path)
         x, spacing = found.image, found.pixel_size
     else:
-        x, spacing = read_image(path)[0], None
+        x = read_image(path)[0]
     if size is not None:
         if spacing is not None:
             spacing = (spacing[0] * min(x.shape) / size, spacing[1] * min(x.shape) / size)

@@ -132,7 +132,8 @@ def _add_files(made: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         help=f"images or folders of them ({', '.join(SUFFIXES)}, DICOM); sinograms: HTC2022 .mat, DXchange .h5, "
-        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, fastMRI or ISMRMRD .h5",
+        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, fastMRI or "
+        "ISMRMRD .h5; slices: NIfTI",
     )
     made.add_argument("--output", required=True, help="folder, made if it is missing")
     made.add_argument("--task", choices=TASKS, help="guessed from the files; pictures are denoised by default")

@@ -21,7 +21,8 @@ HTC_PIXEL = 0.2 * 410.66 / 553.74
 def read_reference(path: Path, task: str) -> Tensor:
     """(H, W), float64: attenuation in 1/mm for CT, magnitudes on the scale of the data for MRI.
 
-    ``.npy`` and floating-point TIFF and NIfTI as they are (complex values by their magnitude); DICOM of CT from Hounsfield units;
+    ``.npy``, floating-point TIFF and NIfTI as they are (complex values by their magnitude); DICOM of CT from Hounsfield
+    units;
     the organisers' reconstructions of HTC2022 (``.mat``), which are per pixel of the detector at the axis.
 
     Raises:

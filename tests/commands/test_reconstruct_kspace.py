@@ -1,4 +1,4 @@
-"""``recon reconstruct`` on k-space of scanners, NIfTI and DICOM that is no slice: noticed, right, or refused by name."""
+"""``recon reconstruct`` on k-space of scanners, NIfTI and DICOM that is no slice: right, or refused by name."""
 
 from __future__ import annotations
 
