@@ -50,7 +50,8 @@ def test_corner_is_noticed_and_right(single: Path, capsys: pytest.CaptureFixture
     np.save(single, np.fft.ifftshift(np.load(single)))
     _, output, report = run(single, "--method", "tv")
     np.testing.assert_array_equal(np.load(output / "k.npy"), right)
-    assert len(report["warnings"]) == 1 and "zero frequency is in the corner" in report["warnings"][0]
+    assert len(report["warnings"]) == 1
+    assert "zero frequency is in the corner" in report["warnings"][0]
     assert "zero frequency is in the corner" in capsys.readouterr().err
 
 
@@ -63,7 +64,8 @@ def test_noise_that_cannot_be_estimated_is_said(tmp_path: Path) -> None:
     _, _, report = run(tmp_path / "k.npy", "--method", "zero_filled")
     assert any("may be overestimated" in text and "--noise-scan" in text for text in report["warnings"])
     _, _, report = run(tmp_path / "k.npy", "--method", "zero_filled", "--noise", "0.003")
-    assert report["warnings"] == [] and report["noise_rule"] == "given"
+    assert report["warnings"] == []
+    assert report["noise_rule"] == "given"
 
 
 def test_noise_scan_whitens_and_is_reported(tmp_path: Path) -> None:
@@ -77,7 +79,8 @@ def test_noise_scan_whitens_and_is_reported(tmp_path: Path) -> None:
     assert report["details"]["coils_whitened"]
     deviations = truth.diagonal().real.sqrt().tolist()
     assert report["details"]["noise_of_coils"] == pytest.approx(deviations, rel=0.05)
-    assert "measured, in" in report["noise_rule"] and report["warnings"] == []
+    assert "measured, in" in report["noise_rule"]
+    assert report["warnings"] == []
     # the residual of the discrepancy principle is that noise
     assert report["residual"] == pytest.approx(report["noise"], rel=0.05)
 

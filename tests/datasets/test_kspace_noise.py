@@ -64,7 +64,8 @@ def test_phantom_that_fills_the_field_of_view(sigma: float) -> None:
     image = SheppLogan(64)[0].to(torch.complex128)
     y = centred_fft(image) + noise(white(1, sigma), (64, 64))
     found = estimate_noise(y, torch.ones(64, 64, dtype=torch.bool))
-    assert found.certain and found.level == pytest.approx(sigma, rel=0.2)
+    assert found.certain
+    assert found.level == pytest.approx(sigma, rel=0.2)
 
 
 @pytest.mark.parametrize("coils", [1, 4])
@@ -87,14 +88,16 @@ def test_noise_alone_and_coils_that_are_off() -> None:
     y[1] = 0.0
     found = estimate_noise(y, torch.ones(40, 40, dtype=torch.bool))
     assert found.level == pytest.approx(0.5, rel=0.05)
-    assert found.deviations[1] == 0 and found.alike
+    assert found.deviations[1] == 0
+    assert found.alike
     assert torch.equal(found.whitened(y)[1], y[1])
 
 
 def test_without_noise_nothing_is_whitened() -> None:
     y = centred_fft(simulated_sensitivities(4, (48, 48)) * discs((48, 48)))
     found = estimate_noise(y, torch.ones(48, 48, dtype=torch.bool))
-    assert not found.certain and found.root_mean_square < 1e-3
+    assert not found.certain
+    assert found.root_mean_square < 1e-3
 
 
 @pytest.mark.parametrize("sigma", [0.005, 0.02])
@@ -102,10 +105,12 @@ def test_covariance_of_coils_from_the_data(sigma: float) -> None:
     shape, truth = (96, 96), correlated(4, sigma)
     y = centred_fft(simulated_sensitivities(4, shape) * discs(shape)) + noise(truth, shape)
     found = estimate_noise(y, torch.ones(shape, dtype=torch.bool))
-    assert found.certain and not found.alike
+    assert found.certain
+    assert not found.alike
     # relative to the truth: eigenvalues of C^-1 estimate, which whitening divides by
     ratio = torch.linalg.eigvals(torch.linalg.solve(truth, found.covariance)).real.sqrt()
-    assert float(ratio.min()) > 0.85 and float(ratio.max()) < 1.2
+    assert float(ratio.min()) > 0.85
+    assert float(ratio.max()) < 1.2
     left = found.whitened(noise(truth, shape, 5)).flatten(1)
     left = left @ left.conj().T / (2 * left.shape[1]) / found.level**2
     assert torch.allclose(left, torch.eye(4, dtype=left.dtype), atol=0.3)
@@ -153,7 +158,9 @@ def test_coils_are_whitened_and_the_combined_image_gains(tmp_path: Path) -> None
     file, scan = _saved(tmp_path, truth)
     plain = KSpaceDataModule(str(file), noise=1.0)
     by_data, by_scan = KSpaceDataModule(str(file)), KSpaceDataModule(str(file), noise_scan=str(scan))
-    assert not plain.whitened and by_data.whitened and by_scan.whitened
+    assert not plain.whitened
+    assert by_data.whitened
+    assert by_scan.whitened
     assert torch.equal(plain.measured, plain.file.values)
     level = NoiseEstimate(truth, 10**6, "known").level
     assert by_scan.noise == pytest.approx(level, rel=0.02)
