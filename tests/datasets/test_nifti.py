@@ -1,4 +1,4 @@
-"""Slices in NIfTI-1: values, order of the axes, pixel sizes, and what is refused; checked with nibabel if it is there."""
+"""Slices in NIfTI-1: values, order of the axes, pixel sizes, and what is refused; nibabel agrees."""
 
 from __future__ import annotations
 
