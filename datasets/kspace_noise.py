@@ -18,7 +18,7 @@ from recon.operators.sensitivity import calibration_region
 _WINDOWS = (4, 8, 12)
 # Samples far from the zero frequency are a tenth of all, but at least so many: estimates from few are too small.
 _FEW = 1000
-# Local frequencies of one kind, at most: more add time but no accuracy.
+# Vectors of one kind, about: more add time but no accuracy.
 _MANY = 20_000
 # The share of noise that counts, lowest energies first, for the estimate and for its check.
 _INSIDE, _CHECK = 0.78, 0.98
@@ -213,6 +213,8 @@ def _local_frequencies(values: Tensor, axes: tuple[int, ...], side: int) -> Tens
 
 def _clipped(vectors: Tensor, share: float) -> tuple[Tensor, float]:
     """C of ``estimate_noise`` for vectors (number, coils), and the share of the vectors that is noise."""
+    if len(vectors) > _MANY:  # not every k-th one, which would be the same frequency of all windows
+        vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MANY]]
     number, coils = vectors.shape
     cut = float(chi2.ppf(share, 2 * coils))
     factor = float(chi2.cdf(cut, 2 * coils + 2)) / share
