@@ -6,7 +6,8 @@ from datasets.dicom_output import write_dicom
 from datasets.fastmri import FastMRIFolder
 from datasets.hdf5 import LoDoPaB, read_fastmri
 from datasets.images import BuiltinImages, ImageFolder, ImageSource, center_crop, resize, stack_images
-from datasets.kspace import KSpaceDataModule, read_kspace
+from datasets.kspace import KSpaceDataModule
+from datasets.kspace_files import read_kspace
 from datasets.lodopab import LoDoPaBDataModule
 from datasets.measurements import MeasuredImages, Measurement, MeasurementDataset, Sample, SimulatedMeasurements
 from datasets.medical import BrainSlice, BuiltinSlices

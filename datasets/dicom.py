@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.dicom_kinds import check_slice, modality_transform
 from datasets.images import PatientSource
 from datasets.optional import require
 from datasets.orientation import AS_STORED, Display, display_of
@@ -56,6 +57,7 @@ def read_dicom(
     CT: HU = RescaleSlope × stored + RescaleIntercept; both are required, as stored values mean nothing without them.
     Pixels with the padding value lie outside of the field of view and get the lower end of ``clip`` (-1024 without).
     MR: slope and intercept are applied where the file has them; padding becomes 0; nothing is clipped.
+    A table in place of slope and intercept (Modality LUT) is looked up, for CT if its type is HU.
 
     Transverse slices are turned to the usual view, rows from anterior to posterior and columns from the patient's right
     to the left, whatever the patient's position in the scanner was; pictures of other planes stay as stored.
@@ -67,17 +69,18 @@ def read_dicom(
         reorient: whether to turn transverse slices.
 
     Raises:
-        DataError: no such file, no DICOM, truncated, of another modality, several frames, a localizer, colour; without
-            pixel spacing, or (CT) slope and intercept; a rescale type other than HU; values that are not finite.
+        DataError: no such file, no DICOM, truncated, of another modality, several frames, a localizer, a screen save, a
+            mosaic, colour; without pixel spacing, or (CT) slope and intercept; a rescale type other than HU; values
+            that are not finite.
         ImportError: pydicom is not installed.
     """
     path = Path(path)
     header = read_header(path)
     kind = _check_header(header, path, modality)
-    slope, intercept = _rescale(header, path, required=kind == "CT")
+    rescale = modality_transform(header, path, required=kind == "CT")
     stored = _pixels(header, path)
     padding = _padding(header, stored)
-    values = stored * slope + intercept
+    values = rescale(stored)
     if kind == "CT":
         _check_hounsfield(values[~padding], header, path)
         low, high = (MIN_HU, math.inf) if clip is None else clip
@@ -208,8 +211,7 @@ def _check_header(header: Any, path: Path, modality: Modality | None) -> Modalit
     valid = get_args(Modality) if modality is None else (modality,)
     if found not in valid:
         raise DataError(f"{path}: its modality is {found or 'not given'}; valid is {' or '.join(valid)}")
-    if "LOCALIZER" in [str(value).upper() for value in header.get("ImageType", None) or []]:
-        raise DataError(f"{path}: is a localizer (scout view), not a slice; remove it from the folder")
+    check_slice(header, path)
     frames, samples = int(header.get("NumberOfFrames", 1) or 1), int(header.get("SamplesPerPixel", 1) or 1)
     if frames != 1 or samples != 1:
         raise DataError(f"{path}: has {frames} frames with {samples} values for each pixel; valid is one of both")
@@ -235,22 +237,6 @@ def _check_hounsfield(values: np.ndarray, header: Any, path: Path) -> None:
             f"{path}: its values, {low:g} to {high:g}, are no Hounsfield units (air: -1000), and its rescale type is "
             f"{kind}; convert them, HU = 1000 (µ - µ_water) / µ_water, and set the rescale type to HU"
         )
-
-
-def _rescale(header: Any, path: Path, required: bool) -> tuple[float, float]:
-    missing = [name for name in ("RescaleSlope", "RescaleIntercept") if header.get(name) is None]
-    if missing and required:
-        raise DataError(
-            f"{path}: has no {' and no '.join(missing)}, so its values cannot be turned into Hounsfield units"
-        )
-    if missing:
-        return 1.0, 0.0
-    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
-    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
-        raise DataError(
-            f"{path}: rescale slope {slope} and intercept {intercept}; valid are finite ones, and slope not 0"
-        )
-    return slope, intercept
 
 
 def _pixels(header: Any, path: Path) -> np.ndarray:

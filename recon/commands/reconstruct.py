@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datasets.counts import HDF5_SUFFIXES
 from datasets.hdf5 import open_hdf5
+from datasets.ismrmrd import holds_ismrmrd
 from recon.commands import reconstruct_images, reconstruct_measured
 from recon.commands.pictures import holds_complex
 from recon.commands.reconstruct_options import PLAIN, check_options, parser
@@ -53,5 +54,5 @@ def _kind(path: Path) -> str:
         return "ct"
     if suffix in HDF5_SUFFIXES:
         with open_hdf5(path) as file:
-            return "mri" if "kspace" in file else "ct"
+            return "mri" if "kspace" in file or holds_ismrmrd(file) else "ct"
     return "mri" if holds_complex(path) else "denoising"

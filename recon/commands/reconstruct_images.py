@@ -22,6 +22,7 @@ from torch import Tensor
 
 from datasets import DataError, read_dicom, read_image, write_dicom
 from datasets.dicom import holds_dicom
+from datasets.nifti import is_nifti, read_nifti
 from datasets.physics import MAX_HU
 from models.reconstructor import Reconstructor
 from models.storage import load_model
@@ -60,6 +61,8 @@ Model = Regularizer | SaddleModel | Network | None
 ACCURACY = 1e-2
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
 _HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
+# what noise may make of a picture on [0, 1], in NIfTI files, whose scale can be anything
+_LOWEST, _HIGHEST = -1.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,28 @@ def _read(job: Job) -> tuple[Tensor, Tensor | None]:
 
 def _image(path: Path, gray: bool = False) -> Tensor:
     """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped."""
+    if is_nifti(path):
+        return _on_unit_scale(read_nifti(path).image, path)[None]
     if not holds_dicom(path):
         return read_image(path, gray=gray)
     return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
+
+
+def _on_unit_scale(values: Tensor, path: Path) -> Tensor:
+    """NIfTI as it is, where it can be a noisy picture on [0, 1]: no other scale is known."""
+    low, high = float(values.min()), float(values.max())
+    if low < _LOWEST or high > _HIGHEST:
+        raise DataError(
+            f"{path}: values from {low:g} to {high:g}; pictures are denoised on the scale [0, 1], so divide them, or "
+            "simulate k-space with --task mri"
+        )
+    return values
+
+
+def _pixel_size(path: Path) -> list[float] | None:
+    """Of NIfTI; DICOM keeps it in the slice that is written."""
+    found = read_nifti(path).pixel_size if is_nifti(path) else None
+    return None if found is None else list(found)
 
 
 def _reconstruct_all(jobs: list[Job], model: Model, mu: float | None, args: argparse.Namespace) -> list[Result]:
@@ -300,6 +322,7 @@ def _reconstruct(
         noise_rule=problem.noise_rule,
         residual=problem.residual(made.solution.x),
         evaluations_choosing=made.choice.evaluations,
+        pixel_size_mm=_pixel_size(job.data),
         **({} if target is None else quality(x, y, target)),
     )
     _write(result, job, x, y, target, args)
@@ -333,6 +356,7 @@ def _by_network(job: Job, network: Network, args: argparse.Namespace) -> Result:
         noise_rule=problem.noise_rule,
         residual=problem.residual(found),
         evaluations_choosing=0,
+        pixel_size_mm=_pixel_size(job.data),
         warnings=warnings,
         **({} if target is None else quality(x, y, target)),
     )

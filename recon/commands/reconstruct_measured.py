@@ -40,7 +40,7 @@ RELATIVE_MU = {"ct": 1e-5, "mri": 1e-3}
 PLAIN = {"ct": "fbp", "mri": "zero_filled"}
 # what means nothing for data that were measured, and for pictures whose data are simulated
 _OF_SIMULATIONS = {"ct": ("seed",), "mri": ("size", "mask", "acceleration", "coils", "seed")}
-_OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "ring_filter", "reference")
+_OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "ring_filter", "noise_scan", "reference")
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,8 @@ def _check_method(args: argparse.Namespace, task: str) -> None:
         raise ValueError("--nonnegative does not go with MRI, whose images are complex")
     if args.noise is not None and args.photons is not None:
         raise ValueError("--noise and --photons exclude each other: photons say what the noise is; give one of them")
+    if args.noise is not None and args.noise_scan is not None:
+        raise ValueError("--noise and --noise-scan exclude each other; give one of them")
     if args.counts and args.photons is None:
         raise ValueError("--counts needs --photons, those of a ray through air")
 
@@ -194,6 +196,7 @@ def _mri_options(args: argparse.Namespace, number: int) -> MRIOptions:
     return MRIOptions(
         index=args.index,
         noise=args.noise,
+        noise_scan=args.noise_scan,
         size=args.size,
         mask=args.mask or "random",
         acceleration=args.acceleration or ACCELERATION,

@@ -30,6 +30,7 @@ _TASKS_OF = {
     "dark": ("ct",),
     "angles": ("ct",),
     "ring_filter": ("ct",),
+    "noise_scan": ("mri",),
     "mask": ("mri",),
     "acceleration": ("mri",),
     "coils": ("mri",),
@@ -121,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     _add_solution(made.add_argument_group("solution"))
     _add_weight(made.add_argument_group("regularizer and its weight"))
     _add_ct(made.add_argument_group("CT, measured and simulated"))
+    _add_mri(made.add_argument_group("MRI, measured"))
     _add_simulation(made.add_argument_group("simulation from pictures"))
     return made
 
@@ -131,7 +133,8 @@ def _add_files(made: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         help=f"images or folders of them ({', '.join(SUFFIXES)}, DICOM); sinograms: HTC2022 .mat, DXchange .h5, "
-        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, or fastMRI .h5",
+        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, fastMRI or "
+        "ISMRMRD .h5; slices: NIfTI",
     )
     made.add_argument("--output", required=True, help="folder, made if it is missing")
     made.add_argument("--task", choices=TASKS, help="guessed from the files; pictures are denoised by default")
@@ -216,6 +219,14 @@ def _add_ct(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--filter", choices=FILTERS, default="ram-lak", help="of the FBP (default: %(default)s)")
     group.add_argument(
         "--backend", choices=["matrix", "astra_cuda"], default="matrix", help="of the projector (default: %(default)s)"
+    )
+
+
+def _add_mri(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--noise-scan",
+        help="noise without signal, measured as the data: complex .npy (coils, samples), or ISMRMRD .h5; coils are "
+        "whitened by it (default: from the data file)",
     )
 
 

@@ -34,7 +34,7 @@ class Result:
     networks have the status ``not certified``, and null for what belongs to energies;
     weight: of the regularizer, with its rule and what was tried; noise, residual: root mean squares on the scale of x,
     over the mirrored image where the regularizer needs one. psnr, ssim: of x against the reference, ``*_data``: of the
-    data; null without a reference.
+    data; null without a reference. pixel_size_mm: of NIfTI, between rows and between columns.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Result:
     psnr: float | None = None
     ssim_data: float | None = None
     ssim: float | None = None
+    pixel_size_mm: list[float] | None = None
     warnings: list[str] = field(default_factory=list)
 
 
