@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from models.checkpoint_file import CheckpointError, load_checkpoint
 from models.reconstructor import Reconstructor
 from models.shipped import locate
 from recon.files import write_files
@@ -276,21 +275,10 @@ def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelFileError(f"{path}: not a checkpoint of this program, or truncated ({reason})") from error
-    saved = content.get("bilevel", content.get("supervised")) if isinstance(content, dict) else None
+        content = load_checkpoint(path)
+    except CheckpointError as error:
+        raise ModelFileError(str(error)) from error
+    saved = content.get("bilevel", content.get("supervised"))
     head = saved.get("specification") if isinstance(saved, dict) else None
     if not isinstance(saved, dict) or not isinstance(head, dict):
         raise ModelFileError(
@@ -301,9 +289,11 @@ def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
     regularizer = _build(head, path)
     supervised = isinstance(regularizer, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
-    tensors = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    state, problem = content.get("state_dict"), saved.get("problem", {})
+    if not isinstance(state, dict) or not isinstance(problem, dict):
+        raise ModelFileError(f"{path}: a checkpoint without the parameters of its model, or what they were trained for")
+    tensors = {k.removeprefix(prefix): v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
     _fill(regularizer, tensors, path)
-    problem = saved.get("problem", {})
     if supervised:
         return regularizer, {"setting": problem["setting"]} if "setting" in problem else {}
     metadata: dict[str, Any] = {"mu": problem.get("mu", 0.0)}

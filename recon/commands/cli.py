@@ -23,7 +23,8 @@ from datasets import DenoisingDataModule
 from models.adversarial import AdversarialModule
 from models.bilevel import BilevelModule
 from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
-from models.checkpointing import AtomicCheckpointIO, load_checkpoint, qualified_name
+from models.checkpoint_file import load_checkpoint
+from models.checkpointing import AtomicCheckpointIO, qualified_name
 from models.reconstruction import ReconstructionModule
 from models.setting import describe_setting
 from models.storage import save_regularizer, specification

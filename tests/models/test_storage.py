@@ -226,7 +226,10 @@ def test_wrong_checkpoints(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ModelFileError, match="not a checkpoint of this program, or truncated"):
         load_regularizer(path)
-    for content in ({"state_dict": {}}, {"bilevel": 3}, [1], {"bilevel": {}}):
+    torch.save([1], path)
+    with pytest.raises(ModelFileError, match=r"not a checkpoint of this program.*holds a list"):
+        load_regularizer(path)
+    for content in ({"state_dict": {}}, {"bilevel": 3}, {"bilevel": {}}):
         torch.save(content, path)
         with pytest.raises(ModelFileError, match="a checkpoint of another model"):
             load_regularizer(path)
