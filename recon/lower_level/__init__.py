@@ -1,9 +1,5 @@
 """The inverse problem: energies, solvers that certify their results, and the interfaces of their parts."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
@@ -26,9 +22,7 @@ from recon.lower_level.regularizer import (
 )
 from recon.lower_level.saddle_point import OperatorMap, SaddleMap, SaddleModel, SaddlePoint, StackedMap
 from recon.lower_level.solution import LinearSolution, Solution, Status
-
-#: a solver: ``solver(energy, x0, accuracy) -> Solution``
-Solver = Callable[[Energy, Tensor, float | Tensor], Solution]
+from recon.lower_level.solver import Solver
 
 __all__ = [
     "FISTA",
