@@ -8,9 +8,8 @@ is needed to read them, and nothing is unpickled. Networks that reconstruct are 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor
 from models.checkpoint_file import CheckpointError, load_checkpoint
 from models.reconstructor import Reconstructor
 from models.shipped import locate
+from models.trust import Trusted, UntrustedError, find_class, full_name, is_importable
 from recon.files import write_files
 from recon.lower_level import Recreatable, Regularizer, SaddleModel
 
@@ -70,12 +70,12 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
     return weights
 
 
-def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
+def load_regularizer(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Regularizer, dict[str, Any]]:
     """Read a regularizer of energies, on the CPU, and its metadata.
 
     As :func:`load_model`, but raises :class:`ModelFileError` for other models, too.
     """
-    model, metadata = load_model(path)
+    model, metadata = load_model(path, trust)
     if isinstance(model, Reconstructor):
         raise ModelFileError(
             f"{path}: holds a network that reconstructs, {type(model).__name__}; this needs a regularizer R(x) of an "
@@ -89,13 +89,13 @@ def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     return model, metadata
 
 
-def load_reconstructor(path: str | Path) -> tuple[Reconstructor, dict[str, Any]]:
+def load_reconstructor(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Reconstructor, dict[str, Any]]:
     """Read a network that reconstructs, on the CPU, and its metadata.
 
     As :func:`load_model`, but raises :class:`ModelFileError` for other models, too. What it was trained for is the
     entry ``setting`` of the metadata, see :func:`models.setting.setting_difference`.
     """
-    model, metadata = load_model(path)
+    model, metadata = load_model(path, trust)
     if not isinstance(model, Reconstructor):
         raise ModelFileError(
             f"{path}: holds a {type(model).__name__}; this needs a network that reconstructs, a subclass of "
@@ -104,7 +104,7 @@ def load_reconstructor(path: str | Path) -> tuple[Reconstructor, dict[str, Any]]
     return model, metadata
 
 
-def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
+def load_model(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Model, dict[str, Any]]:
     """Read a regularizer, a saddle-point model or a reconstructor, on the CPU, and its metadata.
 
     ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), the name of a
@@ -112,24 +112,25 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of ``operator`` and ``fidelity``,
     or of :class:`models.supervised.SupervisedModule`, with the entry ``setting``.
 
-    The module that the class is imported from is executed, as by any ``import``; only subclasses of
+    The class is one of this project, or of a module in ``trust`` (its name, which is then imported; or the class
+    itself): no other module is imported, see :mod:`models.trust`. Only subclasses of
     :class:`recon.lower_level.Regularizer`, :class:`recon.lower_level.SaddleModel` and
     :class:`models.reconstructor.Reconstructor` are instantiated, and checkpoints are read with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: one of the files is missing, or no model has that name.
         ModelFileError: (a ValueError) a file is of another kind, truncated, of another model, or names a class that
-            is unknown or not a regularizer.
+            is not trusted, unknown or not a regularizer.
     """
     path = locate(path)
     if path.suffix == CHECKPOINT:
-        return _load_checkpoint(path)
+        return _load_checkpoint(path, trust)
     weights, description = _paths(path)
     for file in (weights, description):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; a regularizer is a {WEIGHTS} and a {DESCRIPTION} file")
     head = _read_description(description)
-    regularizer = _build(head, description)
+    regularizer = _build(head, description, trust)
     content = weights.read_bytes()
     try:
         tensors = safetensors.torch.load(content)
@@ -143,25 +144,26 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     return regularizer, head["metadata"]
 
 
-def pretrained(path: str | Path) -> Regularizer:
+def pretrained(path: str | Path, trust: list[str] | None = None) -> Regularizer:
     """The regularizer in a file that :func:`load_model` reads: what a configuration starts from to train on.
 
     In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE_OR_NAME}}``.
+    ``trust``: modules that a class which is none of this project may come from.
     """
-    return load_regularizer(path)[0]
+    return load_regularizer(path, trust or ())[0]
 
 
-def pretrained_saddle_model(path: str | Path) -> SaddleModel:
+def pretrained_saddle_model(path: str | Path, trust: list[str] | None = None) -> SaddleModel:
     """The saddle-point model in a file that :func:`load_model` reads; like ``pretrained``."""
-    model = load_model(path)[0]
+    model = load_model(path, trust or ())[0]
     if not isinstance(model, SaddleModel):
         raise ModelFileError(f"{path}: holds a {type(model).__name__}, but this needs a saddle-point model")
     return model
 
 
-def pretrained_reconstructor(path: str | Path) -> Reconstructor:
+def pretrained_reconstructor(path: str | Path, trust: list[str] | None = None) -> Reconstructor:
     """The network in a file that :func:`load_reconstructor` reads; like ``pretrained``."""
-    return load_reconstructor(path)[0]
+    return load_reconstructor(path, trust or ())[0]
 
 
 def specification(regularizer: Recreatable) -> dict[str, Any]:
@@ -171,8 +173,8 @@ def specification(regularizer: Recreatable) -> dict[str, Any]:
         ValueError: as :func:`save_regularizer`.
     """
     cls = type(regularizer)
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    if _find(name) is not cls:
+    name = full_name(cls)
+    if not is_importable(cls):
         raise ValueError(f"{name} cannot be imported by this name; define the class at the top level of a module")
     arguments = regularizer.constructor_arguments()
     for argument, value in arguments.items():
@@ -225,18 +227,12 @@ def _check_specification(head: Mapping[str, Any], path: Path) -> None:
         raise ModelFileError(f"{path}: the dtype is {head['dtype']!r}; valid are {', '.join(_DTYPES)}")
 
 
-def _find(name: str) -> Any:
-    """The object of that import path, ``None`` if there is none."""
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), attribute, None)
-    except (ImportError, ValueError):
-        return None
-
-
-def _build(head: Mapping[str, Any], path: Path) -> Model:
+def _build(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> Model:
     name, arguments = head["class"], head["arguments"]
-    cls = _find(name)
+    try:
+        cls = find_class(name, trust)
+    except UntrustedError as error:
+        raise ModelFileError(f"{path}: {error}") from error
     if cls is None:
         raise ModelFileError(
             f"{path}: there is no class {name}; install the package that has it, or put it on PYTHONPATH"
@@ -271,7 +267,7 @@ def _fill(regularizer: Model, tensors: Mapping[str, Tensor], path: Path) -> None
     regularizer.load_state_dict(dict(tensors))
 
 
-def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
+def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -286,7 +282,7 @@ def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
             "models.supervised.SupervisedModule"
         )
     _check_specification(head, path)
-    regularizer = _build(head, path)
+    regularizer = _build(head, path, trust)
     supervised = isinstance(regularizer, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
     state, problem = content.get("state_dict"), saved.get("problem", {})

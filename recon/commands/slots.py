@@ -32,6 +32,15 @@ def check_classes(config: Mapping[str, Any] | Namespace, slots: Mapping[str, typ
         _check(entries.get(name), (slot,), name)
 
 
+def named_classes(config: Any) -> list[type]:
+    """The classes that a configuration names, however deep, as far as they are imported already."""
+    if isinstance(config, str):
+        found = _find(config)
+        return [found] if inspect.isclass(found) else []
+    items = config.values() if isinstance(config, Mapping) else config if isinstance(config, (list, tuple)) else ()
+    return [cls for item in items for cls in named_classes(item)]
+
+
 def _check(value: Any, allowed: Classes, name: str) -> None:
     entries = _entries(value)
     if isinstance(entries.get("class_path"), str):
