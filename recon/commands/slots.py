@@ -68,7 +68,8 @@ def _check_argument(value: Any, makers: Any, key: str, otherwise: Classes, name:
         if parameter is not None:
             if value is parameter.default:  # the code's own choice
                 return
-            allowed = allowed + _classes(_resolved(parameter.annotation, function))
+            if parameter.annotation is not inspect.Parameter.empty:
+                allowed = allowed + _classes(_resolved(parameter.annotation, function))
     _check(value, allowed, name)
 
 
