@@ -7,9 +7,9 @@ The configuration has ``data`` as those of ``recon fit``, and ``methods``, which
     {config: FILE.yaml}                  trained by ``recon fit`` on the data of the comparison
 
 with paths relative to the configuration, and ``trust: [MODULE]`` beside a model whose class is one of your own. A
-configuration is code: the classes that it names are imported and made. Operator, data, noise and measures are the same for all methods, and so is the
-accuracy of whatever is certified. What is finished is kept: an interrupted comparison goes on with the next method, and
-with the last checkpoint of a training.
+configuration is code: the classes that it names are imported and made. Operator, data, noise and measures are the same
+for all methods, and so is the accuracy of whatever is certified. What is finished is kept: an interrupted comparison
+goes on with the next method, and with the last checkpoint of a training.
 """
 
 from __future__ import annotations

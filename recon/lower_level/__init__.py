@@ -2,6 +2,7 @@
 
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.cg import conjugate_gradients
+from recon.lower_level.contract import ContractError, check_contract
 from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
 from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.first_guess import first_guess
@@ -29,6 +30,7 @@ __all__ = [
     "LBFGS",
     "PDHG",
     "Blocks",
+    "ContractError",
     "DataFidelity",
     "Energy",
     "FairNorm",
@@ -59,6 +61,7 @@ __all__ = [
     "Status",
     "Vanishing",
     "WeightedSquaredL2",
+    "check_contract",
     "conjugate_gradients",
     "cropped",
     "first_guess",
