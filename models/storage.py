@@ -24,7 +24,8 @@ from models.reconstructor import Reconstructor
 from models.shipped import locate
 from models.trust import Trusted, UntrustedError, find_class, full_name, is_importable
 from recon.files import write_files
-from recon.lower_level import Recreatable, Regularizer, SaddleModel
+from recon.lower_level import ContractError, Recreatable, Regularizer, SaddleModel, check_contract
+from recon.lower_level.contract import SIDE
 
 FORMAT, RECONSTRUCTOR_FORMAT = "recon regularizer 1", "recon reconstructor 1"
 WEIGHTS, DESCRIPTION, CHECKPOINT = ".safetensors", ".json", ".ckpt"
@@ -265,6 +266,20 @@ def _fill(regularizer: Model, tensors: Mapping[str, Tensor], path: Path) -> None
     if bad:
         raise ModelFileError(f"{path}: holds NaN or infinite values in {', '.join(bad)}")
     regularizer.load_state_dict(dict(tensors))
+    if isinstance(regularizer, Regularizer):
+        _check_contract(regularizer, path)
+
+
+def _check_contract(regularizer: Regularizer, path: Path) -> None:
+    """Raise :class:`ModelFileError` for what is no regularizer, on pictures, or complex images if it takes no others."""
+    dtype = next((t.dtype for t in regularizer.parameters()), torch.float32)
+    for channels in (1, 2):
+        try:
+            return check_contract(regularizer, torch.zeros(1, channels, SIDE, SIDE, dtype=dtype))
+        except ContractError as error:
+            raise ModelFileError(f"{path}: {error}") from error
+        except (RuntimeError, ValueError, IndexError):  # images of a size of its own: what uses it will check
+            continue
 
 
 def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[str, Any]]:

@@ -19,7 +19,7 @@ from recon.lower_level.precision import unit_roundoff
 from recon.lower_level.regularizer import Regularizer
 
 #: largest side of the images that contracts are checked on, where the regularizer takes them
-SIDE = 24
+SIDE = 16
 #: relative excess of a modulus over its claim that says nothing: claims are computed in the precision of parameters
 SLACK = 1e-3
 #: shortest step, relative to the image, whose curvature double precision resolves; how many times u the noise may be
@@ -133,8 +133,8 @@ def _no_value(regularizer: Regularizer, x: Tensor, value: object) -> str:
     is_tensor = isinstance(value, Tensor)
     what = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
     return (
-        f"{type(regularizer).__name__}: its value at images {tuple(x.shape)} is {what}, but must be one number for each, "
-        f"of shape ({len(x)},){'' if is_tensor else ' and a tensor'}: sum over all axes but the first, as "
+        f"{type(regularizer).__name__}: its value at images {tuple(x.shape)} is {what}, but must be one number for "
+        f"each, of shape ({len(x)},){'' if is_tensor else ' and a tensor'}: sum over all axes but the first, as "
         "r.flatten(1).sum(1)"
     )
 

@@ -139,9 +139,9 @@ class Energy:
     def _spot_check(self, x: Tensor, grad: Tensor) -> None:
         """Compare with what was seen before, if it is of the same images, else remember."""
         before, self._seen = self._seen, (x, grad)
-        if before is not None and len(before[0]) == len(x):
+        if before is not None and before[0].shape == x.shape:
             self._seen = None
-            noise = sum(self._regularizer_rounding(*iterate) for iterate in (before, (x, grad)))
+            noise = self._regularizer_rounding(*before) + self._regularizer_rounding(x, grad)
             self._watch.compare(self.regularizer, self._claims, before, (x, grad), noise)
 
     def grad(self, x: Tensor) -> Tensor:

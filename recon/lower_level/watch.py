@@ -32,10 +32,13 @@ class Watch:
         return self.count >= self.next
 
     def compare(self, regularizer: Regularizer, claims: Claims, before: Iterate, now: Iterate, noise: Tensor) -> None:
-        r"""Refute the ``claims`` by two iterates (x, grad R(x)) whose gradients are wrong by ``noise`` at most, per image.
+        r"""Refute the ``claims`` by two iterates (x, grad R(x)) whose gradients are wrong by ``noise`` at most.
 
-        With s and y the changes of both, <s, y> >= m \|\|s\|\|^2 - noise \|\|s\|\| and \|\|y\|\| <= L \|\|s\|\| + noise
-        hold if the claims do. Where one does not, :func:`recon.lower_level.contract.contradiction` decides.
+        Per image. With s and y the changes of both,
+
+            <s, y> >= m \|\|s\|\|^2 - noise \|\|s\|\|   and   \|\|y\|\| <= L \|\|s\|\| + noise
+
+        if the claims hold. Where one does not, :func:`recon.lower_level.contract.contradiction` decides.
 
         Raises:
             ContractError: it names the regularizer, the claim, and what was found.
