@@ -271,7 +271,7 @@ def _fill(regularizer: Model, tensors: Mapping[str, Tensor], path: Path) -> None
 
 
 def _check_contract(regularizer: Regularizer, path: Path) -> None:
-    """Raise :class:`ModelFileError` for what is no regularizer, on pictures, or complex images if it takes no others."""
+    """Raise :class:`ModelFileError` for what is no regularizer of pictures, nor of complex images."""
     dtype = next((t.dtype for t in regularizer.parameters()), torch.float32)
     for channels in (1, 2):
         try:

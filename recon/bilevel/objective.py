@@ -203,7 +203,7 @@ class BilevelObjective:
                 f"{type(self.operator).__name__} cannot be used in training: its adjoint is not the exact transpose, "
                 'so that nothing can be certified, nor the adjoint equations be solved; CT has backend="matrix"'
             )
-        check_contract(self.regularizer, self.target)
+        check_contract(self.regularizer, self.target, overflow=True)
 
     @property
     def _solves_adjoint(self) -> bool:

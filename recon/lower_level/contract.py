@@ -43,28 +43,20 @@ class ContractError(ValueError):
     """A regularizer that is none: its values, gradients or claims are not what certificates rely on."""
 
 
-def check_contract(regularizer: Regularizer, like: Tensor) -> None:
+def check_contract(regularizer: Regularizer, like: Tensor, overflow: bool = False) -> None:
     """Check R on two random images of the kind of ``like``, ``(batch, channel, height, width)``, as small as R allows.
 
     Values: one finite number per image, of the type of the images, the same whenever asked, whatever other images are
     in the batch. Derivatives: shapes, types, finite, and where they are analytic, those of automatic differentiation.
     Parameters: some of those that are trained matter. Moduli: numbers that two pairs of images do not refute.
+    With ``overflow``, values of plus infinity are left to what refuses initial parameters that are too large.
 
     Raises:
         ContractError: (a ValueError) it names the class, what is wrong, and what is right.
     """
-    for shape in dict.fromkeys(((*like.shape[1:2], *(min(n, SIDE) for n in like.shape[2:])), tuple(like.shape[1:]))):
-        x = _random((2, *shape), 0, like)
-        try:
-            with torch.enable_grad():
-                value = regularizer(x)
-            break
-        except NotImplementedError:  # some define value_and_grad alone
-            value = None
-            break
-        except Exception:
-            if shape == tuple(like.shape[1:]):
-                raise
+    x, value = _first_values(regularizer, like)
+    if overflow and isinstance(value, Tensor) and bool((value == math.inf).any()):
+        return
     if value is not None:
         _check_values(regularizer, x, value.detach() if isinstance(value, Tensor) else value)
     claims = Claims.of(regularizer)
@@ -139,6 +131,22 @@ def _no_value(regularizer: Regularizer, x: Tensor, value: object) -> str:
     )
 
 
+def _first_values(regularizer: Regularizer, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Two images, and R there; None where only value_and_grad is defined."""
+    whole = tuple(like.shape[1:])
+    for shape in dict.fromkeys(((*whole[:1], *(min(n, SIDE) for n in whole[1:])), whole)):
+        x = _random((2, *shape), 0, like)
+        try:
+            with torch.enable_grad():
+                return x, regularizer(x)
+        except NotImplementedError:
+            break
+        except Exception:  # parameters may belong to images of one size
+            if shape == whole:
+                raise
+    return x, None
+
+
 def _check_values(regularizer: Regularizer, x: Tensor, value: Tensor) -> None:
     name = type(regularizer).__name__
     if not isinstance(value, Tensor) or value.shape != (len(x),):
@@ -163,21 +171,19 @@ def _check_gradient(regularizer: Regularizer, x: Tensor, value: Tensor | None, c
     """Value and gradient, and that of automatic differentiation where there is one and the code has its own."""
     name = type(regularizer).__name__
     own = type(regularizer).value_and_grad is not Regularizer.value_and_grad
-    if value is not None and not value.requires_grad and not own:
+    if value is not None and not own:
         with torch.enable_grad():
-            value = regularizer(x.clone().requires_grad_(True))
-        if not value.requires_grad:
+            point = x.clone().requires_grad_(True)
+            value = regularizer(point)
+            used = value.requires_grad and torch.autograd.grad(value.sum(), point, allow_unused=True)[0] is not None
+        if not used:
             raise ContractError(f"{name}: its value does not depend on the image differentiably; is it detached?")
-    try:
-        again, grad = regularizer.value_and_grad(x)
-    except RuntimeError as error:
-        if "not have been used in the graph" not in str(error):
-            raise
-        raise ContractError(f"{name}: its value does not depend on the image: it regularizes nothing") from error
+    again, grad = regularizer.value_and_grad(x)
     check_shapes(regularizer, x, again, grad)
     _check_finite(name, "values", again)
     _check_finite(name, "gradient", grad)
     if value is not None and own:
+        compare("value", lambda: [value.detach()], [again])
         compare("gradient", lambda: [Regularizer.value_and_grad(regularizer, x)[1]], [grad])
 
 
@@ -203,7 +209,8 @@ def _check_derivatives(regularizer: Regularizer, x: Tensor, compare: _Comparison
         raise ContractError(f"{name}: parameter_vjp does not return a tensor like each of its {len(params)} parameters")
     for part in mixed:
         _check_finite(name, "derivative in the parameters", part)
-    if not any(bool((part != 0).any()) for part in mixed):
+    wide = 6 * x - 3  # what vanishes between 0 and 1 may matter elsewhere
+    if not any(bool((part != 0).any()) for part in (*mixed, *regularizer.parameter_vjp(wide, w))):
         raise ContractError(_useless(name))
     if kind.parameter_vjp is not Regularizer.parameter_vjp:
         compare("derivative in the parameters", lambda: Regularizer.parameter_vjp(regularizer, x, w), mixed)
@@ -230,7 +237,7 @@ class _Comparison:
             error, size = float((mine - right).double().norm()), float(right.double().norm())
             if not error <= math.sqrt(self.unit) * size + self.noise:
                 raise ContractError(
-                    f"{self.name}: its own {what} differs from that of automatic differentiation of forward by "
+                    f"{self.name}: its own {what} differs from that of forward, by automatic differentiation, by "
                     f"{error:.3g}, of {size:.3g}; correct one of both"
                 )
 
