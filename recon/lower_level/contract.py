@@ -62,7 +62,9 @@ def check_contract(regularizer: Regularizer, like: Tensor, overflow: bool = Fals
     claims = Claims.of(regularizer)
     _check_moduli(type(regularizer).__name__, claims)
     compare = _Comparison(regularizer, x, claims)
-    _check_gradient(regularizer, x, value, compare)
+    grad = _check_gradient(regularizer, x, value, compare)
+    if value is not None:
+        _check_function(regularizer, x, value.detach(), grad)
     _check_derivatives(regularizer, x, compare)
     for step in (x[1:] - x[:1], 1e-2 * (x[1:] - 0.5)):
         found = contradiction(regularizer, claims, x[:1], step)
@@ -154,10 +156,15 @@ def _check_values(regularizer: Regularizer, x: Tensor, value: Tensor) -> None:
     if not value.dtype.is_floating_point or torch.promote_types(value.dtype, x.dtype) != value.dtype:
         raise ContractError(f"{name}: its values at images of {x.dtype} are {value.dtype}; they must be as precise")
     _check_finite(name, "values", value)
+
+
+def _check_function(regularizer: Regularizer, x: Tensor, value: Tensor, grad: Tensor) -> None:
+    """The same value whenever asked, and image by image."""
+    name = type(regularizer).__name__
     with torch.no_grad():
         again, alone = regularizer(x), torch.cat([regularizer(z) for z in x.split(1)])
     # sums of many terms may cancel, and are added up in another order for another batch
-    close = 1e3 * unit_roundoff(x.dtype) * (value.abs() + per_image_norm(x) * per_image_norm(regularizer.grad(x)))
+    close = 1e3 * unit_roundoff(x.dtype) * (value.abs() + per_image_norm(x) * per_image_norm(grad))
     if not bool(((again - value).abs() <= close).all()):
         raise ContractError(f"{name}: two evaluations at the same images differ; it must be a function (no dropout)")
     if not bool(((alone - value).abs() <= close).all()):
@@ -167,7 +174,7 @@ def _check_values(regularizer: Regularizer, x: Tensor, value: Tensor) -> None:
         )
 
 
-def _check_gradient(regularizer: Regularizer, x: Tensor, value: Tensor | None, compare: _Comparison) -> None:
+def _check_gradient(regularizer: Regularizer, x: Tensor, value: Tensor | None, compare: _Comparison) -> Tensor:
     """Value and gradient, and that of automatic differentiation where there is one and the code has its own."""
     name = type(regularizer).__name__
     own = type(regularizer).value_and_grad is not Regularizer.value_and_grad
@@ -185,6 +192,7 @@ def _check_gradient(regularizer: Regularizer, x: Tensor, value: Tensor | None, c
     if value is not None and own:
         compare("value", lambda: [value.detach()], [again])
         compare("gradient", lambda: [Regularizer.value_and_grad(regularizer, x)[1]], [grad])
+    return grad
 
 
 def _check_derivatives(regularizer: Regularizer, x: Tensor, compare: _Comparison) -> None:
