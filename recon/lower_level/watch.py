@@ -12,7 +12,7 @@ from recon.lower_level.contract import SLACK, Claims, ContractError, contradicti
 from recon.lower_level.regularizer import Regularizer
 
 #: gradients of a regularizer between two spot checks, at most: each costs about as much as one
-EVERY = 128
+EVERY = 256
 
 Iterate = tuple[Tensor, Tensor]
 
