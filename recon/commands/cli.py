@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -23,7 +24,8 @@ from datasets import DenoisingDataModule
 from models.adversarial import AdversarialModule
 from models.bilevel import BilevelModule
 from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
-from models.checkpointing import AtomicCheckpointIO, load_checkpoint, qualified_name
+from models.checkpoint_file import load_checkpoint
+from models.checkpointing import AtomicCheckpointIO, qualified_name
 from models.reconstruction import ReconstructionModule
 from models.setting import describe_setting
 from models.storage import save_regularizer, specification
@@ -40,6 +42,7 @@ from recon.commands.runs import (
     run_of_checkpoint,
     write_json,
 )
+from recon.commands.slots import check_classes
 from recon.files import write_files
 from recon.lower_level import Grade
 from recon.operators import Identity
@@ -73,8 +76,10 @@ class ReconCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what is given; Lightning's own method warns if ``sys.argv`` is not empty."""
+        """Parse what is given, and check its classes; Lightning's own method warns if ``sys.argv`` is not empty."""
         self.config = parser.parse_args(args)
+        slots = {"model": pl.LightningModule, "data": pl.LightningDataModule, "trainer": pl.Trainer}
+        check_classes(self.config[self.config.subcommand], slots)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no configuration; what they belong to is checked when they are loaded."""
@@ -227,16 +232,38 @@ class ReconCLI(LightningCLI):
         }
 
 
+class _Checked(Exception):
+    """The end of a check."""
+
+
+class _CheckingCLI(ReconCLI):
+    """Stops where the arguments are parsed and checked, and nothing is made yet."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        raise _Checked
+
+
+def check_cli(arguments: list[str]) -> None:
+    """Raise what :func:`run_cli` raises for ``arguments`` that it does not take; nothing is made or run."""
+    with contextlib.suppress(_Checked):
+        _make_cli(_CheckingCLI, arguments)
+
+
 def run_cli(arguments: list[str]) -> ReconCLI:
     """Parse ``arguments`` (subcommand first) and run.
 
     Raises:
         argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files.
     """
+    return _make_cli(ReconCLI, arguments)
+
+
+def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
     _quiet()
     _check_order(arguments)
     subcommands = ReconCLI.subcommands()
-    return ReconCLI(
+    return kind(
         pl.LightningModule,
         pl.LightningDataModule,
         save_config_callback=None,

@@ -6,17 +6,16 @@ The configuration has ``data`` as those of ``recon fit``, and ``methods``, which
     {model: FILE.safetensors or NAME}    trained before for this operator and noise
     {config: FILE.yaml}                  trained by ``recon fit`` on the data of the comparison
 
-with paths relative to the configuration. Operator, data, noise and measures are the same for all methods, and so is the
-accuracy of whatever is certified. What is finished is kept: an interrupted comparison goes on with the next method, and
-with the last checkpoint of a training.
+with paths relative to the configuration, and ``trust: [MODULE]`` beside a model whose class is one of your own. A
+configuration is code: the classes that it names are imported and made. Operator, data, noise and measures are the same
+for all methods, and so is the accuracy of whatever is certified. What is finished is kept: an interrupted comparison
+goes on with the next method, and with the last checkpoint of a training.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
 import math
 import re
 import tempfile
@@ -36,12 +35,13 @@ from recon.commands.compare_methods import Method, Task, baseline, check_baselin
 from recon.commands.compare_results import Result, check_shown, measure, save, saved, write_pictures, write_tables
 from recon.commands.errors import sentence
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
+from recon.commands.slots import check_classes, named_classes
 from recon.commands.tables import claim
 from recon.files import prepare_folder, write_files
 from recon.operators import Identity
 
 KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
-METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked"}, "config": set[str]()}
+METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked", "trust"}, "config": set[str]()}
 #: certified ||x - x^|| by default, relative to the root of the number of values of a picture
 ACCURACY = 4e-3
 TRAINING = "training"
@@ -168,6 +168,9 @@ def _check_entry(path: Path, name: Any, entry: Any) -> None:
         raise ValueError(f"{path}: mu of the method {name} is {mu!r}, but must be a number that is not negative")
     if not isinstance(entry.get("unchecked", False), bool):
         raise ValueError(f"{path}: unchecked of the method {name} is {entry['unchecked']!r}; valid are true and false")
+    trust = entry.get("trust", [])
+    if not isinstance(trust, list) or not all(isinstance(module, str) for module in trust):
+        raise ValueError(f"{path}: trust of the method {name} is {trust!r}, but must be a list of Python modules")
 
 
 def make_task(comparison: Comparison) -> Task:
@@ -178,7 +181,9 @@ def make_task(comparison: Comparison) -> Task:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=DenoisingDataModule)
-    module = parser.instantiate(parser.parse_object({"data": comparison.data})).data
+    parsed = parser.parse_object({"data": comparison.data})
+    check_classes(parsed, {"data": DenoisingDataModule})
+    module = parser.instantiate(parsed).data
     operator = module.operator if module.operator is not None else Identity()
     first: Any = module.test_dataloader().dataset[0]
     accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
@@ -204,23 +209,20 @@ def check(comparison: Comparison, task: Task) -> None:
         if "baseline" in entry:
             check_baseline(entry["baseline"], task.operator)
         elif "model" in entry:
-            load_method(locate(entry["model"], comparison.folder), task, entry.get("unchecked", False))
+            _load(entry, comparison, task)
         else:
             _check_training(comparison, comparison.folder / entry["config"])
 
 
 def _check_training(comparison: Comparison, path: Path) -> None:
     """Raise ``ValueError`` if ``recon fit`` does not take the configuration."""
-    from recon.commands.cli import run_cli  # Lightning takes seconds to import
+    from recon.commands.cli import check_cli  # Lightning takes seconds to import
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "fit.yaml"
         config.write_text(yaml.safe_dump(_training(comparison, path), sort_keys=False))
         try:
-            run_cli(["fit", "--config", str(config), "--print_config"])
-        except SystemExit as end:  # that is how a configuration that was printed ends
-            if end.code not in (None, 0):
-                raise ValueError(f"{path}: recon fit does not take it") from end
+            check_cli(["fit", "--config", str(config)])
         except (argparse.ArgumentError, ValueError) as error:
             raise ValueError(f"{path}: {sentence(error)}") from error
 
@@ -258,8 +260,15 @@ def make_method(name: str, comparison: Comparison, task: Task, output: Path) -> 
     if "baseline" in entry:
         return baseline(entry, task)
     if "model" in entry:
-        return load_method(locate(entry["model"], comparison.folder), task, entry.get("unchecked", False))
-    return load_method(_trained(_training(comparison, comparison.folder / entry["config"]), output / name), task)
+        return _load(entry, comparison, task)
+    training = _training(comparison, comparison.folder / entry["config"])
+    # what a configuration names is trusted, as it runs in any case
+    return load_method(_trained(training, output / name), task, trust=named_classes(training["model"]))
+
+
+def _load(entry: Mapping[str, Any], comparison: Comparison, task: Task) -> Method:
+    file = locate(entry["model"], comparison.folder)
+    return load_method(file, task, entry.get("unchecked", False), entry.get("trust", []))
 
 
 def _training(comparison: Comparison, path: Path) -> dict[str, Any]:

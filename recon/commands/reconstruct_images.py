@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--index is {args.index}, but an image file holds one image, 0")
     if args.choose == "sweep" and args.reference is None:
         raise ValueError("--choose sweep compares with a reference; give --reference, or --choose discrepancy")
-    model, metadata = load_model(args.model) if args.model else (None, {})
+    model, metadata = load_model(args.model, args.trust) if args.model else (None, {})
     mu = args.mu
     if isinstance(model, Reconstructor):
         return _run(args, Network.of(model, metadata, args), None)

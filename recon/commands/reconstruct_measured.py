@@ -62,7 +62,7 @@ def main(args: argparse.Namespace, task: str) -> int:
     paths = [file for path in args.data for file in _files(Path(path), task)]
     _check_files(args, task, paths)
     model: Model | Network | None = None
-    loaded, metadata = load_model(args.model) if args.model else (None, {})
+    loaded, metadata = load_model(args.model, args.trust) if args.model else (None, {})
     if isinstance(loaded, Reconstructor):
         model = Network.of(loaded, metadata, args)
     args.dtype = args.dtype or "float64"

@@ -84,6 +84,8 @@ def check_options(args: argparse.Namespace, task: str) -> None:
                 )
     if args.plain and args.model is None:
         raise ValueError("--plain belongs to --model with a saddle-point model")
+    if args.trust and args.model is None:
+        raise ValueError("--trust belongs to --model with a class of your own")
     if args.unchecked and args.model is None:
         raise ValueError("--unchecked belongs to --model with a network that reconstructs")
     if args.weight is not None and args.choose is not None:
@@ -144,6 +146,14 @@ def _add_files(made: argparse.ArgumentParser) -> None:
         "--unchecked",
         action="store_true",
         help="apply a network to another operator than the one it was trained for, or to an unknown one",
+    )
+    made.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module that the class of --model may come from, if it is none of this project; importing it runs "
+        "it (may be repeated)",
     )
     made.add_argument("--reference", help="true image to compare with; for images also a folder with the same names")
     made.add_argument("--index", type=int, default=0, help="slice or detector row in the file (default: 0)")
