@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.reconstructor import Reconstructor
 from models.shipped import locate
-from recon.files import write_files
+from recon.files import check_finite, write_files
 from recon.lower_level import Recreatable, Regularizer, SaddleModel
 
 FORMAT, RECONSTRUCTOR_FORMAT = "recon regularizer 1", "recon reconstructor 1"
@@ -53,12 +53,14 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
 
     Raises:
         ValueError: the class cannot be imported by its name, an argument or the metadata cannot be put into JSON, or
-            the parameters are not all of type float32 or all of float64.
+            the parameters are not all of type float32 or all of float64, or not finite.
         OSError: the files cannot be written; none of them is then changed.
     """
     weights, description = _paths(path)
     # copies: safetensors refuses views of one another
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in regularizer.state_dict().items()}
+    for name, tensor in tensors.items():
+        check_finite(tensor.numpy(), str(weights), name)
     content = safetensors.torch.save(tensors)
     form = RECONSTRUCTOR_FORMAT if isinstance(regularizer, Reconstructor) else FORMAT
     head: dict[str, Any] = {"format": form, **specification(regularizer)}

@@ -33,8 +33,18 @@ from datasets import DenoisingDataModule
 from models.checkpointing import checksum
 from models.shipped import locate
 from recon.commands.compare_methods import Method, Task, baseline, check_baseline, load_method
-from recon.commands.compare_results import Result, check_shown, measure, save, saved, write_pictures, write_tables
+from recon.commands.compare_results import (
+    Result,
+    check_shown,
+    measure,
+    print_table,
+    save,
+    saved,
+    write_pictures,
+    write_tables,
+)
 from recon.commands.errors import sentence
+from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.tables import claim
 from recon.files import prepare_folder, write_files
@@ -62,7 +72,7 @@ class Comparison:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare; returns 0.
+    """Compare; returns 0, or 1 if some of several methods failed.
 
     Raises:
         ValueError: the configuration, a model, or the data cannot be used, or the data do not keep test and training
@@ -89,11 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     claim(output, settings)
     for name, entry in entries.items():
         claim(output / name, entry)
-    results = [_result(name, comparison, task, output) for name in comparison.methods]
-    write_tables(results, settings, output)
-    write_pictures(results, task, output, comparison.show)
-    print(f"tables and pictures are in {output}")
-    return 0
+
+    def report(outcome: Outcome[Result]) -> None:
+        if outcome.results:
+            write_tables(outcome.results, settings, output, outcome.entries())
+
+    outcome = one_by_one(
+        {name: name for name in comparison.methods}, lambda name: _result(name, comparison, task, output), report
+    )
+    if outcome.results:
+        print_table(outcome.results)
+        write_pictures(outcome.results, task, output, comparison.show)
+        print(f"tables and pictures are in {output}")
+    outcome.print_failures("recon compare")
+    return 1 if outcome.failures else 0
 
 
 def _checksum(samples: Any) -> str:

@@ -7,7 +7,6 @@ Both then denoise pictures that they were not trained on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -122,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_figure(training_figure({run.name: run.records for run in runs}), args.output / "training.png")
     save_figure(_filters_picture(runs[-1].module.regularizer), args.output / "filters.png")
     summary = summarize(runs, pictures) | {"seconds": round(time.perf_counter() - start, 2)}
-    write_files({args.output / "summary.json": (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()})
+    write_files({args.output / "summary.json": summary})
     console.print(_table(runs, summary))
     console.print(f"{summary['seconds']:.0f} seconds; pictures, table and regularizers are in {args.output}")
     if summary["certified_error"] > ACCURACY:

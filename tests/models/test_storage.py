@@ -240,3 +240,11 @@ def test_wrong_checkpoints(tmp_path: Path) -> None:
     entry = {"specification": specification(TotalVariation())}
     with pytest.raises(ModelFileError, match="does not fit TotalVariation"):
         load_regularizer(checkpoint(path, bilevel=entry))
+
+
+def test_parameters_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"tv\.safetensors: not written, log_weight: 1 of 1 values are NaN or infinite"
+    ):
+        save_regularizer(TotalVariation(float("nan"), -3.0), tmp_path / "tv")
+    assert not list(tmp_path.iterdir())
