@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import warnings
@@ -27,6 +28,7 @@ from models.reconstruction import ReconstructionModule
 from models.setting import describe_setting
 from models.storage import save_regularizer, specification
 from models.supervised import SupervisedModule
+from recon.commands.lock import locked
 from recon.commands.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -62,8 +64,13 @@ class ReconCLI(LightningCLI):
     """
 
     run: Path
+    held: contextlib.ExitStack
     resumed_step: int | None = None
     stopwatch: Stopwatch
+
+    def __init__(self, *args: Any, held: contextlib.ExitStack, **kwargs: Any) -> None:
+        self.held = held  # of the folder; the base class does everything right here
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -90,17 +97,21 @@ class ReconCLI(LightningCLI):
         run = None
         if checkpoint is not None:
             settings["ckpt_path"] = str(checkpoint)
+            if self.subcommand == "fit" and (run := run_of_checkpoint(Path(checkpoint))) is not None:
+                self.held.enter_context(locked(run))  # before it is read: another program may go on writing it
             step = load_checkpoint(checkpoint).get("global_step")
             if self.subcommand == "fit":
-                run, self.resumed_step = run_of_checkpoint(Path(checkpoint)), step
+                self.resumed_step = step
         self._root = root
         self._resumed_run = run
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add loggers, checkpoints, pictures and the progress bar; what the configuration names stays."""
-        self.run = self._resumed_run or new_run(
-            self._root, "version" if self.subcommand == "fit" else str(self.subcommand)
-        )
+        if self._resumed_run is not None:
+            self.run = self._resumed_run
+        else:
+            self.run = new_run(self._root, "version" if self.subcommand == "fit" else str(self.subcommand))
+            self.held.enter_context(locked(self.run))
         config = dict(self._get(self.config_init, "trainer"))
         given = {key: _as_list(config.get(key)) for key in ("callbacks", "plugins")}
         if config.get("logger") in (None, True):
@@ -227,25 +238,28 @@ def run_cli(arguments: list[str]) -> ReconCLI:
     """Parse ``arguments`` (subcommand first) and run.
 
     Raises:
-        argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files.
+        argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files;
+            another program writes into the folder of the run.
     """
     _quiet()
     _check_order(arguments)
     subcommands = ReconCLI.subcommands()
-    return ReconCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        save_config_callback=None,
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=0,
-        parser_kwargs={"exit_on_error": False, "prog": "recon"}
-        | {name: {"exit_on_error": False} for name in subcommands},
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=arguments,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    with contextlib.ExitStack() as held:
+        return ReconCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            held=held,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, "prog": "recon"}
+            | {name: {"exit_on_error": False} for name in subcommands},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=arguments,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
 
 
 def _check_order(arguments: list[str]) -> None:

@@ -44,10 +44,11 @@ from recon.commands.compare_results import (
     write_tables,
 )
 from recon.commands.errors import sentence
+from recon.commands.lock import locked
 from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.tables import claim
-from recon.files import prepare_folder, write_files
+from recon.files import write_files
 from recon.operators import Identity
 
 KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
@@ -77,16 +78,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: the configuration, a model, or the data cannot be used, or the data do not keep test and training
             apart.
-        OSError: a file is missing, or the output cannot be written.
+        OSError: a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
     folders = {name: getattr(args, name) for name in FOLDERS if getattr(args, name) is not None}
     comparison = read_comparison(args.config, folders)
     output = args.output if args.output is not None else Path("outputs") / "compare" / args.config.stem
+    with locked(output):
+        return _compare(comparison, output)
+
+
+def _compare(comparison: Comparison, output: Path) -> int:
     task = make_task(comparison)
     entries = {name: identity(comparison, name) for name in comparison.methods}
     check(comparison, task)
-    prepare_folder(output)
     tested, tuned = (loader().dataset for loader in (task.module.test_dataloader, task.module.val_dataloader))
     settings = {
         "data": comparison.data,

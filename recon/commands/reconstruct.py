@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datasets.hdf5 import open_hdf5
 from recon.commands import reconstruct_images, reconstruct_measured
+from recon.commands.lock import locked
 from recon.commands.pictures import holds_complex
 from recon.commands.reconstruct_options import PLAIN, check_options, parser
 
@@ -21,14 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: files that cannot be used or do not fit together, values out of range, a model that certifies
             nothing (DataError and ModelFileError are ValueErrors).
-        OSError: a file is missing, or the output cannot be written.
+        OSError: a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = parser().parse_args(argv)
     task = args.task or guessed_task([Path(p) for p in args.data], args.method)
     check_options(args, task)
-    if task == "denoising":
-        return reconstruct_images.main(args)
-    return reconstruct_measured.main(args, task)
+    with locked(Path(args.output)):
+        if task == "denoising":
+            return reconstruct_images.main(args)
+        return reconstruct_measured.main(args, task)
 
 
 def guessed_task(paths: list[Path], method: str | None) -> str:

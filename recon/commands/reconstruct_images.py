@@ -50,7 +50,7 @@ from recon.commands.results import (
     write_result,
 )
 from recon.commands.weight import image_noise
-from recon.files import prepare_folder, write_files
+from recon.files import write_files
 from recon.lower_level import Energy, NotStronglyConvexError, Regularizer, SaddleModel, Status, cropped, mirrored
 from recon.metrics import psnr
 from recon.operators import Identity
@@ -194,8 +194,7 @@ def _jobs(data: list[Path], reference: str | None) -> list[Job]:
 
 
 def _check_output(output: Path, inputs: list[Path], jobs: list[Job]) -> None:
-    """Make the folder; refuse one that cannot be written to, or where a result would replace an input."""
-    prepare_folder(output)
+    """Refuse a folder where a result would replace an input."""
     originals = {path.resolve() for path in inputs}
     for job in jobs:
         for path in (*output_files(output, job.name), output / f"{job.name}.dcm"):

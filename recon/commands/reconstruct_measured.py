@@ -31,7 +31,7 @@ from recon.commands.reconstruct_options import option
 from recon.commands.references import read_reference
 from recon.commands.regularized import DTYPES, Settings, certificate, check_variational, metadata_mu, reconstruct
 from recon.commands.results import print_warnings, words
-from recon.files import prepare_folder, write_files
+from recon.files import write_files
 from recon.lower_level import Regularizer, SaddleModel, Status
 
 REPORT = "report.json"
@@ -72,7 +72,6 @@ def main(args: argparse.Namespace, task: str) -> int:
         regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         own = getattr(regularizer, "image_convexity", 0.0) if isinstance(regularizer, SaddleModel) else 0.0
         model = Model(regularizer, own or metadata_mu(metadata, args.model))
-    prepare_folder(Path(args.output))
     described = certificate(model.regularizer if isinstance(model, Model) else model, args.plain)
     described = described if args.backend != "astra_cuda" else NOT_EXACT
     with _progress() as show:
