@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from datasets.images import PatientSource
+from datasets.limits import check_memory, inflated_size
 from datasets.optional import require
 from datasets.orientation import AS_STORED, Display, display_of
 from datasets.physics import MAX_HU, MIN_HU, MU_WATER, hu_to_attenuation
 from datasets.reading import SUFFIXES as PICTURES
 from datasets.reading import DataError
+from recon.limits import excess
 
 Modality = Literal["CT", "MR"]
 Unit = Literal["unit", "attenuation", "stored"]
@@ -192,10 +194,26 @@ def read_header(path: Path, pixels: bool = True) -> Any:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
+        _check_deflated(path, pydicom)
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except DataError:
+        raise
     # pydicom lets errors of many kinds through for files that end in the middle of an element
     except Exception as error:
         raise DataError(f"{path}: cannot be read as DICOM, it may be truncated or of another kind ({error})") from error
+
+
+def _check_deflated(path: Path, pydicom: Any) -> None:
+    """Compare the size of a file that is compressed as a whole with the limit: pydicom unpacks it to read anything."""
+    with path.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return
+    begin = 144 + int(meta.FileMetaInformationGroupLength)  # preamble, DICM, and the element with this length itself
+    if wrong := excess(inflated_size(path.read_bytes()[begin:], raw=True)):
+        raise DataError(f"{path}: unpacked, it {wrong}")
 
 
 def _check_header(header: Any, path: Path, modality: Modality | None) -> Modality:
@@ -232,6 +250,8 @@ def _rescale(header: Any, path: Path, required: bool) -> tuple[float, float]:
 
 
 def _pixels(header: Any, path: Path) -> np.ndarray:
+    names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+    check_memory(path, "pixel data", [int(header.get(name, 1) or 1) for name in names])
     try:
         pixels = header.pixel_array
     except Exception as error:  # pydicom and its decoders raise errors of many kinds

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.arguments import check_positive, torch_dtype
 from datasets.fastmri import HDF5_SUFFIXES
 from datasets.hdf5 import read_fastmri
+from datasets.limits import load_array
 from datasets.measurements import Measurement, Sample
 from datasets.reading import DataError
 from recon.operators import CartesianMRI, complex_to_channels, root_sum_of_squares, zero_filled
@@ -57,15 +58,9 @@ def read_kspace(path: str | Path, index: int = 0) -> torch.Tensor:
 
 
 def _read_numpy(path: Path) -> torch.Tensor:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as a NumPy array, it may be truncated or corrupt ({error})") from error
-    if not isinstance(array, np.ndarray) or not np.iscomplexobj(array):
-        got = f"values of type {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
-        raise DataError(f"{path}: {got}; k-space is an array of complex values")
+    array = load_array(path)
+    if not np.iscomplexobj(array):
+        raise DataError(f"{path}: values of type {array.dtype}; k-space is an array of complex values")
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise DataError(f"{path}: an array of shape {array.shape}; valid are (height, width), (coils, height, width)")
     bad = np.count_nonzero(~np.isfinite(array))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,8 @@ import numpy as np
 import torch
 
 from datasets.hdf5 import check_finite, find_dataset, open_hdf5
+from datasets.limits import load_arrays
+from datasets.matlab import check_mat
 from datasets.physics import line_integrals, transmission_weights
 from datasets.reading import DataError
 from datasets.scans import Scan, degrees_to_radians, ordered_views
@@ -206,8 +205,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 def _load_mat(path: Path) -> dict[str, Any]:
     import scipy.io
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    check_mat(path)
     try:
         loaded: dict[str, Any] = scipy.io.loadmat(str(path), squeeze_me=True, struct_as_record=False)
     except NotImplementedError as error:
@@ -259,16 +257,7 @@ def _interpolated(sinogram: torch.Tensor, dead: np.ndarray) -> torch.Tensor:
 
 
 def _load_numpy(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"sinogram": loaded}
-        with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise DataError(f"{path}: cannot be read as NumPy data, it may be truncated or corrupt ({error})") from error
+    return load_arrays(path, "sinogram")
 
 
 def _number(stored: dict[str, np.ndarray], key: str, path: Path) -> float | None:

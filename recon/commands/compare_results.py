@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from datasets.limits import load_array
 from recon.commands.compare_methods import Method, Task
 from recon.commands.errors import printable
 from recon.commands.tables import read, table
@@ -154,7 +155,7 @@ def saved(name: str, folder: Path, images: Sequence[str]) -> Result | None:
         if not isinstance(info, dict) or not info.keys() >= {"description", "parameters"}:
             raise ValueError("lacks an entry")
         file = folder / ARRAYS
-        arrays = np.load(file) if file.is_file() else np.zeros((0, 1, 1))
+        arrays = load_array(file) if file.is_file() else np.zeros((0, 1, 1))
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file}: was damaged ({error}); delete the folder to compute it again") from error
     return Result(name, parsed, info, list(torch.from_numpy(arrays)))
