@@ -5,8 +5,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import io
-import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,10 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from recon.files import write_files
+from recon.limits import archive_excess
 
 #: a description of objects by plain values: numbers, strings, lists, dictionaries
 Plain = Any
-
-
-# what torch's restricted unpickler stumbles over in files that are truncated, or of another kind
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
 
 
 class CheckpointError(ValueError):
@@ -71,12 +57,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
+        wrong = archive_excess(Path(path))
+        content = {} if wrong else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zipfile raise errors of many kinds for files of other kinds
         reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise CheckpointError(
             f"{path}: not a checkpoint of this program, or truncated; valid are files that `recon fit` wrote ({reason})"
         ) from error
+    if wrong:
+        raise CheckpointError(f"{path}: unpacked, it {wrong}")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, valid are files that `recon fit` wrote")
     return content

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor
 from models.reconstructor import Reconstructor
 from models.shipped import locate
 from recon.files import check_finite, write_files
+from recon.limits import archive_excess
 from recon.lower_level import Recreatable, Regularizer, SaddleModel
 
 FORMAT, RECONSTRUCTOR_FORMAT = "recon regularizer 1", "recon reconstructor 1"
@@ -210,7 +209,7 @@ def _version() -> str:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         head = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not JSON, or truncated ({error})") from error
     if not isinstance(head, dict) or head.get("format") not in (FORMAT, RECONSTRUCTOR_FORMAT):
         raise ModelFileError(f"{path}: does not describe a regularizer; its entry 'format' must be {FORMAT!r}")
@@ -251,7 +250,7 @@ def _build(head: Mapping[str, Any], path: Path) -> Model:
         )
     try:
         regularizer = cls(**arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # arguments of any kind and size end in errors of any kind
         raise ModelFileError(f"{path}: {name} cannot be made with the arguments {arguments} ({error})") from error
     return regularizer.to(_DTYPES[head["dtype"]])
 
@@ -278,20 +277,13 @@ def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+        wrong = archive_excess(path)
+        content = {} if wrong else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zipfile raise errors of many kinds for files of other kinds
         reason = str(error).strip().partition("\n")[0]
         raise ModelFileError(f"{path}: not a checkpoint of this program, or truncated ({reason})") from error
+    if wrong:
+        raise ModelFileError(f"{path}: unpacked, it {wrong}")
     saved = content.get("bilevel", content.get("supervised")) if isinstance(content, dict) else None
     head = saved.get("specification") if isinstance(saved, dict) else None
     if not isinstance(saved, dict) or not isinstance(head, dict):

@@ -13,8 +13,6 @@ import re
 import zipfile
 from pathlib import Path
 
-from recon.operators.projector_matrix import available_memory
-
 #: of the free memory that one file may ask for
 SHARE = 0.5
 VARIABLE = "RECON_MAX_MEMORY"
@@ -61,6 +59,8 @@ def memory_limit() -> float:
         return _given
     if text := os.environ.get(VARIABLE):
         return parse_memory(text, VARIABLE)
+    from recon.operators.projector_matrix import available_memory  # torch takes seconds to import
+
     return SHARE * available_memory()
 
 

@@ -17,6 +17,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from datasets import DenoisingDataModule
@@ -28,6 +29,7 @@ from models.reconstruction import ReconstructionModule
 from models.setting import describe_setting
 from models.storage import save_regularizer, specification
 from models.supervised import SupervisedModule
+from recon.commands.errors import printable
 from recon.commands.lock import locked
 from recon.commands.runs import (
     CHECKPOINTS,
@@ -41,6 +43,7 @@ from recon.commands.runs import (
     run_of_checkpoint,
     write_json,
 )
+from recon.commands.yaml_files import check_yaml
 from recon.files import write_files
 from recon.operators import Identity
 
@@ -204,9 +207,9 @@ class ReconCLI(LightningCLI):
 
     def _report(self, summary: dict[str, Any]) -> None:
         write_json(self.run / "summary.json", summary)
-        table = Table(title=f"{self.run}", show_header=False)
+        table = Table(title=escape(printable(self.run)), show_header=False)
         for name, value in summary.items():
-            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else escape(printable(value)))
         Console().print(table)
 
     def _metadata(self, model: ReconstructionModule) -> dict[str, Any]:
@@ -243,6 +246,7 @@ def run_cli(arguments: list[str]) -> ReconCLI:
     """
     _quiet()
     _check_order(arguments)
+    _check_files(arguments)
     subcommands = ReconCLI.subcommands()
     with contextlib.ExitStack() as held:
         return ReconCLI(
@@ -269,6 +273,14 @@ def _check_order(arguments: list[str]) -> None:
     for name in names[:first]:
         if name.partition(".")[0] in ("--model", "--data", "--trainer"):
             raise ValueError(f"{name} stands before --config, whose file could replace it; put it behind the file")
+
+
+def _check_files(arguments: list[str]) -> None:
+    """Refuse configurations that cannot be read, or are small only until their aliases are written out."""
+    for first, second in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = first.partition("=")
+        if name == "--config" and Path(value or second).is_file():
+            check_yaml(Path(value or second))
 
 
 def _quiet() -> None:

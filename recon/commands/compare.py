@@ -48,6 +48,7 @@ from recon.commands.lock import locked
 from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.tables import claim
+from recon.commands.yaml_files import read_yaml
 from recon.files import write_files
 from recon.operators import Identity
 
@@ -326,10 +327,7 @@ def _exported(folder: Path) -> Path | None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is no configuration, which maps names to values")
     return content

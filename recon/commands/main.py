@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from recon.commands.errors import sentence
+from recon.limits import parse_memory, set_memory_limit
 
 TRAINING = ("fit", "validate", "test", "predict")
 OTHERS = ("reconstruct", "compare", "models", "demo", "reproduce", "cache")
@@ -34,6 +35,7 @@ commands:
   cache        list or clear the projector matrices kept on disk: recon cache list
 
 options:
+  --max-memory AMOUNT  that one file may ask for, e.g. 4GB (default: half of what is free; or set RECON_MAX_MEMORY)
   --debug      show the traceback of an error (or set RECON_DEBUG=1)
   COMMAND --help explains the options of a command.
 """
@@ -48,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("RECON_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        arguments = _with_memory_limit(arguments)
+    except ValueError as error:
+        print(f"recon: {sentence(error)}", file=sys.stderr)
+        return 2
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -114,6 +121,23 @@ def _unread() -> int:
         os.dup2(nothing, sys.stdout.fileno())  # what is left goes there at exit
         os.close(nothing)
     return 141  # 128 + SIGPIPE, which some systems have not
+
+
+def _with_memory_limit(arguments: list[str]) -> list[str]:
+    """Set the limit of --max-memory, which every command has; returns the other arguments.
+
+    Raises:
+        ValueError: it is no amount of memory.
+    """
+    limit, rest, given = None, [], iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name in ("--max-memory", "--max_memory"):
+            limit = parse_memory(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    set_memory_limit(limit)
+    return rest
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -14,6 +14,7 @@ from recon.commands import reconstruct_images, reconstruct_measured
 from recon.commands.lock import locked
 from recon.commands.pictures import holds_complex
 from recon.commands.reconstruct_options import PLAIN, check_options, parser
+from recon.limits import parse_memory, set_memory_limit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError: a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = parser().parse_args(argv)
+    if args.max_memory is not None:  # from Python; `recon` has taken it out already
+        set_memory_limit(parse_memory(args.max_memory))
     task = args.task or guessed_task([Path(p) for p in args.data], args.method)
     check_options(args, task)
     with locked(Path(args.output)):
