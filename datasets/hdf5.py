@@ -70,7 +70,7 @@ class Bounded:
 
     def _selected(self, key: Any) -> tuple[int, ...]:
         """The shape of a selection, by one value that is seen as all of them; other selections count as everything."""
-        if key == () or not all(isinstance(k, (int, slice, np.integer)) for k in np.index_exp[key]):
+        if key == () or not all(k is ... or isinstance(k, (int, slice, np.integer)) for k in np.index_exp[key]):
             return self.shape
         return tuple(np.broadcast_to(np.uint8(0), self.shape)[key].shape)
 
