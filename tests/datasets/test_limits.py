@@ -92,12 +92,12 @@ def matlab(path: Path) -> None:
 
 def empty_structures(path: Path) -> None:
     """A million structures without a field take no bytes."""
-    scipy = pytest.importorskip("scipy.io")
-    scipy.savemat(path, {"CtDataFull": np.zeros((1, 1), dtype=[("a", "O")])})
-    content = bytearray(path.read_bytes())
-    place = content.index(struct.pack("<IIii", 5, 8, 1, 1))
-    content[place : place + 16] = struct.pack("<IIii", 5, 8, 1_000, 1_000)
-    path.write_bytes(bytes(content))
+    flags, shape = struct.pack("<IIII", 6, 8, 2, 0), struct.pack("<IIii", 5, 8, 1_000, 1_000)
+    name = struct.pack("<II", 1, 16) + b"CtDataFull".ljust(16, b"\0")
+    fields = struct.pack("<HHi", 5, 4, 8) + struct.pack("<II", 1, 0)
+    content = flags + shape + name + fields
+    header = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM"
+    path.write_bytes(header + struct.pack("<II", 14, len(content)) + content)
 
 
 def dicom(path: Path, deflated: bool = False, **elements: Any) -> None:
