@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.errors import reading
 from datasets.images import PatientSource
 from datasets.limits import check_memory, inflated_size
 from datasets.optional import require
@@ -70,29 +71,30 @@ def read_dicom(
         ImportError: pydicom is not installed.
     """
     path = Path(path)
-    header = read_header(path)
-    kind = _check_header(header, path, modality)
-    slope, intercept = _rescale(header, path, required=kind == "CT")
-    stored = _pixels(header, path)
-    padding = _padding(header, stored)
-    values = stored * slope + intercept
-    if kind == "CT":
-        low, high = (MIN_HU, math.inf) if clip is None else clip
-        values[padding] = low
-        values = values if clip is None else values.clip(low, high)
-    else:
-        values[padding] = 0.0
-    spacing = _spacing(header, path)
-    display = display_of(header.get("ImageOrientationPatient")) if reorient else AS_STORED
-    return DicomSlice(
-        image=torch.from_numpy(np.ascontiguousarray(display.apply(values))),
-        modality=kind,
-        pixel_size=spacing[::-1] if display.transposed else spacing,
-        patient=str(header.get("PatientID", "")),
-        series=str(header.get("SeriesInstanceUID", "")),
-        path=path,
-        display=display,
-    )
+    with reading(path, "DICOM"):
+        header = read_header(path)
+        kind = _check_header(header, path, modality)
+        slope, intercept = _rescale(header, path, required=kind == "CT")
+        stored = _pixels(header, path)
+        padding = _padding(header, stored)
+        values = stored * slope + intercept
+        if kind == "CT":
+            low, high = (MIN_HU, math.inf) if clip is None else clip
+            values[padding] = low
+            values = values if clip is None else values.clip(low, high)
+        else:
+            values[padding] = 0.0
+        spacing = _spacing(header, path)
+        display = display_of(header.get("ImageOrientationPatient")) if reorient else AS_STORED
+        return DicomSlice(
+            image=torch.from_numpy(np.ascontiguousarray(display.apply(values))),
+            modality=kind,
+            pixel_size=spacing[::-1] if display.transposed else spacing,
+            patient=str(header.get("PatientID", "")),
+            series=str(header.get("SeriesInstanceUID", "")),
+            path=path,
+            display=display,
+        )
 
 
 class DicomFolder(PatientSource):
@@ -136,9 +138,10 @@ class DicomFolder(PatientSource):
         self.modality, self.unit, self.mu_water = modality, unit, mu_water
         keys = []
         for file in _dicom_files(self.path, recursive):
-            header = read_header(file, pixels=False)
-            _check_header(header, file, modality)
-            keys.append((*_sort_key(header), str(file)))
+            with reading(file, "DICOM"):
+                header = read_header(file, pixels=False)
+                _check_header(header, file, modality)
+                keys.append((*_sort_key(header), str(file)))
         keys.sort()
         self._patients = {key[-1]: key[0] for key in keys}
         super().__init__((key[-1] for key in keys), size, crop_size)

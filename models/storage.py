@@ -286,7 +286,8 @@ def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
         raise ModelFileError(f"{path}: unpacked, it {wrong}")
     saved = content.get("bilevel", content.get("supervised")) if isinstance(content, dict) else None
     head = saved.get("specification") if isinstance(saved, dict) else None
-    if not isinstance(saved, dict) or not isinstance(head, dict):
+    parts = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(saved, dict) or not isinstance(head, dict) or not isinstance(parts, dict):
         raise ModelFileError(
             f"{path}: a checkpoint of another model; valid are those of models.bilevel.BilevelModule and "
             "models.supervised.SupervisedModule"
@@ -295,11 +296,14 @@ def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
     regularizer = _build(head, path)
     supervised = isinstance(regularizer, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
-    tensors = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    tensors = {k.removeprefix(prefix): v for k, v in parts.items() if str(k).startswith(prefix)}
     _fill(regularizer, tensors, path)
     problem = saved.get("problem", {})
+    named = ("operator", "fidelity")
+    if not isinstance(problem, dict) or not all("class" in problem[k] for k in named if k in problem):
+        raise ModelFileError(f"{path}: its entry 'problem' is no description of an operator and a fidelity")
     if supervised:
         return regularizer, {"setting": problem["setting"]} if "setting" in problem else {}
     metadata: dict[str, Any] = {"mu": problem.get("mu", 0.0)}
-    metadata |= {k: problem[k]["class"] for k in ("operator", "fidelity") if k in problem}
+    metadata |= {k: problem[k]["class"] for k in named if k in problem}
     return regularizer, metadata
