@@ -114,7 +114,8 @@ def _objects(element: _Element, order: str, depth: int = 0) -> int:
     flags = _next(parts).values((6,), "flags")
     if len(flags) != 8:
         raise ValueError(f"flags of {len(flags)} bytes")
-    cls = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
+    word = struct.unpack_from(f"{order}I", flags)[0]
+    cls, is_complex = word & 0xFF, bool(word & 0x800)
     if cls == _OPAQUE:  # strings and tables of new versions: without dimensions, and with two more names
         for what in ("a name", "the name of a system", "the name of a class"):
             _next(parts).values(_NAMES, what)
@@ -134,7 +135,11 @@ def _objects(element: _Element, order: str, depth: int = 0) -> int:
     if cls == _FUNCTION:
         return sum(_objects(part, order, depth + 1) for part in parts)
     if cls == _SPARSE or cls <= _LAST_NUMERIC:
-        for part in parts:
+        inside = list(parts)
+        wanted = (3 if cls == _SPARSE else 1) + is_complex  # rows and columns; real and imaginary parts
+        if len(inside) != wanted:
+            raise ValueError(f"{len(inside)} parts of an array instead of {wanted}")
+        for part in inside:
             if cls == _SPARSE and part.kind in _SIZES:
                 continue  # logical values are bytes, whatever their type says
             values = part.values(tuple(_SIZES), "numbers")
