@@ -248,3 +248,16 @@ def test_amounts_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECON_MAX_MEMORY", "much")
     with pytest.raises(ValueError, match="RECON_MAX_MEMORY is 'much'"):
         memory_limit()
+
+
+@pytest.mark.parametrize(("place", "value"), [(17, 0x3F), (16, 99), (48, 77), (24, 9), (32, 1)])
+def test_matlab_files_that_would_end_the_process(tmp_path: Path, place: int, value: int) -> None:
+    """A complex array without imaginary part, unknown classes and types, wrong dimensions: scipy trusts them."""
+    scipy = pytest.importorskip("scipy.io")
+    path = tmp_path / "a.mat"
+    scipy.savemat(path, {"x": np.ones((2, 3))})
+    content = bytearray(path.read_bytes())
+    content[128 + place] = value
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"a\.mat: cannot be read as a MATLAB file"):
+        read_htc(path)
