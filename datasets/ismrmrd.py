@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.hdf5 import check_finite, find_dataset, open_hdf5
+from datasets.hdf5 import Bounded, check_finite, find_dataset, open_hdf5
 from datasets.reading import DataError
 
 # Flags of acquisitions, bits counted from 1 (ismrmrd.h).
@@ -115,7 +115,7 @@ def _open(path: Path) -> tuple[_Space, np.ndarray, list[np.ndarray]]:
         if group is None:
             find_dataset(file, "dataset/data", path)  # names what is there
             raise DataError(f"{path}: has no acquisitions of ISMRMRD")
-        table, header = group["data"][()], group["xml"][()]
+        table, header = (Bounded(group[name], path)[()] for name in ("data", "xml"))
     names = table.dtype.names or ()
     fields = (table.dtype["head"].names or ()) if "head" in names else ()
     missing = [name for name in _FIELDS if name not in fields] + ["data"] * ("data" not in names)

@@ -14,6 +14,7 @@ from datasets.fastmri import HDF5_SUFFIXES
 from datasets.hdf5 import open_hdf5, read_fastmri
 from datasets.ismrmrd import holds_ismrmrd, read_ismrmrd, read_ismrmrd_noise
 from datasets.kspace_centre import centred
+from datasets.limits import load_array
 from datasets.reading import DataError
 
 
@@ -108,15 +109,9 @@ def _read_other(path: Path, index: int) -> MeasuredKSpace:
 
 
 def _complex_array(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as a NumPy array, it may be truncated or corrupt ({error})") from error
-    if not isinstance(array, np.ndarray) or not np.iscomplexobj(array):
-        got = f"values of type {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
-        raise DataError(f"{path}: {got}; k-space is an array of complex values")
+    array = load_array(path)
+    if not np.iscomplexobj(array):
+        raise DataError(f"{path}: values of type {array.dtype}; k-space is an array of complex values")
     bad = np.count_nonzero(~np.isfinite(array))
     if bad:
         raise DataError(f"{path}: {bad} of {array.size} values are NaN or infinite; all must be finite")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.limits import check_memory
 from datasets.reading import DataError
 
 _HEADER = 348
@@ -32,8 +33,6 @@ _TYPES = {
 _OTHERS = {1: "bits", 32: "complex values", 128: "colours", 1536: "float128", 1792: "complex values", 2304: "colours"}
 # Units of lengths, the lower three bits of xyzt_units: metres, mm, micrometres; 0 is not given and taken as mm.
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-# More than this is no slice; a limit against files that unpack to anything.
-_MAX_VALUES = 2**28
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,9 @@ def _shape(dimensions: tuple[int, ...], path: Path) -> tuple[int, int]:
 
 def _values(path: Path, start: float, kind: np.dtype[np.generic], shape: tuple[int, int]) -> np.ndarray:
     count = math.prod(shape)
-    if count > _MAX_VALUES or not _HEADER <= start <= 2**30 or start != int(start):
+    if not _HEADER <= start <= 2**30 or start != int(start):
         raise DataError(f"{path}: says that {shape[0]}x{shape[1]} values begin at byte {start:g}; that cannot be")
+    check_memory(path, "a slice", shape, kind.itemsize)
     try:
         with _opened(path) as file:
             file.seek(int(start))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from datasets.angles import ordered_views, view_angles
 from datasets.counts import HDF5_SUFFIXES, Attenuation, Field, attenuation, field_row, plain_array
 from datasets.detector import without_bad_pixels
 from datasets.hdf5 import check_finite, find_dataset, open_hdf5
+from datasets.limits import load_arrays
 from datasets.matlab import read_matlab
 from datasets.nxtomo import attribute, read_frames
 from datasets.physics import MIN_COUNT
@@ -337,16 +335,7 @@ def _load(path: Path, shape: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def _load_numpy(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"sinogram": loaded}
-        with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise DataError(f"{path}: cannot be read as NumPy data, it may be truncated or corrupt ({error})") from error
+    return load_arrays(path, "sinogram")
 
 
 def _number(stored: dict[str, Any], key: str, path: Path) -> float | None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from recon.limits import archive_excess
+
 log = logging.getLogger(__name__)
 
 _MARK = b"recon sha256 "
@@ -50,6 +52,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        wrong = archive_excess(path)
+    except Exception as error:  # zipfile has many for archives that are none
+        raise CheckpointError(_useless(path, _reason(error))) from error
+    if wrong:
+        raise CheckpointError(f"{path}: unpacked, it {wrong}")
     archive = path.read_bytes()
     sealed = archive[-_DIGEST - len(_MARK) : -_DIGEST] == _MARK
     if sealed and archive[-_DIGEST:] != _digest(archive[:-_DIGEST]):

@@ -23,7 +23,7 @@ from models.checkpoint_file import CheckpointError, load_checkpoint
 from models.reconstructor import Reconstructor
 from models.shipped import locate
 from models.trust import Trusted, UntrustedError, find_class, full_name, is_importable
-from recon.files import write_files
+from recon.files import check_finite, write_files
 from recon.lower_level import ContractError, Recreatable, Regularizer, SaddleModel, check_contract
 from recon.lower_level.contract import SIDE
 
@@ -53,12 +53,14 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
 
     Raises:
         ValueError: the class cannot be imported by its name, an argument or the metadata cannot be put into JSON, or
-            the parameters are not all of type float32 or all of float64.
+            the parameters are not all of type float32 or all of float64, or not finite.
         OSError: the files cannot be written; none of them is then changed.
     """
     weights, description = _paths(path)
     # copies: safetensors refuses views of one another
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in regularizer.state_dict().items()}
+    for name, tensor in tensors.items():
+        check_finite(tensor.numpy(), str(weights), name)
     content = safetensors.torch.save(tensors)
     form = RECONSTRUCTOR_FORMAT if isinstance(regularizer, Reconstructor) else FORMAT
     head: dict[str, Any] = {"format": form, **specification(regularizer)}
@@ -210,7 +212,7 @@ def _version() -> str:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         head = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not JSON, or truncated ({error})") from error
     if not isinstance(head, dict) or head.get("format") not in (FORMAT, RECONSTRUCTOR_FORMAT):
         raise ModelFileError(f"{path}: does not describe a regularizer; its entry 'format' must be {FORMAT!r}")
@@ -245,7 +247,7 @@ def _build(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> Mod
         )
     try:
         regularizer = cls(**arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # arguments of any kind and size end in errors of any kind
         raise ModelFileError(f"{path}: {name} cannot be made with the arguments {arguments} ({error})") from error
     return regularizer.to(_DTYPES[head["dtype"]])
 
@@ -291,7 +293,8 @@ def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[
         raise ModelFileError(str(error)) from error
     saved = content.get("bilevel", content.get("supervised"))
     head = saved.get("specification") if isinstance(saved, dict) else None
-    if not isinstance(saved, dict) or not isinstance(head, dict):
+    parts = content.get("state_dict")
+    if not isinstance(saved, dict) or not isinstance(head, dict) or not isinstance(parts, dict):
         raise ModelFileError(
             f"{path}: a checkpoint of another model; valid are those of models.bilevel.BilevelModule and "
             "models.supervised.SupervisedModule"
@@ -300,13 +303,14 @@ def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[
     regularizer = _build(head, path, trust)
     supervised = isinstance(regularizer, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
-    state, problem = content.get("state_dict"), saved.get("problem", {})
-    if not isinstance(state, dict) or not isinstance(problem, dict):
-        raise ModelFileError(f"{path}: a checkpoint without the parameters of its model, or what they were trained for")
-    tensors = {k.removeprefix(prefix): v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
+    tensors = {k.removeprefix(prefix): v for k, v in parts.items() if str(k).startswith(prefix)}
     _fill(regularizer, tensors, path)
+    problem = saved.get("problem", {})
+    named = ("operator", "fidelity")
+    if not isinstance(problem, dict) or not all("class" in problem[k] for k in named if k in problem):
+        raise ModelFileError(f"{path}: its entry 'problem' is no description of an operator and a fidelity")
     if supervised:
         return regularizer, {"setting": problem["setting"]} if "setting" in problem else {}
     metadata: dict[str, Any] = {"mu": problem.get("mu", 0.0)}
-    metadata |= {k: problem[k]["class"] for k in ("operator", "fidelity") if k in problem}
+    metadata |= {k: problem[k]["class"] for k in named if k in problem}
     return regularizer, metadata

@@ -32,12 +32,24 @@ from datasets import DenoisingDataModule
 from models.checkpointing import checksum
 from models.shipped import locate
 from recon.commands.compare_methods import Method, Task, baseline, check_baseline, load_method
-from recon.commands.compare_results import Result, check_shown, measure, save, saved, write_pictures, write_tables
+from recon.commands.compare_results import (
+    Result,
+    check_shown,
+    measure,
+    print_table,
+    save,
+    saved,
+    write_pictures,
+    write_tables,
+)
 from recon.commands.errors import sentence
+from recon.commands.lock import locked
+from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.slots import check_classes, named_classes
 from recon.commands.tables import claim
-from recon.files import prepare_folder, write_files
+from recon.commands.yaml_files import read_yaml
+from recon.files import write_files
 from recon.operators import Identity
 
 KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
@@ -62,21 +74,25 @@ class Comparison:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare; returns 0.
+    """Compare; returns 0, or 1 if some of several methods failed.
 
     Raises:
         ValueError: the configuration, a model, or the data cannot be used, or the data do not keep test and training
             apart.
-        OSError: a file is missing, or the output cannot be written.
+        OSError: a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
     folders = {name: getattr(args, name) for name in FOLDERS if getattr(args, name) is not None}
     comparison = read_comparison(args.config, folders)
     output = args.output if args.output is not None else Path("outputs") / "compare" / args.config.stem
+    with locked(output):
+        return _compare(comparison, output)
+
+
+def _compare(comparison: Comparison, output: Path) -> int:
     task = make_task(comparison)
     entries = {name: identity(comparison, name) for name in comparison.methods}
     check(comparison, task)
-    prepare_folder(output)
     tested, tuned = (loader().dataset for loader in (task.module.test_dataloader, task.module.val_dataloader))
     settings = {
         "data": comparison.data,
@@ -89,11 +105,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     claim(output, settings)
     for name, entry in entries.items():
         claim(output / name, entry)
-    results = [_result(name, comparison, task, output) for name in comparison.methods]
-    write_tables(results, settings, output)
-    write_pictures(results, task, output, comparison.show)
-    print(f"tables and pictures are in {output}")
-    return 0
+
+    def report(outcome: Outcome[Result]) -> None:
+        if outcome.results:
+            write_tables(outcome.results, settings, output, outcome.entries())
+
+    outcome = one_by_one(
+        {name: name for name in comparison.methods}, lambda name: _result(name, comparison, task, output), report
+    )
+    if outcome.results:
+        print_table(outcome.results)
+        write_pictures(outcome.results, task, output, comparison.show)
+        print(f"tables and pictures are in {output}")
+    outcome.print_failures("recon compare")
+    return 1 if outcome.failures else 0
 
 
 def _checksum(samples: Any) -> str:
@@ -311,10 +336,7 @@ def _exported(folder: Path) -> Path | None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is no configuration, which maps names to values")
     return content

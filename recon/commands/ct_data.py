@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from datasets.counts import HDF5_SUFFIXES, plain_array
@@ -21,6 +20,7 @@ from datasets.scans import Scan, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from datasets.tomography import MU_UNIT
 from recon.commands.problem import DicomTarget
+from recon.commands.yaml_files import check_counts, read_yaml
 from recon.operators import FanBeam, Geometry, ParallelBeam, RayTransform, geometry_from_dict
 from recon.operators.tomography import Backend
 
@@ -259,13 +259,11 @@ def read_geometry(file: Path) -> ParallelBeam | FanBeam:
         OSError: the file cannot be read.
         DataError: it is no YAML, or no parallel or fan beam in the plane.
     """
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(file)
+    check_counts(values, file)
     try:
         geometry = geometry_from_dict(values)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise DataError(f"{file}: {error}") from error
     if geometry.ndim != 2 or not isinstance(geometry, (ParallelBeam, FanBeam)):
         raise DataError(f"{file}: describes a {geometry.kind} beam; valid here are parallel and fan")

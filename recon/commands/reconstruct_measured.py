@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -21,8 +20,10 @@ from datasets.reading import DataError
 from models.reconstructor import Reconstructor
 from models.storage import load_model
 from recon.commands.ct_data import CTOptions
+from recon.commands.errors import printable
 from recon.commands.measured_results import MeasuredResult, measured_table, output_files, quality, write_measured
 from recon.commands.networks import STATUS, Network
+from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.pictures import holds_complex, is_picture, picture_files
 from recon.commands.problem import NOT_EXACT, Problem
 from recon.commands.reconstruct_ct import ct_problem, simulates
@@ -31,7 +32,7 @@ from recon.commands.reconstruct_options import option
 from recon.commands.references import read_reference
 from recon.commands.regularized import DTYPES, Settings, certificate, check_variational, metadata_mu, reconstruct
 from recon.commands.results import print_warnings, words
-from recon.files import prepare_folder, write_files
+from recon.files import write_files
 from recon.lower_level import Regularizer, SaddleModel, Status
 
 REPORT = "report.json"
@@ -72,35 +73,48 @@ def main(args: argparse.Namespace, task: str) -> int:
         regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         own = getattr(regularizer, "image_convexity", 0.0) if isinstance(regularizer, SaddleModel) else 0.0
         model = Model(regularizer, own or metadata_mu(metadata, args.model))
-    prepare_folder(Path(args.output))
-    results = []
+    described = certificate(model.regularizer if isinstance(model, Model) else model, args.plain)
+    described = described if args.backend != "astra_cuda" else NOT_EXACT
     with _progress() as show:
-        for number, path in enumerate(paths):
+
+        def work(job: tuple[int, Path]) -> MeasuredResult:
+            number, path = job
             show(f"{path.name}: reading, operator")
             problem = _problem(path, number, task, args)
             if args.method == PLAIN[task]:
-                results.append(_plain(problem, args))
-            elif isinstance(model, Network):
-                results.append(_by_network(problem, model, args))
-            else:
-                results.append(_regularized(problem, model, args, show))
-    described = certificate(model.regularizer if isinstance(model, Model) else model, args.plain)
-    return _finish(results, args, task, described if args.backend != "astra_cuda" else NOT_EXACT)
+                return _plain(problem, args)
+            if isinstance(model, Network):
+                return _by_network(problem, model, args)
+            return _regularized(problem, model, args, show)
+
+        def report(outcome: Outcome[MeasuredResult]) -> None:
+            _write_report(outcome, args, task, described)
+
+        outcome = one_by_one({str(path): (number, path) for number, path in enumerate(paths)}, work, report)
+    return _finish(outcome)
 
 
-def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, certified: str) -> int:
-    """Write the report, show the table, and name what did not reach its accuracy."""
-    failed = [r for r in results if r.status not in (words(Status.CONVERGED), "direct", STATUS)]
+def _failed(results: list[MeasuredResult]) -> list[MeasuredResult]:
+    return [r for r in results if r.status not in (words(Status.CONVERGED), "direct", STATUS)]
+
+
+def _write_report(outcome: Outcome[MeasuredResult], args: argparse.Namespace, task: str, certified: str) -> None:
     report = {
         "task": task,
         "method": args.method or "model",
-        "converged": not failed,
+        "converged": not (_failed(outcome.results) or outcome.failures or outcome.pending),
         "dtype": args.dtype,
         "device": args.device,
         "certificate": certified,
-        "images": [r.entries() for r in results],
+        "images": [r.entries() for r in outcome.results],
+        **outcome.entries(),
     }
-    write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
+    write_files({Path(args.output) / REPORT: report})
+
+
+def _finish(outcome: Outcome[MeasuredResult]) -> int:
+    """Show the table, and name what failed or did not reach its accuracy."""
+    results, failed = outcome.results, _failed(outcome.results)
     console = Console()
     console.print(measured_table(results))
     print_warnings(results)
@@ -120,7 +134,8 @@ def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, 
             "larger --mu or a larger --max-evaluations",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    outcome.print_failures("recon reconstruct")
+    return 1 if failed or outcome.failures else 0
 
 
 def _check_method(args: argparse.Namespace, task: str) -> None:
@@ -280,4 +295,4 @@ def _progress() -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("")
-        yield lambda text: progress.update(task, description=text)
+        yield lambda text: progress.update(task, description=printable(text))

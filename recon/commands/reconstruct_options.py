@@ -156,6 +156,11 @@ def _add_files(made: argparse.ArgumentParser) -> None:
         "it (may be repeated)",
     )
     made.add_argument("--reference", help="true image to compare with; for images also a folder with the same names")
+    made.add_argument(
+        "--max-memory",
+        metavar="AMOUNT",
+        help="that one file may ask for, e.g. 4GB; more is refused before it is read (default: half of what is free)",
+    )
     made.add_argument("--index", type=int, default=0, help="slice or detector row in the file (default: 0)")
 
 

@@ -260,9 +260,14 @@ def test_truncated(saved: Path) -> None:
         load_regularizer(saved)
 
 
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
+def test_values_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not written, and where another program wrote them, not read."""
     regularizer = small()
     regularizer.weight.data[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"foe\.safetensors: not written, weight: 1 of 27 values are NaN or infinite"):
+        save_regularizer(regularizer, tmp_path / "foe")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("models.storage.check_finite", lambda *arguments: None)
     path = save_regularizer(regularizer, tmp_path / "foe")
     with pytest.raises(ModelFileError, match="NaN or infinite values in weight"):
         load_regularizer(path)
