@@ -359,7 +359,7 @@ def test_goal_oriented_intervals_of_saddle_points_are_attained(
 
 
 def test_the_error_of_all_of_x_is_the_spread_times_that_of_the_image() -> None:
-    """A field that is off by one, beside an image of sixteen times the modulus: attained, by residuals and by the gap."""
+    """A field that is off by one, beside an image of sixteen times the modulus: attained by the gap."""
     g = Blocks([Squared(1, 16.0), Squared(1, 1.0, one(2.0))])
     operator = MatrixMap(torch.full((1, 2), 1e-12, dtype=torch.float64))
     saddle = SaddlePoint(operator, g, Squared(1, 1.0), (1, 1, 1), check=False)
