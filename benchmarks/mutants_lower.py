@@ -1,223 +1,26 @@
-"""The mutations of :mod:`benchmarks.mutations`: one for every term and constant of the bounds, and a few more.
-
-``why``: set where a mutation changes nothing that tests can see, or where the bound stays true without it.
-"""
+"""Mutations of the bounds of the lower level, of saddle points and of regularizers, see :mod:`benchmarks.mutations`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from benchmarks.mutation import CONSTANTS, POTENTIALS, ROUNDING, SADDLE, Mutation, mutations_of
 
-
-@dataclass(frozen=True)
-class Mutation:
-    """``old``, which occurs exactly once in ``file``, becomes ``new``; one of ``tests`` ought to fail."""
-
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-    why: str = ""
-
-
-BOUNDS = "tests/bilevel/test_tight_bounds.py"
-ACCEPTANCE = "tests/bilevel/test_tight_acceptance.py"
-SADDLE = "tests/bilevel/test_tight_saddle.py"
-ROUNDING = "tests/lower_level/test_tight_rounding.py"
-CONSTANTS = "tests/models/test_tight_constants.py"
-POTENTIALS = "tests/models/test_potentials.py::test_constants_are_true_and_tight"
-
-
-def _of(file: str, tests: tuple[str, ...] | str, *changes: tuple[str, str] | tuple[str, str, str]) -> list[Mutation]:
-    tests = (tests,) if isinstance(tests, str) else tests
-    return [Mutation(file, c[0], c[1], tests, c[2] if len(c) == 3 else "") for c in changes]
-
-
-MUTATIONS: list[Mutation] = [
-    *_of(
-        "recon/bilevel/hypergradient.py",
-        BOUNDS,
-        ("per_error = gain * (smoothness + lipschitz) + bounds.variation", "per_error = gain * smoothness"),
-        ("gain * (smoothness + lipschitz)", "gain * smoothness"),
-        ("gain * (smoothness + lipschitz)", "gain * lipschitz"),
-        ("(smoothness + lipschitz) + bounds.variation", "(smoothness + lipschitz)"),
-        ("(smoothness + lipschitz) + bounds.variation", "(smoothness + lipschitz) + 0.5 * bounds.variation"),
-        ("per_error * error + gain * residual + rounding", "per_error * error + rounding"),
-        ("per_error * error + gain * residual + rounding", "per_error * error + gain * residual"),
-        ("per_error * error + gain * residual + rounding", "gain * residual + rounding"),
-        ("gain = bounds.norm / energy.require_strong_convexity()", "gain = bounds.norm"),
-        ("bounds.norm / energy.require", "1 / energy.require"),
-        ("rounding = gain * energy.adjoint_rounding(x, w, residual, lipschitz) + own", "rounding = own"),
-        (
-            "gain * energy.adjoint_rounding(x, w, residual, lipschitz) + own",
-            "gain * energy.adjoint_rounding(x, w, residual, lipschitz)",
-        ),
-        ("energy.unit(x.dtype) * (SUMMATION * size", "energy.unit(x.dtype) * (size"),
-        (" + bounds.variation * per_image_norm(x))", ")"),
-        ("size = bounds.norm * per_image_norm(w)", "size = bounds.norm"),
-        ("certified = bounds.certified and energy.fidelity.quadratic", "certified = True"),
-        ("return 2.0 ** -math.ceil(", "return 2.0 ** -math.floor("),
-        ("step = 1 / energy.smoothness", "step = 1.5 / energy.smoothness"),
-        ("for _ in range(steps - 1):\n        w =", "for _ in range(steps):\n        w ="),
-        ("2 * per_image_norm(change) / per_image_norm(step)", "1 * per_image_norm(change) / per_image_norm(step)"),
-    ),
-    *_of(
-        "recon/bilevel/certificate.py",
-        BOUNDS,
-        ("below = slope * error\n", "below = 0.5 * slope * error\n"),
-        (
-            "Interval(loss, below, below + 0.5 * smoothness * error.square(), modelled)",
-            "Interval(loss, below, below, modelled)",
-        ),
-        ("below + 0.5 * smoothness * error.square(), modelled)", "below + 0.5 * error.square(), modelled)"),
-        ("Interval(value, low, low + 0.5 * smoothness * error.square()", "Interval(value, low, low"),
-        (
-            "Interval(value, low, low + 0.5 * smoothness * error.square()",
-            "Interval(value, low, low + 0.25 * smoothness * error.square()",
-        ),
-        ("low = adjoint * error + middle_term", "low = middle_term"),
-        (
-            "low = adjoint * error + middle_term(variation, norm, energy.data_convexity, error) + pairing",
-            "low = adjoint * error + pairing",
-        ),
-        ("energy.data_convexity, error) + pairing", "energy.data_convexity, error)"),
-        ("adjoint_residual + energy.adjoint_rounding(x, w, adjoint_residual, lipschitz)", "adjoint_residual"),
-        ("noise = SUMMATION * unit_roundoff(torch.float64) * self.value.abs()", "noise = 0 * self.value.abs()"),
-        ("norm, size, proved = computed + rounding,", "norm, size, proved = computed,"),
-        (
-            "middle_term(variation, norm, energy.data_convexity, error) +",
-            "middle_term(variation, norm, energy.smoothness, error) +",
-        ),
-        ("value = loss - per_image_dot", "value = loss + per_image_dot"),
-        ("rounding * (8 / x[0].numel() ** 0.5) + systematic", "systematic"),
-        ("rounding * (8 / x[0].numel() ** 0.5) + systematic", "rounding * (8 / x[0].numel() ** 0.5)"),
-        (
-            "systematic = 4 * energy.unit(x.dtype) * (norm + per_image_norm(data))",
-            "systematic = 4 * energy.unit(x.dtype) * norm",
-        ),
-        ("curvature = modulus - variation.concavity", "curvature = modulus + 0 * variation.concavity"),
-        ("residual / (2 * curvature.clamp_min(1e-300))", "residual / (4 * curvature.clamp_min(1e-300))"),
-        (
-            "variation.relative * (residual * s - curvature * s * s)",
-            "variation.relative * (0.5 * residual * s - curvature * s * s)",
-        ),
-        ("(residual * s - curvature * s * s)", "(residual * s - 2 * curvature * s * s)"),
-        (
-            "torch.minimum(relative, 0.5 * variation.lipschitz * error.square())",
-            "torch.minimum(relative, 0.25 * variation.lipschitz * error.square())",
-        ),
-        ("s = torch.minimum(inner, error)", "s = inner.clamp_max(1e-3)"),
-        ("return 0.5 * smoothness * rounding * (2 * error - rounding)", "return 0 * rounding"),
-        ("mine = torch.less_equal(*lengths)", "mine = torch.greater(*lengths)"),
-    ),
-    *_of(
-        "recon/bilevel/objective.py",
-        BOUNDS,
-        ("omega = weight * found.omega + weight_error * (found.size + found.omega)", "omega = weight * found.omega"),
-        ("weight_error * (found.size + found.omega)", "weight_error * found.size"),
-        ("weight_error * (found.size + found.omega)", "weight_error * found.omega"),
-        ("omega = weight * found.omega +", "omega = found.omega +"),
-        ("modelled = (weight + weight_error) * found.rounding", "modelled = weight * found.rounding"),
-        ("self.loss.outer_slope(value - interval.below, target)", "self.loss.outer_slope(value, target)"),
-        (
-            "self.loss.outer_slope(value + interval.above, target)",
-            "self.loss.outer_slope(value, target)",
-            "dg/dq of the only loss with an outer function is convex in q: it falls less to the right than to the left",
-        ),
-        (
-            "interval.value - interval.below, interval.value + interval.above",
-            "interval.value, interval.value + interval.above",
-        ),
-        (
-            "interval.value - interval.below, interval.value + interval.above",
-            "interval.value - interval.below, interval.value",
-        ),
-        ("lower=mean - below, upper=mean + above", "lower=mean - below, upper=mean + 0.5 * above"),
-        ("lower=mean - below, upper=mean + above", "lower=mean, upper=mean + above"),
-        ("self.loss.quadratic and self.fidelity.quadratic:", "self.fidelity.quadratic:"),
-        ("self.loss.quadratic and self.fidelity.quadratic:", "self.loss.quadratic:"),
-        (
-            "(self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)",
-            "self.error <= accuracy.solution",
-        ),
-        ("return bool(solved.all())", "return bool(solved.any())"),
-        ('{"grade": torch.maximum(grade, own)}', '{"grade": own}'),
-    ),
-    *_of(
-        "recon/bilevel/maid.py",
-        ACCEPTANCE,
-        (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            'if new.value + options["armijo"] * step * slope <= current.lower:\n                self',
-        ),
-        (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            'if new.upper + options["armijo"] * step * slope <= current.value:\n                self',
-        ),
-        (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            "if new.upper <= current.lower:\n                self",
-        ),
-        (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            'if new.upper + options["armijo"] * slope <= current.lower:\n                self',
-        ),
-        (
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.lower',
-            'new is not None and new.value + options["armijo"] * step * slope <= current.lower',
-        ),
-        (
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.lower',
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.value',
-        ),
-        (
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.lower',
-            "new is not None and new.upper <= current.lower",
-        ),
-        (
-            'margin, floor = options["slack"] * 0.5 * step * slope, False',
-            'margin, floor = options["slack"] * step * slope, False',
-        ),
-        (
-            'gradient.error <= (1 - options["eta"]) * float(gradient.z.norm())',
-            "gradient.error <= float(gradient.z.norm())",
-        ),
-        (
-            'gradient.error <= (1 - options["eta"]) * float(gradient.z.norm())',
-            'gradient.error <= options["eta"] * float(gradient.z.norm())',
-        ),
-        (
-            'while float(self._progress["z"].norm()) <= tolerance:',
-            'while float(self._progress["z"].norm()) <= 2 * tolerance:',
-        ),
-        ('(self._progress["z"] - z).norm()) <= 0.1 * tolerance', '(self._progress["z"] - z).norm()) <= tolerance'),
-        ('return float(self._progress["z"].norm()) <= tolerance\n', "return True\n"),
-        ('step *= options["step_shrink"]\n            if current', "step *= 1.0\n            if current"),
-    ),
-    *_of(
-        "recon/bilevel/hoag.py",
-        ACCEPTANCE,
-        ("SLACK * accuracy.solution + before", "before"),
-        ("before * (SLACK + 1) * length", "before * SLACK * length"),
-        (" - length**2 / lr", ""),
-        ("current.value + INCREASE * abs(current.value)", "current.value + 2 * INCREASE * abs(current.value)"),
-        ("lr / SHORTER if", "lr if"),
-    ),
-    *_of(
+LOWER: list[Mutation] = [
+    *mutations_of(
         "recon/lower_level/energy.py",
         ROUNDING,
         ("self.operator.lower_bound**2 *", "self.operator.lower_bound *"),
         ("self.operator.norm_bound**2 *", "self.operator.norm_bound *"),
         ("self.data_convexity = data + mu", "self.data_convexity = data + 2 * mu"),
-        ("self.data_convexity + regularizer.convexity()", "self.data_convexity + 1.1 * regularizer.convexity()"),
-        ("self.smoothness = rest + regularizer.smoothness()", "self.smoothness = rest"),
+        ("self.data_convexity + self._claims.convexity", "self.data_convexity + 1.1 * self._claims.convexity"),
+        ("self.smoothness = rest + self._claims.smoothness", "self.smoothness = rest"),
         ("rest = self._data_gain + mu", "rest = self._data_gain"),
         ("pull = self._pull.maximum(self._data_gain * size)", "pull = self._data_gain * size"),
         ("pull = self._pull.maximum(self._data_gain * size)", "pull = self._pull"),
         ("self._pull = self.operator.norm_bound *", "self._pull ="),
         ("self._cancelled = self.operator.norm_bound *", "self._cancelled ="),
         ("pull + self.unit(x.dtype) * self._cancelled", "pull"),
-        ("data + unit_roundoff(x.dtype) * self._offset + self._own", "data + self._own"),
-        ("self._offset + self._own_rounding(x, size, grad_norm)", "self._offset"),
+        ("data + self._offset_rounding(x) + self._own", "data + self._own"),
+        ("data + self._offset_rounding(x) + self._own_rounding(x, size, grad_norm)", "data + self._offset_rounding(x)"),
         ("self._data_unit(x.dtype) * self._data_gain * size + self._own", "self._own"),
         ("+ 4 * self.unit(x.dtype) * moved", ""),
         (
@@ -246,7 +49,7 @@ MUTATIONS: list[Mutation] = [
         ("and not operator.adjoint_mismatch and self.gain_known", "and not operator.adjoint_mismatch"),
         ("dtype if self.unit(dtype) <= unit_roundoff(dtype) else torch.float32", "dtype"),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/precision.py",
         ROUNDING,
         ("SUMMATION = 8.0", "SUMMATION = 4.0"),
@@ -258,14 +61,14 @@ MUTATIONS: list[Mutation] = [
             "math.sqrt(torch.finfo(torch.float64).tiny)",
         ),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/data_fidelity.py",
         ROUNDING,
         ("y[0].numel() ** 0.5 + 3 * per_image_norm(y) / self.background", "3 * per_image_norm(y) / self.background"),
         ("y[0].numel() ** 0.5 + 3 * per_image_norm(y) / self.background", "y[0].numel() ** 0.5"),
         ("+ 3 * per_image_norm(y) / self.background", "+ 1 * per_image_norm(y) / self.background"),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/stopping.py",
         ROUNDING,
         ("error = norm / modulus + rounding", "error = norm / modulus"),
@@ -280,7 +83,7 @@ MUTATIONS: list[Mutation] = [
         ("status[~torch.isfinite(norm)] = Status.NOT_FINITE", "pass"),
         ("self.scale = self.mu if certified else 1.0", "self.scale = self.mu"),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/cg.py",
         ROUNDING,
         ("drift = noise * per_image_norm(w)\n    previous", "drift = 0 * per_image_norm(w)\n    previous"),
@@ -296,7 +99,7 @@ MUTATIONS: list[Mutation] = [
         ("drift[index] = noise * per_image_norm(w[index])", "drift[index] = 0"),
         ("& (norm <= goal)] = Status.CONVERGED", "& (norm <= 2 * goal)] = Status.CONVERGED"),
     ),
-    *_of(
+    *mutations_of(
         "recon/bilevel/saddle_objective.py",
         SADDLE,
         ("low = (adjoint + rounding(big_x, adjoint) + moved) * whole + middle + spread", "low = middle + spread"),
@@ -318,7 +121,7 @@ MUTATIONS: list[Mutation] = [
             "how accurate adjoints are asked to be, no bound",
         ),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/batch.py",
         "tests/lower_level/test_precision.py::test_norms_and_inner_products_of_single_precision_images",
         (
@@ -327,7 +130,7 @@ MUTATIONS: list[Mutation] = [
         ),
         ("norm = norm + tail.double().square().sum(1)", "norm = norm"),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/grade.py",
         "tests/lower_level/test_grade.py",
         ("SHARE = 1e-3", "SHARE = 1e-1"),
@@ -335,14 +138,14 @@ MUTATIONS: list[Mutation] = [
         ("| (torch.finfo(dtype).eps > torch.finfo(torch.float64).eps)", ""),
         ("torch.where(torch.isfinite(bound), grade, int(Grade.ESTIMATED))", "grade"),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/nonnegative.py",
         "tests/lower_level/test_nonnegative.py::test_the_certificate_holds_at_any_point",
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, grad.clamp_min(0))"),
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, 0 * grad)"),
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "grad.clamp_max(0)"),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/saddle_point.py",
         SADDLE,
         ("return (scaled_p + root) / (2 * math.sqrt(primal)),", "return scaled_p / math.sqrt(primal),"),
@@ -370,7 +173,7 @@ MUTATIONS: list[Mutation] = [
         ),
         ("noise = noise + _moved(f, self.f.smoothness, 4 * eps * moved)", "noise = noise"),
     ),
-    *_of(
+    *mutations_of(
         "recon/lower_level/pdhg.py",
         SADDLE,
         ("distances(primal + noise[0], dual + noise[1],", "distances(primal, dual,"),
@@ -386,7 +189,7 @@ MUTATIONS: list[Mutation] = [
         ("unit * (norm * x + self.largest[1] * y + terms)", "unit * (self.largest[1] * y + terms)"),
         ("p, d = (self.x - x) / self.tau, self.s - kx", "p, d = (self.x - x), self.s - kx"),
     ),
-    *_of(
+    *mutations_of(
         "recon/bilevel/piggyback.py",
         SADDLE,
         (
@@ -438,7 +241,7 @@ MUTATIONS: list[Mutation] = [
         ),
         ("saddle.norm * eps / dual\n", "eps / dual\n"),
     ),
-    *_of(
+    *mutations_of(
         "models/total_variation.py",
         CONSTANTS,
         ("return 8 * float(weight / nu)", "return 4 * float(weight / nu)"),
@@ -450,7 +253,7 @@ MUTATIONS: list[Mutation] = [
         ("norm = torch.hypot(first + rate * radius, second + rate * radius)", "norm = torch.hypot(first, second)"),
         ("norm = torch.hypot(first + rate * radius, second + rate * radius)", "norm = first + rate * radius"),
     ),
-    *_of(
+    *mutations_of(
         "models/fields_of_experts.py",
         CONSTANTS,
         ("return -self.weak_convexity\n", "return -0.9 * self.weak_convexity\n"),
@@ -469,7 +272,7 @@ MUTATIONS: list[Mutation] = [
         ("budget = rho * shares / total", "budget = 1.1 * rho * shares / total"),
         ("return (profile[0] / profile[1])[:, 0]", "return (0.9 * profile[0] / profile[1])[:, 0]"),
     ),
-    *_of(
+    *mutations_of(
         "models/potentials.py",
         POTENTIALS,
         (
