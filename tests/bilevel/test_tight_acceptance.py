@@ -25,11 +25,12 @@ class Parabola:
         self.below, self.above, self.evaluations = below, above, 0.0
         self.omega: Callable[[Accuracy], float] = lambda accuracy: accuracy.solution
         self.z: list[float] = []
+        self.status = Status.CONVERGED
         self.margins: list[float] = []
 
     def evaluate(self, accuracy: Accuracy, start: Evaluation | None, second: bool = True, **_: Any) -> Evaluation:
         value, one = 0.5 * float(self.theta) ** 2, torch.ones(1, dtype=torch.float64)
-        image, status = torch.zeros(1, 1, 1, 1), torch.full((1,), int(Status.CONVERGED))
+        image, status = torch.zeros(1, 1, 1, 1), torch.full((1,), int(self.status))
         small = 1e-300 * one
         at = Evaluation(
             image, image, small, small, one, one, one, status, value, value - self.below, value + self.above
@@ -115,6 +116,14 @@ def test_maid_ends_where_the_hypergradient_is_small_and_settled(
     problem = Parabola(0.3)
     problem.z = list(found)
     _, record = run(problem, tolerance=tolerance, lr=0.5)
+    assert (record.progress == Progress.CONVERGED) is ends
+
+
+@pytest.mark.parametrize(("z", "ends"), [(0.099, True), (0.101, False)])
+def test_at_the_floor_of_precision_the_hypergradient_need_not_settle(z: float, ends: bool) -> None:
+    problem = Parabola(0.3)
+    problem.z, problem.status = [z], Status.PRECISION_FLOOR
+    _, record = run(problem, tolerance=0.1, lr=0.5)
     assert (record.progress == Progress.CONVERGED) is ends
 
 

@@ -164,6 +164,13 @@ def test_the_summation_of_norms_counts_eight_times() -> None:
         assert float(bound(pixel(0.0), number(1.0))) == pytest.approx(8 * u, rel=1e-9, abs=0)
 
 
+def test_the_unit_roundoff_is_attained() -> None:
+    """1 + u rounds to 1, and is off by u."""
+    for dtype in (torch.float32, torch.float64):
+        u = torch.tensor(unit_roundoff(dtype), dtype=dtype)
+        assert float(1 + u) == 1 < float(1 + 1.0001 * u)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_images_that_underflow_have_the_error_of_their_size(dtype: torch.dtype) -> None:
     """h = (G + 1) x^2 / 2 on n pixels: what flushes to zero is as large as the bound says."""
