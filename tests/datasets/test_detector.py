@@ -17,7 +17,7 @@ from datasets.rings import without_rings, without_stripes
 from datasets.scans import Scan
 from datasets.sinograms import read_sinogram
 from recon.commands.main import main
-from tests.datasets.discs import BODY, HOLE, INSERT, Disc, dxchange, half_turn, means, sinogram
+from tests.datasets.disc_scans import BODY, HOLE, INSERT, Disc, dxchange, half_turn, means, sinogram
 
 h5py = pytest.importorskip("h5py")
 
