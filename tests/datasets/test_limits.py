@@ -18,7 +18,7 @@ from PIL import Image
 
 from datasets import DataError, read_dicom, read_image
 from datasets.hdf5 import find_dataset, open_hdf5, read_fastmri
-from datasets.kspace import read_kspace
+from datasets.kspace_files import read_kspace
 from datasets.limits import inflated_size, load_array, load_arrays
 from datasets.sinograms import read_dxchange, read_htc, read_numpy
 from models.checkpointing import CheckpointError, load_checkpoint
