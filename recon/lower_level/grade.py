@@ -43,5 +43,8 @@ def grade_bounds(bound: Tensor, rounding: Tensor, dtype: torch.dtype, basis: Gra
 
 def worst(*grades: Tensor | Grade) -> Grade:
     """The largest of all grades."""
-    found = [int(g.max()) if isinstance(g, Tensor) and g.numel() else int(Grade.PROVED) for g in grades]
-    return Grade(max(*found, *(int(g) for g in grades if isinstance(g, Grade)), int(Grade.PROVED)))
+    values = [int(Grade.PROVED)]
+    for grade in grades:
+        if not isinstance(grade, Tensor) or grade.numel():
+            values.append(int(grade.max()) if isinstance(grade, Tensor) else int(grade))
+    return Grade(max(values))
