@@ -45,7 +45,7 @@ def random_solver(rng: Rng, kind: str = "") -> Solver:
     if kind == "nonnegative":
         return ProjectedLBFGS(max_iterations=limit, precondition=bool(rng.integers(2)))
     if kind == "primal_dual":
-        return PrimalDual(max_iterations=10 * limit)
+        return PrimalDual(max_iterations=3 * limit)
     which = rng.integers(5)
     if which <= 1:
         return LBFGS(max_iterations=limit, precondition=bool(rng.integers(2)))

@@ -201,6 +201,7 @@ def check_resumed(rng: Rng, make: Callable[[Rng], Learned]) -> Iterable[Check]:
     learned.model.load_state_dict(states[0])
     run.load_state_dict(states[1])
     learned.objective.load_state_dict(states[2])
+    yield from check_evaluation(learned, run.evaluation, learned.reference(run.evaluation))
     for _ in range(int(rng.integers(0, 4))):
         run.step(objective=learned.objective)
     at = learned.reference(run.evaluation)
