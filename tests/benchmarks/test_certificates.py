@@ -85,7 +85,7 @@ def _parameters_that_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (_no_rounding, "odl_single", "float64", 3),
         (_no_rounding_of_adjoints, "blur", "float32", 0),
         (_small_omega, "learning", "float64", 0),
-        (_parameters_that_are_not_loaded, "resumed", "float64", 0),
+        (_parameters_that_are_not_loaded, "resumed", "float64", 3),
     ],
 )
 def test_what_is_wrong_is_refuted(
