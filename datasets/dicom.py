@@ -41,6 +41,10 @@ class DicomSlice:
     """How ``image`` came from the stored pixels."""
 
 
+# The unit of the values is not specified (DICOM PS3.3, C.11.1.1.2).
+_UNSPECIFIED = "US"
+
+
 def read_dicom(
     path: str | Path,
     modality: Modality | None = None,
@@ -75,6 +79,7 @@ def read_dicom(
     padding = _padding(header, stored)
     values = stored * slope + intercept
     if kind == "CT":
+        _check_hounsfield(values[~padding], header, path)
         low, high = (MIN_HU, math.inf) if clip is None else clip
         values[padding] = low
         values = values if clip is None else values.clip(low, high)
@@ -210,9 +215,26 @@ def _check_header(header: Any, path: Path, modality: Modality | None) -> Modalit
         raise DataError(f"{path}: has {frames} frames with {samples} values for each pixel; valid is one of both")
     if header.get("PhotometricInterpretation", "MONOCHROME2") not in ("MONOCHROME1", "MONOCHROME2"):
         raise DataError(f"{path}: is {header.PhotometricInterpretation}; valid are MONOCHROME2 and MONOCHROME1")
-    if found == "CT" and str(header.get("RescaleType", "HU") or "HU") not in ("HU", "US"):
+    if found == "CT" and str(header.get("RescaleType", "HU") or "HU") not in ("HU", _UNSPECIFIED):
         raise DataError(f"{path}: its rescale type is {header.RescaleType}; valid is HU")
     return found  # type: ignore[return-value]  # one of the valid ones
+
+
+def _check_hounsfield(values: np.ndarray, header: Any, path: Path) -> None:
+    """Refuse CT values that are evidently no Hounsfield units; ``values`` are without padding.
+
+    All within 1 HU is attenuation in 1/mm or 1/cm. Where the rescale type says that the unit is not specified, only
+    values with air or fat, below -50 HU, are taken for Hounsfield units.
+    """
+    if not values.size:
+        return
+    low, high = float(values.min()), float(values.max())
+    kind = str(header.get("RescaleType", "") or "not given")
+    if (low > -1 and high < 1 and low < high) or (kind == _UNSPECIFIED and low > -50):
+        raise DataError(
+            f"{path}: its values, {low:g} to {high:g}, are no Hounsfield units (air: -1000), and its rescale type is "
+            f"{kind}; convert them, HU = 1000 (µ - µ_water) / µ_water, and set the rescale type to HU"
+        )
 
 
 def _rescale(header: Any, path: Path, required: bool) -> tuple[float, float]:

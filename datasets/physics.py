@@ -30,8 +30,10 @@ MAX_HU = 3071.0
 #: lower end of the scale; what is below it is padding outside of the field of view
 MIN_HU = -1024.0
 
-#: The count that stands for all counts below it when a logarithm is taken: half a photon.
+#: The count that stands for all counts below it when a logarithm of photons is taken: half a photon.
 MIN_COUNT = 0.5
+#: The same relative to a flat field whose unit is unknown: half a step of a detector of 16 bits that air fills.
+MIN_TRANSMISSION = 0.5 / 65535
 
 # NumPy draws Poisson counts as 64-bit integers and refuses means near their end.
 _MAX_COUNT = 1e15
@@ -115,24 +117,37 @@ def transmission_counts(z: Tensor, photons: float, seed: int, index: int, backgr
     return poisson_counts(photons * torch.exp(-z.double()) + background, seed, index).to(z.dtype)
 
 
-def line_integrals(counts: Tensor, photons: float | Tensor, background: float = 0.0) -> Tensor:
-    """z = log(photons / max(counts - background, 1/2)).
+def line_integrals(
+    counts: Tensor, photons: float | Tensor, background: float = 0.0, floor: float | Tensor | None = None
+) -> Tensor:
+    """z = log(photons / max(counts - background, floor)).
 
-    The logarithm of a count of zero does not exist. Counts that are below half a photon after the background is
-    subtracted are replaced by half a photon: such a ray gets the largest line integral, log(2 photons), which is too
-    small on average. ``transmission_weights`` gives these rays hardly any weight, or none.
+    The logarithm of a count of zero does not exist. Counts that are below the ``floor`` after the background is
+    subtracted are replaced by it: such a ray gets the largest line integral, which is too small on average.
+    ``transmission_weights`` gives these rays hardly any weight, or none.
 
     Args:
         counts: of any shape.
-        photons: n0, or the flat field for each ray, broadcastable to ``counts``.
+        photons: n0, a number of photons; or a tensor, the flat field for each ray in the unit of ``counts``,
+            broadcastable to them.
         background: r.
+        floor: in the unit of ``counts``. None is half a photon where ``photons`` is a number, so that the largest line
+            integral is log(2 n0). The unit of a flat field may be anything (it is 1 in normalized data), so that its
+            floor is ``MIN_TRANSMISSION`` times the flat field, and the largest line integral 11.8: a common factor of
+            counts and flat field changes nothing.
 
     Raises:
-        ValueError: negative counts, counts that are not finite, ``photons`` not positive, ``background`` negative.
+        ValueError: negative counts, counts that are not finite, ``photons`` or ``floor`` not positive, ``background``
+            negative.
     """
     _check_photons(photons, background)
     _check_counts(counts)
-    return torch.log(photons / (counts - background).clamp_min(MIN_COUNT))
+    if floor is None:
+        floor = photons * MIN_TRANSMISSION if isinstance(photons, Tensor) else MIN_COUNT
+    floor = torch.as_tensor(floor, dtype=counts.dtype, device=counts.device)
+    if not (torch.isfinite(floor).all() and (floor > 0).all()):
+        raise ValueError(f"the floor of counts is {float(floor.min()):g}; it must be positive and finite")
+    return torch.log(photons / torch.maximum(counts - background, floor))
 
 
 def transmission_weights(counts: Tensor, background: float = 0.0) -> Tensor:

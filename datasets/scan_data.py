@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +78,8 @@ class SinogramDataModule(pl.LightningDataModule):
         self.mu_unit = mu_unit
         views = slice(first_view, last_view, view_step)
         self.scans = [read_sinogram(file, **(options or {})).select(views) for file in _files(Path(path).expanduser())]
+        for text in (text for scan in self.scans for text in scan.warnings):
+            warnings.warn(text, stacklevel=2)
         geometries = [scan.geometry((size, size), pixel_size) for scan in self.scans]
         for scan, geometry in zip(self.scans, geometries, strict=True):
             if geometry != geometries[0]:

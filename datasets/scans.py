@@ -8,15 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.angles import check_turn
 from datasets.reading import DataError
 from recon.operators.geometry import FanBeam, ParallelBeam, offset_from_rotation_centre
-
-# Angles that were written with few digits may exceed the full turn by this much (radians).
-_TURN = 2 * math.pi + 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,9 +41,13 @@ class Scan:
     weights: Tensor | None = None
     """Weights of the weighted L2 fidelity, of the sinogram's shape, 0 for rays that were not measured; None if the file
     does not tell."""
+    repeats: Tensor | None = None
+    """(angles,) how many views of the file were averaged for each; None: none was. ``weights`` count all of them."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else the file says."""
     path: Path = Path()
+    warnings: tuple[str, ...] = ()
+    """What was noticed while reading and may make the result wrong, each a sentence that names the file."""
 
     def __post_init__(self) -> None:
         """Check that everything fits together."""
@@ -86,12 +87,7 @@ class Scan:
             )
         if not torch.isfinite(angles).all():
             raise DataError(f"{self.path}: angles are NaN or infinite")
-        span = float(angles.max() - angles.min())
-        if span > _TURN:
-            raise DataError(
-                f"{self.path}: the angles span {span:g} radians; valid is at most one turn, 2π. If these are degrees, "
-                "give them as degrees"
-            )
+        check_turn(angles.numpy(), self.path)
         if (angles.diff() <= 0).any():
             view = int(torch.nonzero(angles.diff() <= 0)[0]) + 1
             raise DataError(
@@ -144,31 +140,10 @@ class Scan:
         """
         chosen = views if isinstance(views, slice) else list(views)
         weights = None if self.weights is None else self.weights[chosen]
-        return replace(self, sinogram=self.sinogram[chosen], angles=self.angles[chosen], weights=weights)
-
-
-def ordered_views(sinogram: np.ndarray, angles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turn around a scan whose angles decrease; anything else is left to the checks of ``Scan``."""
-    if angles.ndim == 1 and len(angles) > 1 and len(angles) == len(sinogram) and (np.diff(angles) < 0).all():
-        return sinogram[::-1], angles[::-1]
-    return sinogram, angles
-
-
-def degrees_to_radians(degrees: np.ndarray, path: Path) -> np.ndarray:
-    """Angles in radians.
-
-    Raises:
-        DataError: the angles cover π or 2π, so they are radians already.
-    """
-    degrees = np.asarray(degrees, dtype=np.float64)
-    if degrees.size >= 8 and np.isfinite(degrees).all():
-        span = np.ptp(degrees) * degrees.size / (degrees.size - 1)  # with the step after the last view
-        if min(abs(span / math.pi - 1), abs(span / (2 * math.pi) - 1)) < 0.02:
-            raise DataError(
-                f"{path}: the {degrees.size} angles span {np.ptp(degrees):g} and should be degrees, but look like "
-                "radians; give them as radians"
-            )
-    return np.deg2rad(degrees)
+        repeats = None if self.repeats is None else self.repeats[chosen]
+        return replace(
+            self, sinogram=self.sinogram[chosen], angles=self.angles[chosen], weights=weights, repeats=repeats
+        )
 
 
 def lodopab_geometry() -> ParallelBeam:

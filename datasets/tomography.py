@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from datasets.medical import BuiltinSlices
 from datasets.noise import check_sigma, gaussian_noise
 from datasets.patients import PatientDataModule
 from datasets.phantoms import RandomEllipses, SheppLogan
-from datasets.physics import MAX_HU, MU_WATER, line_integrals, transmission_counts, transmission_weights
+from datasets.physics import MAX_HU, MIN_COUNT, MU_WATER, line_integrals, transmission_counts, transmission_weights
 from recon.operators import FanBeam, Geometry, LinearOperator, ParallelBeam, RayTransform
 from recon.operators.tomography import Backend
 
@@ -76,7 +77,14 @@ class TomographyDataset(MeasurementDataset):
         x = self.images[index].to(self.dtype)
         exact = self.operator(x[None])[0]
         if self.photons is not None:
-            return Sample(x, line_integrals(self._counts(exact, index), self.photons) / self.mu_unit, index)
+            counts = self._counts(exact, index)
+            if (counts < MIN_COUNT).double().mean() > 0.5:
+                warnings.warn(
+                    f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure "
+                    "none, so that their line integrals say nothing; use more photons",
+                    stacklevel=2,
+                )
+            return Sample(x, line_integrals(counts, self.photons) / self.mu_unit, index)
         sigma = self.sigma if self.relative_sigma is None else self.relative_sigma * float(exact.abs().mean())
         return Sample(x, exact + gaussian_noise(exact.shape, sigma, self.seed, index, self.dtype), index)
 

@@ -13,17 +13,16 @@ import torch
 import yaml
 from torch import Tensor
 
+from datasets.counts import HDF5_SUFFIXES, plain_array
 from datasets.hdf5 import LODOPAB_MU_MAX, find_dataset, open_hdf5
-from datasets.physics import line_integrals
 from datasets.reading import DataError
 from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
-from datasets.sinograms import read_numpy, read_sinogram
+from datasets.sinograms import read_sinogram
 from datasets.tomography import MU_UNIT
 from recon.commands.problem import DicomTarget
 from recon.operators import FanBeam, Geometry, ParallelBeam, RayTransform, geometry_from_dict
 from recon.operators.tomography import Backend
 
-_HDF5 = (".h5", ".hdf5")
 # Views closer than this (radians) to a full turn after the first one repeat it.
 _SAME = 1e-6
 
@@ -32,8 +31,8 @@ _SAME = 1e-6
 class CTOptions:
     """What is asked for on the command line; lengths in mm, angles in degrees, the noise on the scale of the file.
 
-    ``photons`` are those of a ray through air; with ``counts``, the file holds the photons that arrived. ``seed`` and
-    ``number`` fix the noise of a simulation.
+    ``photons`` are those of a ray through air; with ``counts``, the file holds the photons that arrived. ``flat``,
+    ``dark`` and ``angles`` are numbers or names of files. ``seed`` and ``number`` fix the noise of a simulation.
     """
 
     geometry: Path | None = None
@@ -46,6 +45,9 @@ class CTOptions:
     noise: float | None = None
     photons: float | None = None
     counts: bool = False
+    flat: str | None = None
+    dark: str | None = None
+    angles: str | None = None
     filter: str = "ram-lak"
     backend: Backend = "matrix"
     seed: int = 0
@@ -64,25 +66,27 @@ class Sinogram:
     details: Mapping[str, Any] | None = None
     beam: Tensor | None = None
     """Counts of each ray in arbitrary units, 0 where nothing was measured, of the shape of ``values``."""
+    repeats: Tensor | None = None
+    """How many views were averaged for each view of ``values``, (angles,); None: none was. ``beam`` counts all."""
     photons: Tensor | None = None
     """Photons that arrived on each ray, of the shape of ``values``."""
     operator: RayTransform | None = None
     """Of this geometry, if there is one already."""
     simulated: str | None = None
     dicom: DicomTarget | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def read(path: Path, options: CTOptions) -> Sinogram:
     """All views of a file. See ``ct_problem`` for what is raised."""
-    if path.suffix.lower() in _HDF5 and _is_lodopab(path):
+    if path.suffix.lower() in HDF5_SUFFIXES and _is_lodopab(path):
         return _read_lodopab(path, options)
     if options.geometry is not None:
         return _read_with_geometry(path, options.geometry, options)
-    scan = read_sinogram(path, **_reader_options(path, options))
-    scan = _without_repeated_view(_counted(scan, options) if options.counts else scan)
+    scan = _without_repeated_view(read_sinogram(path, **_reader_options(path, options)))
     details: dict[str, Any] = {}
     centre = options.rotation_centre
-    if centre is None and path.suffix.lower() in _HDF5:
+    if centre is None and path.suffix.lower() in HDF5_SUFFIXES:
         centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
     if centre == "estimate":
         scan = replace(scan, rotation_centre=estimate_rotation_centre(scan))
@@ -99,14 +103,16 @@ def read(path: Path, options: CTOptions) -> Sinogram:
         pixel_size = field / size
     unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
     geometry = scan.geometry((size, size), pixel_size)
-    return Sinogram(scan.sinogram, geometry, unit=unit, details=details, beam=scan.weights)
+    return _of_scan(scan, geometry, unit, details)
 
 
 def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
     """The views within ``angle_range`` (degrees after the first view), thinned out to ``views`` at equal distances."""
     views = chosen_views(sinogram.geometry, options, path)
     beam = None if sinogram.beam is None else sinogram.beam[views]
-    return replace(sinogram, values=sinogram.values[views], geometry=sinogram.geometry.select(views), beam=beam)
+    repeats = None if sinogram.repeats is None else sinogram.repeats[views]
+    geometry = sinogram.geometry.select(views)
+    return replace(sinogram, values=sinogram.values[views], geometry=geometry, beam=beam, repeats=repeats)
 
 
 def chosen_views(geometry: Geometry, options: CTOptions, path: Path) -> list[int]:
@@ -131,23 +137,53 @@ def chosen_views(geometry: Geometry, options: CTOptions, path: Path) -> list[int
 
 
 def _reader_options(path: Path, options: CTOptions) -> dict[str, Any]:
-    if path.suffix.lower() in _HDF5:
-        return {"row": options.index}
-    if options.index != 0:
+    """What the reader is told: slice, angles, and what the values of the file mean."""
+    made: dict[str, Any] = {}
+    raw = path.suffix.lower() in HDF5_SUFFIXES
+    if raw:
+        made["row"] = options.index
+    elif options.index != 0:
         raise DataError(f"{path}: there is no slice {options.index}; the file holds one, 0")
-    return {}
+    if options.angles is not None:
+        made["angles_degrees"] = _angles(options.angles)
+    if options.flat is not None:
+        made["flat"] = _number_or_file(options.flat)
+    if options.dark is not None:
+        made["dark"] = _number_or_file(options.dark)
+    if options.counts:
+        if raw or options.flat is not None:
+            what = f"{path}, whose" if raw else "--flat:"
+            raise ValueError(f"--counts does not go with {what} flat fields say what the values mean")
+        if options.photons is None:
+            raise ValueError("--counts needs --photons, those of a ray through air")
+        made["flat"] = options.photons
+    if options.photons is not None and (raw or "flat" in made):
+        made["photons"] = options.photons
+    return made
 
 
-def _counted(scan: Scan, options: CTOptions) -> Scan:
-    """A scan whose file holds photons that arrived: line integrals log(n0 / n), and the photons as weights."""
-    if options.photons is None:
-        raise ValueError("--counts needs --photons, those of a ray through air")
-    if scan.weights is not None:
-        raise ValueError(f"--counts does not go with {scan.path}, whose flat fields say what its values mean")
-    counts = scan.sinogram
-    if float(counts.min()) < 0:
-        raise DataError(f"{scan.path}: has counts of {float(counts.min()):g}, but they must be at least 0")
-    return replace(scan, sinogram=line_integrals(counts, options.photons), weights=counts)
+def _number_or_file(text: str) -> float | Path:
+    try:
+        return float(text)
+    except ValueError:
+        return Path(text)
+
+
+def _angles(text: str) -> float | np.ndarray:
+    """An arc in degrees, or the angles of all views in degrees out of a file: .npy, or text with one in a line."""
+    given = _number_or_file(text)
+    if isinstance(given, float):
+        return given
+    if given.suffix.lower() == ".npy":
+        return np.atleast_1d(plain_array(given)).ravel()
+    if not given.is_file():
+        raise DataError(f"{given}: no such file; --angles is an arc in degrees, or a file with one angle for each view")
+    try:
+        return np.array([float(word) for word in given.read_text().replace(",", " ").split()])
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise DataError(
+            f"{given}: cannot be read as angles, numbers in degrees with space between ({error})"
+        ) from error
 
 
 def _number(text: str) -> float:
@@ -167,17 +203,33 @@ def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
     geometry = read_geometry(file)
     if options.size is not None or options.pixel_size is not None:
         raise ValueError(f"--size and --pixel-size do not go with --geometry: {file} has image_shape and pixel_size")
-    if path.suffix.lower() == ".npy":
-        scan = read_numpy(path, np.asarray(geometry.angles), detector_spacing=geometry.detector_spacing)
-    else:
-        scan = read_sinogram(path, **_reader_options(path, options))
-    scan = _counted(scan, options) if options.counts else scan
+    for option, value in (("--angles", options.angles), ("--rotation-centre", options.rotation_centre)):
+        if value is not None:
+            raise ValueError(f"{option} does not go with --geometry: {file} says what it is")
+    known: dict[str, Any] = {"angles": np.asarray(geometry.angles), "detector_spacing": geometry.detector_spacing}
+    if path.suffix.lower() == ".mat":
+        known["shape"] = geometry.range_shape[1:]
+    scan = read_sinogram(path, **_reader_options(path, options), **known)
     if tuple(scan.sinogram.shape) != geometry.range_shape[1:]:
         raise DataError(
             f"{path}: its sinogram has the shape {tuple(scan.sinogram.shape)}, but {file} describes "
             f"{geometry.range_shape[1]} angles and {geometry.range_shape[2]} detector pixels"
         )
-    return Sinogram(scan.sinogram, geometry, details={"geometry_file": str(file)}, beam=scan.weights)
+    return _of_scan(scan, geometry, "1/mm", {"geometry_file": str(file)})
+
+
+def _of_scan(scan: Scan, geometry: Geometry, unit: str, details: dict[str, Any]) -> Sinogram:
+    if scan.repeats is not None:
+        details = {**details, "views_averaged": int(scan.repeats.sum())}
+    return Sinogram(
+        scan.sinogram,
+        geometry,
+        unit=unit,
+        details=details,
+        beam=scan.weights,
+        repeats=scan.repeats,
+        warnings=scan.warnings,
+    )
 
 
 def read_geometry(file: Path) -> ParallelBeam | FanBeam:
@@ -209,9 +261,17 @@ def _read_lodopab(path: Path, options: CTOptions) -> Sinogram:
     """Observation ``index`` of a file of LoDoPaB-CT, and its ground truth where the file is beside it."""
     if not path.name.startswith("observation"):
         raise DataError(f"{path}: has a dataset `data` as LoDoPaB-CT, but is no file observation_*.hdf5 of it")
-    for option, value in (("--geometry", options.geometry), ("--size", options.size)):
+    for option, value in (
+        ("--geometry", options.geometry),
+        ("--size", options.size),
+        ("--angles", options.angles),
+        ("--flat", options.flat),
+        ("--dark", options.dark),
+        ("--counts", options.counts or None),
+        ("--rotation-centre", options.rotation_centre),
+    ):
         if value is not None:
-            raise ValueError(f"{option} does not go with LoDoPaB-CT, whose geometry is known")
+            raise ValueError(f"{option} does not go with LoDoPaB-CT, whose line integrals and geometry are known")
     geometry = lodopab_geometry()
     values = _entry(path, options.index, geometry.range_shape[1:])
     truth = path.with_name(path.name.replace("observation", "ground_truth", 1))

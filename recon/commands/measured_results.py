@@ -100,6 +100,7 @@ class MeasuredResult:
             noise=problem.noise * problem.scale,
             noise_rule=problem.noise_rule,
             details=dict(problem.details),
+            warnings=list(problem.warnings),
             **quality(problem.baseline, problem.reference),
         )
 
@@ -142,6 +143,7 @@ class MeasuredResult:
             evaluations_choosing=choice.evaluations,
             seconds=round(seconds, 2),
             details=dict(problem.details),
+            warnings=list(problem.warnings),
             **quality(problem.baseline, problem.reference, "baseline_"),
             **quality(image, problem.reference),
         )
@@ -167,7 +169,7 @@ class MeasuredResult:
             evaluations=None,
             seconds=round(seconds, 2),
             details=dict(problem.details),
-            warnings=warnings,
+            warnings=[*problem.warnings, *warnings],
             **quality(problem.baseline, problem.reference, "baseline_"),
             **quality(image, problem.reference),
         )

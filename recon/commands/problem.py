@@ -30,8 +30,9 @@ from recon.operators import LinearOperator
 CERTIFICATE = (
     "||x - x^|| <= error in the Euclidean norm over all pixels, on the scale of the output, for the minimizer x^ of "
     "1/2 ||A x - y||^2 + weight R(x) + mu/2 ||x||^2 with the mu given here (over x >= 0 if nonnegative; rays are "
-    "weighted by their inverse variances if photons are given). error = ||gradient|| / modulus, and where A is not "
-    "injective the modulus is mu alone: the bound is then a worst case over directions that the data hardly see, often "
+    "weighted by their inverse variances if photons are given; those that were not measured weigh 0). error = "
+    "||gradient|| / modulus plus error_rounding, and grade says what it rests on. Where A is not injective "
+    "the modulus is mu alone: the bound is then a worst case over directions that the data hardly see, often "
     "far above the true error. It says nothing about the minimizer for mu = 0, nor about the truth."
 )
 NOT_EXACT = "nothing is certified: this backend's back-projection is not the exact transpose of its projection"
@@ -85,6 +86,8 @@ class Problem:
     """How y was simulated from the picture ``data``; None: y was measured."""
     dicom: DicomTarget | None = None
     """The slice that the result belongs to, if it can be written as DICOM."""
+    warnings: tuple[str, ...] = ()
+    """What was noticed in the data and may make the result wrong, for the screen and the report."""
 
     def fidelity(self) -> DataFidelity:
         """The squared L2 norm of A x - y, weighted by the inverse variances where these differ."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets.counts import HDF5_SUFFIXES
 from datasets.hdf5 import open_hdf5
 from recon.commands import reconstruct_images, reconstruct_measured
 from recon.commands.pictures import holds_complex
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError: a file is missing, or the output cannot be written.
     """
     args = parser().parse_args(argv)
-    task = args.task or guessed_task([Path(p) for p in args.data], args.method)
+    task = args.task or ("ct" if args.geometry else guessed_task([Path(p) for p in args.data], args.method))
     check_options(args, task)
     if task == "denoising":
         return reconstruct_images.main(args)
@@ -50,7 +51,7 @@ def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in (".mat", ".npz"):
         return "ct"
-    if suffix in (".h5", ".hdf5"):
+    if suffix in HDF5_SUFFIXES:
         with open_hdf5(path) as file:
             return "mri" if "kspace" in file else "ct"
     return "mri" if holds_complex(path) else "denoising"

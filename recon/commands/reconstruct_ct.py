@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from datasets.counts import starvation, tiff_shape
 from datasets.noise import gaussian_noise
-from datasets.physics import line_integrals, transmission_counts, transmission_weights
+from datasets.physics import MIN_COUNT, line_integrals, transmission_counts, transmission_weights
 from datasets.reading import DataError
 from datasets.tomography import MU_UNIT
 from recon.commands.ct_data import CTOptions, Sinogram, chosen_views, read, read_geometry, selected
@@ -24,8 +25,27 @@ FIELD_OF_VIEW = 300.0
 
 
 def simulates(path: Path, options: CTOptions) -> bool:
-    """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms."""
-    return is_picture(path) and not (path.suffix.lower() == ".npy" and options.geometry is not None)
+    """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms.
+
+    So are TIFF files of the shape (angles, detectors) of the geometry, or its transpose.
+
+    Raises:
+        DataError: a TIFF file fits both the sinogram and the picture of the geometry.
+    """
+    suffix = path.suffix.lower()
+    if options.geometry is None or suffix not in (".npy", ".tif", ".tiff"):
+        return is_picture(path)
+    if suffix == ".npy":
+        return False
+    geometry, shape = read_geometry(options.geometry), tiff_shape(path)
+    if shape not in (geometry.range_shape[1:], geometry.range_shape[:0:-1]):
+        return True
+    if shape == geometry.image_shape:
+        raise DataError(
+            f"{path}: has the shape {shape} of both the sinogram and the picture of {options.geometry}; save a "
+            "sinogram as .npy, a picture as .png"
+        )
+    return False
 
 
 def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
@@ -39,7 +59,7 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
     if simulates(path, options):
         sinogram = _simulated(path, options)
     else:
-        sinogram = _with_photons(selected(read(path, options), options, path), options)
+        sinogram = _with_photons(selected(read(path, options), options, path), options, path)
     geometry, unit = sinogram.geometry, sinogram.mu_unit
     y = (sinogram.values / unit)[None, None].to(device, dtype)
     # first, because it refuses what is too large for the memory
@@ -68,6 +88,7 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
         details={"geometry": geometry_entries, "fbp_filter": options.filter, **(sinogram.details or {})},
         simulated=sinogram.simulated,
         dicom=sinogram.dicom,
+        warnings=sinogram.warnings,
     )
 
 
@@ -78,9 +99,11 @@ def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[float, s
     where the weight is 1 is mean(n)^(-1/2); the mean is over the rays that photons passed.
     """
     if sinogram.photons is None:
+        weights = _relative_weights(sinogram, path)
         if options.noise is not None:
-            return options.noise, "given", None
-        return sinogram_noise(sinogram.values), "estimated from second differences of the sinogram", None
+            return options.noise, "given", weights
+        level = sinogram_noise(sinogram.values, None if weights is None else weights[0] > 0)
+        return level, "estimated from second differences of the sinogram", weights
     weights = transmission_weights(sinogram.photons)
     if not bool((weights > 0).any()):
         raise DataError(f"{path}: no ray has a photon left; give more --photons")
@@ -89,14 +112,37 @@ def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[float, s
     return mean**-0.5, rule, (weights / mean)[None]
 
 
-def _with_photons(sinogram: Sinogram, options: CTOptions) -> Sinogram:
-    """With the photons of each ray: n0 exp(-z), times what its detector pixel gets relative to the mean pixel."""
+def _relative_weights(sinogram: Sinogram, path: Path) -> Tensor | None:
+    """Weights (1, ...) of rays whose photons are not known: 0 where nothing was measured, else how many views were
+    averaged, over the mean; None where all are the same."""
+    weights = torch.ones_like(sinogram.values)
+    if sinogram.repeats is not None:
+        weights = weights * sinogram.repeats[:, None]
+    if sinogram.beam is not None:
+        weights = weights.masked_fill(sinogram.beam <= 0, 0.0)
+    if not bool((weights > 0).any()):
+        raise DataError(f"{path}: no ray was measured: all have less light than the floor of the logarithm")
+    if bool((weights == weights[0, 0]).all()):
+        return None
+    return (weights / weights[weights > 0].mean())[None]
+
+
+def _with_photons(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
+    """With the photons of each ray: n0 exp(-z), times what its detector pixel gets relative to the mean pixel.
+
+    Line integrals of log(2 n0) and more stand for less than half a photon: such rays weigh 0, and are counted.
+    """
     if options.photons is None:
         return sinogram
-    if sinogram.beam is None:
-        return replace(sinogram, photons=options.photons * torch.exp(-sinogram.values))
-    air = sinogram.beam * torch.exp(sinogram.values)
-    return replace(sinogram, photons=options.photons * sinogram.beam / air[sinogram.beam > 0].mean())
+    repeats = torch.ones(1) if sinogram.repeats is None else sinogram.repeats[:, None]
+    if sinogram.beam is not None:
+        air = sinogram.beam * torch.exp(sinogram.values) / repeats
+        return replace(sinogram, photons=options.photons * sinogram.beam / air[sinogram.beam > 0].mean())
+    photons = options.photons * torch.exp(-sinogram.values)
+    cut = photons <= MIN_COUNT * (1 + 1e-9)
+    said = starvation(int(cut.sum()), cut.numel(), path, options.photons)
+    photons = (repeats * photons).masked_fill(cut, 0.0)
+    return replace(sinogram, photons=photons, warnings=(*sinogram.warnings, *said))
 
 
 def _simulated(path: Path, options: CTOptions) -> Sinogram:
@@ -106,8 +152,8 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
     """
     if (options.noise is None) == (options.photons is None):
         raise ValueError(
-            f"{path}: is a picture, whose scan is simulated; give its noise, either --noise (standard deviation of "
-            "line integrals) or --photons"
+            f"{path}: is a picture, whose scan is simulated (a sinogram needs --geometry); give its noise, either "
+            "--noise (standard deviation of line integrals) or --photons"
         )
     given = None if options.geometry is None else read_geometry(options.geometry)
     size = options.size
@@ -123,6 +169,7 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
         raise DataError(f"{path}: has {x.shape[0]}x{x.shape[1]} pixels, {options.geometry} is for {given.image_shape}")
     operator = RayTransform(geometry, options.backend)
     z = MU_UNIT * operator(x[None, None])[0, 0]
+    said: tuple[str, ...] = ()
     if options.photons is None:
         assert options.noise is not None
         values, photons = z + gaussian_noise(z.shape, options.noise, options.seed, options.number, z.dtype), None
@@ -130,6 +177,7 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
     else:
         photons = transmission_counts(z, options.photons, options.seed, options.number)
         values, noise = line_integrals(photons, options.photons), f"{options.photons:g} photons for each ray"
+        said = starvation(int((photons < MIN_COUNT).sum()), photons.numel(), path, options.photons)
     return Sinogram(
         values,
         geometry,
@@ -138,6 +186,7 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
         photons=photons,
         simulated=f"scan of the picture on the same pixels, {noise}, seed {options.seed}",
         dicom=DicomTarget(path, (geometry.pixel_size[0], geometry.pixel_size[1])) if picture.dicom else None,
+        warnings=said,
     )
 
 

@@ -39,7 +39,7 @@ RELATIVE_MU = {"ct": 1e-5, "mri": 1e-3}
 PLAIN = {"ct": "fbp", "mri": "zero_filled"}
 # what means nothing for data that were measured, and for pictures whose data are simulated
 _OF_SIMULATIONS = {"ct": ("seed",), "mri": ("size", "mask", "acceleration", "coils", "seed")}
-_OF_MEASUREMENTS = ("rotation_centre", "counts", "reference")
+_OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "reference")
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,9 @@ def _ct_options(args: argparse.Namespace, number: int) -> CTOptions:
         noise=args.noise,
         photons=args.photons,
         counts=args.counts,
+        flat=args.flat,
+        dark=args.dark,
+        angles=args.angles,
         filter=args.filter,
         backend=args.backend,
         seed=args.seed or 0,

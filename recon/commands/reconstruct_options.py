@@ -26,6 +26,9 @@ _TASKS_OF = {
     "rotation_centre": ("ct",),
     "photons": ("ct",),
     "counts": ("ct",),
+    "flat": ("ct",),
+    "dark": ("ct",),
+    "angles": ("ct",),
     "mask": ("mri",),
     "acceleration": ("mri",),
     "coils": ("mri",),
@@ -127,7 +130,7 @@ def _add_files(made: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         help=f"images or folders of them ({', '.join(SUFFIXES)}, DICOM); sinograms: HTC2022 .mat, DXchange .h5, "
-        "LoDoPaB-CT .hdf5, .npz, or .npy with --geometry; k-space: complex .npy, or fastMRI .h5",
+        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, or fastMRI .h5",
     )
     made.add_argument("--output", required=True, help="folder, made if it is missing")
     made.add_argument("--task", choices=TASKS, help="guessed from the files; pictures are denoised by default")
@@ -194,7 +197,18 @@ def _add_ct(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--photons", type=float, help="of a ray through air: rays are weighted by their inverse variance"
     )
-    group.add_argument("--counts", action="store_true", help="the sinogram holds counts of photons (.npy, .npz)")
+    group.add_argument("--counts", action="store_true", help="the sinogram holds counts of photons")
+    group.add_argument(
+        "--flat",
+        help="counts in air, in place of flat fields: a number in the unit of the data, or a file (.npy, .tif, .h5); "
+        "of a file without flat fields it says that the values are counts",
+    )
+    group.add_argument("--dark", help="counts without light, as --flat (default: what the file says, or 0)")
+    group.add_argument(
+        "--angles",
+        help="in degrees, in place of those of the file: a file with one for each view (.npy or text), or one number, "
+        "the arc over which the views are equispaced from 0 without its end, e.g. 180",
+    )
     group.add_argument("--filter", choices=FILTERS, default="ram-lak", help="of the FBP (default: %(default)s)")
     group.add_argument(
         "--backend", choices=["matrix", "astra_cuda"], default="matrix", help="of the projector (default: %(default)s)"

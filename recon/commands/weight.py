@@ -171,15 +171,25 @@ def sweep(solver: WeightedSolver, trained: bool, quality: Callable[[Tensor], flo
     return Choice(weight, rule, tuple(trials.tried), trials.evaluations, trials.solutions[weight])
 
 
-def sinogram_noise(sinogram: Tensor) -> float:
+def sinogram_noise(sinogram: Tensor, measured: Tensor | None = None) -> float:
     """Standard deviation of the noise of a sinogram ``(..., angles, detectors)`` with independent rays.
 
     The mask (1, -2, 1) x (1, -2, 1), of norm 6, takes away whatever varies linearly along views or detector (Immerkaer,
     Computer Vision and Image Understanding 64, 1996). Instead of the mean of its squares, which edges spoil, their
-    median over the rays with the larger half of line integrals counts: where there is an object, and most noise.
+    median over the rays with the larger half of line integrals counts: where there is an object, and most noise. Where
+    ``measured`` (of the sinogram's shape) is False, rays and their eight neighbours are left out.
+
+    Raises:
+        ValueError: the sinogram is too small, or too few rays were measured.
     """
     inside = sinogram.detach().cpu().double()[..., 1:-1, 1:-1]
     second = _second_differences(sinogram, f"a sinogram of {sinogram.shape[-2]} views and {sinogram.shape[-1]} pixels")
+    if measured is not None:
+        whole = measured.detach().cpu().unfold(-2, 3, 1).unfold(-2, 3, 1).flatten(-2).all(-1)
+        if int(whole.sum()) < 9:
+            rays = f"{int(measured.sum())} of {measured.numel()} rays"
+            raise ValueError(f"too few rays were measured ({rays}) to estimate the noise; give --noise or --photons")
+        inside, second = inside[whole], second[whole]
     return _deviation(second[inside >= inside.median()]) / 6
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: entries that are added up in single precision before their sum goes on in double precision
 BLOCK = 128
+#: pixels of images that are not worth blocks
+SMALL = 16_384
 #: sums of squares of single-precision numbers below this size lose digits, or everything, by underflow
 _SMALLEST = 1e-16
 
@@ -17,17 +19,18 @@ def per_image_norm(x: Tensor) -> Tensor:
     """Euclidean norm of every image, ``(batch, ...) -> (batch,)`` in float64.
 
     Certificates are norms: sums over all pixels are in double precision whatever x is (4e-3 too small otherwise, for
-    64 million pixels). On a CPU blocks of ``BLOCK`` pixels are summed in the precision of x first, which costs nothing
-    and changes the result by at most 8 u; images whose squares underflow or overflow are summed in double precision.
+    64 million pixels). On a CPU blocks of ``BLOCK`` pixels of large images are summed in the precision of x first. This
+    changes the result by at most 8 u; images whose squares underflow or overflow go without blocks.
     """
     flat = _real(x).flatten(1)
-    if flat.dtype == torch.float32 and flat.device.type == "cpu" and flat.numel():
+    if _in_blocks(flat):
         head, tail = _blocks(flat)
         norm = torch.linalg.vector_norm(head, dim=2).double().square().sum(1)
         if tail is not None:
             norm = norm + tail.double().square().sum(1)
         norm = norm.sqrt()
-        if bool(((norm > _SMALLEST * math.sqrt(flat.shape[1])) & (norm < math.inf)).all()):
+        least = _SMALLEST * math.sqrt(flat.shape[1])
+        if all(least < value < math.inf for value in norm.tolist()):
             return norm
     return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
 
@@ -35,14 +38,25 @@ def per_image_norm(x: Tensor) -> Tensor:
 def per_image_dot(a: Tensor, b: Tensor) -> Tensor:
     """Real inner product image by image, ``(batch, ...), (batch, ...) -> (batch,)``, added up in float64 as norms."""
     a, b = _real(a).flatten(1), _real(b).flatten(1)
-    if a.dtype == b.dtype == torch.float32 and a.device.type == "cpu" and a.numel():
-        (head_a, tail_a), (head_b, tail_b) = _blocks(a), _blocks(b)
-        dot = torch.linalg.vecdot(head_a, head_b).sum(1, dtype=torch.float64)
-        if tail_a is not None and tail_b is not None:
-            dot = dot + (tail_a.double() * tail_b.double()).sum(1)
-        if bool(((dot.abs() > _SMALLEST**2 * a.shape[1]) & torch.isfinite(dot)).all()):
+    if a.device.type != "cpu":
+        return (a * b).sum(1, dtype=torch.float64)
+    if a.dtype == b.dtype == torch.float32:
+        if _in_blocks(a):
+            (head_a, tail_a), (head_b, tail_b) = _blocks(a), _blocks(b)
+            dot = torch.linalg.vecdot(head_a, head_b).sum(1, dtype=torch.float64)
+            if tail_a is not None and tail_b is not None:
+                dot = dot + (tail_a.double() * tail_b.double()).sum(1)
+        else:
+            dot = torch.linalg.vecdot(a, b).double()
+        least = _SMALLEST**2 * a.shape[1]
+        if all(least < abs(value) < math.inf for value in dot.tolist()):
             return dot
-    return (a.double() * b.double()).sum(1) if a.device.type == "cpu" else (a * b).sum(1, dtype=torch.float64)
+    return torch.linalg.vecdot(a.double(), b.double())
+
+
+def _in_blocks(flat: Tensor) -> bool:
+    """Whether double precision would take longer than blocks."""
+    return flat.dtype == torch.float32 and flat.device.type == "cpu" and flat.shape[1] > SMALL
 
 
 def over_image(v: Tensor, x: Tensor) -> Tensor:

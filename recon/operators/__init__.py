@@ -5,7 +5,14 @@ from recon.operators.checks import BoundError, adjoint_mismatch, check_bounds
 from recon.operators.differences import FiniteDifferences
 from recon.operators.fbp import FilteredBackProjection
 from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict, geometry_to_dict
-from recon.operators.linear import Identity, LinearOperator, apply_linear, check_adjoint, lanczos_norm_bound
+from recon.operators.linear import (
+    Identity,
+    LinearOperator,
+    apply_linear,
+    check_adjoint,
+    fft_rounding,
+    lanczos_norm_bound,
+)
 from recon.operators.mask import Mask
 from recon.operators.mri import (
     CartesianMRI,
@@ -42,6 +49,7 @@ __all__ = [
     "check_bounds",
     "complex_to_channels",
     "estimate_sensitivities",
+    "fft_rounding",
     "gaussian_kernel",
     "geometry_from_dict",
     "geometry_to_dict",

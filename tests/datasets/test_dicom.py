@@ -68,6 +68,25 @@ def test_hounsfield_units(tmp_path: Path) -> None:
     assert (loaded.modality, loaded.patient, loaded.pixel_size) == ("CT", "anna", (0.7, 0.5))
 
 
+@pytest.mark.parametrize("kind", ["US", None])
+@pytest.mark.parametrize("slope", ["1e-5", "1e-4"])
+def test_attenuation_is_not_taken_for_hounsfield_units(tmp_path: Path, kind: str | None, slope: str) -> None:
+    """Water of 0.02 / mm or 0.2 / cm, with a rescale type that does not tell, or none."""
+    values = {"RescaleSlope": slope, "RescaleIntercept": "0", "RescaleType": kind}
+    pixels = np.arange(0, 4000, 250, dtype=np.uint16).reshape(4, 4)
+    _write(tmp_path / "a.dcm", pixels, **values)
+    with pytest.raises(DataError, match=r"a\.dcm: its values, 0 to 0.*, are no Hounsfield units"):
+        read_dicom(tmp_path / "a.dcm")
+
+
+def test_unspecified_units_that_are_hounsfield_units(tmp_path: Path) -> None:
+    pixels = _write(tmp_path / "a.dcm", RescaleType="US")
+    np.testing.assert_array_equal(read_dicom(tmp_path / "a.dcm", clip=None).image.numpy(), 2.0 * pixels - 1024)
+    _write(tmp_path / "a.dcm", RescaleType="US", RescaleIntercept="0")
+    with pytest.raises(DataError, match="its rescale type is US"):
+        read_dicom(tmp_path / "a.dcm")
+
+
 @pytest.mark.parametrize("padding", [{"PixelPaddingValue": -2000}, {"PixelPaddingValue": 63536}])
 def test_padding_is_air_even_where_its_sign_was_lost(tmp_path: Path, padding: dict[str, int]) -> None:
     pixels = np.full((4, 4), 10, dtype=np.int16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_photon_noise_is_on_the_scale_of_the_picture_and_has_its_weights() -> No
     torch.testing.assert_close(weights, 1e5 * torch.exp(-z) * MU_UNIT**2, rtol=0.02, atol=0)
     with pytest.raises(ValueError, match="set photons"):
         TomographyDataset(images, operator, 0).weights(0)
+
+
+def test_photon_starvation_is_said() -> None:
+    images, operator = RandomEllipses(1, 24), _operator()
+    with pytest.warns(UserWarning, match="photon starvation: with 0.3 photons"):
+        TomographyDataset(images, operator, 0, photons=0.3)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TomographyDataset(images, operator, 0, photons=100.0)[0]
 
 
 @pytest.mark.parametrize(
