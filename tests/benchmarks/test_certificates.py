@@ -23,6 +23,8 @@ from benchmarks.certified.saddles import learned_tv
 from recon.bilevel import objective
 from recon.lower_level import Energy, energy
 
+pytest.importorskip("astra", reason="needs the extra ct")
+
 
 @pytest.mark.parametrize("kind", sorted(set(KINDS) - {"large"}))
 def test_no_claim_is_refuted(kind: str) -> None:
