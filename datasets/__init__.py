@@ -6,7 +6,8 @@ from datasets.dicom_output import write_dicom
 from datasets.fastmri import FastMRIFolder
 from datasets.hdf5 import LoDoPaB, read_fastmri
 from datasets.images import BuiltinImages, ImageFolder, ImageSource, center_crop, resize, stack_images
-from datasets.kspace import KSpaceDataModule, read_kspace
+from datasets.kspace import KSpaceDataModule
+from datasets.kspace_files import read_kspace
 from datasets.lodopab import LoDoPaBDataModule
 from datasets.measurements import MeasuredImages, Measurement, MeasurementDataset, Sample, SimulatedMeasurements
 from datasets.medical import BrainSlice, BuiltinSlices
@@ -15,8 +16,9 @@ from datasets.noise import gaussian_noise
 from datasets.patches import random_patches
 from datasets.phantoms import RandomEllipses, SheppLogan
 from datasets.reading import SUFFIXES, DataError, read_image
+from datasets.rotation import estimate_rotation_centre
 from datasets.scan_data import SinogramDataModule
-from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.scans import Scan, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from datasets.splits import split_by_patient
 from datasets.tomography import TomographyDataModule, TomographyDataset

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datasets.hdf5 import check_finite, find_dataset, open_hdf5
+from datasets.limits import check_memory, load_array
 from datasets.physics import MIN_TRANSMISSION, line_integrals, transmission_weights
 from datasets.reading import DataError
 
@@ -166,13 +167,23 @@ def plain_array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        loaded = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else tifffile.imread(path)
+        loaded = load_array(path) if path.suffix.lower() == ".npy" else _tiff(path)
+    except DataError:
+        raise
     except Exception as error:  # tifffile and its decoders raise errors of many kinds for damaged files
         raise DataError(f"{path}: cannot be read, it may be truncated or corrupt ({error})") from error
     values = np.asarray(loaded)
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise DataError(f"{path}: has values of type {values.dtype}; valid are real numbers")
     return values
+
+
+def _tiff(path: Path) -> np.ndarray:
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        check_memory(path, "an array", series.shape)
+        check_memory(path, "one strip or tile", file.pages.first.chunks)
+        return series.asarray()
 
 
 def tiff_shape(path: Path) -> tuple[int, ...]:

@@ -12,12 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.dicom_kinds import check_slice, modality_transform
+from datasets.errors import reading
 from datasets.images import PatientSource
+from datasets.limits import check_memory, inflated_size
 from datasets.optional import require
 from datasets.orientation import AS_STORED, Display, display_of
 from datasets.physics import MAX_HU, MIN_HU, MU_WATER, hu_to_attenuation
 from datasets.reading import SUFFIXES as PICTURES
 from datasets.reading import DataError
+from recon.limits import excess
 
 Modality = Literal["CT", "MR"]
 Unit = Literal["unit", "attenuation", "stored"]
@@ -56,6 +60,7 @@ def read_dicom(
     CT: HU = RescaleSlope × stored + RescaleIntercept; both are required, as stored values mean nothing without them.
     Pixels with the padding value lie outside of the field of view and get the lower end of ``clip`` (-1024 without).
     MR: slope and intercept are applied where the file has them; padding becomes 0; nothing is clipped.
+    A table in place of slope and intercept (Modality LUT) is looked up, for CT if its type is HU.
 
     Transverse slices are turned to the usual view, rows from anterior to posterior and columns from the patient's right
     to the left, whatever the patient's position in the scanner was; pictures of other planes stay as stored.
@@ -67,35 +72,37 @@ def read_dicom(
         reorient: whether to turn transverse slices.
 
     Raises:
-        DataError: no such file, no DICOM, truncated, of another modality, several frames, a localizer, colour; without
-            pixel spacing, or (CT) slope and intercept; a rescale type other than HU; values that are not finite.
+        DataError: no such file, no DICOM, truncated, of another modality, several frames, a localizer, a screen save, a
+            mosaic, colour; without pixel spacing, or (CT) slope and intercept; a rescale type other than HU; values
+            that are not finite.
         ImportError: pydicom is not installed.
     """
     path = Path(path)
-    header = read_header(path)
-    kind = _check_header(header, path, modality)
-    slope, intercept = _rescale(header, path, required=kind == "CT")
-    stored = _pixels(header, path)
-    padding = _padding(header, stored)
-    values = stored * slope + intercept
-    if kind == "CT":
-        _check_hounsfield(values[~padding], header, path)
-        low, high = (MIN_HU, math.inf) if clip is None else clip
-        values[padding] = low
-        values = values if clip is None else values.clip(low, high)
-    else:
-        values[padding] = 0.0
-    spacing = _spacing(header, path)
-    display = display_of(header.get("ImageOrientationPatient")) if reorient else AS_STORED
-    return DicomSlice(
-        image=torch.from_numpy(np.ascontiguousarray(display.apply(values))),
-        modality=kind,
-        pixel_size=spacing[::-1] if display.transposed else spacing,
-        patient=str(header.get("PatientID", "")),
-        series=str(header.get("SeriesInstanceUID", "")),
-        path=path,
-        display=display,
-    )
+    with reading(path, "DICOM"):
+        header = read_header(path)
+        kind = _check_header(header, path, modality)
+        rescale = modality_transform(header, path, required=kind == "CT")
+        stored = _pixels(header, path)
+        padding = _padding(header, stored)
+        values = rescale(stored)
+        if kind == "CT":
+            _check_hounsfield(values[~padding], header, path)
+            low, high = (MIN_HU, math.inf) if clip is None else clip
+            values[padding] = low
+            values = values if clip is None else values.clip(low, high)
+        else:
+            values[padding] = 0.0
+        spacing = _spacing(header, path)
+        display = display_of(header.get("ImageOrientationPatient")) if reorient else AS_STORED
+        return DicomSlice(
+            image=torch.from_numpy(np.ascontiguousarray(display.apply(values))),
+            modality=kind,
+            pixel_size=spacing[::-1] if display.transposed else spacing,
+            patient=str(header.get("PatientID", "")),
+            series=str(header.get("SeriesInstanceUID", "")),
+            path=path,
+            display=display,
+        )
 
 
 class DicomFolder(PatientSource):
@@ -139,9 +146,10 @@ class DicomFolder(PatientSource):
         self.modality, self.unit, self.mu_water = modality, unit, mu_water
         keys = []
         for file in _dicom_files(self.path, recursive):
-            header = read_header(file, pixels=False)
-            _check_header(header, file, modality)
-            keys.append((*_sort_key(header), str(file)))
+            with reading(file, "DICOM"):
+                header = read_header(file, pixels=False)
+                _check_header(header, file, modality)
+                keys.append((*_sort_key(header), str(file)))
         keys.sort()
         self._patients = {key[-1]: key[0] for key in keys}
         super().__init__((key[-1] for key in keys), size, crop_size)
@@ -197,10 +205,26 @@ def read_header(path: Path, pixels: bool = True) -> Any:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
+        _check_deflated(path, pydicom)
         return pydicom.dcmread(path, stop_before_pixels=not pixels)
+    except DataError:
+        raise
     # pydicom lets errors of many kinds through for files that end in the middle of an element
     except Exception as error:
         raise DataError(f"{path}: cannot be read as DICOM, it may be truncated or of another kind ({error})") from error
+
+
+def _check_deflated(path: Path, pydicom: Any) -> None:
+    """Compare the size of a file that is compressed as a whole with the limit: pydicom unpacks it to read anything."""
+    with path.open("rb") as file:
+        if file.read(132)[128:] != b"DICM":
+            return
+    meta = pydicom.filereader.read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return
+    begin = 144 + int(meta.FileMetaInformationGroupLength)  # preamble, DICM, and the element with this length itself
+    if wrong := excess(inflated_size(path.read_bytes()[begin:], raw=True)):
+        raise DataError(f"{path}: unpacked, it {wrong}")
 
 
 def _check_header(header: Any, path: Path, modality: Modality | None) -> Modality:
@@ -208,8 +232,7 @@ def _check_header(header: Any, path: Path, modality: Modality | None) -> Modalit
     valid = get_args(Modality) if modality is None else (modality,)
     if found not in valid:
         raise DataError(f"{path}: its modality is {found or 'not given'}; valid is {' or '.join(valid)}")
-    if "LOCALIZER" in [str(value).upper() for value in header.get("ImageType", None) or []]:
-        raise DataError(f"{path}: is a localizer (scout view), not a slice; remove it from the folder")
+    check_slice(header, path)
     frames, samples = int(header.get("NumberOfFrames", 1) or 1), int(header.get("SamplesPerPixel", 1) or 1)
     if frames != 1 or samples != 1:
         raise DataError(f"{path}: has {frames} frames with {samples} values for each pixel; valid is one of both")
@@ -237,23 +260,9 @@ def _check_hounsfield(values: np.ndarray, header: Any, path: Path) -> None:
         )
 
 
-def _rescale(header: Any, path: Path, required: bool) -> tuple[float, float]:
-    missing = [name for name in ("RescaleSlope", "RescaleIntercept") if header.get(name) is None]
-    if missing and required:
-        raise DataError(
-            f"{path}: has no {' and no '.join(missing)}, so its values cannot be turned into Hounsfield units"
-        )
-    if missing:
-        return 1.0, 0.0
-    slope, intercept = float(header.RescaleSlope), float(header.RescaleIntercept)
-    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
-        raise DataError(
-            f"{path}: rescale slope {slope} and intercept {intercept}; valid are finite ones, and slope not 0"
-        )
-    return slope, intercept
-
-
 def _pixels(header: Any, path: Path) -> np.ndarray:
+    names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+    check_memory(path, "pixel data", [int(header.get(name, 1) or 1) for name in names])
     try:
         pixels = header.pixel_array
     except Exception as error:  # pydicom and its decoders raise errors of many kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from datasets.hdf5 import fastmri_patient, fastmri_slices, read_fastmri
 from datasets.images import PatientSource
+from datasets.kspace_centre import centred
 from datasets.reading import DataError
 from recon.operators import CartesianMRI
 from recon.operators.mri import complex_to_channels
@@ -57,7 +59,10 @@ class FastMRIFolder(PatientSource):
                 f"{name}: is undersampled ({int(scan.mask.sum())} of {scan.mask.numel()} columns); pictures to learn "
                 "from need fully sampled data"
             )
-        picture = combined(scan.kspace.to(torch.complex128), name)
+        kspace, moved = centred(scan.kspace.to(torch.complex128), name)
+        for text in moved:
+            warnings.warn(text, stacklevel=2)
+        picture = combined(kspace, name)
         largest = torch.linalg.vector_norm(picture, dim=0).max()
         if not largest > 0:
             raise DataError(f"{name}: holds only zeros")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from datasets.images import PatientSource
+from datasets.limits import check_memory
 from datasets.optional import require
 from datasets.physics import MAX_HU, hu_to_attenuation
 from datasets.reading import DataError
@@ -37,13 +38,45 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
             yield file
     except DataError:
         raise
-    # h5py raises OSError for what is no HDF5 file or ends too early, RuntimeError and KeyError for damage inside.
-    except (OSError, RuntimeError, KeyError) as error:
+    # h5py raises OSError for what is no HDF5 file or ends too early, and errors of many kinds for damage inside
+    except Exception as error:
         raise DataError(f"{path}: cannot be read as HDF5, it may be truncated or of another kind ({error})") from error
 
 
+class Bounded:
+    """A dataset of an open HDF5 file, of which no more is read than memory is allowed for.
+
+    ``shape``, ``ndim``, ``dtype``, ``attrs`` and ``len`` are those of the ``h5py.Dataset``, and so are ``[...]`` and
+    ``np.asarray``, but a selection that would take more than the limit, alone or with the chunk that has to be unpacked
+    for it, raises ``DataError``.
+    """
+
+    def __init__(self, dataset: Any, path: str | Path) -> None:
+        self._dataset, self._path = dataset, path
+        self.shape: tuple[int, ...] = tuple(dataset.shape or ())
+        self.ndim, self.dtype, self.attrs = len(self.shape), dataset.dtype, dataset.attrs
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        what, itemsize = self._dataset.name, self.dtype.itemsize
+        check_memory(self._path, what, self._selected(key), itemsize)
+        check_memory(self._path, f"one chunk of {what}", self._dataset.chunks or (), itemsize)
+        return self._dataset[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[()], dtype=dtype)
+
+    def _selected(self, key: Any) -> tuple[int, ...]:
+        """The shape of a selection, by one value that is seen as all of them; other selections count as everything."""
+        if key == () or not all(k is ... or isinstance(k, (int, slice, np.integer)) for k in np.index_exp[key]):
+            return self.shape
+        return tuple(np.broadcast_to(np.uint8(0), self.shape)[key].shape)
+
+
 def find_dataset(file: Any, key: str, path: str | Path) -> Any:
-    """The dataset ``key`` of an open HDF5 file.
+    """The dataset ``key`` of an open HDF5 file, as :class:`Bounded`.
 
     Raises:
         DataError: there is none; the message lists the datasets that are there.
@@ -51,7 +84,7 @@ def find_dataset(file: Any, key: str, path: str | Path) -> Any:
     h5py = require("h5py", "reading HDF5")
     found = file.get(key)
     if isinstance(found, h5py.Dataset):
-        return found
+        return Bounded(found, path)
     there: list[str] = []
     file.visititems(lambda name, item: there.append(name) if isinstance(item, h5py.Dataset) else None)
     listed = ", ".join(sorted(there)[:20]) + (", ..." if len(there) > 20 else "")
@@ -265,9 +298,9 @@ def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) ->
                 )
             picture = np.asarray(pictures[index], dtype=np.float64)
             check_finite(picture, target or fitting, path)
-        mask = np.asarray(file["mask"]).astype(bool).ravel() if "mask" in file else None
+        mask = np.asarray(find_dataset(file, "mask", path)).astype(bool).ravel() if "mask" in file else None
         attributes = {key: _text(value) for key, value in file.attrs.items()}
-        header = file["ismrmrd_header"][()] if "ismrmrd_header" in file else None
+        header = find_dataset(file, "ismrmrd_header", path)[()] if "ismrmrd_header" in file else None
     check_finite(kspace, "kspace", path)
     if mask is not None and mask.shape != kspace.shape[-1:]:
         raise DataError(f"{path}: mask has {mask.size} entries, but kspace has {kspace.shape[-1]} columns")

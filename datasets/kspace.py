@@ -1,19 +1,18 @@
-"""Measured k-space: a reader, and the LightningDataModule that serves it with its operator."""
+"""Measured k-space: the LightningDataModule that serves it with its operator."""
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.arguments import check_positive, torch_dtype
-from datasets.fastmri import HDF5_SUFFIXES
-from datasets.hdf5 import read_fastmri
+from datasets.kspace_files import MeasuredKSpace, load_kspace, read_noise_scan
+from datasets.kspace_noise import NoiseEstimate, estimate_noise, measured_noise
 from datasets.measurements import Measurement, Sample
 from datasets.reading import DataError
 from recon.operators import CartesianMRI, complex_to_channels, root_sum_of_squares, zero_filled
@@ -22,56 +21,6 @@ from recon.operators.sensitivity import NoCalibrationError, estimate_sensitiviti
 
 # Share of the points of fully sampled k-space that are not exactly zero, at least.
 _FULL = 0.99
-
-
-def read_kspace(path: str | Path, index: int = 0) -> torch.Tensor:
-    """Read k-space from a NumPy or a fastMRI file, with the zero frequency at ``(height // 2, width // 2)``.
-
-    What was not sampled is exactly zero: in NumPy files that is what zeros mean.
-
-    Args:
-        path: ``.npy`` with a complex array ``(coils, height, width)``, or ``(height, width)`` of one coil; ``.h5`` as
-            ``read_fastmri``.
-        index: of the slice in a fastMRI file.
-
-    Returns:
-        complex128, ``(coils, height, width)``, on the scale of the file.
-
-    Raises:
-        DataError: no such file, another kind of file, an array that is not complex or of another shape, values that are
-            NaN or infinite, or only zeros.
-    """
-    path = Path(path).expanduser()
-    if path.suffix.lower() in HDF5_SUFFIXES:
-        scan = read_fastmri(path, index)
-        kspace = scan.kspace if scan.mask is None else scan.kspace * scan.mask
-    elif path.suffix.lower() == ".npy":
-        if index != 0:
-            raise DataError(f"{path}: there is no slice {index}; a NumPy file holds one slice, 0")
-        kspace = _read_numpy(path)
-    else:
-        raise DataError(f"{path}: unknown kind of k-space file; valid are .npy, {', '.join(HDF5_SUFFIXES)}")
-    if not bool(kspace.any()):
-        raise DataError(f"{path}: holds only zeros; nothing was sampled")
-    return kspace.to(torch.complex128)
-
-
-def _read_numpy(path: Path) -> torch.Tensor:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as a NumPy array, it may be truncated or corrupt ({error})") from error
-    if not isinstance(array, np.ndarray) or not np.iscomplexobj(array):
-        got = f"values of type {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
-        raise DataError(f"{path}: {got}; k-space is an array of complex values")
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise DataError(f"{path}: an array of shape {array.shape}; valid are (height, width), (coils, height, width)")
-    bad = np.count_nonzero(~np.isfinite(array))
-    if bad:
-        raise DataError(f"{path}: {bad} of {array.size} values are NaN or infinite; all must be finite")
-    return torch.from_numpy(array.reshape(-1, *array.shape[-2:]))
 
 
 class KSpaceDataModule(pl.LightningDataModule):
@@ -90,12 +39,19 @@ class KSpaceDataModule(pl.LightningDataModule):
     Regularizers are not invariant to the scale of the image, and that of k-space is arbitrary: the data are divided by
     ``scale``, and reconstructions have to be multiplied with it to be on the scale of the file.
 
+    Coils whose noise is correlated or differs are whitened (``NoiseEstimate.whitened``) before anything else, where
+    their covariance is known: from ``noise_scan``, from acquisitions of noise in the file, or from the data where
+    ``estimate_noise`` is certain.
+
     Args:
-        path: the file, see ``read_kspace``.
-        slice_index: of a fastMRI file.
+        path: the file, see ``load_kspace``.
+        slice_index: of an HDF5 file.
         scale: None is the maximum of the zero-filled root-sum-of-squares image, which becomes 1.
         kernel, noise_level, support: of ``estimate_sensitivities``.
         acceleration: grid points for each sampled one, at least 1; None takes what was measured.
+        noise_scan: file with noise alone, see ``read_noise_scan``.
+        noise: standard deviation of the real and imaginary parts of samples, on the scale of the file, of independent
+            coils: nothing is estimated then, nor whitened. None estimates it.
         pattern, calibration, seed: of the mask for ``acceleration``, see :mod:`recon.operators.sampling`.
         dtype: ``"float32"`` or ``"float64"``.
 
@@ -118,15 +74,20 @@ class KSpaceDataModule(pl.LightningDataModule):
         calibration: int | None = None,
         seed: int = 0,
         dtype: Literal["float32", "float64"] = "float64",
+        noise_scan: str | None = None,
+        noise: float | None = None,
     ) -> None:
         super().__init__()
-        check_positive(scale=scale)
+        check_positive(scale=scale, noise=noise)
+        if noise is not None and noise_scan is not None:
+            raise ValueError("noise and noise_scan exclude each other; give one of them")
         if pattern not in PATTERNS:
             raise ValueError(f"pattern is {pattern!r}; valid are {', '.join(PATTERNS)}")
         self.path, self.slice_index, self.given_scale = path, slice_index, scale
         self.kernel, self.noise_level, self.support = kernel, noise_level, support
         self.pattern, self.acceleration, self.calibration, self.seed = pattern, acceleration, calibration, seed
         self.dtype = torch_dtype(dtype)
+        self.noise_scan, self.given_noise = noise_scan, noise
 
     def setup(self, stage: str) -> None:
         """Read the file and estimate the sensitivities, so that errors come before the first computation."""
@@ -136,11 +97,51 @@ class KSpaceDataModule(pl.LightningDataModule):
                 "sampled, set acceleration"
             )
         _ = self.operator
+        for text in self.file.warnings:
+            warnings.warn(text, stacklevel=2)
+
+    @cached_property
+    def file(self) -> MeasuredKSpace:
+        """What the file holds, before whitening."""
+        return load_kspace(self.path, self.slice_index)
+
+    @cached_property
+    def covariance(self) -> NoiseEstimate | None:
+        """The noise of the samples of ``file``, or None where ``noise`` was given."""
+        if self.given_noise is not None:
+            return None
+        scan, name = self.file.noise, self.path
+        if self.noise_scan is not None:
+            scan, name = read_noise_scan(self.noise_scan), self.noise_scan
+        if scan is None:
+            return estimate_noise(self.file.values, sampled_points(self.file.values))
+        coils = len(self.file.values)
+        if len(scan) != coils:
+            raise DataError(f"{name}: noise of {len(scan)} coils, but {self.path} has {coils}")
+        try:
+            return measured_noise(scan, f"measured, in {name}")
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from error
+
+    @property
+    def whitened(self) -> bool:
+        """Whether the coils were replaced by combinations whose noise is independent and alike."""
+        return self.covariance is not None and self.covariance.certain and not self.covariance.alike
+
+    @cached_property
+    def noise(self) -> float:
+        """Root mean square over the coils of the noise in the real (or imaginary) part of ``measured``."""
+        if self.covariance is None:
+            assert self.given_noise is not None
+            return self.given_noise
+        return self.covariance.level if self.whitened else self.covariance.root_mean_square
 
     @cached_property
     def measured(self) -> torch.Tensor:
-        """What the file holds, complex128 ``(coils, H, W)``."""
-        return read_kspace(self.path, self.slice_index)
+        """What was measured, complex128 ``(coils, H, W)``: as in the file, or whitened."""
+        if not self.whitened or self.covariance is None:
+            return self.file.values
+        return self.covariance.whitened(self.file.values)
 
     @cached_property
     def kspace(self) -> torch.Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.reading import DataError
+from datasets.errors import DataError
+from datasets.mat_format import check_mat
 
 # The names in the published data sets, in this order of preference.
 _STRUCTURES = ("CtDataFull", "CtDataLimited", "CtData")
@@ -100,8 +101,7 @@ def _of_structure(structure: Any, path: Path, known: bool) -> dict[str, Any]:
 def _load_mat(path: Path) -> dict[str, Any]:
     import scipy.io
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    check_mat(path)
     try:
         loaded: dict[str, Any] = scipy.io.loadmat(str(path), squeeze_me=True, struct_as_record=False)
     except NotImplementedError as error:

@@ -13,6 +13,7 @@ from datasets.denoising import BUILTIN
 from datasets.dicom import DicomFolder, holds_dicom
 from datasets.fastmri import FastMRIFolder, holds_fastmri
 from datasets.images import Images, ImageSource, PatientSource, Split
+from datasets.limits import load_array
 from datasets.measurements import MeasurementDataset, Sample
 from datasets.medical import BRAIN, BrainSlice, BuiltinSlices
 from datasets.noise import derive_seed, gaussian_noise, keyed_generator
@@ -214,15 +215,11 @@ def read_mask(path: str | Path, shape: tuple[int, int]) -> torch.Tensor:
         DataError: no such file, not a NumPy array, another shape or other values.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from error
-    if not isinstance(array, np.ndarray) or array.shape != shape:
-        got = f"an array of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise DataError(f"{path}: {got}; the mask of pictures of {shape[0]}x{shape[1]} pixels has their shape")
+    array = load_array(path)
+    if array.shape != shape:
+        raise DataError(
+            f"{path}: an array of shape {array.shape}; the mask of pictures of {shape[0]}x{shape[1]} pixels has their shape"
+        )
     if array.dtype != np.bool_ and not (np.issubdtype(array.dtype, np.integer) and np.isin(array, (0, 1)).all()):
         raise DataError(f"{path}: values of type {array.dtype}; a mask holds booleans, or the integers 0 and 1")
     return torch.from_numpy(array.astype(np.bool_))

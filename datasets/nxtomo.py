@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.hdf5 import check_finite
+from datasets.hdf5 import Bounded, check_finite
 from datasets.optional import require
 from datasets.reading import DataError
 
@@ -55,8 +55,8 @@ def read_frames(file: Any, row: int, path: Path) -> Frames:
     group = keys[0].parent
     # image_key_control tells frames for alignment (-1) apart, which image_key may call projections
     control = _found(file, group, "image_key_control", path)
-    key = np.asarray(keys[0] if control is None else control).ravel().astype(int)
-    stored = group.get("data")
+    key = np.asarray(Bounded(keys[0], path) if control is None else control).ravel().astype(int)
+    stored = Bounded(group["data"], path) if "data" in group else None
     if stored is None or stored.ndim != 3 or len(stored) != len(key):
         shape = "no data" if stored is None else f"data of shape {stored.shape}"
         raise DataError(f"{path}: {keys[0].name} has {len(key)} entries, but {group.name} {shape}")
@@ -65,7 +65,7 @@ def read_frames(file: Any, row: int, path: Path) -> Frames:
     if not (key == _PROJECTION).any():
         raise DataError(f"{path}: no frame has the image key {_PROJECTION}, that of a projection")
     data = np.asarray(stored[:, row], dtype=np.float64)
-    check_finite(data, stored.name, path)
+    check_finite(data, group["data"].name, path)
     angles, units = _angles(file, group, key, path)
     return Frames(
         data=data[key == _PROJECTION],
@@ -94,12 +94,12 @@ def _named(file: Any, name: str) -> list[Any]:
 def _found(file: Any, group: Any, name: str, path: Path) -> Any:
     """The dataset of this name in a group, or the only one in the same entry; None if there is none."""
     if name in group:
-        return group[name]
+        return Bounded(group[name], path)
     entry = "/" + group.name.strip("/").partition("/")[0] + "/"
     others = [item for item in _named(file, name) if item.name.startswith(entry)]
     if len(others) > 1:
         raise DataError(f"{path}: has several datasets {name}, {', '.join(item.name for item in others)}")
-    return others[0] if others else None
+    return Bounded(others[0], path) if others else None
 
 
 def _angles(file: Any, group: Any, key: np.ndarray, path: Path) -> tuple[np.ndarray | None, str]:
@@ -110,7 +110,7 @@ def _angles(file: Any, group: Any, key: np.ndarray, path: Path) -> tuple[np.ndar
     if len(values) == len(key):
         values = values[projections]
     if len(values) != int(projections.sum()):
-        raise DataError(f"{path}: {stored.name} has {len(values)} angles for {len(key)} frames")
+        raise DataError(f"{path}: rotation_angle has {len(values)} angles for {len(key)} frames")
     return values, attribute(stored, "units")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +9,13 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
+from datasets.errors import DataError as DataError
+from datasets.limits import check_memory, load_array
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
 
 # Luminance of linear RGB, ITU-R BT.709: the weights of skimage.color.rgb2gray.
 LUMINANCE = (0.2125, 0.7154, 0.0721)
-
-# What Pillow, tifffile and NumPy raise for files that are truncated, corrupt or of another kind than their names say.
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, KeyError, IndexError, struct.error, zlib.error)
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file or picture and says what would be valid."""
 
 
 def read_image(path: str | Path, gray: bool = True) -> torch.Tensor:
@@ -41,7 +35,7 @@ def read_image(path: str | Path, gray: bool = True) -> torch.Tensor:
 
     Raises:
         DataError: no such file, an unknown suffix, a file that cannot be decoded (truncated, corrupt), a shape that is
-            not a picture's, another type of values, NaN or infinite values.
+            not a picture's, another type of values, NaN or infinite values, more pixels than memory is allowed for.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -52,7 +46,8 @@ def read_image(path: str | Path, gray: bool = True) -> torch.Tensor:
         pixels = _decode(path)
     except DataError:
         raise
-    except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
+    # Pillow and tifffile let errors of many kinds through for files that are truncated, corrupt or of another kind
+    except Exception as error:
         raise DataError(f"{path}: cannot be read as an image, it may be truncated or corrupt ({error})") from error
     return _to_tensor(_scaled(pixels, path), path, gray)
 
@@ -61,7 +56,7 @@ def _decode(path: Path) -> np.ndarray:
     """Pixels of shape (H, W) or (H, W, channels), of the type they are stored in."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        return load_array(path)
     if suffix in (".tif", ".tiff"):
         return _decode_tiff(path)
     return _decode_with_pillow(path)
@@ -72,6 +67,7 @@ def _decode_with_pillow(path: Path) -> np.ndarray:
         # Pillow keeps only the upper 8 bits of the 16 of colour pictures, without a word.
         if opened.mode != "I;16" and any(";16" in str(tile) for tile in opened.tile):
             raise DataError(f"{path}: 16 bits per channel with colour or alpha are supported in TIFF only; convert it")
+        check_memory(path, "a picture", (opened.height, opened.width, len(opened.getbands())))
         image = ImageOps.exif_transpose(opened)
         if image.mode in ("P", "PA"):
             image = image.convert("RGBA")
@@ -87,6 +83,8 @@ def _decode_tiff(path: Path) -> np.ndarray:
         if len(file.series) > 1 or series.axes not in ("YX", "YXS", "SYX"):
             shapes = ", ".join(f"{s.axes} {tuple(s.shape)}" for s in file.series)
             raise DataError(f"{path}: holds a stack ({shapes}); a file must hold one picture")
+        check_memory(path, "a picture", series.shape)
+        check_memory(path, "one strip or tile", page.chunks)
         missing_codec = page.compression not in tifffile.TIFF.DECOMPRESSORS
         if not missing_codec and page.photometric in (
             tifffile.PHOTOMETRIC.MINISBLACK,

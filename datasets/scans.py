@@ -160,32 +160,3 @@ def lodopab_geometry() -> ParallelBeam:
         detector_pixels=513,
         detector_spacing=math.sqrt(2) * side / 513,
     )
-
-
-def estimate_rotation_centre(scan: Scan) -> float:
-    """The rotation centre of a parallel scan from the centres of mass of its views, in detector pixels.
-
-    In a parallel scan, the centre of mass of the object projects onto the centre of mass of each view. It moves on a
-    circle around the axis, so c(φ) = c_0 + a cos φ + b sin φ, and c_0, found by least squares, is the rotation centre
-    (Azevedo et al., IEEE Trans. Nucl. Sci. 37, 1990). The object must lie within the field of view at all angles.
-
-    Raises:
-        DataError: a fan-beam scan, fewer than 3 views, or sums over views that differ by more than 10 %, as of an
-            object that leaves the field of view.
-    """
-    if scan.source_distance is not None:
-        raise DataError(f"{scan.path}: the rotation centre is estimated for parallel scans only; give rotation_centre")
-    if len(scan.angles) < 3:
-        raise DataError(
-            f"{scan.path}: {len(scan.angles)} views do not determine a rotation centre; valid are 3 or more"
-        )
-    mass = scan.sinogram.sum(1)
-    if not (mass.min() > 0 and mass.max() / mass.min() < 1.1):
-        raise DataError(
-            f"{scan.path}: the sums of the views range from {float(mass.min()):g} to {float(mass.max()):g}, so part of "
-            "the object leaves the field of view, and its rotation centre cannot be estimated; give rotation_centre"
-        )
-    position = torch.arange(scan.sinogram.shape[1], dtype=scan.sinogram.dtype)
-    centres = (scan.sinogram * position).sum(1) / mass
-    model = torch.stack([torch.ones_like(scan.angles), scan.angles.cos(), scan.angles.sin()], 1)
-    return float(torch.linalg.lstsq(model, centres[:, None]).solution[0])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,15 @@ import torch
 
 from datasets.angles import ordered_views, view_angles
 from datasets.counts import HDF5_SUFFIXES, Attenuation, Field, attenuation, field_row, plain_array
+from datasets.detector import without_bad_pixels
 from datasets.hdf5 import check_finite, find_dataset, open_hdf5
+from datasets.limits import load_arrays
 from datasets.matlab import read_matlab
 from datasets.nxtomo import attribute, read_frames
 from datasets.physics import MIN_COUNT
 from datasets.plausibility import implausible
 from datasets.reading import DataError
+from datasets.rings import without_rings
 from datasets.scans import Scan
 
 SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz")
@@ -27,15 +27,17 @@ SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz")
 _TIFF = (".tif", ".tiff")
 
 
-def read_sinogram(path: str | Path, **options: Any) -> Scan:
+def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: Any) -> Scan:
     """Read a scan by its kind of file: ``read_numbers``, ``read_dxchange`` or ``read_nxtomo``, whose options it takes.
 
     Values that cannot be line integrals in the units of the file are refused, or said in ``Scan.warnings``; see
-    ``datasets.plausibility``.
+    ``datasets.plausibility``. Detector pixels that did not measure are found and weigh 0; see
+    ``datasets.detector.without_bad_pixels``. ``ring_filter`` removes rings, with a median over so many detector pixels;
+    see ``datasets.rings``.
 
     Raises:
         DataError: an unknown suffix, and whatever the reader raises; raw counts or transmissions that are taken for
-            line integrals.
+            line integrals; a ring filter that is no odd number.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -46,7 +48,8 @@ def read_sinogram(path: str | Path, **options: Any) -> Scan:
         scan = read_numbers(path, **options)
     else:
         scan = (read_nxtomo if _is_nxtomo(path) else read_dxchange)(path, **options)
-    return replace(scan, warnings=(*scan.warnings, *implausible(scan)))
+    scan = without_bad_pixels(replace(scan, warnings=(*scan.warnings, *implausible(scan))))
+    return scan if ring_filter is None else without_rings(scan, ring_filter)
 
 
 def _is_nxtomo(path: Path) -> bool:
@@ -332,16 +335,7 @@ def _load(path: Path, shape: tuple[int, int] | None) -> dict[str, Any]:
 
 
 def _load_numpy(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"sinogram": loaded}
-        with loaded:
-            return {key: loaded[key] for key in loaded.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        raise DataError(f"{path}: cannot be read as NumPy data, it may be truncated or corrupt ({error})") from error
+    return load_arrays(path, "sinogram")
 
 
 def _number(stored: dict[str, Any], key: str, path: Path) -> float | None:

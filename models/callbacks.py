@@ -151,7 +151,7 @@ class ImageLogger(Callback):
 
     def _write(self, trainer: pl.Trainer, name: str, pixels: np.ndarray) -> None:
         if trainer.log_dir is not None:
-            write_files({Path(trainer.log_dir) / "images" / f"{name}.png": to_png(pixels)})
+            write_files({Path(trainer.log_dir) / "images" / f"{name}.png": pixels})
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 layout = "HW" if pixels.ndim == 2 else "HWC"
@@ -178,23 +178,14 @@ class PredictionWriter(Callback):
         known = list(names("predict")) if names is not None else []
         for image, index in zip(outputs.x, batch[-1].tolist(), strict=True):
             label = f"{index:03d}" + (f"_{Path(known[index]).stem}" if index < len(known) else "")
-            values = io.BytesIO()
-            np.save(values, image.cpu().numpy())
-            picture = to_png(to_pixels(pl_module.display(image[None])[0]))
-            write_files({self.folder / f"{label}.npy": values.getvalue(), self.folder / f"{label}.png": picture})
+            picture = to_pixels(pl_module.display(image[None])[0])
+            write_files({self.folder / f"{label}.npy": image.cpu().numpy(), self.folder / f"{label}.png": picture})
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
     """(channels, H, W) with values in [0, 1], others clipped, to 8 bits: (H, W), or (H, W, 3) for three channels."""
     pixels = (255 * image.detach().cpu().double().clamp(0, 1)).round().to(torch.uint8)
     return (pixels.permute(1, 2, 0) if len(pixels) == 3 else pixels[0]).numpy()
-
-
-def to_png(pixels: np.ndarray) -> bytes:
-    """The content of a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
 
 
 @torch.no_grad()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import io
-import pickle
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,31 +12,25 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
+from models.checkpoint_file import CheckpointError, checkpoint_bytes, load_checkpoint
 from recon.files import write_files
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "CheckpointError",
+    "checksum",
+    "describe",
+    "difference",
+    "load_checkpoint",
+    "qualified_name",
+]
 
 #: a description of objects by plain values: numbers, strings, lists, dictionaries
 Plain = Any
 
 
-# what torch's restricted unpickler stumbles over in files that are truncated, or of another kind
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it and says why."""
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, but a kill while one is written leaves the previous one, and nothing is unpickled.
+    """Lightning's checkpoints, but whole or refused: a kill while one is written leaves the previous one.
 
     Lightning writes to the folder for temporary files and then moves the file, which is a plain copy where that folder
     lies on another file system. Here the file is written beside its place, flushed to the disk and renamed.
@@ -48,9 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         if storage_options is not None:
             raise TypeError("checkpoints go to local files, which take no storage_options")
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_files({Path(path): buffer.getvalue()})
+        write_files({Path(path): checkpoint_bytes(checkpoint)})
 
     def load_checkpoint(
         self,
@@ -59,27 +48,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         return load_checkpoint(path)
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is no checkpoint, or holds other things than tensors and plain containers.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a checkpoint of this program, or truncated; valid are files that `recon fit` wrote ({reason})"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, valid are files that `recon fit` wrote")
-    return content
 
 
 # --- what a checkpoint belongs to ------------------------------------------------------------------------------------

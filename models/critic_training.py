@@ -16,6 +16,7 @@ from recon.lower_level import (
     HessianMap,
     Regularizer,
     SquaredL2,
+    check_contract,
     conjugate_gradients,
     over_image,
     per_image_norm,
@@ -123,6 +124,7 @@ class AdversarialObjective:
                 f"{tuple(self.naive.shape)}; the operator must be that of the data"
             )
         self.scale = scale_parameter(regularizer)
+        check_contract(regularizer, target)
         self.weight = published_weight(operator, fidelity if fidelity is not None else SquaredL2(), target, y)
         if not self.weight > 0:
             raise ValueError("the data have no noise at all, so that the rule for the weight gives zero; set sigma > 0")

@@ -22,6 +22,7 @@ from recon.lower_level import (
     SaddlePoint,
     SaddleSolution,
     Solution,
+    Solver,
     Squared,
     SquaredL2,
     Status,
@@ -205,7 +206,7 @@ class ICNNSaddle(SaddleModel):
         return torch.cat([x.flatten(1), *(t.reshape(len(x), -1) for t in z)], 1)
 
 
-class PrimalDual:
+class PrimalDual(Solver):
     r"""A solver of energies whose regularizer is an :class:`models.icnn.ICNN`, by PDHG on its primal-dual form.
 
     ``solver(energy, x0, accuracy) -> Solution``, like :class:`recon.lower_level.LBFGS`. PDHG runs until its residuals

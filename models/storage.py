@@ -8,11 +8,8 @@ is needed to read them, and nothing is unpickled. Networks that reconstruct are 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import pickle
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,13 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from models.checkpoint_file import CheckpointError, load_checkpoint
 from models.reconstructor import Reconstructor
 from models.shipped import locate
-from recon.files import write_files
-from recon.lower_level import Recreatable, Regularizer, SaddleModel
+from models.trust import Trusted, UntrustedError, find_class, full_name, is_importable
+from recon.files import check_finite, write_files
+from recon.lower_level import ContractError, Recreatable, Regularizer, SaddleModel, check_contract
+from recon.lower_level.contract import SIDE
 
 FORMAT, RECONSTRUCTOR_FORMAT = "recon regularizer 1", "recon reconstructor 1"
 WEIGHTS, DESCRIPTION, CHECKPOINT = ".safetensors", ".json", ".ckpt"
@@ -53,12 +53,14 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
 
     Raises:
         ValueError: the class cannot be imported by its name, an argument or the metadata cannot be put into JSON, or
-            the parameters are not all of type float32 or all of float64.
+            the parameters are not all of type float32 or all of float64, or not finite.
         OSError: the files cannot be written; none of them is then changed.
     """
     weights, description = _paths(path)
     # copies: safetensors refuses views of one another
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in regularizer.state_dict().items()}
+    for name, tensor in tensors.items():
+        check_finite(tensor.numpy(), str(weights), name)
     content = safetensors.torch.save(tensors)
     form = RECONSTRUCTOR_FORMAT if isinstance(regularizer, Reconstructor) else FORMAT
     head: dict[str, Any] = {"format": form, **specification(regularizer)}
@@ -71,12 +73,12 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
     return weights
 
 
-def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
+def load_regularizer(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Regularizer, dict[str, Any]]:
     """Read a regularizer of energies, on the CPU, and its metadata.
 
     As :func:`load_model`, but raises :class:`ModelFileError` for other models, too.
     """
-    model, metadata = load_model(path)
+    model, metadata = load_model(path, trust)
     if isinstance(model, Reconstructor):
         raise ModelFileError(
             f"{path}: holds a network that reconstructs, {type(model).__name__}; this needs a regularizer R(x) of an "
@@ -90,13 +92,13 @@ def load_regularizer(path: str | Path) -> tuple[Regularizer, dict[str, Any]]:
     return model, metadata
 
 
-def load_reconstructor(path: str | Path) -> tuple[Reconstructor, dict[str, Any]]:
+def load_reconstructor(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Reconstructor, dict[str, Any]]:
     """Read a network that reconstructs, on the CPU, and its metadata.
 
     As :func:`load_model`, but raises :class:`ModelFileError` for other models, too. What it was trained for is the
     entry ``setting`` of the metadata, see :func:`models.setting.setting_difference`.
     """
-    model, metadata = load_model(path)
+    model, metadata = load_model(path, trust)
     if not isinstance(model, Reconstructor):
         raise ModelFileError(
             f"{path}: holds a {type(model).__name__}; this needs a network that reconstructs, a subclass of "
@@ -105,7 +107,7 @@ def load_reconstructor(path: str | Path) -> tuple[Reconstructor, dict[str, Any]]
     return model, metadata
 
 
-def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
+def load_model(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Model, dict[str, Any]]:
     """Read a regularizer, a saddle-point model or a reconstructor, on the CPU, and its metadata.
 
     ``path`` is what :func:`save_regularizer` wrote (the safetensors, the JSON, or their common name), the name of a
@@ -113,24 +115,25 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     :class:`models.bilevel.BilevelModule`, whose metadata are ``mu`` and the classes of ``operator`` and ``fidelity``,
     or of :class:`models.supervised.SupervisedModule`, with the entry ``setting``.
 
-    The module that the class is imported from is executed, as by any ``import``; only subclasses of
+    The class is one of this project, or of a module in ``trust`` (its name, which is then imported; or the class
+    itself): no other module is imported, see :mod:`models.trust`. Only subclasses of
     :class:`recon.lower_level.Regularizer`, :class:`recon.lower_level.SaddleModel` and
     :class:`models.reconstructor.Reconstructor` are instantiated, and checkpoints are read with ``weights_only=True``.
 
     Raises:
         FileNotFoundError: one of the files is missing, or no model has that name.
         ModelFileError: (a ValueError) a file is of another kind, truncated, of another model, or names a class that
-            is unknown or not a regularizer.
+            is not trusted, unknown or not a regularizer.
     """
     path = locate(path)
     if path.suffix == CHECKPOINT:
-        return _load_checkpoint(path)
+        return _load_checkpoint(path, trust)
     weights, description = _paths(path)
     for file in (weights, description):
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; a regularizer is a {WEIGHTS} and a {DESCRIPTION} file")
     head = _read_description(description)
-    regularizer = _build(head, description)
+    regularizer = _build(head, description, trust)
     content = weights.read_bytes()
     try:
         tensors = safetensors.torch.load(content)
@@ -144,25 +147,26 @@ def load_model(path: str | Path) -> tuple[Model, dict[str, Any]]:
     return regularizer, head["metadata"]
 
 
-def pretrained(path: str | Path) -> Regularizer:
+def pretrained(path: str | Path, trust: list[str] | None = None) -> Regularizer:
     """The regularizer in a file that :func:`load_model` reads: what a configuration starts from to train on.
 
     In YAML: ``regularizer: {class_path: models.pretrained, init_args: {path: FILE_OR_NAME}}``.
+    ``trust``: modules that a class which is none of this project may come from.
     """
-    return load_regularizer(path)[0]
+    return load_regularizer(path, trust or ())[0]
 
 
-def pretrained_saddle_model(path: str | Path) -> SaddleModel:
+def pretrained_saddle_model(path: str | Path, trust: list[str] | None = None) -> SaddleModel:
     """The saddle-point model in a file that :func:`load_model` reads; like ``pretrained``."""
-    model = load_model(path)[0]
+    model = load_model(path, trust or ())[0]
     if not isinstance(model, SaddleModel):
         raise ModelFileError(f"{path}: holds a {type(model).__name__}, but this needs a saddle-point model")
     return model
 
 
-def pretrained_reconstructor(path: str | Path) -> Reconstructor:
+def pretrained_reconstructor(path: str | Path, trust: list[str] | None = None) -> Reconstructor:
     """The network in a file that :func:`load_reconstructor` reads; like ``pretrained``."""
-    return load_reconstructor(path)[0]
+    return load_reconstructor(path, trust or ())[0]
 
 
 def specification(regularizer: Recreatable) -> dict[str, Any]:
@@ -172,8 +176,8 @@ def specification(regularizer: Recreatable) -> dict[str, Any]:
         ValueError: as :func:`save_regularizer`.
     """
     cls = type(regularizer)
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    if _find(name) is not cls:
+    name = full_name(cls)
+    if not is_importable(cls):
         raise ValueError(f"{name} cannot be imported by this name; define the class at the top level of a module")
     arguments = regularizer.constructor_arguments()
     for argument, value in arguments.items():
@@ -208,7 +212,7 @@ def _version() -> str:
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         head = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path}: not JSON, or truncated ({error})") from error
     if not isinstance(head, dict) or head.get("format") not in (FORMAT, RECONSTRUCTOR_FORMAT):
         raise ModelFileError(f"{path}: does not describe a regularizer; its entry 'format' must be {FORMAT!r}")
@@ -226,18 +230,12 @@ def _check_specification(head: Mapping[str, Any], path: Path) -> None:
         raise ModelFileError(f"{path}: the dtype is {head['dtype']!r}; valid are {', '.join(_DTYPES)}")
 
 
-def _find(name: str) -> Any:
-    """The object of that import path, ``None`` if there is none."""
-    module_name, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), attribute, None)
-    except (ImportError, ValueError):
-        return None
-
-
-def _build(head: Mapping[str, Any], path: Path) -> Model:
+def _build(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> Model:
     name, arguments = head["class"], head["arguments"]
-    cls = _find(name)
+    try:
+        cls = find_class(name, trust)
+    except UntrustedError as error:
+        raise ModelFileError(f"{path}: {error}") from error
     if cls is None:
         raise ModelFileError(
             f"{path}: there is no class {name}; install the package that has it, or put it on PYTHONPATH"
@@ -249,7 +247,7 @@ def _build(head: Mapping[str, Any], path: Path) -> Model:
         )
     try:
         regularizer = cls(**arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # arguments of any kind and size end in errors of any kind
         raise ModelFileError(f"{path}: {name} cannot be made with the arguments {arguments} ({error})") from error
     return regularizer.to(_DTYPES[head["dtype"]])
 
@@ -270,42 +268,49 @@ def _fill(regularizer: Model, tensors: Mapping[str, Tensor], path: Path) -> None
     if bad:
         raise ModelFileError(f"{path}: holds NaN or infinite values in {', '.join(bad)}")
     regularizer.load_state_dict(dict(tensors))
+    if isinstance(regularizer, Regularizer):
+        _check_contract(regularizer, path)
 
 
-def _load_checkpoint(path: Path) -> tuple[Model, dict[str, Any]]:
+def _check_contract(regularizer: Regularizer, path: Path) -> None:
+    """Raise :class:`ModelFileError` for what is no regularizer of pictures, nor of complex images."""
+    dtype = next((t.dtype for t in regularizer.parameters()), torch.float32)
+    for channels in (1, 2):
+        try:
+            return check_contract(regularizer, torch.zeros(1, channels, SIDE, SIDE, dtype=dtype))
+        except ContractError as error:
+            raise ModelFileError(f"{path}: {error}") from error
+        except (RuntimeError, ValueError, IndexError):  # images of a size of its own: what uses it will check
+            continue
+
+
+def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        ValueError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelFileError(f"{path}: not a checkpoint of this program, or truncated ({reason})") from error
-    saved = content.get("bilevel", content.get("supervised")) if isinstance(content, dict) else None
+        content = load_checkpoint(path)
+    except CheckpointError as error:
+        raise ModelFileError(str(error)) from error
+    saved = content.get("bilevel", content.get("supervised"))
     head = saved.get("specification") if isinstance(saved, dict) else None
-    if not isinstance(saved, dict) or not isinstance(head, dict):
+    parts = content.get("state_dict")
+    if not isinstance(saved, dict) or not isinstance(head, dict) or not isinstance(parts, dict):
         raise ModelFileError(
             f"{path}: a checkpoint of another model; valid are those of models.bilevel.BilevelModule and "
             "models.supervised.SupervisedModule"
         )
     _check_specification(head, path)
-    regularizer = _build(head, path)
+    regularizer = _build(head, path, trust)
     supervised = isinstance(regularizer, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
-    tensors = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    tensors = {k.removeprefix(prefix): v for k, v in parts.items() if str(k).startswith(prefix)}
     _fill(regularizer, tensors, path)
     problem = saved.get("problem", {})
+    named = ("operator", "fidelity")
+    if not isinstance(problem, dict) or not all("class" in problem[k] for k in named if k in problem):
+        raise ModelFileError(f"{path}: its entry 'problem' is no description of an operator and a fidelity")
     if supervised:
         return regularizer, {"setting": problem["setting"]} if "setting" in problem else {}
     metadata: dict[str, Any] = {"mu": problem.get("mu", 0.0)}
-    metadata |= {k: problem[k]["class"] for k in ("operator", "fidelity") if k in problem}
+    metadata |= {k: problem[k]["class"] for k in named if k in problem}
     return regularizer, metadata

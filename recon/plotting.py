@@ -17,7 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from recon.bilevel import Progress, Record
-from recon.files import write_files
+from recon.files import check_finite, write_files
 
 #: colours that are told apart in print and by colour-blind readers (Okabe and Ito 2008)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -45,7 +45,7 @@ class Panel:
         """As matplotlib wants it: (height, width), or (height, width, 3).
 
         Raises:
-            ValueError: the image has another shape.
+            ValueError: the image has another shape, or values that are NaN or infinite.
         """
         image = self.image.detach().cpu().double().numpy()
         if image.ndim == 3 and image.shape[0] == 1:
@@ -54,6 +54,7 @@ class Panel:
             image = np.moveaxis(image, 0, -1)
         if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] == 3):
             raise ValueError(f"{self.title}: cannot show an image of shape {tuple(self.image.shape)}")
+        check_finite(image, f"picture of {self.title}")
         return image
 
 

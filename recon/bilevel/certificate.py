@@ -81,7 +81,10 @@ def goal_oriented(
     computed = per_image_norm(residual)
     rounding = energy.rounding(x, computed)
     norm, size, proved = computed + rounding, per_image_norm(w), error - error_rounding
-    adjoint = adjoint_residual + energy.adjoint_rounding(x, w, adjoint_residual, variation.lipschitz)
+    # without a constant T: |D^3 R[w, d, e]| <= kappa (sqrt(<d, B d> <e, B e>) + c ||d|| ||e||), B <= L
+    by_curvature = variation.relative * (energy.smoothness + variation.concavity)
+    lipschitz = torch.where(torch.isfinite(variation.lipschitz), variation.lipschitz, by_curvature)
+    adjoint = adjoint_residual + energy.adjoint_rounding(x, w, adjoint_residual, lipschitz)
     # a computed inner product has random rounding errors: they add up to the norm of the error times that of w over
     # the square root of the number of pixels, not to the product of the norms. Those of the weights and filters, which
     # are rounded once for all pixels, are not random: they change every part of the gradient by a multiple of it

@@ -31,6 +31,7 @@ from recon.lower_level import (
     Solver,
     SquaredL2,
     Status,
+    check_contract,
     first_guess,
     over_image,
     per_image_norm,
@@ -139,6 +140,7 @@ class BilevelObjective:
     ValueError: what would fail later: images or data that do not fit each other or the operator, no trainable
         parameters, a solver with constraints (sections 3 and 4 of the mathematics hold for minimizers without), or an
         operator whose adjoint is not exact (the adjoint equations have no symmetric matrix then).
+    ContractError: (a ValueError) the regularizer is none, see :func:`recon.lower_level.check_contract`.
     """
 
     adjoint_steps: int | None = None
@@ -200,6 +202,7 @@ class BilevelObjective:
                 f"{type(self.operator).__name__} cannot be used in training: its adjoint is not the exact transpose, "
                 'so that nothing can be certified, nor the adjoint equations be solved; CT has backend="matrix"'
             )
+        check_contract(self.regularizer, self.target, overflow=True)
 
     @property
     def _solves_adjoint(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -17,17 +18,21 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from datasets import DenoisingDataModule
 from models.adversarial import AdversarialModule
 from models.bilevel import BilevelModule
 from models.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
-from models.checkpointing import AtomicCheckpointIO, load_checkpoint, qualified_name
+from models.checkpoint_file import load_checkpoint
+from models.checkpointing import AtomicCheckpointIO, qualified_name
 from models.reconstruction import ReconstructionModule
 from models.setting import describe_setting
 from models.storage import save_regularizer, specification
 from models.supervised import SupervisedModule
+from recon.commands.errors import printable
+from recon.commands.lock import locked
 from recon.commands.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -40,6 +45,8 @@ from recon.commands.runs import (
     run_of_checkpoint,
     write_json,
 )
+from recon.commands.slots import check_classes
+from recon.commands.yaml_files import check_yaml
 from recon.files import write_files
 from recon.lower_level import Grade
 from recon.operators import Identity
@@ -64,8 +71,13 @@ class ReconCLI(LightningCLI):
     """
 
     run: Path
+    held: contextlib.ExitStack
     resumed_step: int | None = None
     stopwatch: Stopwatch
+
+    def __init__(self, *args: Any, held: contextlib.ExitStack, **kwargs: Any) -> None:
+        self.held = held  # of the folder; the base class does everything right here
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -73,8 +85,10 @@ class ReconCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what is given; Lightning's own method warns if ``sys.argv`` is not empty."""
+        """Parse what is given, and check its classes; Lightning's own method warns if ``sys.argv`` is not empty."""
         self.config = parser.parse_args(args)
+        slots = {"model": pl.LightningModule, "data": pl.LightningDataModule, "trainer": pl.Trainer}
+        check_classes(self.config[self.config.subcommand], slots)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: checkpoints hold no configuration; what they belong to is checked when they are loaded."""
@@ -92,17 +106,21 @@ class ReconCLI(LightningCLI):
         run = None
         if checkpoint is not None:
             settings["ckpt_path"] = str(checkpoint)
+            if self.subcommand == "fit" and (run := run_of_checkpoint(Path(checkpoint))) is not None:
+                self.held.enter_context(locked(run))  # before it is read: another program may go on writing it
             step = load_checkpoint(checkpoint).get("global_step")
             if self.subcommand == "fit":
-                run, self.resumed_step = run_of_checkpoint(Path(checkpoint)), step
+                self.resumed_step = step
         self._root = root
         self._resumed_run = run
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add loggers, checkpoints, pictures and the progress bar; what the configuration names stays."""
-        self.run = self._resumed_run or new_run(
-            self._root, "version" if self.subcommand == "fit" else str(self.subcommand)
-        )
+        if self._resumed_run is not None:
+            self.run = self._resumed_run
+        else:
+            self.run = new_run(self._root, "version" if self.subcommand == "fit" else str(self.subcommand))
+            self.held.enter_context(locked(self.run))
         config = dict(self._get(self.config_init, "trainer"))
         given = {key: _as_list(config.get(key)) for key in ("callbacks", "plugins")}
         if config.get("logger") in (None, True):
@@ -195,9 +213,9 @@ class ReconCLI(LightningCLI):
 
     def _report(self, summary: dict[str, Any]) -> None:
         write_json(self.run / "summary.json", summary)
-        table = Table(title=f"{self.run}", show_header=False)
+        table = Table(title=escape(printable(self.run)), show_header=False)
         for name, value in summary.items():
-            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value))
+            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else escape(printable(value)))
         Console().print(table)
 
     def _metadata(self, model: ReconstructionModule) -> dict[str, Any]:
@@ -227,29 +245,55 @@ class ReconCLI(LightningCLI):
         }
 
 
+class _Checked(Exception):
+    """The end of a check."""
+
+
+class _CheckingCLI(ReconCLI):
+    """Stops where the arguments are parsed and checked, and nothing is made yet."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        raise _Checked
+
+
+def check_cli(arguments: list[str]) -> None:
+    """Raise what :func:`run_cli` raises for ``arguments`` that it does not take; nothing is made or run."""
+    with contextlib.suppress(_Checked):
+        _make_cli(_CheckingCLI, arguments)
+
+
 def run_cli(arguments: list[str]) -> ReconCLI:
     """Parse ``arguments`` (subcommand first) and run.
 
     Raises:
-        argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files.
+        argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files;
+            another program writes into the folder of the run.
     """
+    return _make_cli(ReconCLI, arguments)
+
+
+def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
     _quiet()
     _check_order(arguments)
+    _check_files(arguments)
     subcommands = ReconCLI.subcommands()
-    return ReconCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        save_config_callback=None,
-        trainer_defaults=TRAINER_DEFAULTS,
-        seed_everything_default=0,
-        parser_kwargs={"exit_on_error": False, "prog": "recon"}
-        | {name: {"exit_on_error": False} for name in subcommands},
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=arguments,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    with contextlib.ExitStack() as held:
+        return kind(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            held=held,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False, "prog": "recon"}
+            | {name: {"exit_on_error": False} for name in subcommands},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=arguments,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
 
 
 def _check_order(arguments: list[str]) -> None:
@@ -259,6 +303,14 @@ def _check_order(arguments: list[str]) -> None:
     for name in names[:first]:
         if name.partition(".")[0] in ("--model", "--data", "--trainer"):
             raise ValueError(f"{name} stands before --config, whose file could replace it; put it behind the file")
+
+
+def _check_files(arguments: list[str]) -> None:
+    """Refuse configurations that cannot be read, or are small only until their aliases are written out."""
+    for first, second in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = first.partition("=")
+        if name == "--config" and Path(value or second).is_file():
+            check_yaml(Path(value or second))
 
 
 def _quiet() -> None:

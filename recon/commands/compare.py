@@ -6,17 +6,16 @@ The configuration has ``data`` as those of ``recon fit``, and ``methods``, which
     {model: FILE.safetensors or NAME}    trained before for this operator and noise
     {config: FILE.yaml}                  trained by ``recon fit`` on the data of the comparison
 
-with paths relative to the configuration. Operator, data, noise and measures are the same for all methods, and so is the
-accuracy of whatever is certified. What is finished is kept: an interrupted comparison goes on with the next method, and
-with the last checkpoint of a training.
+with paths relative to the configuration, and ``trust: [MODULE]`` beside a model whose class is one of your own. A
+configuration is code: the classes that it names are imported and made. Operator, data, noise and measures are the same
+for all methods, and so is the accuracy of whatever is certified. What is finished is kept: an interrupted comparison
+goes on with the next method, and with the last checkpoint of a training.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
 import math
 import re
 import tempfile
@@ -33,15 +32,28 @@ from datasets import DenoisingDataModule
 from models.checkpointing import checksum
 from models.shipped import locate
 from recon.commands.compare_methods import Method, Task, baseline, check_baseline, load_method
-from recon.commands.compare_results import Result, check_shown, measure, save, saved, write_pictures, write_tables
+from recon.commands.compare_results import (
+    Result,
+    check_shown,
+    measure,
+    print_table,
+    save,
+    saved,
+    write_pictures,
+    write_tables,
+)
 from recon.commands.errors import sentence
+from recon.commands.lock import locked
+from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.runs import CHECKPOINTS, latest_checkpoint
+from recon.commands.slots import check_classes, named_classes
 from recon.commands.tables import claim
-from recon.files import prepare_folder, write_files
+from recon.commands.yaml_files import read_yaml
+from recon.files import write_files
 from recon.operators import Identity
 
 KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
-METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked"}, "config": set[str]()}
+METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked", "trust"}, "config": set[str]()}
 #: certified ||x - x^|| by default, relative to the root of the number of values of a picture
 ACCURACY = 4e-3
 TRAINING = "training"
@@ -62,21 +74,25 @@ class Comparison:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare; returns 0.
+    """Compare; returns 0, or 1 if some of several methods failed.
 
     Raises:
         ValueError: the configuration, a model, or the data cannot be used, or the data do not keep test and training
             apart.
-        OSError: a file is missing, or the output cannot be written.
+        OSError: a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
     folders = {name: getattr(args, name) for name in FOLDERS if getattr(args, name) is not None}
     comparison = read_comparison(args.config, folders)
     output = args.output if args.output is not None else Path("outputs") / "compare" / args.config.stem
+    with locked(output):
+        return _compare(comparison, output)
+
+
+def _compare(comparison: Comparison, output: Path) -> int:
     task = make_task(comparison)
     entries = {name: identity(comparison, name) for name in comparison.methods}
     check(comparison, task)
-    prepare_folder(output)
     tested, tuned = (loader().dataset for loader in (task.module.test_dataloader, task.module.val_dataloader))
     settings = {
         "data": comparison.data,
@@ -89,11 +105,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     claim(output, settings)
     for name, entry in entries.items():
         claim(output / name, entry)
-    results = [_result(name, comparison, task, output) for name in comparison.methods]
-    write_tables(results, settings, output)
-    write_pictures(results, task, output, comparison.show)
-    print(f"tables and pictures are in {output}")
-    return 0
+
+    def report(outcome: Outcome[Result]) -> None:
+        if outcome.results:
+            write_tables(outcome.results, settings, output, outcome.entries())
+
+    outcome = one_by_one(
+        {name: name for name in comparison.methods}, lambda name: _result(name, comparison, task, output), report
+    )
+    if outcome.results:
+        print_table(outcome.results)
+        write_pictures(outcome.results, task, output, comparison.show)
+        print(f"tables and pictures are in {output}")
+    outcome.print_failures("recon compare")
+    return 1 if outcome.failures else 0
 
 
 def _checksum(samples: Any) -> str:
@@ -168,6 +193,9 @@ def _check_entry(path: Path, name: Any, entry: Any) -> None:
         raise ValueError(f"{path}: mu of the method {name} is {mu!r}, but must be a number that is not negative")
     if not isinstance(entry.get("unchecked", False), bool):
         raise ValueError(f"{path}: unchecked of the method {name} is {entry['unchecked']!r}; valid are true and false")
+    trust = entry.get("trust", [])
+    if not isinstance(trust, list) or not all(isinstance(module, str) for module in trust):
+        raise ValueError(f"{path}: trust of the method {name} is {trust!r}, but must be a list of Python modules")
 
 
 def make_task(comparison: Comparison) -> Task:
@@ -178,7 +206,9 @@ def make_task(comparison: Comparison) -> Task:
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=DenoisingDataModule)
-    module = parser.instantiate(parser.parse_object({"data": comparison.data})).data
+    parsed = parser.parse_object({"data": comparison.data})
+    check_classes(parsed, {"data": DenoisingDataModule})
+    module = parser.instantiate(parsed).data
     operator = module.operator if module.operator is not None else Identity()
     first: Any = module.test_dataloader().dataset[0]
     accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
@@ -204,23 +234,20 @@ def check(comparison: Comparison, task: Task) -> None:
         if "baseline" in entry:
             check_baseline(entry["baseline"], task.operator)
         elif "model" in entry:
-            load_method(locate(entry["model"], comparison.folder), task, entry.get("unchecked", False))
+            _load(entry, comparison, task)
         else:
             _check_training(comparison, comparison.folder / entry["config"])
 
 
 def _check_training(comparison: Comparison, path: Path) -> None:
     """Raise ``ValueError`` if ``recon fit`` does not take the configuration."""
-    from recon.commands.cli import run_cli  # Lightning takes seconds to import
+    from recon.commands.cli import check_cli  # Lightning takes seconds to import
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "fit.yaml"
         config.write_text(yaml.safe_dump(_training(comparison, path), sort_keys=False))
         try:
-            run_cli(["fit", "--config", str(config), "--print_config"])
-        except SystemExit as end:  # that is how a configuration that was printed ends
-            if end.code not in (None, 0):
-                raise ValueError(f"{path}: recon fit does not take it") from end
+            check_cli(["fit", "--config", str(config)])
         except (argparse.ArgumentError, ValueError) as error:
             raise ValueError(f"{path}: {sentence(error)}") from error
 
@@ -258,8 +285,15 @@ def make_method(name: str, comparison: Comparison, task: Task, output: Path) -> 
     if "baseline" in entry:
         return baseline(entry, task)
     if "model" in entry:
-        return load_method(locate(entry["model"], comparison.folder), task, entry.get("unchecked", False))
-    return load_method(_trained(_training(comparison, comparison.folder / entry["config"]), output / name), task)
+        return _load(entry, comparison, task)
+    training = _training(comparison, comparison.folder / entry["config"])
+    # what a configuration names is trusted, as it runs in any case
+    return load_method(_trained(training, output / name), task, trust=named_classes(training["model"]))
+
+
+def _load(entry: Mapping[str, Any], comparison: Comparison, task: Task) -> Method:
+    file = locate(entry["model"], comparison.folder)
+    return load_method(file, task, entry.get("unchecked", False), entry.get("trust", []))
 
 
 def _training(comparison: Comparison, path: Path) -> dict[str, Any]:
@@ -302,10 +336,7 @@ def _exported(folder: Path) -> Path | None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: is no configuration, which maps names to values")
     return content

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from models.precision import cast
 from models.reconstructor import Reconstructor, naive_reconstruction
 from models.setting import describe_setting, setting_difference
 from models.storage import load_model
+from models.trust import Trusted
 from recon.commands.regularized import metadata_mu
 from recon.lower_level import LBFGS, Energy, Grade, Regularizer, SquaredL2, Status, cropped, first_guess, mirrored
 from recon.metrics import psnr
@@ -220,19 +221,20 @@ def solve(
     return Found(solution.x, float(solution.error[0]), float(solution.evaluations[0]), Grade(int(solution.grade[0])))
 
 
-def load_method(file: Path, task: Task, unchecked: bool = False) -> Method:
+def load_method(file: Path, task: Task, unchecked: bool = False, trust: Iterable[Trusted] = ()) -> Method:
     """The method of a model in a file, see :func:`models.storage.load_model`.
 
     Args:
         file: of the model. task: what it is applied to.
         unchecked: whether a model whose file does not say what it was trained for is accepted.
+        trust: what its class may come from, if it is none of this project.
 
     Raises:
         ValueError: the model was trained for another operator or noise, on patients of the test, with another fidelity,
             or does not say so; it is a saddle-point model, or nothing says how to apply it.
         FileNotFoundError: a file is missing.
     """
-    model, metadata = load_model(file)
+    model, metadata = load_model(file, trust)
     _check_setting(file, metadata, task, unchecked)
     _check_learned_from(file, metadata, task)
     model.requires_grad_(False).eval()

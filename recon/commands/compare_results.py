@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -20,9 +19,11 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from datasets.limits import load_array
 from recon.commands.compare_methods import Method, Task
+from recon.commands.errors import printable
 from recon.commands.tables import read, table
-from recon.files import write_files
+from recon.files import Content, write_files
 from recon.lower_level import Grade
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, figure_bytes
@@ -133,11 +134,9 @@ def save(result: Result, folder: Path) -> None:
     Raises:
         OSError: the files cannot be written.
     """
-    files = {folder / IMAGES: table(result.rows), folder / METHOD: _json(result.info)}
+    files: dict[Path, Content] = {folder / IMAGES: table(result.rows), folder / METHOD: result.info}
     if len({image.shape for image in result.images}) == 1:
-        buffer = io.BytesIO()
-        np.save(buffer, torch.stack(result.images).float().numpy())
-        files[folder / ARRAYS] = buffer.getvalue()
+        files[folder / ARRAYS] = torch.stack(result.images).float().numpy()
     write_files(files)
 
 
@@ -163,7 +162,7 @@ def saved(name: str, folder: Path, images: Sequence[str]) -> Result | None:
         if not isinstance(info, dict) or not info.keys() >= {"description", "parameters"}:
             raise ValueError("lacks an entry")
         file = folder / ARRAYS
-        arrays = np.load(file) if file.is_file() else np.zeros((0, 1, 1))
+        arrays = load_array(file) if file.is_file() else np.zeros((0, 1, 1))
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file}: was damaged ({error}); delete the folder to compute it again") from error
     return Result(name, parsed, info, list(torch.from_numpy(arrays)))
@@ -176,8 +175,10 @@ def check_shown(show: int, task: Task) -> None:
         raise ValueError(f"show is {show}, but there are {len(samples)} test images, from 0 on")
 
 
-def write_tables(results: Sequence[Result], settings: Mapping[str, Any], output: Path) -> None:
-    """``images.csv``, ``table.csv``, ``table.md`` and ``summary.json``; prints the table.
+def write_tables(
+    results: Sequence[Result], settings: Mapping[str, Any], output: Path, state: Mapping[str, Any]
+) -> None:
+    """``images.csv``, ``table.csv``, ``table.md`` and ``summary.json``; the latter also with ``state``: what failed.
 
     Raises:
         OSError: the files cannot be written.
@@ -192,14 +193,19 @@ def write_tables(results: Sequence[Result], settings: Mapping[str, Any], output:
             output / IMAGES: table([row for result in results for row in result.rows]),
             output / "table.csv": table(summaries),
             output / "table.md": markdown.encode(),
-            output / "summary.json": _json({"settings": dict(settings), "methods": summaries}),
+            output / "summary.json": {"settings": dict(settings), "methods": summaries, **state},
         }
     )
-    shown = Table(title=f"Means over {summaries[0]['images']} test images")
-    for k, head in enumerate(heads):
+
+
+def print_table(results: Sequence[Result]) -> None:
+    """The means over the images, on the screen."""
+    cells = [_cells(result.summary()) for result in results]
+    shown = Table(title=f"Means over {len(results[0].rows)} test images")
+    for k, head in enumerate(cells[0]):
         shown.add_column(head, justify="right" if k else "left", overflow="fold")
     for row in cells:
-        shown.add_row(*map(escape, row.values()))
+        shown.add_row(*(escape(printable(cell)) for cell in row.values()))
     Console().print(shown)
 
 
@@ -275,7 +281,3 @@ def _known(value: float) -> float | None:
 
 def _parsed(text: str) -> float | None:
     return float(text) if text else None
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from datasets.counts import HDF5_SUFFIXES, plain_array
 from datasets.hdf5 import LODOPAB_MU_MAX, find_dataset, open_hdf5
 from datasets.reading import DataError
-from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.rotation import assumed_centre, rotation_centre
+from datasets.scans import Scan, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from datasets.tomography import MU_UNIT
 from recon.commands.problem import DicomTarget
+from recon.commands.yaml_files import check_counts, read_yaml
 from recon.operators import FanBeam, Geometry, ParallelBeam, RayTransform, geometry_from_dict
 from recon.operators.tomography import Backend
 
@@ -32,7 +33,8 @@ class CTOptions:
     """What is asked for on the command line; lengths in mm, angles in degrees, the noise on the scale of the file.
 
     ``photons`` are those of a ray through air; with ``counts``, the file holds the photons that arrived. ``flat``,
-    ``dark`` and ``angles`` are numbers or names of files. ``seed`` and ``number`` fix the noise of a simulation.
+    ``dark`` and ``angles`` are numbers or names of files, ``ring_filter`` a number of
+    detector pixels. ``seed`` and ``number`` fix the noise of a simulation.
     """
 
     geometry: Path | None = None
@@ -48,6 +50,7 @@ class CTOptions:
     flat: str | None = None
     dark: str | None = None
     angles: str | None = None
+    ring_filter: int | None = None
     filter: str = "ram-lak"
     backend: Backend = "matrix"
     seed: int = 0
@@ -84,15 +87,7 @@ def read(path: Path, options: CTOptions) -> Sinogram:
     if options.geometry is not None:
         return _read_with_geometry(path, options.geometry, options)
     scan = _without_repeated_view(read_sinogram(path, **_reader_options(path, options)))
-    details: dict[str, Any] = {}
-    centre = options.rotation_centre
-    if centre is None and path.suffix.lower() in HDF5_SUFFIXES:
-        centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
-    if centre == "estimate":
-        scan = replace(scan, rotation_centre=estimate_rotation_centre(scan))
-    elif centre is not None:
-        scan = replace(scan, rotation_centre=_number(centre))
-    details["rotation_centre"] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
+    scan, details = _centred(scan, options)
     detectors = scan.sinogram.shape[1]
     size = detectors if options.size is None else options.size
     pixel_size = options.pixel_size
@@ -104,6 +99,30 @@ def read(path: Path, options: CTOptions) -> Sinogram:
     unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
     geometry = scan.geometry((size, size), pixel_size)
     return _of_scan(scan, geometry, unit, details)
+
+
+def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, Any]]:
+    """The scan with its rotation centre, given or estimated, and what the report says of it."""
+    centre = options.rotation_centre
+    if centre is None and scan.path.suffix.lower() in HDF5_SUFFIXES:
+        centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
+    entry: dict[str, Any] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
+    said: tuple[str, ...] = ()
+    if centre == "estimate":
+        found = rotation_centre(scan)
+        scan = replace(scan, rotation_centre=found.centre)
+        entry |= {"detector_pixel": found.centre, "method": found.method, "uncertainty": found.uncertainty}
+        if found.doubt is not None:
+            said = (
+                f"{scan.path}: its rotation centre, detector pixel {found.centre:.2f} from {found.method}, is "
+                f"doubtful: {found.doubt}; give --rotation-centre",
+            )
+    elif centre is not None:
+        scan = replace(scan, rotation_centre=_number(centre))
+        entry["detector_pixel"] = scan.centre
+    elif scan.rotation_centre is None:
+        said = assumed_centre(scan)
+    return replace(scan, warnings=(*scan.warnings, *said)), {"rotation_centre": entry}
 
 
 def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
@@ -138,7 +157,7 @@ def chosen_views(geometry: Geometry, options: CTOptions, path: Path) -> list[int
 
 def _reader_options(path: Path, options: CTOptions) -> dict[str, Any]:
     """What the reader is told: slice, angles, and what the values of the file mean."""
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {"ring_filter": options.ring_filter}
     raw = path.suffix.lower() in HDF5_SUFFIXES
     if raw:
         made["row"] = options.index
@@ -221,6 +240,7 @@ def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
 def _of_scan(scan: Scan, geometry: Geometry, unit: str, details: dict[str, Any]) -> Sinogram:
     if scan.repeats is not None:
         details = {**details, "views_averaged": int(scan.repeats.sum())}
+    details = {**details, **{key: scan.metadata[key] for key in ("bad_pixels", "ring_filter") if key in scan.metadata}}
     return Sinogram(
         scan.sinogram,
         geometry,
@@ -239,13 +259,11 @@ def read_geometry(file: Path) -> ParallelBeam | FanBeam:
         OSError: the file cannot be read.
         DataError: it is no YAML, or no parallel or fan beam in the plane.
     """
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(file)
+    check_counts(values, file)
     try:
         geometry = geometry_from_dict(values)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise DataError(f"{file}: {error}") from error
     if geometry.ndim != 2 or not isinstance(geometry, (ParallelBeam, FanBeam)):
         raise DataError(f"{file}: describes a {geometry.kind} beam; valid here are parallel and fan")

@@ -7,7 +7,6 @@ Both then denoise pictures that they were not trained on.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -32,6 +31,7 @@ from models.callbacks import IterationProgress
 from models.ridge import RidgeRegularizer
 from models.storage import save_regularizer
 from recon.bilevel import MAID, Record
+from recon.commands.lock import locked
 from recon.files import prepare_folder, write_files
 from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim
@@ -98,11 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0 if every picture is certified to the accuracy, else 1.
 
     Raises:
-        OSError: the output cannot be written.
+        OSError: the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
-    size: Size = QUICK if args.quick_test else Size()
     prepare_folder(args.output)
+    with locked(args.output):
+        return _run(QUICK if args.quick_test else Size(), args.output)
+
+
+def _run(size: Size, output: Path) -> int:
     _silence()
     start = time.perf_counter()
     data = DenoisingDataModule(
@@ -117,15 +121,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in runs:
         console.print(f"Learning {type(run.module.regularizer).__name__} from {size.patches} patches", highlight=False)
         learn(run, data)
-        save_regularizer(run.module.regularizer, args.output / run.name.lower(), _metadata(run, size))
+        save_regularizer(run.module.regularizer, output / run.name.lower(), _metadata(run, size))
         denoise(run, pictures)
-    save_figure(_denoising_picture(runs, pictures), args.output / "denoising.png")
-    save_figure(training_figure({run.name: run.records for run in runs}), args.output / "training.png")
-    save_figure(_filters_picture(runs[-1].module.regularizer), args.output / "filters.png")
+    save_figure(_denoising_picture(runs, pictures), output / "denoising.png")
+    save_figure(training_figure({run.name: run.records for run in runs}), output / "training.png")
+    save_figure(_filters_picture(runs[-1].module.regularizer), output / "filters.png")
     summary = summarize(runs, pictures) | {"seconds": round(time.perf_counter() - start, 2)}
-    write_files({args.output / "summary.json": (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode()})
+    write_files({output / "summary.json": summary})
     console.print(_table(runs, summary))
-    console.print(f"{summary['seconds']:.0f} seconds; pictures, table and regularizers are in {args.output}")
+    console.print(f"{summary['seconds']:.0f} seconds; pictures, table and regularizers are in {output}")
     if summary["certified_error"] > ACCURACY:
         print(f"recon demo: a picture was not solved to the accuracy {ACCURACY:g}", file=sys.stderr)
         return 1

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import unicodedata
 
 # Lines of jsonargparse's nested reports that say nothing about the cause.
 _FILLERS = re.compile(
     r"Does not validate against any|Subtypes:|Errors:$|Given value type:|Expected a path but"
     r"|Expected a <class 'NoneType'>|Unable to parse config as|$"
 )
+_TORCH_MEMORY = "can't allocate memory: "
 _KEY = re.compile(r'(?:.*?: )?Parser key "([^"]+)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
 
@@ -19,10 +21,33 @@ def sentence(error: BaseException) -> str:
     """The message of an error in one line.
 
     Of jsonargparse's reports, which list every type that was tried, it keeps the path of the key and the causes.
+    Nothing in it acts on a terminal, see :func:`printable`.
     """
+    return printable(_sentence(error))
+
+
+def printable(text: object) -> str:
+    """Text for screens and pages: control characters, which may be commands to a terminal, are written as escapes.
+
+    So are marks of direction, which change the order of what is read, and the bytes of names that are no text.
+    """
+    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c for c in str(text))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", errors="backslashreplace").decode()
+
+
+def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error})" if str(error) else "not enough memory"
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply"
     text = str(error) or type(error).__name__
+    if isinstance(error, RuntimeError) and _TORCH_MEMORY in text:  # between a place in C++ and a number
+        return f"not enough memory ({text.partition(_TORCH_MEMORY)[2].partition('. ')[0]})"
     if "Parser key" in text or "Errors:" in text:
         return _condense(text)
     return " ".join(text.split())
@@ -48,10 +73,10 @@ def _condense(text: str) -> str:
                 causes.append(cause)
     if not causes:
         return " ".join(text.split())
-    sentence = "; or ".join(causes)
-    if len(given) > 0 and "got " not in sentence and "valid are" not in sentence:
-        sentence += given
-    return f"{'.'.join(keys)}: {sentence}" if keys else sentence
+    found = "; or ".join(causes)
+    if len(given) > 0 and "got " not in found and "valid are" not in found:
+        found += given
+    return f"{'.'.join(keys)}: {found}" if keys else found
 
 
 def _clean(line: str, path: str) -> str:

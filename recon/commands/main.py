@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from recon.commands.errors import sentence
+from recon.limits import parse_memory, set_memory_limit
 
 TRAINING = ("fit", "validate", "test", "predict")
 OTHERS = ("reconstruct", "compare", "models", "demo", "reproduce", "cache")
@@ -30,6 +35,7 @@ commands:
   cache        list or clear the projector matrices kept on disk: recon cache list
 
 options:
+  --max-memory AMOUNT  that one file may ask for, e.g. 4GB (default: half of what is free; or set RECON_MAX_MEMORY)
   --debug      show the traceback of an error (or set RECON_DEBUG=1)
   COMMAND --help explains the options of a command.
 """
@@ -38,11 +44,17 @@ options:
 def main(argv: list[str] | None = None) -> int:
     """Run the program; returns its exit status.
 
-    0: done. 1: an error, said in one sentence on the standard error stream. 2: no such command. 130: interrupted.
+    0: done. 1: an error, said in one sentence on the standard error stream. 2: no such command. 130, 143: interrupted,
+    or ended by SIGTERM, in the same way. 141: what reads its output has gone, without a word.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("RECON_DEBUG", "") not in ("", "0")
     arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        arguments = _with_memory_limit(arguments)
+    except ValueError as error:
+        print(f"recon: {sentence(error)}", file=sys.stderr)
+        return 2
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
@@ -51,19 +63,81 @@ def main(argv: list[str] | None = None) -> int:
         print(f"recon: unknown command {name!r}; valid are {', '.join(TRAINING + OTHERS)}", file=sys.stderr)
         return 2
     try:
-        return _command(name)(rest)
-    except KeyboardInterrupt:
-        return _interrupted(name)
+        with _terminable():
+            status = _command(name)(rest)
+            sys.stdout.flush()  # here, where a reader that has gone can be noticed
+            return status
+    except KeyboardInterrupt as stop:
+        return _interrupted(name, stop)
     except SystemExit as stop:
-        # Lightning answers an interrupt with exit(1), argparse ends --help with exit(0)
+        # Lightning answers an interrupt with exit(1), rich a closed pipe; argparse ends --help with exit(0)
         if isinstance(stop.__context__, KeyboardInterrupt):
-            return _interrupted(name)
+            return _interrupted(name, stop.__context__)
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _unread()
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except (ValueError, OSError, argparse.ArgumentError, _misconfiguration()) as error:
+    except BrokenPipeError:
+        return _unread()
+    except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"recon {name}: {sentence(error)}", file=sys.stderr)
+        expected = isinstance(error, (*_EXPECTED, _misconfiguration()))
+        what = sentence(error)
+        if not expected:
+            what = f"this should not have happened ({type(error).__name__}: {what}); --debug shows where it did"
+        print(f"recon {name}: {what}", file=sys.stderr)
         return 1
+
+
+# What data, files and the machine can bring about; anything else is a defect of the program.
+_EXPECTED = (ValueError, OSError, ImportError, ArithmeticError, MemoryError, RecursionError, argparse.ArgumentError)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the program as an interrupt does: with everything cleaned up."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Within it, SIGTERM raises :class:`Terminated`."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _unread() -> int:
+    """The end of a program whose output nobody reads, such as `recon ... | head`."""
+    with contextlib.suppress(OSError, ValueError):  # standard output may be no file
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())  # what is left goes there at exit
+        os.close(nothing)
+    return 141  # 128 + SIGPIPE, which some systems have not
+
+
+def _with_memory_limit(arguments: list[str]) -> list[str]:
+    """Set the limit of --max-memory, which every command has; returns the other arguments.
+
+    Raises:
+        ValueError: it is no amount of memory.
+    """
+    limit, rest, given = None, [], iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name in ("--max-memory", "--max_memory"):
+            limit = parse_memory(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    set_memory_limit(limit)
+    return rest
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
@@ -107,9 +181,9 @@ def _misconfiguration() -> type[Exception]:
     return MisconfigurationException
 
 
-def _interrupted(name: str) -> int:
+def _interrupted(name: str, stop: BaseException) -> int:
     again = "`recon fit ... --ckpt_path last` goes on from the last checkpoint"
     if name in ("compare", "reproduce"):
         again = "the same command goes on with what is not finished"
     print(f"recon: interrupted; {again}", file=sys.stderr)
-    return 130
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tifffile
 import torch
 from rich.markup import escape
 from rich.table import Table
@@ -18,13 +15,14 @@ from torch import Tensor
 from datasets.dicom_output import write_dicom
 from datasets.physics import attenuation_to_hu
 from models import TotalVariation
+from recon.commands.errors import printable
 from recon.commands.measured_picture import measured_figure
 from recon.commands.networks import STATUS, Network
 from recon.commands.problem import Problem
 from recon.commands.regularized import Reconstruction
 from recon.commands.results import certified, count, finite, graded, words
 from recon.commands.saddle_solver import SaddleSolver
-from recon.files import write_files
+from recon.files import check_finite, write_files
 from recon.lower_level import Status
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.operators import channels_to_complex
@@ -218,28 +216,19 @@ def write_measured(output: Path, problem: Problem, result: MeasuredResult, image
 
     Raises:
         OSError: the files cannot be written.
+        NotFiniteError: (a ValueError) the image or the entry of the report hold NaN or infinite values.
     """
     values = image.numpy()
     if x is not None and problem.task == "mri":
         values = problem.scale * channels_to_complex(x[0].detach().cpu().double()).numpy()
     npy, tif, png, dcm = output_files(output, result.name)
-    write_files({npy: _npy(values), tif: _tiff(image), png: _picture(problem, result, image)})
+    check_finite(result.entries(), str(npy))
+    check_finite(values, str(npy))
+    write_files({npy: values, tif: image.numpy(), png: _picture(problem, result, image)})
     if problem.dicom is not None:
         stored = image if problem.task == "mri" else attenuation_to_hu(image).clamp(-(2.0**15), 2.0**15 - 1)
         description = f"recon {_TITLES[result.method]} of simulated data"
         write_dicom(dcm, stored, problem.dicom.source, description, problem.dicom.pixel_size)
-
-
-def _npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return buffer.getvalue()
-
-
-def _tiff(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, image.numpy().astype(np.float32))
-    return buffer.getvalue()
 
 
 def _picture(problem: Problem, result: MeasuredResult, image: Tensor) -> bytes:
@@ -274,11 +263,11 @@ def measured_table(results: list[MeasuredResult]) -> Table:
         evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else count(r.evaluations)
         if r.baseline_psnr is not None:
             plain = "fbp" if "geometry" in r.details else "zero_filled"
-            table.add_row(escape(r.name), plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")
+            table.add_row(escape(printable(r.name)), plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")
         decibels = "–" if r.psnr is None else f"{r.psnr:.2f}"
         status = graded(r.status, r.grade)
         cells = (r.method, _short(r.weight), _short(ratio), error, evaluations, f"{r.seconds:.1f}", decibels, status)
-        table.add_row(escape(r.name), *cells)
+        table.add_row(escape(printable(r.name)), *cells)
     return table
 
 

@@ -27,6 +27,7 @@ import yaml
 from rich.console import Console
 
 from recon.commands import race
+from recon.commands.errors import printable
 from recon.commands.runs import write_json
 from recon.commands.tables import claim, read
 from recon.files import write_files
@@ -108,7 +109,7 @@ def _end(name: str, code: int | None, seconds: float, output: Path) -> None:
     before = _entry(output, name)
     total = round(seconds + float(before.get("seconds", 0.0)), 1)
     lines = (output / f"{name}.log").read_text(errors="replace").strip().splitlines()
-    end = "finished" if code == 0 else f"failed: {lines[-1] if lines else f'exit status {code}'}"
+    end = "finished" if code == 0 else f"failed: {printable(lines[-1]) if lines else f'exit status {code}'}"
     if code == INTERRUPTED:
         end = "interrupted"
     write_json(output / f"{name}.json", {"figure": name, "seconds": total, "end": end, "machine": machine()})
@@ -135,7 +136,7 @@ def _entry(output: Path, name: str) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text()))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no JSON file ({error}); delete it to make the figure again") from error
 
 
@@ -198,21 +199,21 @@ def _section(
     end = str(entry.get("end", "not made yet"))
     about = f"{end}, {float(entry['seconds']):.0f} s, {entry['machine']}" if entry else end
     parts = [f'<h2 id="{name}">{name}</h2><p>{html.escape(description)}</p>']
-    parts.append(f"<p{'' if end == 'finished' else ' class=bad'}>{html.escape(about)}</p>")
+    parts.append(f"<p{'' if end == 'finished' else ' class=bad'}>{html.escape(printable(about))}</p>")
     if rows:
         lines = [[r["quantity"], r["published"], "–" if r["ours"] is None else f"{r['ours']:.4g}"] for r in rows]
         parts.append(_html_table(["", "published", "here"], lines))
     folder = output / name
     about = _pictures(folder / "summary.json")
     if about:
-        parts.append(f"<p>{html.escape(about)}</p>")
+        parts.append(f"<p>{html.escape(printable(about))}</p>")
     for path in sorted(folder.glob("*.png"), key=lambda p: (p.name != "loss.png", p.name)):
         parts.append(f'<div><img src="{name}/{path.name}" alt="{name}: {path.stem}" loading="lazy"></div>')
     for path in sorted(folder.glob("*.csv")):
         wrong = damage(path)
         content = [] if wrong else list(csv.reader(io.StringIO(path.read_text())))
         if wrong:
-            parts.append(f"<p class=bad>{html.escape(wrong)}</p>")
+            parts.append(f"<p class=bad>{html.escape(printable(wrong))}</p>")
         if content:
             shown = [[_short(cell) for cell in line] for line in content[1 : ROWS + 1]]
             more = f", first {ROWS} of {len(content) - 1} rows" if len(content) - 1 > ROWS else ""
@@ -237,7 +238,7 @@ def _pictures(path: Path) -> str:
 
 def _html_table(header: Sequence[Any], lines: Sequence[Sequence[Any]]) -> str:
     def row(cells: Sequence[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{html.escape(printable(cell))}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{row(header, 'th')}{''.join(row(line, 'td') for line in lines)}</table>"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from datasets import DataError, ImageFolder, read_dicom, read_image
 from datasets.dicom import DicomFolder, Modality, holds_dicom
 from datasets.images import resize
+from datasets.nifti import is_nifti, read_nifti
 from datasets.physics import hu_to_attenuation
 from datasets.reading import SUFFIXES
 from datasets.tomography import MU_UNIT
@@ -36,16 +37,20 @@ def picture_files(path: Path, modality: Modality = "CT") -> list[Path]:
     Raises:
         DataError: no such file or folder, an empty folder, slices of another modality.
     """
+    if is_nifti(path):
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        return [path]
     if not holds_dicom(path):
         return [Path(name) for name in ImageFolder(path).names]
     return [path] if path.is_file() else [Path(name) for name in DicomFolder(path, modality).names]
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file holds a picture: DICOM, or an image file; not NumPy arrays of complex values."""
+    """Whether a file holds a picture: DICOM, NIfTI, or an image file; not NumPy arrays of complex values."""
     if path.suffix.lower() == ".npy":
         return not holds_complex(path)
-    return path.suffix.lower() in SUFFIXES or holds_dicom(path)
+    return path.suffix.lower() in SUFFIXES or is_nifti(path) or holds_dicom(path)
 
 
 def holds_complex(path: Path) -> bool:
@@ -54,7 +59,7 @@ def holds_complex(path: Path) -> bool:
         return False
     try:
         return bool(np.iscomplexobj(np.load(path, mmap_mode="r", allow_pickle=False)))
-    except (OSError, ValueError, EOFError):
+    except Exception:  # of many kinds, for headers that are none
         return False  # whose reader says what is wrong with the file
 
 
@@ -69,12 +74,18 @@ def read_picture(path: Path, task: str, size: int | None) -> Picture:
             none that is positive.
     """
     dicom = holds_dicom(path)
+    spacing: tuple[float, float] | None = None
     if dicom:
         part = read_dicom(path, "CT" if task == "ct" else "MR")
         image, spacing = part.image, part.pixel_size
         x = (hu_to_attenuation(image) / MU_UNIT).clamp_min(0) if task == "ct" else image
+    elif is_nifti(path):
+        if task == "ct":
+            raise DataError(f"{path}: nothing says which attenuation the values of NIfTI are; give DICOM, or a picture")
+        found = read_nifti(path)
+        x, spacing = found.image, found.pixel_size
     else:
-        x, spacing = read_image(path)[0], None
+        x = read_image(path)[0]
     if size is not None:
         if spacing is not None:
             spacing = (spacing[0] * min(x.shape) / size, spacing[1] * min(x.shape) / size)

@@ -37,6 +37,7 @@ from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, R
 from recon.commands.race_pictures import COLUMNS, images_of, iterations_of, plot, slug
 from recon.commands.race_run import Descent, Iteration, descend
 from recon.commands.runs import finite, write_json
+from recon.commands.slots import check_classes
 from recon.commands.tables import claim, read, table
 from recon.files import write_files
 from recon.lower_level import LBFGS, Grade, NotStronglyConvexError, Regularizer, Solver, Status
@@ -227,7 +228,9 @@ def make(
     parser.add_argument("--optimizer", type=OptimizerCallable)
     parser.add_argument("--solver", type=Solver)
     try:
-        made = parser.instantiate(parser.parse_object({"regularizer": dict(regularizer), **entry}))
+        parsed = parser.parse_object({"regularizer": dict(regularizer), **entry})
+        check_classes(parsed, {"regularizer": Regularizer, "optimizer": torch.optim.Optimizer, "solver": Solver})
+        made = parser.instantiate(parsed)
     except Exception as error:  # jsonargparse raises its own, without a common base
         raise ValueError(" ".join(str(error).split())) from error
     solver = made.solver if made.solver is not None else LBFGS()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
+from models.checkpoint_file import checkpoint_bytes, load_checkpoint
 from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Progress, Record
 from recon.bilevel.parameters import flat
 from recon.files import write_files
@@ -118,11 +118,9 @@ def save(
 ) -> None:
     """Write everything that :func:`resume` needs."""
     lines = [asdict(i) | {"record": asdict(i.record) | {"progress": i.record.progress.value}} for i in iterations]
-    buffer = io.BytesIO()
     content: dict[str, Any] = {"params": [p.detach() for p in objective.params], "optimizer": optimizer.state_dict()}
     content |= {"objective": objective.state_dict(), "iterations": lines, "seconds": seconds, "due": due}
-    torch.save(content, buffer)
-    write_files({path: buffer.getvalue()})
+    write_files({path: checkpoint_bytes(content)})
 
 
 def resume(
@@ -130,10 +128,10 @@ def resume(
 ) -> tuple[list[Iteration], float, float]:
     """Put back what :func:`save` wrote; returns the iterations, seconds, and when an exact loss is due.
 
-    Raises ``ValueError`` if the file was cut off.
+    Raises ``ValueError`` if the file is damaged, or belongs to another run.
     """
     try:
-        content = torch.load(path, weights_only=True, map_location=objective.y.device)
+        content = load_checkpoint(path, objective.y.device)
         with torch.no_grad():
             for p, value in zip(objective.params, content["params"], strict=True):
                 p.copy_(value)
@@ -144,8 +142,11 @@ def resume(
             record = Record(**line["record"] | {"progress": Progress(line["record"]["progress"])})
             iterations.append(Iteration(**line | {"record": record}))
         return iterations, float(content["seconds"]), float(content["due"])
-    except Exception as error:  # torch, zipfile and pickle raise their own
-        raise ValueError(f"{path}: is no checkpoint of this run; delete it to begin the run again") from error
+    except Exception as error:  # entries that are missing, or of another method
+        reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
+        raise ValueError(
+            f"{path}: is no checkpoint of this run; delete it to begin the run again ({reason})"
+        ) from error
 
 
 @torch.no_grad()

@@ -11,9 +11,12 @@ from pathlib import Path
 
 from datasets.counts import HDF5_SUFFIXES
 from datasets.hdf5 import open_hdf5
+from datasets.ismrmrd import holds_ismrmrd
 from recon.commands import reconstruct_images, reconstruct_measured
+from recon.commands.lock import locked
 from recon.commands.pictures import holds_complex
 from recon.commands.reconstruct_options import PLAIN, check_options, parser
+from recon.limits import parse_memory, set_memory_limit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,14 +25,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ValueError: files that cannot be used or do not fit together, values out of range, a model that certifies
             nothing (DataError and ModelFileError are ValueErrors).
-        OSError: a file is missing, or the output cannot be written.
+        OSError: a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = parser().parse_args(argv)
+    if args.max_memory is not None:  # from Python; `recon` has taken it out already
+        set_memory_limit(parse_memory(args.max_memory))
     task = args.task or ("ct" if args.geometry else guessed_task([Path(p) for p in args.data], args.method))
     check_options(args, task)
-    if task == "denoising":
-        return reconstruct_images.main(args)
-    return reconstruct_measured.main(args, task)
+    with locked(Path(args.output)):
+        if task == "denoising":
+            return reconstruct_images.main(args)
+        return reconstruct_measured.main(args, task)
 
 
 def guessed_task(paths: list[Path], method: str | None) -> str:
@@ -53,5 +59,5 @@ def _kind(path: Path) -> str:
         return "ct"
     if suffix in HDF5_SUFFIXES:
         with open_hdf5(path) as file:
-            return "mri" if "kspace" in file else "ct"
+            return "mri" if "kspace" in file or holds_ismrmrd(file) else "ct"
     return "mri" if holds_complex(path) else "denoising"

@@ -8,9 +8,9 @@ is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whol
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from datasets import DataError, read_dicom, read_image, write_dicom
 from datasets.dicom import holds_dicom
+from datasets.nifti import is_nifti, read_nifti
 from datasets.physics import MAX_HU
 from models.reconstructor import Reconstructor
 from models.storage import load_model
 from recon.commands.networks import STATUS, Network
+from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.pictures import picture_files
 from recon.commands.problem import Problem, Weighted
 from recon.commands.regularized import (
@@ -48,7 +50,7 @@ from recon.commands.results import (
     write_result,
 )
 from recon.commands.weight import image_noise
-from recon.files import prepare_folder, write_files
+from recon.files import write_files
 from recon.lower_level import Energy, NotStronglyConvexError, Regularizer, SaddleModel, Status, cropped, mirrored
 from recon.metrics import psnr
 from recon.operators import Identity
@@ -60,6 +62,8 @@ Model = Regularizer | SaddleModel | Network | None
 ACCURACY = 1e-2
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
 _HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
+# what noise may make of a picture on [0, 1], in NIfTI files, whose scale can be anything
+_LOWEST, _HIGHEST = -1.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
         raise ValueError(f"--index is {args.index}, but an image file holds one image, 0")
     if args.choose == "sweep" and args.reference is None:
         raise ValueError("--choose sweep compares with a reference; give --reference, or --choose discrepancy")
-    model, metadata = load_model(args.model) if args.model else (None, {})
+    model, metadata = load_model(args.model, args.trust) if args.model else (None, {})
     mu = args.mu
     if isinstance(model, Reconstructor):
         return _run(args, Network.of(model, metadata, args), None)
@@ -108,12 +112,18 @@ def _run(args: argparse.Namespace, model: Model, mu: float | None) -> int:
     _check_output(Path(args.output), [*(j.data for j in jobs), *(j.reference for j in jobs if j.reference)], jobs)
     for job in jobs:  # everything is readable before anything is computed
         _read(job)
-    return _finish(_reconstruct_all(jobs, model, mu, args), mu or 0.0, certificate(model, args.plain), args)
+
+    def report(outcome: Outcome[Result]) -> None:
+        _write_report(outcome, mu or 0.0, certificate(model, args.plain), args)
+
+    return _finish(_reconstruct_all(jobs, model, mu, args, report), args)
 
 
-def _finish(results: list[Result], mu: float, certified: str, args: argparse.Namespace) -> int:
-    """Write the report, show the table, and name what did not reach its accuracy."""
-    failed = [r for r in results if r.status not in (words(Status.CONVERGED), STATUS)]
+def _failed(results: list[Result]) -> list[Result]:
+    return [r for r in results if r.status not in (words(Status.CONVERGED), STATUS)]
+
+
+def _write_report(outcome: Outcome[Result], mu: float, certified: str, args: argparse.Namespace) -> None:
     report = {
         "task": "denoising",
         "method": args.method or "model",
@@ -125,11 +135,17 @@ def _finish(results: list[Result], mu: float, certified: str, args: argparse.Nam
         "mu": mu,
         "dtype": args.dtype,
         "device": args.device,
-        "converged": not failed,
+        "converged": not (_failed(outcome.results) or outcome.failures or outcome.pending),
         "psnr_convention": "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped",
-        "images": [asdict(r) for r in results],
+        "images": [asdict(r) for r in outcome.results],
+        **outcome.entries(),
     }
-    write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
+    write_files({Path(args.output) / REPORT: report})
+
+
+def _finish(outcome: Outcome[Result], args: argparse.Namespace) -> int:
+    """Show the table, and name what failed or did not reach its accuracy."""
+    results, failed = outcome.results, _failed(outcome.results)
     Console().print(results_table(results))
     print_warnings(results)
     if failed:
@@ -139,7 +155,8 @@ def _finish(results: list[Result], mu: float, certified: str, args: argparse.Nam
             "larger --max-evaluations",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    outcome.print_failures("recon reconstruct")
+    return 1 if failed or outcome.failures else 0
 
 
 def _denoising_mu(metadata: dict[str, Any], model: str) -> float:
@@ -179,8 +196,7 @@ def _jobs(data: list[Path], reference: str | None) -> list[Job]:
 
 
 def _check_output(output: Path, inputs: list[Path], jobs: list[Job]) -> None:
-    """Make the folder; refuse one that cannot be written to, or where a result would replace an input."""
-    prepare_folder(output)
+    """Refuse a folder where a result would replace an input."""
     originals = {path.resolve() for path in inputs}
     for job in jobs:
         for path in (*output_files(output, job.name), output / f"{job.name}.dcm"):
@@ -204,12 +220,37 @@ def _read(job: Job) -> tuple[Tensor, Tensor | None]:
 
 def _image(path: Path, gray: bool = False) -> Tensor:
     """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped."""
+    if is_nifti(path):
+        return _on_unit_scale(read_nifti(path).image, path)[None]
     if not holds_dicom(path):
         return read_image(path, gray=gray)
     return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
 
 
-def _reconstruct_all(jobs: list[Job], model: Model, mu: float | None, args: argparse.Namespace) -> list[Result]:
+def _on_unit_scale(values: Tensor, path: Path) -> Tensor:
+    """NIfTI as it is, where it can be a noisy picture on [0, 1]: no other scale is known."""
+    low, high = float(values.min()), float(values.max())
+    if low < _LOWEST or high > _HIGHEST:
+        raise DataError(
+            f"{path}: values from {low:g} to {high:g}; pictures are denoised on the scale [0, 1], so divide them, or "
+            "simulate k-space with --task mri"
+        )
+    return values
+
+
+def _pixel_size(path: Path) -> list[float] | None:
+    """Of NIfTI; DICOM keeps it in the slice that is written."""
+    found = read_nifti(path).pixel_size if is_nifti(path) else None
+    return None if found is None else list(found)
+
+
+def _reconstruct_all(
+    jobs: list[Job],
+    model: Model,
+    mu: float | None,
+    args: argparse.Namespace,
+    report: Callable[[Outcome[Result]], None],
+) -> Outcome[Result]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -218,20 +259,22 @@ def _reconstruct_all(jobs: list[Job], model: Model, mu: float | None, args: argp
         ),
         TimeElapsedColumn(),
     )
-    results = []
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("reconstruct", total=len(jobs), evaluation=0, error="-")
-        for job in jobs:
 
-            def watch(phase: str, evaluation: int, error: float) -> None:
-                progress.update(task, evaluation=evaluation, error=f"{error:.1e}")
+        def watch(phase: str, evaluation: int, error: float) -> None:
+            progress.update(task, evaluation=evaluation, error=f"{error:.1e}")
 
+        def work(job: Job) -> Result:
             if isinstance(model, Network):
-                results.append(_by_network(job, model, args))
-            else:
-                results.append(_reconstruct(job, model, mu, args, watch))
+                return _by_network(job, model, args)
+            return _reconstruct(job, model, mu, args, watch)
+
+        def reported(outcome: Outcome[Result]) -> None:
+            report(outcome)
             progress.advance(task)
-    return results
+
+        return one_by_one({str(job.data): job for job in jobs}, work, reported)
 
 
 def _problem(job: Job, y: Tensor, margin: int, noise: float | None) -> Problem:
@@ -300,6 +343,7 @@ def _reconstruct(
         noise_rule=problem.noise_rule,
         residual=problem.residual(made.solution.x),
         evaluations_choosing=made.choice.evaluations,
+        pixel_size_mm=_pixel_size(job.data),
         **({} if target is None else quality(x, y, target)),
     )
     _write(result, job, x, y, target, args)
@@ -333,6 +377,7 @@ def _by_network(job: Job, network: Network, args: argparse.Namespace) -> Result:
         noise_rule=problem.noise_rule,
         residual=problem.residual(found),
         evaluations_choosing=0,
+        pixel_size_mm=_pixel_size(job.data),
         warnings=warnings,
         **({} if target is None else quality(x, y, target)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
@@ -20,8 +20,10 @@ from datasets.reading import DataError
 from models.reconstructor import Reconstructor
 from models.storage import load_model
 from recon.commands.ct_data import CTOptions
+from recon.commands.errors import printable
 from recon.commands.measured_results import MeasuredResult, measured_table, output_files, quality, write_measured
 from recon.commands.networks import STATUS, Network
+from recon.commands.one_by_one import Outcome, one_by_one
 from recon.commands.pictures import holds_complex, is_picture, picture_files
 from recon.commands.problem import NOT_EXACT, Problem
 from recon.commands.reconstruct_ct import ct_problem, simulates
@@ -30,7 +32,7 @@ from recon.commands.reconstruct_options import option
 from recon.commands.references import read_reference
 from recon.commands.regularized import DTYPES, Settings, certificate, check_variational, metadata_mu, reconstruct
 from recon.commands.results import print_warnings, words
-from recon.files import prepare_folder, write_files
+from recon.files import write_files
 from recon.lower_level import Regularizer, SaddleModel, Status
 
 REPORT = "report.json"
@@ -39,7 +41,7 @@ RELATIVE_MU = {"ct": 1e-5, "mri": 1e-3}
 PLAIN = {"ct": "fbp", "mri": "zero_filled"}
 # what means nothing for data that were measured, and for pictures whose data are simulated
 _OF_SIMULATIONS = {"ct": ("seed",), "mri": ("size", "mask", "acceleration", "coils", "seed")}
-_OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "reference")
+_OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "ring_filter", "noise_scan", "reference")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def main(args: argparse.Namespace, task: str) -> int:
     paths = [file for path in args.data for file in _files(Path(path), task)]
     _check_files(args, task, paths)
     model: Model | Network | None = None
-    loaded, metadata = load_model(args.model) if args.model else (None, {})
+    loaded, metadata = load_model(args.model, args.trust) if args.model else (None, {})
     if isinstance(loaded, Reconstructor):
         model = Network.of(loaded, metadata, args)
     args.dtype = args.dtype or "float64"
@@ -71,38 +73,58 @@ def main(args: argparse.Namespace, task: str) -> int:
         regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         own = getattr(regularizer, "image_convexity", 0.0) if isinstance(regularizer, SaddleModel) else 0.0
         model = Model(regularizer, own or metadata_mu(metadata, args.model))
-    prepare_folder(Path(args.output))
-    results = []
+    described = certificate(model.regularizer if isinstance(model, Model) else model, args.plain)
+    described = described if args.backend != "astra_cuda" else NOT_EXACT
     with _progress() as show:
-        for number, path in enumerate(paths):
+
+        def work(job: tuple[int, Path]) -> MeasuredResult:
+            number, path = job
             show(f"{path.name}: reading, operator")
             problem = _problem(path, number, task, args)
             if args.method == PLAIN[task]:
-                results.append(_plain(problem, args))
-            elif isinstance(model, Network):
-                results.append(_by_network(problem, model, args))
-            else:
-                results.append(_regularized(problem, model, args, show))
-    described = certificate(model.regularizer if isinstance(model, Model) else model, args.plain)
-    return _finish(results, args, task, described if args.backend != "astra_cuda" else NOT_EXACT)
+                return _plain(problem, args)
+            if isinstance(model, Network):
+                return _by_network(problem, model, args)
+            return _regularized(problem, model, args, show)
+
+        def report(outcome: Outcome[MeasuredResult]) -> None:
+            _write_report(outcome, args, task, described)
+
+        outcome = one_by_one({str(path): (number, path) for number, path in enumerate(paths)}, work, report)
+    return _finish(outcome)
 
 
-def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, certified: str) -> int:
-    """Write the report, show the table, and name what did not reach its accuracy."""
-    failed = [r for r in results if r.status not in (words(Status.CONVERGED), "direct", STATUS)]
+def _failed(results: list[MeasuredResult]) -> list[MeasuredResult]:
+    return [r for r in results if r.status not in (words(Status.CONVERGED), "direct", STATUS)]
+
+
+def _write_report(outcome: Outcome[MeasuredResult], args: argparse.Namespace, task: str, certified: str) -> None:
     report = {
         "task": task,
         "method": args.method or "model",
-        "converged": not failed,
+        "converged": not (_failed(outcome.results) or outcome.failures or outcome.pending),
         "dtype": args.dtype,
         "device": args.device,
         "certificate": certified,
-        "images": [r.entries() for r in results],
+        "images": [r.entries() for r in outcome.results],
+        **outcome.entries(),
     }
-    write_files({Path(args.output) / REPORT: (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()})
+    write_files({Path(args.output) / REPORT: report})
+
+
+def _finish(outcome: Outcome[MeasuredResult]) -> int:
+    """Show the table, and name what failed or did not reach its accuracy."""
+    results, failed = outcome.results, _failed(outcome.results)
     console = Console()
     console.print(measured_table(results))
     print_warnings(results)
+    for result in results:
+        centre = result.details.get("rotation_centre", {})
+        if centre.get("estimated"):
+            where = (
+                f"detector pixel {centre['detector_pixel']:.2f} ± {centre['uncertainty']:.2f}, from {centre['method']}"
+            )
+            console.print(f"{escape(result.name)}: rotation centre {where}", highlight=False)
     for simulated in dict.fromkeys(r.simulated for r in results if r.simulated):
         console.print(f"simulated data: {simulated}")
     if failed:
@@ -112,7 +134,8 @@ def _finish(results: list[MeasuredResult], args: argparse.Namespace, task: str, 
             "larger --mu or a larger --max-evaluations",
             file=sys.stderr,
         )
-    return 1 if failed else 0
+    outcome.print_failures("recon reconstruct")
+    return 1 if failed or outcome.failures else 0
 
 
 def _check_method(args: argparse.Namespace, task: str) -> None:
@@ -124,6 +147,8 @@ def _check_method(args: argparse.Namespace, task: str) -> None:
         raise ValueError("--nonnegative does not go with MRI, whose images are complex")
     if args.noise is not None and args.photons is not None:
         raise ValueError("--noise and --photons exclude each other: photons say what the noise is; give one of them")
+    if args.noise is not None and args.noise_scan is not None:
+        raise ValueError("--noise and --noise-scan exclude each other; give one of them")
     if args.counts and args.photons is None:
         raise ValueError("--counts needs --photons, those of a ray through air")
 
@@ -174,6 +199,7 @@ def _ct_options(args: argparse.Namespace, number: int) -> CTOptions:
         flat=args.flat,
         dark=args.dark,
         angles=args.angles,
+        ring_filter=args.ring_filter,
         filter=args.filter,
         backend=args.backend,
         seed=args.seed or 0,
@@ -185,6 +211,7 @@ def _mri_options(args: argparse.Namespace, number: int) -> MRIOptions:
     return MRIOptions(
         index=args.index,
         noise=args.noise,
+        noise_scan=args.noise_scan,
         size=args.size,
         mask=args.mask or "random",
         acceleration=args.acceleration or ACCELERATION,
@@ -268,4 +295,4 @@ def _progress() -> Iterator[Callable[[str], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("")
-        yield lambda text: progress.update(task, description=text)
+        yield lambda text: progress.update(task, description=printable(text))

@@ -8,12 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.hdf5 import read_fastmri
 from datasets.kspace import KSpaceDataModule
 from datasets.noise import gaussian_noise
 from recon.commands.pictures import is_picture, read_picture
 from recon.commands.problem import DicomTarget, Problem
-from recon.commands.weight import kspace_noise
 from recon.operators import CartesianMRI, root_sum_of_squares, simulated_sensitivities, zero_filled
 from recon.operators.sampling import PATTERNS, Pattern
 
@@ -36,6 +34,7 @@ class MRIOptions:
 
     index: int = 0
     noise: float | None = None
+    noise_scan: str | None = None
     size: int | None = None
     mask: str = "random"
     acceleration: float = ACCELERATION
@@ -57,17 +56,16 @@ def mri_problem(path: Path, options: MRIOptions, dtype: torch.dtype, device: str
 
 
 def _measured(path: Path, options: MRIOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
-    module = KSpaceDataModule(str(path), options.index, dtype="float32" if dtype == torch.float32 else "float64")
+    module = KSpaceDataModule(
+        str(path),
+        options.index,
+        dtype="float32" if dtype == torch.float32 else "float64",
+        noise_scan=options.noise_scan,
+        noise=options.noise,
+    )
     y, operator, scale = module.measurement()[None], module.operator, module.scale
-    level, rule = kspace_noise(y[0], operator.mask), "estimated from the outermost tenth of k-space"
-    if options.noise is not None:
-        level, rule = options.noise / scale, "given"
-    pixel_size = None
-    if path.suffix.lower() != ".npy":
-        scan = read_fastmri(path, options.index)
-        pixel_size = scan.pixel_size
-        if reference is None and scan.target is not None:
-            reference = scan.target[0]
+    pixel_size = module.file.pixel_size
+    reference = module.file.target if reference is None else reference
     maps = "ESPIRiT, estimated from the centre of k-space" if y.shape[1] > 1 else "one coil, 1"
     operator, y = operator.to(device), y.to(device)
     return Problem(
@@ -81,14 +79,26 @@ def _measured(path: Path, options: MRIOptions, dtype: torch.dtype, device: str, 
         method="zero_filled",
         scale=scale,
         unit="scale of the file",
-        noise=level,
-        noise_rule=rule,
+        noise=module.noise / scale,
+        noise_rule="given" if module.covariance is None else module.covariance.rule,
         measured=2 * y.shape[1] * int(operator.mask.sum()),
         reference=reference,
         details={
             "sampling": _sampling(operator, y.shape[1], maps),
             "pixel_size_mm": None if pixel_size is None else list(pixel_size),
+            "noise_of_coils": None if module.covariance is None else module.covariance.deviations.tolist(),
+            "coils_whitened": module.whitened,
         },
+        warnings=(*module.file.warnings, *_uncertain(module)),
+    )
+
+
+def _uncertain(module: KSpaceDataModule) -> tuple[str, ...]:
+    if module.covariance is None or module.covariance.certain:
+        return ()
+    return (
+        f"{module.path}: the noise ({module.noise:.3g}, {module.covariance.rule}) may be overestimated, as what was "
+        "sampled shows no part without signal; give --noise-scan, or --noise",
     )
 
 

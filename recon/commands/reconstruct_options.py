@@ -29,6 +29,8 @@ _TASKS_OF = {
     "flat": ("ct",),
     "dark": ("ct",),
     "angles": ("ct",),
+    "ring_filter": ("ct",),
+    "noise_scan": ("mri",),
     "mask": ("mri",),
     "acceleration": ("mri",),
     "coils": ("mri",),
@@ -82,6 +84,8 @@ def check_options(args: argparse.Namespace, task: str) -> None:
                 )
     if args.plain and args.model is None:
         raise ValueError("--plain belongs to --model with a saddle-point model")
+    if args.trust and args.model is None:
+        raise ValueError("--trust belongs to --model with a class of your own")
     if args.unchecked and args.model is None:
         raise ValueError("--unchecked belongs to --model with a network that reconstructs")
     if args.weight is not None and args.choose is not None:
@@ -120,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     _add_solution(made.add_argument_group("solution"))
     _add_weight(made.add_argument_group("regularizer and its weight"))
     _add_ct(made.add_argument_group("CT, measured and simulated"))
+    _add_mri(made.add_argument_group("MRI, measured"))
     _add_simulation(made.add_argument_group("simulation from pictures"))
     return made
 
@@ -130,7 +135,8 @@ def _add_files(made: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         help=f"images or folders of them ({', '.join(SUFFIXES)}, DICOM); sinograms: HTC2022 .mat, DXchange .h5, "
-        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, or fastMRI .h5",
+        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, fastMRI or "
+        "ISMRMRD .h5; slices: NIfTI",
     )
     made.add_argument("--output", required=True, help="folder, made if it is missing")
     made.add_argument("--task", choices=TASKS, help="guessed from the files; pictures are denoised by default")
@@ -141,7 +147,20 @@ def _add_files(made: argparse.ArgumentParser) -> None:
         action="store_true",
         help="apply a network to another operator than the one it was trained for, or to an unknown one",
     )
+    made.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="Python module that the class of --model may come from, if it is none of this project; importing it runs "
+        "it (may be repeated)",
+    )
     made.add_argument("--reference", help="true image to compare with; for images also a folder with the same names")
+    made.add_argument(
+        "--max-memory",
+        metavar="AMOUNT",
+        help="that one file may ask for, e.g. 4GB; more is refused before it is read (default: half of what is free)",
+    )
     made.add_argument("--index", type=int, default=0, help="slice or detector row in the file (default: 0)")
 
 
@@ -195,6 +214,9 @@ def _add_ct(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--rotation-centre", help="detector pixel of the axis, or `estimate` (default for DXchange)")
     group.add_argument(
+        "--ring-filter", type=int, metavar="PIXELS", help="remove rings, by a median over so many detector pixels (odd)"
+    )
+    group.add_argument(
         "--photons", type=float, help="of a ray through air: rays are weighted by their inverse variance"
     )
     group.add_argument("--counts", action="store_true", help="the sinogram holds counts of photons")
@@ -212,6 +234,14 @@ def _add_ct(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--filter", choices=FILTERS, default="ram-lak", help="of the FBP (default: %(default)s)")
     group.add_argument(
         "--backend", choices=["matrix", "astra_cuda"], default="matrix", help="of the projector (default: %(default)s)"
+    )
+
+
+def _add_mri(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--noise-scan",
+        help="noise without signal, measured as the data: complex .npy (coils, samples), or ISMRMRD .h5; coils are "
+        "whitened by it (default: from the data file)",
     )
 
 

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from datasets.dicom import holds_dicom, read_dicom
+from datasets.limits import load_array
+from datasets.mat_format import check_mat
+from datasets.nifti import is_nifti, read_nifti
 from datasets.physics import hu_to_attenuation
 from datasets.reading import DataError, read_image
 
@@ -20,7 +23,8 @@ HTC_PIXEL = 0.2 * 410.66 / 553.74
 def read_reference(path: Path, task: str) -> Tensor:
     """(H, W), float64: attenuation in 1/mm for CT, magnitudes on the scale of the data for MRI.
 
-    ``.npy`` and floating-point TIFF as they are (complex values by their magnitude); DICOM of CT from Hounsfield units;
+    ``.npy``, floating-point TIFF and NIfTI as they are (complex values by their magnitude); DICOM of CT from Hounsfield
+    units;
     the organisers' reconstructions of HTC2022 (``.mat``), which are per pixel of the detector at the axis.
 
     Raises:
@@ -32,19 +36,14 @@ def read_reference(path: Path, task: str) -> Tensor:
         values = read_dicom(path).image
         return hu_to_attenuation(values).clamp_min(0) if task == "ct" else values
     if path.suffix.lower() == ".npy" and path.is_file():
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from error
+        array = load_array(path)
         if np.iscomplexobj(array) and np.isfinite(array).all() and array.ndim == 2:
             return torch.from_numpy(np.abs(array).astype(np.float64))
-    image = read_image(path)
-    return image[0]
+    return read_nifti(path).image if is_nifti(path) else read_image(path)[0]
 
 
 def _htc(path: Path) -> Tensor:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    check_mat(path)
     try:
         values = scipy.io.loadmat(str(path)).get("reconFullFbp")
     # damaged files end in any kind of error, scipy's own MatReadError is an Exception only

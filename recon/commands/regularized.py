@@ -151,8 +151,11 @@ def reconstruct(
         watch: see ``Watch``.
 
     Raises:
-        ValueError: no weight fits the noise, nothing can be certified, or a weight could not be tried.
+        ValueError: no weight fits the noise, nothing can be certified, a weight could not be tried, or numbers
+            overflow.
     """
+    if not math.isfinite(float(problem.y.double().square().sum())):
+        raise _overflow(problem)
     count, phase = 0, "choosing the weight"
 
     def seen(error: float) -> None:
@@ -170,7 +173,17 @@ def reconstruct(
     accuracy, rule = _accuracy(solver, choice.weight, settings.accuracy)
     phase = "final solution"
     solution = solver.certified(choice.weight, choice.start, accuracy)
+    if not bool(torch.isfinite(solution.x).all()):
+        raise _overflow(problem)
     return Reconstruction(solver, choice, solution, accuracy, rule)
+
+
+def _overflow(problem: Problem) -> ValueError:
+    largest, kind = float(problem.y.double().abs().max()) * problem.scale, str(problem.y.dtype).removeprefix("torch.")
+    return ValueError(
+        f"{problem.data}: its values reach {largest:.3g}, and {kind} does not hold the squares that the energy is made "
+        "of; give the data in another unit"
+    )
 
 
 def _choice(solver: WeightedSolver, settings: Settings, trained: bool, psnr: Callable[[Tensor], float]) -> Choice:

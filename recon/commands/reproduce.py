@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recon.commands import figures, page, race, race_pictures
-from recon.files import prepare_folder
+from recon.commands.lock import locked
 
 SCALES = ("quick", "paper")
 ALL = "all"
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         ValueError: there is no such figure or no data for it.
-        OSError: the output cannot be written.
+        OSError: the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
     if not race.FOLDER.is_dir():
@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.figure == ALL:
         if args.plot_only:
             raise ValueError(f"{ALL} cannot be drawn alone; leave out --plot-only, finished figures are kept")
-        prepare_folder(output)
-        failed = page.run(descriptions(), args.scale, output)
+        with locked(output):
+            failed = page.run(descriptions(), args.scale, output)
         print(f"the page is {output / 'index.html'}")
         return 1 if failed else 0
     if args.figure in _modules():
@@ -76,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         run, plot = partial(race.run, args.figure, args.scale, output), race_pictures.plot
         if args.plot_only:
             race_pictures.check_settings(output, args.figure, args.scale)
-    if not args.plot_only:
-        prepare_folder(output)
-        run()
-    elif plot is None:
+    if args.plot_only and plot is None:
         raise ValueError(f"{args.figure} cannot be drawn alone; leave out --plot-only")
-    else:
-        plot(output)
+    with locked(output):
+        if not args.plot_only:
+            run()
+        elif plot is not None:
+            plot(output)
     print(f"data and figures are in {output}")
     return 0
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from recon.files import write_files
+from recon.commands.errors import printable
+from recon.files import check_finite, write_files
 from recon.lower_level import Grade, Solution, Status
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
@@ -34,7 +32,7 @@ class Result:
     networks have the status ``not certified``, and null for what belongs to energies;
     weight: of the regularizer, with its rule and what was tried; noise, residual: root mean squares on the scale of x,
     over the mirrored image where the regularizer needs one. psnr, ssim: of x against the reference, ``*_data``: of the
-    data; null without a reference.
+    data; null without a reference. pixel_size_mm: of NIfTI, between rows and between columns.
     """
 
     name: str
@@ -61,6 +59,7 @@ class Result:
     psnr: float | None = None
     ssim_data: float | None = None
     ssim: float | None = None
+    pixel_size_mm: list[float] | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -74,9 +73,13 @@ def write_result(output: Path, result: Result, x: Tensor, y: Tensor, target: Ten
 
     Raises:
         OSError: the files cannot be written.
+        NotFiniteError: (a ValueError) the image or its entry hold NaN or infinite values.
     """
     png, npy, comparison = output_files(output, result.name)
-    write_files({png: _png(x), npy: _npy(x), comparison: _picture(result, x, y, target)})
+    pixels = x.numpy()[0] if len(x) == 1 else np.moveaxis(x.numpy(), 0, -1)  # what this program reads
+    check_finite(pixels, str(npy))
+    check_finite(asdict(result), str(npy))
+    write_files({png: pixels, npy: pixels, comparison: _picture(result, x, y, target)})
 
 
 def quality(x: Tensor, y: Tensor, target: Tensor) -> dict[str, Any]:
@@ -87,21 +90,6 @@ def quality(x: Tensor, y: Tensor, target: Tensor) -> dict[str, Any]:
         large = min(target.shape[1:]) >= SSIM_WINDOW
         values["ssim" + suffix] = finite(float(ssim(image[None].double(), target[None]))) if large else None
     return values
-
-
-def _png(x: Tensor) -> bytes:
-    pixels = (x.double().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)).save(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _npy(x: Tensor) -> bytes:
-    """(H, W) or (H, W, 3): what this program reads."""
-    pixels = x.numpy()
-    buffer = io.BytesIO()
-    np.save(buffer, pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
-    return buffer.getvalue()
 
 
 def _picture(result: Result, x: Tensor, y: Tensor, target: Tensor | None) -> bytes:
@@ -126,7 +114,7 @@ def results_table(results: list[Result]) -> Table:
         evaluations = f"{r.evaluations_choosing}+{r.evaluations}" if r.evaluations_choosing else count(r.evaluations)
         weight = "–" if r.weight is None else f"{r.weight:.2g}"
         table.add_row(
-            escape(r.name),
+            escape(printable(r.name)),
             graded(r.status, r.grade),
             weight,
             error,
@@ -184,4 +172,4 @@ class Warned(Protocol):
 def print_warnings(results: Sequence[Warned]) -> None:
     """Every warning once, on standard error."""
     for text in dict.fromkeys(text for r in results for text in r.warnings):
-        print(f"recon reconstruct: warning: {text}", file=sys.stderr)
+        print(f"recon reconstruct: warning: {printable(text)}", file=sys.stderr)

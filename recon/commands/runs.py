@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import time
 from argparse import Namespace
@@ -176,5 +175,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        ValueError: a number inside of its entries is not finite.
     """
-    write_files({path: (json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode()})
+    write_files({path: finite(content)})

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from recon.commands.problem import Problem, WeightedSolver
@@ -210,16 +209,3 @@ def _second_differences(values: Tensor, what: str) -> Tensor:
 def _deviation(values: Tensor) -> float:
     """The standard deviation of a normal distribution with this median of absolute values."""
     return 1.4826 * float(values.abs().median())
-
-
-def kspace_noise(y: Tensor, mask: Tensor) -> float:
-    """Standard deviation of real and imaginary parts of the noise of k-space ``(coils, 2, H, W)``.
-
-    The tenth of the samples that is farthest from the zero frequency holds hardly any signal: the median of the
-    absolute values there, times 1.4826.
-    """
-    rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in mask.shape)
-    radius = torch.hypot(rows[:, None] / mask.shape[0], columns[None] / mask.shape[1])
-    sampled = mask.cpu()
-    far = sampled & (radius >= torch.quantile(radius[sampled], 0.9))
-    return _deviation(y.detach().cpu().double()[..., far])

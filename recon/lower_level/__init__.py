@@ -1,11 +1,8 @@
 """The inverse problem: energies, solvers that certify their results, and the interfaces of their parts."""
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.cg import conjugate_gradients
+from recon.lower_level.contract import ContractError, check_contract
 from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
 from recon.lower_level.energy import Energy, NotStronglyConvexError
 from recon.lower_level.first_guess import first_guess
@@ -26,15 +23,14 @@ from recon.lower_level.regularizer import (
 )
 from recon.lower_level.saddle_point import OperatorMap, SaddleMap, SaddleModel, SaddlePoint, StackedMap
 from recon.lower_level.solution import LinearSolution, Solution, Status
-
-#: a solver: ``solver(energy, x0, accuracy) -> Solution``
-Solver = Callable[[Energy, Tensor, float | Tensor], Solution]
+from recon.lower_level.solver import Solver
 
 __all__ = [
     "FISTA",
     "LBFGS",
     "PDHG",
     "Blocks",
+    "ContractError",
     "DataFidelity",
     "Energy",
     "FairNorm",
@@ -65,6 +61,7 @@ __all__ = [
     "Status",
     "Vanishing",
     "WeightedSquaredL2",
+    "check_contract",
     "conjugate_gradients",
     "cropped",
     "first_guess",

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.cg import conjugate_gradients
+from recon.lower_level.contract import Claims, check_shapes
 from recon.lower_level.data_fidelity import DataFidelity, SquaredL2
 from recon.lower_level.grade import Grade
 from recon.lower_level.precision import SUMMATION, underflow, unit_roundoff
 from recon.lower_level.preconditioner import Preconditioner, hessian_symbol
 from recon.lower_level.regularizer import HessianMap, Regularizer
 from recon.lower_level.solution import LinearSolution
+from recon.lower_level.watch import Iterate, watch_of
 from recon.operators import Identity, LinearOperator
 
 #: the share of R''(0) in the preconditioner: fewest evaluations for total variation of several weights and smoothings
@@ -57,20 +59,23 @@ class Energy:
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
         if not checked:
             self._check(y)
+        self._claims = Claims.of(regularizer)
         data = self.operator.lower_bound**2 * self.fidelity.strong_convexity(y)
         #: modulus of the part of h without R: D(A., y) + (mu/2)||.||^2
         self.data_convexity = data + mu
         #: a guaranteed modulus of strong convexity of h (not positive: none is known)
-        self.strong_convexity = self.data_convexity + regularizer.convexity()
+        self.strong_convexity = self.data_convexity + self._claims.convexity
         self._data_gain = self.operator.norm_bound**2 * self.fidelity.smoothness(y)
         rest = self._data_gain + mu
         #: a guaranteed Lipschitz constant of grad h (infinite: none is known)
-        self.smoothness = rest + regularizer.smoothness()
-        gain = regularizer.rounding_gain()
+        self.smoothness = rest + self._claims.smoothness
+        gain = self._claims.gain
         #: whether the gain of rounding errors of R is known; where it is not, 10 max(1, mu) stands in for it: a guess
         self.gain_known = math.isfinite(gain)
         self._own_gain = mu + (gain if self.gain_known else 10 * max(1.0, self.strong_convexity))
         self._offset: float | None = None
+        self._watch = watch_of(regularizer)
+        self._seen: Iterate | None = None
         #: ||A|| ||D'(0, y)||, per image
         self._pull = self.operator.norm_bound * per_image_norm(self.fidelity.grad(torch.zeros_like(self.y), self.y))
         #: ||A|| times the terms that D' subtracts, per image
@@ -115,15 +120,29 @@ class Energy:
         return self.strong_convexity
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """h(x), in float64, and its gradient in x: ``(batch,)`` and the shape of x. One evaluation."""
+        """h(x), in float64, and its gradient in x: ``(batch,)`` and the shape of x. One evaluation.
+
+        Raises :class:`recon.lower_level.ContractError` where the regularizer is not what it claims, as far as is seen.
+        """
         z = self.operator(x)
         value, grad = self.regularizer.value_and_grad(x)
+        check_shapes(self.regularizer, x, value, grad)
+        if self._watch.due():
+            self._spot_check(x.detach(), grad.detach())
         grad = grad + self.operator.adjoint(self.fidelity.grad(z, self.y))
         value = value.double() + self.fidelity.value(z, self.y)
         if self.mu:
             grad = grad.add_(x, alpha=self.mu)
             value = value + 0.5 * self.mu * per_image_norm(x).square()
         return value, grad
+
+    def _spot_check(self, x: Tensor, grad: Tensor) -> None:
+        """Compare with what was seen before, if it is of the same images, else remember."""
+        before, self._seen = self._seen, (x, grad)
+        if before is not None and before[0].shape == x.shape:
+            self._seen = None
+            noise = self._regularizer_rounding(*before) + self._regularizer_rounding(x, grad)
+            self._watch.compare(self.regularizer, self._claims, before, (x, grad), noise)
 
     def grad(self, x: Tensor) -> Tensor:
         """The gradient of h in x. One evaluation."""
@@ -160,10 +179,17 @@ class Energy:
         """
         size = per_image_norm(x)
         pull = self._pull.maximum(self._data_gain * size)
+        data = self._data_unit(x.dtype) * pull + self.unit(x.dtype) * self._cancelled
+        return data + self._offset_rounding(x) + self._own_rounding(x, size, grad_norm)
+
+    def _regularizer_rounding(self, x: Tensor, grad: Tensor) -> Tensor:
+        """The same for the gradient of R alone."""
+        return self._offset_rounding(x) + self._own_rounding(x, per_image_norm(x), per_image_norm(grad))
+
+    def _offset_rounding(self, x: Tensor) -> float:
         if self._offset is None:
             self._offset = self.regularizer.rounding_offset(x)
-        data = self._data_unit(x.dtype) * pull + self.unit(x.dtype) * self._cancelled
-        return data + unit_roundoff(x.dtype) * self._offset + self._own_rounding(x, size, grad_norm)
+        return unit_roundoff(x.dtype) * self._offset
 
     def product_rounding(self, x: Tensor, grad_norm: Tensor) -> Tensor:
         """The same for products of the Hessian with x, in which neither the data occur nor what R subtracts."""
@@ -176,7 +202,9 @@ class Energy:
         What filters make of x is rounded by about u ||x||, and the product is that of the Hessian at another point:
         not small where images are large against the width over which the curvature of R changes.
         """
-        return self.product_rounding(w, grad_norm) + 4 * self.unit(x.dtype) * lipschitz * per_image_norm(x)
+        size = per_image_norm(x)
+        moved = torch.where(size > 0, lipschitz * size, 0.0)  # T may be infinite
+        return self.product_rounding(w, grad_norm) + 4 * self.unit(x.dtype) * moved
 
     def _own_rounding(self, x: Tensor, size: Tensor, grad_norm: Tensor) -> Tensor:
         """What the operator has no part in."""

@@ -11,10 +11,11 @@ from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.energy import Energy
 from recon.lower_level.precision import full_precision
 from recon.lower_level.solution import RUNNING, Solution, Status
+from recon.lower_level.solver import Solver
 from recon.lower_level.stopping import Collector, Stopping
 
 
-class FISTA:
+class FISTA(Solver):
     """Strongly convex FISTA (Chambolle and Pock 2016, algorithm 5), every image with its own step and stopping.
 
     With step 1/L, q = mu/L, t_0 = 0, x_{-1} = x_0:

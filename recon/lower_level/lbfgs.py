@@ -13,12 +13,13 @@ from recon.lower_level.precision import full_precision
 from recon.lower_level.preconditioner import Preconditioner
 from recon.lower_level.quasi_newton import InverseHessian
 from recon.lower_level.solution import RUNNING, Solution, Status
+from recon.lower_level.solver import Solver
 from recon.lower_level.stopping import Collector, Stopping
 
 SMALLEST_STEP = 1e-8
 
 
-class LBFGS:
+class LBFGS(Solver):
     r"""Limited-memory BFGS with Armijo backtracking (Nocedal and Wright 2006, algorithm 7.5).
 
     A trial step a along d is accepted if h(x + ad) <= h(x) + c a <grad h(x), d>, or, where h cannot resolve the

@@ -258,3 +258,24 @@ def test_ends_of_intervals_are_rounded_outwards() -> None:
     assert bool((interval.value + interval.above > value).all())
     assert bool((interval.rounding <= torch.maximum(interval.below, interval.above)).all())
     assert bool((interval.below <= 1e-14 * value).all())
+
+
+def test_a_regularizer_with_one_of_the_two_constants_has_an_interval() -> None:
+    """kappa is enough: for rounding errors of x in the Hessian, T <= kappa (L + c) stands in."""
+    energy = energy_of("foe_l1", 0)
+    target = smooth_image(*energy.y.shape)
+    exact = LOSS.value(exact_minimizer(energy, energy.y.clone()), target)
+    x = LBFGS()(energy, energy.y, 1e-2).x
+    slope = LOSS.grad(x, target)
+    w = energy.solve_adjoint(x, slope, torch.zeros_like(x), 1e-4, 1000).w
+    known = energy.regularizer.hessian_variation(w)
+    assert known is not None
+    without = HessianVariation(known.relative, torch.full_like(known.lipschitz, math.inf), known.concavity)
+    residual = energy.grad(x)
+    error = (norms(residual) + energy.rounding(x, norms(residual))) / energy.strong_convexity
+    adjoint = norms(slope - energy.hessian(x)(w))
+    interval = goal_oriented(energy, without, LOSS.value(x, target), 1.0, w, residual, adjoint, error, x)
+    assert bool(torch.isfinite(interval.above).all())
+    assert_contains(interval, exact)
+    size = energy.adjoint_rounding(0 * x, w, adjoint, without.lipschitz)
+    assert bool(torch.isfinite(size).all())

@@ -197,7 +197,7 @@ def test_model_without_strong_convexity(data: Path) -> None:
 def test_image_smaller_than_the_filters(data: Path) -> None:
     model = save_regularizer(FieldsOfExperts(2, size=7), data.parent / "foe")
     np.save(data / "0.npy", np.zeros((2, 2)))  # mirrored: 4x4
-    refused(r"0\.npy: ", model, data)
+    refused(r"0\.npy: ", model, data / "0.npy")
 
 
 @pytest.mark.parametrize(

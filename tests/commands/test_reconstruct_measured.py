@@ -13,12 +13,13 @@ import torch
 import yaml
 
 from datasets import SheppLogan
+from datasets.kspace_noise import estimate_noise
 from datasets.tomography import MU_UNIT
 from models import TotalVariation
 from models.storage import save_regularizer
 from recon.commands.problem import Weighted
 from recon.commands.reconstruct import guessed_task, main
-from recon.commands.weight import kspace_noise, sinogram_noise
+from recon.commands.weight import sinogram_noise
 from recon.lower_level import LBFGS, Energy
 from recon.operators import CartesianMRI, ParallelBeam, RayTransform, channels_to_complex, simulated_sensitivities
 from recon.operators.sampling import random_lines
@@ -267,7 +268,7 @@ def test_noise_estimates() -> None:
     mask = torch.ones(64, 64, dtype=torch.bool)
     y = 0.3 * torch.randn(2, 2, 64, 64, generator=generator, dtype=torch.float64)
     y[..., 28:36, 28:36] += 100
-    assert kspace_noise(y, mask) == pytest.approx(0.3, rel=0.1)
+    assert estimate_noise(channels_to_complex(y), mask).level == pytest.approx(0.3, rel=0.1)
 
 
 def test_weighted_regularizer() -> None:

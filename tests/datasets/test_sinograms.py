@@ -14,7 +14,8 @@ import torch
 
 from datasets.physics import MIN_TRANSMISSION
 from datasets.reading import DataError
-from datasets.scans import Scan, estimate_rotation_centre, lodopab_geometry
+from datasets.rotation import estimate_rotation_centre
+from datasets.scans import Scan, lodopab_geometry
 from datasets.sinograms import read_sinogram
 from recon.operators.geometry import FanBeam, ParallelBeam
 
@@ -292,7 +293,7 @@ def test_rotation_centre_that_cannot_be_estimated() -> None:
         estimate_rotation_centre(dataclasses.replace(cut, sinogram=cut.sinogram[:, 55:]))
     with pytest.raises(DataError, match="2 views do not determine"):
         estimate_rotation_centre(cut.select([0, 7]))
-    with pytest.raises(DataError, match="parallel scans only"):
+    with pytest.raises(DataError, match="full turn only"):
         estimate_rotation_centre(dataclasses.replace(cut, source_distance=500.0, detector_distance=0.0))
 
 

@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from models import FieldsOfExperts, TotalVariation
 from models.bilevel import BilevelModule
-from models.storage import ModelFileError, load_regularizer, save_regularizer, specification
-from recon.lower_level import Regularizer
+from models.checkpoint_file import checkpoint_bytes
+from models.reconstructor import Reconstructor
+from models.storage import ModelFileError, load_regularizer, pretrained, save_regularizer, specification
+from models.trust import OWN, find_class, full_name
+from recon.commands.main import main
+from recon.lower_level import Regularizer, SaddleModel
 
 
 def small() -> FieldsOfExperts:
@@ -103,9 +108,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_own_regularizer(tmp_path: Path, mine: Any) -> None:
     path = save_regularizer(mine.Tikhonov(-1.0, name="a"), tmp_path / "own")
-    loaded, _ = load_regularizer(path)
-    assert type(loaded) is mine.Tikhonov
-    assert loaded.options == {"name": "a"}
+    for trust in (["my_regularizers"], [mine.Tikhonov], ["another", "my_regularizers"]):
+        loaded, _ = load_regularizer(path, trust=trust)
+        assert type(loaded) is mine.Tikhonov
+        assert loaded.options == {"name": "a"}
+    assert type(pretrained(path, trust=["my_regularizers"])) is mine.Tikhonov
 
 
 def test_arguments_that_cannot_be_saved(tmp_path: Path, mine: Any) -> None:
@@ -134,11 +141,15 @@ def test_local_class_is_refused_when_it_is_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"class": "models.nowhere.Regularizer"}, "there is no class models.nowhere.Regularizer"),
-        ({"class": "models.fields_of_experts.Nothing"}, "there is no class"),
-        ({"class": "Nothing"}, "there is no class"),
-        ({"class": "torch.nn.Linear"}, "is not a regularizer"),
-        ({"class": "subprocess.run"}, "is not a regularizer"),
+        (
+            {"class": "models.nowhere.Regularizer"},
+            r"none of this project \(.*\). .* by --trust models\.nowhere, or trust=",
+        ),
+        ({"class": "models.fields_of_experts.Nothing"}, "'models.fields_of_experts.Nothing', which is none of this"),
+        ({"class": "Nothing"}, "say so by a name with its module"),
+        ({"class": "torch.nn.Linear"}, "none of this project"),
+        ({"class": "subprocess.run"}, "none of this project"),
+        ({"class": "unittest.__main__.X"}, "none of this project"),
         ({"arguments": {"filters": 3, "colour": 1}}, "cannot be made with the arguments"),
         ({"arguments": {"filters": 0}}, "cannot be made with the arguments"),
         ({"arguments": {"filters": 4, "size": 3}}, r"weight has the shape \(3, 3, 3\) instead of \(4, 3, 3\)"),
@@ -155,6 +166,72 @@ def test_wrong_description(saved: Path, entries: dict[str, Any], message: str) -
     change(saved, **entries)
     with pytest.raises(ModelFileError, match=message):
         load_regularizer(saved)
+
+
+SIDE_EFFECTS = ["hostile.X", "hostile.inner.X", "hostile.__main__.X", "hostile", ".hostile.X", "models.storage.sys.X"]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package whose modules leave a file when they run."""
+    mark = tmp_path / "ran"
+    (tmp_path / "hostile").mkdir()
+    for name in ("__init__", "inner", "__main__"):
+        (tmp_path / "hostile" / f"{name}.py").write_text(f"open({str(mark)!r}, 'w').close()\nX = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "hostile"]:
+        monkeypatch.delitem(sys.modules, name)
+    return mark
+
+
+@pytest.mark.parametrize("name", SIDE_EFFECTS)
+def test_a_file_chooses_no_import(saved: Path, tmp_path: Path, hostile: Path, name: str) -> None:
+    change(saved, **{"class": name})
+    entry = {"specification": specification(small()) | {"class": name}}
+    for path in (saved, checkpoint(tmp_path / "last.ckpt", bilevel=entry)):
+        with pytest.raises(ModelFileError, match="none of this project"):
+            load_regularizer(path)
+        if name != "hostile.X":  # a trusted module does not make others trusted, nor those inside it
+            with pytest.raises(ModelFileError, match="none of this project"):
+                load_regularizer(path, trust=["hostile.inn", "hos", "hostile.X", ""])
+        with pytest.raises(ValueError, match=r"names the class|there is no class"):
+            pretrained(path)
+    assert not hostile.exists()
+
+
+def test_trusted_modules_are_imported_and_their_classes_checked(saved: Path, hostile: Path) -> None:
+    change(saved, **{"class": "hostile.X"})
+    with pytest.raises(ModelFileError, match=r"hostile\.X is not a regularizer"):
+        load_regularizer(saved, trust=["hostile"])
+    assert hostile.exists()
+    change(saved, **{"class": "nowhere.X"})
+    with pytest.raises(ModelFileError, match=r"there is no class nowhere\.X"):
+        load_regularizer(saved, trust=["nowhere"])
+    with pytest.raises(TypeError, match=r"must be a list of modules or classes: \['hostile'\]"):
+        load_regularizer(saved, trust="hostile")
+
+
+def test_the_table_has_every_model_of_the_project() -> None:
+    """What a user can train and save is found again without trust, and nothing else is in the table."""
+    import models as package
+
+    kinds = (Regularizer, SaddleModel, Reconstructor)
+    public = [getattr(package, name) for name in package.__all__]
+    classes = {thing for thing in public if isinstance(thing, type) and issubclass(thing, kinds)}
+    assert {full_name(cls) for cls in classes} == OWN
+    assert {find_class(name) for name in OWN} == classes
+
+
+def test_command_line_trusts_by_name(saved: Path, tmp_path: Path, hostile: Path, capsys: Any) -> None:
+    change(saved, **{"class": "hostile.X"})
+    image = tmp_path / "a.npy"
+    np.save(image, np.zeros((8, 8)))
+    command = ["reconstruct", "--model", str(saved), "--data", str(image), "--output", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "say so by --trust hostile" in capsys.readouterr().err
+    assert not hostile.exists()
+    assert main([*command, "--trust", "hostile"]) == 1
+    assert "hostile.X is not a regularizer" in capsys.readouterr().err
 
 
 def test_missing_files(saved: Path) -> None:
@@ -183,9 +260,14 @@ def test_truncated(saved: Path) -> None:
         load_regularizer(saved)
 
 
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
+def test_values_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not written, and where another program wrote them, not read."""
     regularizer = small()
     regularizer.weight.data[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"foe\.safetensors: not written, weight: 1 of 27 values are NaN or infinite"):
+        save_regularizer(regularizer, tmp_path / "foe")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("models.storage.check_finite", lambda *arguments: None)
     path = save_regularizer(regularizer, tmp_path / "foe")
     with pytest.raises(ModelFileError, match="NaN or infinite values in weight"):
         load_regularizer(path)
@@ -208,7 +290,7 @@ def checkpoint(path: Path, **entries: Any) -> Path:
     module = BilevelModule(small(), mu=0.5)
     content: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(content)
-    torch.save(content | entries, path)
+    path.write_bytes(checkpoint_bytes(content | entries))
     return path
 
 
@@ -226,7 +308,10 @@ def test_wrong_checkpoints(tmp_path: Path) -> None:
     path.write_bytes(b"nothing")
     with pytest.raises(ModelFileError, match="not a checkpoint of this program, or truncated"):
         load_regularizer(path)
-    for content in ({"state_dict": {}}, {"bilevel": 3}, [1], {"bilevel": {}}):
+    torch.save([1], path)
+    with pytest.raises(ModelFileError, match=r"not a checkpoint of this program.*holds a list"):
+        load_regularizer(path)
+    for content in ({"state_dict": {}}, {"bilevel": 3}, {"bilevel": {}}):
         torch.save(content, path)
         with pytest.raises(ModelFileError, match="a checkpoint of another model"):
             load_regularizer(path)
