@@ -1,20 +1,21 @@
-"""Filtered back-projection in physical units, with ODL's filters; parallel and fan beams."""
+"""Filtered back-projection in physical units, for parallel and fan beams."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recon.operators.geometry import FanBeam, Geometry
+from recon.operators.ramp import FILTERS, RampFilter
+from recon.operators.redundancy import redundancy_weights, seen_twice
 from recon.operators.tomography import RayTransform
 
-FILTERS = ("ram-lak", "shepp-logan", "cosine", "hamming", "hann")
-_FULL_TURN = 2 * math.pi * (1 - 1e-3)  # scans count as a full turn from here on
+__all__ = ["FILTERS", "FilteredBackProjection", "back_project"]
+
+_BLOCK = 1 << 16  # pixels that are back-projected at once on the CPU, so that what belongs to them stays in the cache
 
 
 class FilteredBackProjection(nn.Module):
@@ -29,16 +30,16 @@ class FilteredBackProjection(nn.Module):
                     c(s) = L / sqrt(L^2 + s^2),  M = L / R,
 
     with R the source's and L = R + detector_distance the detector's distance from axis and source (Kak and Slaney,
-    Principles of Computerized Tomographic Imaging, equations 3.30 and 3.97-3.107). w is 1/2 for a full turn; 1 where
-    every line is seen at most about once; and Parker's weights (Med. Phys. 9, 1982), smooth in the angle, in between.
-    Scans of less than half a turn (plus the fan angle) lack data, and the formula then adds up what is there.
+    Principles of Computerized Tomographic Imaging, equations 3.30 and 3.97-3.107). The ramp is sampled in space, see
+    :mod:`recon.operators.ramp`, and w is that of :mod:`recon.operators.redundancy`: 1/2 for a full turn, smooth for
+    short scans and for detectors beside the axis, 1 where lines are seen once. Scans of less than half a turn (plus the
+    fan angle) lack data, and the formula then adds up what is there.
 
-    The filtered data are ODL's, ``odl.applications.tomo.fbp_filter_op``, with the data and the scale prepared so that
-    they have the meaning above: ODL's filter divides by the length of the angular range, and takes the angles for
-    equally spaced. Back-projection is by linear interpolation of the filtered data at each pixel, and not the transpose
-    A^T that ODL's ``fbp_op`` takes: on the CPU this ignores the offset of parallel detectors, leaves out pixels between
-    the rays of a coarse detector, and has other weights than c and (R / U)^2 for fan beams ("correct in the limit of
-    fan angle 0", as its documentation has it).
+    Opposite views complete the rows of a detector beside the axis only if what the filter spreads beyond its near edge
+    is kept: there, rows are continued with zeros, up to as far as the other edge.
+
+    Back-projection is by linear interpolation of the filtered data at each pixel, and not by the transpose A^T, which
+    leaves out pixels between the rays of a coarse detector and has other weights than c and (R / U)^2 for fan beams.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class FilteredBackProjection(nn.Module):
         self.geometry = geometry
         self.filter = filter
         self.frequency_scaling = float(frequency_scaling)
-        self._filter = _odl_filter(geometry, filter, frequency_scaling, padding)
-        # ODL's filter is |f| pi / arc.
-        weights = redundancy_weights(geometry) * geometry.view_widths[:, None] * geometry.arc / math.pi
+        self._continued = _continuation(geometry)
+        pixels = geometry.detector_pixels + sum(self._continued)
+        self._filter = RampFilter(pixels, geometry.detector_spacing, filter, frequency_scaling, padding)
+        weights = redundancy_weights(geometry) * geometry.view_widths[:, None]
         if isinstance(geometry, FanBeam):
             length = geometry.source_distance + geometry.detector_distance
             weights = weights * geometry.magnification * length / np.hypot(length, geometry.detector_positions())
@@ -91,90 +93,68 @@ class FilteredBackProjection(nn.Module):
                 f"expected real data of shape (batch, {', '.join(map(str, self.geometry.range_shape))}), got "
                 f"{tuple(sinogram.shape)}, {sinogram.dtype}"
             )
-        filtered = torch.empty(sinogram.shape, dtype=torch.float64)
-        for image, slot in zip(sinogram.double().cpu()[:, 0] * self._weights, filtered[:, 0], strict=True):
-            slot.copy_(torch.from_numpy(np.array(self._filter(image.numpy()).data)))
         dtype = torch.promote_types(sinogram.dtype, torch.float32) if sinogram.is_floating_point() else torch.float32
-        return back_project(self.geometry, filtered.to(sinogram.device, dtype)).to(dtype)
+        weighted = sinogram.to(dtype) * self._weights.to(sinogram.device, dtype)
+        rows = self._filter(nn.functional.pad(weighted[:, 0], self._continued))
+        return back_project(self.geometry, rows, self._continued[0])
 
 
-def redundancy_weights(geometry: Geometry) -> NDArray[np.float64]:
-    """Return w(angle, detector), ``(angles, detectors)``: one over the measurements of each line that was seen.
+def back_project(geometry: Geometry, rows: Tensor, before: int = 0) -> Tensor:
+    """Return ``sum_k q_k(s(p)) g(p)`` at every pixel p, ``(batch, angles, detectors) -> (batch, 1, H, W)``.
 
-    With beta the angle from the start, gamma the angle of the ray to the central ray (growing with s) and
-    ``2 delta = arc - pi``, the ray (beta, gamma) is seen again as ``(beta + pi - 2 gamma, -gamma)``, and
-
-        w = sin^2(pi/4 beta / (delta + gamma))                  for beta < 2 (delta + gamma)
-            sin^2(pi/4 (pi + 2 delta - beta) / (delta - gamma)) for beta > pi + 2 gamma
-            1                                                   in between,
-
-    which needs ``delta >= |gamma|``. Parallel beams have gamma = 0.
+    q is linear between detector pixels and zero outside. ``s = <p, e_s>`` and g = 1 for parallel beams; ``s = L
+    <p, e_s> / U`` and ``g = (R / U)^2`` for fan beams. The rows may be longer than the detector, by ``before`` pixels
+    at its beginning and any number at its end.
     """
-    gamma = np.zeros(geometry.detector_pixels)
-    if isinstance(geometry, FanBeam):
-        length = geometry.source_distance + geometry.detector_distance
-        gamma = np.arctan2(geometry.detector_positions(), length)
-    shape = (len(geometry.angles), len(gamma))
-    if geometry.arc >= _FULL_TURN:
-        return np.full(shape, 0.5)
-    delta = 0.5 * (geometry.arc - math.pi)
-    if delta <= max(float(np.abs(gamma).max()), 1e-9):
-        return np.ones(shape)
-    beta = (np.asarray(geometry.angles) - geometry.ends[0])[:, None]
-    rising = np.sin(0.25 * math.pi * np.minimum(beta / (delta + gamma), 2.0)) ** 2
-    falling = np.sin(0.25 * math.pi * np.clip((math.pi + 2 * delta - beta) / (delta - gamma), 0.0, 2.0)) ** 2
-    return np.asarray(rising * falling)
-
-
-def back_project(geometry: Geometry, rows: Tensor) -> Tensor:
-    """Return ``sum_k q_k(s(p)) g(p)`` at every pixel p, q linear between detector pixels and zero outside.
-
-    ``s = <p, e_s>`` and g = 1 for parallel beams; ``s = L <p, e_s> / U`` and ``g = (R / U)^2`` for fan beams.
-    """
-    options: dict[str, Any] = {"dtype": rows.dtype, "device": rows.device}
-    axes = [(torch.arange(n, **options) - (n - 1) / 2) * p for n, p in zip(*_grid(geometry), strict=True)]
-    x, y = axes[0][:, None], axes[1][None, :]
-    pixels, spacing, offset = geometry.across()
-    # zeros on both sides, and one more so that index k + 1 exists
-    padded = nn.functional.pad(rows[:, 0], (1, 2))
-    image = torch.zeros((len(rows), *geometry.image_shape), **options)
-    for view, angle in enumerate(geometry.angles):
-        cos, sin = math.cos(angle), math.sin(angle)
-        position: Tensor = x * cos + y * sin
-        gain: Tensor | float = 1.0
-        if isinstance(geometry, FanBeam):
-            ratio = geometry.source_distance / (geometry.source_distance - x * sin + y * cos)
-            position = position * ratio * geometry.magnification
-            gain = ratio.square()
-        index = ((position - offset) / spacing + (pixels + 1) / 2).clamp(0, pixels + 1)
-        lower = index.floor()
-        fraction, column = index - lower, lower.long()
-        row = padded[:, view]
-        image += gain * ((1 - fraction) * row[:, column] + fraction * row[:, column + 1])
+    height, width = geometry.image_shape
+    image = rows.new_zeros(len(rows), height, width)
+    # zeros on both sides, so that positions outside are clamped to a pixel of value 0; and slopes to the next pixel
+    values = nn.functional.pad(rows, (1, 2))
+    slopes = values[..., 1:] - values[..., :-1]
+    step = height if rows.is_cuda else max(1, _BLOCK // width)
+    for first in range(0, height, step):
+        _add_views(geometry, image[:, first : first + step], first, values, slopes, before)
     return image[:, None]
 
 
-def _grid(geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    return geometry.image_shape, geometry.pixel_size
+def _add_views(geometry: Geometry, image: Tensor, first: int, values: Tensor, slopes: Tensor, before: int) -> None:
+    """Add all views to rows of the image from ``first`` on, ``(batch, rows, W)``, in memory that is used again."""
+    _, spacing, offset = geometry.across()
+    x, y = (torch.from_numpy(axis).to(image.device, image.dtype) for axis in geometry.pixel_positions())
+    x, y = x[first : first + image.shape[1], None], y[None]
+    index, gain = (image.new_empty(image.shape[1:]) for _ in range(2))
+    lower = torch.empty_like(index, dtype=torch.int32)
+    slope_found, found = (torch.empty_like(index) for _ in range(2))
+    zero = before + 1 + (geometry.detector_pixels - 1) / 2 - offset / spacing  # the index of s = 0
+    for view, angle in enumerate(geometry.angles):
+        cos, sin = math.cos(angle), math.sin(angle)
+        if isinstance(geometry, FanBeam):
+            # gain = R / U, and s = M gain <p, e_s>
+            torch.add(1 - x * (sin / geometry.source_distance), y * (cos / geometry.source_distance), out=gain)
+            gain.reciprocal_()
+            scale = geometry.magnification / spacing
+            torch.add(x * (cos * scale), y * (sin * scale), out=index)
+            index.mul_(gain).add_(zero)
+            gain.square_()
+        else:
+            torch.add(x * (cos / spacing) + zero, y * (sin / spacing), out=index)
+        index.clamp_(0, values.shape[-1] - 2)
+        lower.copy_(index)  # rounds towards zero
+        index.frac_()
+        for picture, value, slope in zip(image, values[:, view], slopes[:, view], strict=True):
+            torch.index_select(value, 0, lower.view(-1), out=found.view(-1))
+            torch.index_select(slope, 0, lower.view(-1), out=slope_found.view(-1))
+            found.addcmul_(index, slope_found)
+            if isinstance(geometry, FanBeam):
+                picture.addcmul_(gain, found)
+            else:
+                picture.add_(found)
 
 
-class _NoProjector:
-    """Stands where ODL expects a backend: its filter needs only the spaces of the ray transform."""
-
-    def call_forward(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("only the filter of ODL is used")
-
-    call_backward = call_forward
-
-
-def _odl_filter(geometry: Geometry, filter_type: str, frequency_scaling: float, padding: bool) -> Any:
-    """Return ODL's filter operator for equally spaced angles over the same arc."""
-    from odl.applications.tomo.analytic.filtered_back_projection import fbp_filter_op
-    from odl.applications.tomo.operators.ray_trafo import RayTransform as ODLRayTransform
-    from odl.core.discr import uniform_discr, uniform_partition
-
-    # Any image will do, except that ODL takes one with pixels of area 1 for unweighted, and rescales the filter for it.
-    space = uniform_discr([-1, -1], [1, 1], (3, 3), dtype="float64")
-    angles = uniform_partition(*geometry.ends, len(geometry.angles))
-    transform = ODLRayTransform(space, geometry.odl_geometry(angles), impl=_NoProjector)
-    return fbp_filter_op(transform, padding, filter_type, frequency_scaling)
+def _continuation(geometry: Geometry) -> tuple[int, int]:
+    """Return how many pixels make the detector reach as far on either side of the axis, before and after it."""
+    if not seen_twice(geometry):
+        return 0, 0
+    _, spacing, offset = geometry.across()
+    missing = math.ceil(2 * abs(offset) / spacing - 1e-6)
+    return (missing, 0) if offset > 0 else (0, missing)
