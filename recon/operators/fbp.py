@@ -94,6 +94,8 @@ class FilteredBackProjection(nn.Module):
                 f"{tuple(sinogram.shape)}, {sinogram.dtype}"
             )
         dtype = torch.promote_types(sinogram.dtype, torch.float32) if sinogram.is_floating_point() else torch.float32
+        if len(sinogram) == 0:
+            return sinogram.new_zeros((0, *self.geometry.domain_shape), dtype=dtype)
         weighted = sinogram.to(dtype) * self._weights.to(sinogram.device, dtype)
         rows = self._filter(nn.functional.pad(weighted[:, 0], self._continued))
         return back_project(self.geometry, rows, self._continued[0])
