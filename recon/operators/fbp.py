@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recon.operators.geometry import FanBeam, Geometry
 from recon.operators.ramp import FILTERS, RampFilter
-from recon.operators.redundancy import redundancy_weights, seen_twice
+from recon.operators.redundancy import redundancy_weights
 from recon.operators.tomography import RayTransform
 
 __all__ = ["FILTERS", "FilteredBackProjection", "back_project"]
@@ -35,8 +35,8 @@ class FilteredBackProjection(nn.Module):
     short scans and for detectors beside the axis, 1 where lines are seen once. Scans of less than half a turn (plus the
     fan angle) lack data, and the formula then adds up what is there.
 
-    Opposite views complete the rows of a detector beside the axis only if what the filter spreads beyond its near edge
-    is kept: there, rows are continued with zeros, up to as far as the other edge.
+    Where the detector is narrower than the image, or beside the axis, rows are continued with zeros as far as the image
+    projects: what the filter spreads beyond the edges belongs to the value of the pixels there.
 
     Back-projection is by linear interpolation of the filtered data at each pixel, and not by the transpose A^T, which
     leaves out pixels between the rays of a coarse detector and has other weights than c and (R / U)^2 for fan beams.
@@ -154,9 +154,12 @@ def _add_views(geometry: Geometry, image: Tensor, first: int, values: Tensor, sl
 
 
 def _continuation(geometry: Geometry) -> tuple[int, int]:
-    """Return how many pixels make the detector reach as far on either side of the axis, before and after it."""
-    if not seen_twice(geometry):
-        return 0, 0
-    _, spacing, offset = geometry.across()
-    missing = math.ceil(2 * abs(offset) / spacing - 1e-6)
-    return (missing, 0) if offset > 0 else (0, missing)
+    """Return how many pixels before and after the detector (at most its own number) the image projects onto."""
+    reach = geometry.radius
+    if isinstance(geometry, FanBeam):
+        length = geometry.source_distance + geometry.detector_distance
+        reach = length * math.tan(math.asin(reach / geometry.source_distance))
+    positions = geometry.detector_positions()
+    missing = (np.array([reach + positions[0], reach - positions[-1]]) / geometry.detector_spacing).clip(0)
+    before, after = np.minimum(np.ceil(missing - 1e-6), geometry.detector_pixels).astype(int)
+    return int(before), int(after)

@@ -55,11 +55,6 @@ def redundancy_weights(geometry: Geometry) -> NDArray[np.float64]:
     return np.divide(own, own + other, out=np.ones_like(own), where=other > 0)
 
 
-def seen_twice(geometry: Geometry) -> bool:
-    """Whether the arc is longer than half a turn, so that opposite views complete each other."""
-    return geometry.arc > math.pi + _TINY
-
-
 def _confidence(distance: NDArray[np.float64], taper: float) -> NDArray[np.float64]:
     """``sin^2(pi/2 min(1, distance / taper))``; 0 outside."""
     inside = distance > _TINY
