@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from recon.operators.tomography import RayTransform
 
 __all__ = ["FILTERS", "FilteredBackProjection", "back_project"]
 
-_BLOCK = 1 << 16  # pixels that are back-projected at once on the CPU, so that what belongs to them stays in the cache
+# pixels times views that are back-projected at once: on a CPU, so few that all that belongs to them stays in the cache
+_BLOCK, _CUDA_BLOCK = 1 << 16, 1 << 23
 
 
 class FilteredBackProjection(nn.Module):
@@ -112,45 +114,55 @@ def back_project(geometry: Geometry, rows: Tensor, before: int = 0) -> Tensor:
     image = rows.new_zeros(len(rows), height, width)
     # zeros on both sides, so that positions outside are clamped to a pixel of value 0; and slopes to the next pixel
     values = nn.functional.pad(rows, (1, 2))
-    slopes = values[..., 1:] - values[..., :-1]
-    step = height if rows.is_cuda else max(1, _BLOCK // width)
-    for first in range(0, height, step):
-        _add_views(geometry, image[:, first : first + step], first, values, slopes, before)
+    slopes = nn.functional.pad(values[..., 1:] - values[..., :-1], (0, 1))
+    block = _CUDA_BLOCK if rows.is_cuda else _BLOCK
+    lines = min(height, max(1, block // width))
+    views = max(1, block // (lines * width))
+    for first in range(0, height, lines):
+        part = slice(first, first + lines)
+        for view in range(0, len(geometry.angles), views):
+            chosen = slice(view, view + views)
+            lower, fraction, gain = _positions(geometry, part, chosen, values, before)
+            found, slope = torch.empty_like(fraction), torch.empty_like(fraction)
+            for k, picture in enumerate(image[:, part]):
+                torch.index_select(values[k, chosen].reshape(-1), 0, lower, out=found.view(-1))
+                torch.index_select(slopes[k, chosen].reshape(-1), 0, lower, out=slope.view(-1))
+                found.addcmul_(fraction, slope)
+                picture += (found if gain is None else found.mul_(gain)).sum(0)
     return image[:, None]
 
 
-def _add_views(geometry: Geometry, image: Tensor, first: int, values: Tensor, slopes: Tensor, before: int) -> None:
-    """Add all views to rows of the image from ``first`` on, ``(batch, rows, W)``, in memory that is used again."""
+def _positions(
+    geometry: Geometry, part: slice, chosen: slice, values: Tensor, before: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return where some views see some rows of the image, ``(views, rows, W)``.
+
+    These are the numbers of the samples at or before the positions s(p), counted through the chosen rows of ``values``
+    and flat; how far the positions are behind them; and g, None for 1.
+    """
+    options: dict[str, Any] = {"dtype": values.dtype, "device": values.device}
+    x, y = (torch.from_numpy(axis) for axis in geometry.pixel_positions())
+    angles = torch.tensor(geometry.angles[chosen], dtype=torch.float64)[:, None, None]
+    cos, sin = angles.cos(), angles.sin()
+    x, y = x[None, part, None], y[None, None]
     _, spacing, offset = geometry.across()
-    x, y = (torch.from_numpy(axis).to(image.device, image.dtype) for axis in geometry.pixel_positions())
-    x, y = x[first : first + image.shape[1], None], y[None]
-    index, gain = (image.new_empty(image.shape[1:]) for _ in range(2))
-    lower = torch.empty_like(index, dtype=torch.int32)
-    slope_found, found = (torch.empty_like(index) for _ in range(2))
     zero = before + 1 + (geometry.detector_pixels - 1) / 2 - offset / spacing  # the index of s = 0
-    for view, angle in enumerate(geometry.angles):
-        cos, sin = math.cos(angle), math.sin(angle)
-        if isinstance(geometry, FanBeam):
-            # gain = R / U, and s = M gain <p, e_s>
-            torch.add(1 - x * (sin / geometry.source_distance), y * (cos / geometry.source_distance), out=gain)
-            gain.reciprocal_()
-            scale = geometry.magnification / spacing
-            torch.add(x * (cos * scale), y * (sin * scale), out=index)
-            index.mul_(gain).add_(zero)
-            gain.square_()
-        else:
-            torch.add(x * (cos / spacing) + zero, y * (sin / spacing), out=index)
-        index.clamp_(0, values.shape[-1] - 2)
-        lower.copy_(index)  # rounds towards zero
-        index.frac_()
-        for picture, value, slope in zip(image, values[:, view], slopes[:, view], strict=True):
-            torch.index_select(value, 0, lower.view(-1), out=found.view(-1))
-            torch.index_select(slope, 0, lower.view(-1), out=slope_found.view(-1))
-            found.addcmul_(index, slope_found)
-            if isinstance(geometry, FanBeam):
-                picture.addcmul_(gain, found)
-            else:
-                picture.add_(found)
+    gain = None
+    if isinstance(geometry, FanBeam):
+        # R / U, and s = M (R / U) <p, e_s>
+        distance, scale = geometry.source_distance, geometry.magnification / spacing
+        gain = ((1 - x * sin / distance).to(**options) + (y * cos / distance).to(**options)).reciprocal_()
+        index = (x * cos * scale).to(**options) + (y * sin * scale).to(**options)
+        index.mul_(gain).add_(zero)
+        gain.square_()
+    else:
+        index = (x * cos / spacing + zero).to(**options) + (y * sin / spacing).to(**options)
+    samples = values.shape[-1]
+    index.clamp_(0, samples - 2)
+    lower = index.to(torch.int32)  # rounds towards zero
+    index.frac_()
+    lower += samples * torch.arange(len(lower), dtype=torch.int32, device=lower.device)[:, None, None]
+    return lower.view(-1), index, gain
 
 
 def _continuation(geometry: Geometry) -> tuple[int, int]:
