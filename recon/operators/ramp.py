@@ -28,9 +28,14 @@ def ramp_kernel(count: int, spacing: float) -> NDArray[np.float64]:
     return kernel
 
 
-def window(filter: str, frequencies: NDArray[np.float64], cutoff: float) -> NDArray[np.float64]:
-    """Return what the filter multiplies the ramp with at frequencies in units of the highest, 1; 0 beyond ``cutoff``."""
-    ratio = frequencies / cutoff
+def window(filter: str, count: int, cutoff: float) -> NDArray[np.float64]:
+    """Return what the filter multiplies the ramp with at ``count`` frequencies from 0 to the highest; 0 beyond cutoff.
+
+    ``cutoff`` is relative to the highest frequency; where it falls between two, the nearest one has the share of its
+    interval that lies below.
+    """
+    frequencies = np.linspace(0.0, 1.0, count)
+    ratio = np.minimum(frequencies / cutoff, 1.0)
     shapes = {
         "ram-lak": np.ones_like(ratio),
         "shepp-logan": np.sinc(ratio / 2),
@@ -38,7 +43,8 @@ def window(filter: str, frequencies: NDArray[np.float64], cutoff: float) -> NDAr
         "hamming": 0.54 + 0.46 * np.cos(math.pi * ratio),
         "hann": np.cos(math.pi * ratio / 2) ** 2,
     }
-    return np.asarray(shapes[filter] * (ratio <= 1))
+    below = np.clip((cutoff - frequencies) * (count - 1) + 0.5, 0.0, 1.0) if cutoff < 1 else 1.0
+    return np.asarray(shapes[filter] * below)
 
 
 class RampFilter:
@@ -54,7 +60,7 @@ class RampFilter:
         self.length = _fast_length(2 * pixels - 1) if padding else pixels
         fine = _FINE * _fast_length(2 * pixels)
         kernel = _repeated(ramp_kernel(fine // 2 + 1, spacing), fine)
-        shape = window(filter, np.arange(fine // 2 + 1) / (fine / 2), frequency_scaling)
+        shape = window(filter, fine // 2 + 1, frequency_scaling)
         kernel = np.fft.irfft(np.fft.rfft(kernel).real * shape, fine)
         response = np.fft.rfft(_repeated(kernel[: self.length // 2 + 1], self.length)).real
         self._response = torch.from_numpy(spacing * response)
