@@ -15,7 +15,9 @@ def band_limited(lag: int, spacing: float, shape: object = None, cutoff: float =
     ratio = (np.arange(count) + 0.5) / count
     highest = cutoff / (2 * spacing)
     weights = np.ones(count) if shape is None else shape(ratio)  # type: ignore[operator]
-    return float(2 * highest * np.mean(highest * ratio * weights * np.cos(2 * math.pi * highest * ratio * lag * spacing)))
+    return float(
+        2 * highest * np.mean(highest * ratio * weights * np.cos(2 * math.pi * highest * ratio * lag * spacing))
+    )
 
 
 @pytest.mark.parametrize("spacing", [1.0, 0.35])
