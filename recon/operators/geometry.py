@@ -77,7 +77,7 @@ class ParallelBeam(Geometry):
         detector_pixels: int | None = None,
         pixel_size: float = 1.0,
     ) -> ParallelBeam:
-        """The scan that ``skimage.transform.radon(image, theta, circle)`` makes: its data are ``sinogram.T * pixel_size``.
+        """The scan of ``skimage.transform.radon(image, theta)``; its data are the transposed result * pixel_size.
 
         scikit-image turns pictures about their pixel n // 2, which projects onto pixel n // 2 of its rows; theta (in
         degrees, increasing) is 90 degrees behind phi. The rows have as many pixels as the (square) picture has in a
@@ -232,8 +232,8 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
 
     Keys are ``type`` (parallel, fan or cone) and the fields of the class. Instead of ``angles`` (a list in radians)
     there may be ``angles_degrees``; either is a list or ``{start, arc, views}`` for equispaced ones. Instead of
-    ``detector_offset`` there may be ``rotation_centre`` in detector pixels (2D). With ``convention: skimage`` angles are
-    those of ``skimage.transform.radon``, and pictures turn about the pixel n // 2: see ``ParallelBeam.skimage``.
+    ``detector_offset`` there may be ``rotation_centre`` in detector pixels (2D). With ``convention: skimage`` angles
+    are those of ``skimage.transform.radon``, and pictures turn about the pixel n // 2: see ``ParallelBeam.skimage``.
 
     Raises:
         ValueError: a key is unknown or missing, or a value not valid; the message names it.
@@ -279,7 +279,7 @@ def _of_skimage(geometry: Geometry, convention: Any, given: Mapping[str, Any]) -
         raise ValueError(f"convention: skimage is for parallel beams, got {geometry.kind}")
     if fixed := sorted({"detector_offset", "image_offset"} & set(given)):
         raise ValueError(
-            f"convention: skimage puts the axis into pixel n // 2: leave out {' and '.join(fixed)} (and rotation_centre)"
+            f"convention: skimage puts the axis into pixel n // 2: leave out {' and '.join(fixed)} (or rotation_centre)"
         )
     return geometry.turned_as_skimage()
 

@@ -25,7 +25,7 @@ class Geometry:
         detector_pixels, detector_spacing, detector_offset: number, pitch in mm and position of the detector's centre in
             mm; numbers, in 3D pairs (along the rotation axis, across it).
         image_offset: position of the image's centre relative to the rotation axis in mm, in the order of
-            ``image_shape``; zero is an image centred on the axis.
+            ``image_shape``; one number stands for all of them, and zero is an image centred on the axis.
     """
 
     image_shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class Geometry:
     detector_pixels: Any
     detector_spacing: Any
     detector_offset: Any = 0.0
-    image_offset: tuple[float, ...] = field(default=0.0, kw_only=True)  # type: ignore[assignment]
+    image_offset: Any = field(default=0.0, kw_only=True)
 
     kind: ClassVar[str] = ""
     ndim: ClassVar[int] = 2
@@ -82,7 +82,7 @@ class Geometry:
     def pixel_positions(self) -> tuple[Array, ...]:
         """Coordinates (mm) of the pixels' centres along each axis of the image; the rotation axis is at 0."""
         axes = zip(self.image_shape, self.pixel_size, self.image_offset, strict=True)
-        return tuple((np.arange(n) - (n - 1) / 2) * p + offset for n, p, offset in axes)
+        return tuple(np.asarray((np.arange(n) - (n - 1) / 2) * p + offset) for n, p, offset in axes)
 
     @property
     def view_widths(self) -> Array:
@@ -196,8 +196,8 @@ class Geometry:
             shape, sizes = (*shape[1:], shape[0]), (*sizes[1:], sizes[0])
         middle = self.image_offset if self.ndim == 2 else (*self.image_offset[1:], self.image_offset[0])
         half = [0.5 * n * p for n, p in zip(shape, sizes, strict=True)]
-        box = [[m + sign * h for m, h in zip(middle, half, strict=True)] for sign in (-1, 1)]
-        space = uniform_discr(*box, shape, dtype=dtype)
+        low, high = ([m + sign * h for m, h in zip(middle, half, strict=True)] for sign in (-1, 1))
+        space = uniform_discr(low, high, shape, dtype=dtype)
         start, stop = self.ends
         angles = nonuniform_partition(np.asarray(self.angles), min_pt=start, max_pt=stop)
         return space, self.odl_geometry(angles)

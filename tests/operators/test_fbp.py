@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from recon.operators.fbp import FILTERS, FilteredBackProjection, back_project
-from recon.operators.redundancy import redundancy_weights
 from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam
+from recon.operators.redundancy import redundancy_weights
 from tests.operators.scans import chords, disc, relative
 
 SIZE, VALUE = (96, 96), 0.02  # 1/mm: water at 70 keV

@@ -32,7 +32,7 @@ def test_projection_and_reconstruction_of_a_disc(name: str) -> None:
     operator = RayTransform(geometry, cache=False)
     assert relative(operator(image), data) <= 0.05
     assert operator.mismatch() <= 1e-12
-    assert operator.projector_matrix.matrix.indices.size <= estimate_entries(geometry)
+    assert operator.projector_matrix.matrix.indices.size <= 1.02 * estimate_entries(geometry)
     found = FilteredBackProjection(geometry)(data)
     inside = disc(geometry, (4.0 - OFFSET[0], 2.0 - OFFSET[1]), 3.0, 1.0) > 0.99
     assert float(found[inside].mean()) == pytest.approx(0.02, rel=0.01)
