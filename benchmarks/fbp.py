@@ -2,8 +2,8 @@
 
 A water disc with exact line integrals; 96, 256 and 512 pixels, twice as many views, one image, float32. HU are the
 means within the disc (0) and around it (-1000). ASTRA has an FBP on the CPU for parallel beams only, with
-the projectors `linear` (Joseph) and `line`; fan beams are compared with the parallel one of the same size. ASTRA takes one core: run
-this with `--threads 1`.
+the projectors `linear` (Joseph) and `line`; fan beams are compared with the parallel one of the same size. ASTRA takes
+one core: run this with `--threads 1`.
 """
 
 from __future__ import annotations
