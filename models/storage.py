@@ -248,7 +248,7 @@ def _build(head: Mapping[str, Any], path: Path) -> Model:
             "recon.lower_level.SaddleModel and of models.reconstructor.Reconstructor"
         )
     try:
-        regularizer = cls(**arguments)
+        regularizer = cls(**(getattr(cls, "older_arguments", {}) | arguments))
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"{path}: {name} cannot be made with the arguments {arguments} ({error})") from error
     return regularizer.to(_DTYPES[head["dtype"]])

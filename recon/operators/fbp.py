@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recon.operators.geometry import FanBeam, Geometry
-from recon.operators.ramp import FILTERS, RampFilter
+from recon.operators.ramp import FILTERS, RAMPS, RampFilter
 from recon.operators.redundancy import redundancy_weights
 from recon.operators.tomography import RayTransform
 
@@ -50,6 +50,7 @@ class FilteredBackProjection(nn.Module):
         filter: str = "ram-lak",
         frequency_scaling: float = 1.0,
         padding: bool = True,
+        ramp: str = "space",
     ) -> None:
         """Prepare the filter; neither ASTRA nor a matrix is needed.
 
@@ -59,9 +60,11 @@ class FilteredBackProjection(nn.Module):
             frequency_scaling: cut-off relative to the highest frequency of the detector, in (0, 1].
             padding: whether rows are padded with zeros to almost twice the length, against the wrap-around of the
                 discrete convolution.
+            ramp: "space", sampled there; or "frequency", ODL's samples of ``|f|``, which add a constant to all values
+                (38 HU in water): for networks that were trained on such reconstructions.
 
         Raises:
-            ValueError: for cone beams, an unknown filter, or a scaling out of range.
+            ValueError: for cone beams, an unknown filter or ramp, or a scaling out of range.
         """
         super().__init__()
         geometry = geometry.geometry if isinstance(geometry, RayTransform) else geometry
@@ -69,6 +72,8 @@ class FilteredBackProjection(nn.Module):
             raise ValueError(f"filtered back-projection serves parallel and fan beams, got {geometry.kind}")
         if filter not in FILTERS:
             raise ValueError(f"filter must be one of {', '.join(FILTERS)}, got {filter!r}")
+        if ramp not in RAMPS:
+            raise ValueError(f"ramp must be one of {', '.join(RAMPS)}, got {ramp!r}")
         if not 0.0 < frequency_scaling <= 1.0:
             raise ValueError(f"frequency_scaling must be in (0, 1], got {frequency_scaling}")
         self.geometry = geometry
@@ -76,7 +81,7 @@ class FilteredBackProjection(nn.Module):
         self.frequency_scaling = float(frequency_scaling)
         self._continued = _continuation(geometry)
         pixels = geometry.detector_pixels + sum(self._continued)
-        self._filter = RampFilter(pixels, geometry.detector_spacing, filter, frequency_scaling, padding)
+        self._filter = RampFilter(pixels, geometry.detector_spacing, filter, frequency_scaling, padding, ramp)
         weights = redundancy_weights(geometry) * geometry.view_widths[:, None]
         if isinstance(geometry, FanBeam):
             length = geometry.source_distance + geometry.detector_distance

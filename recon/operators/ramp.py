@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FILTERS = ("ram-lak", "shepp-logan", "cosine", "hamming", "hann")
+RAMPS = ("space", "frequency")
 _FINE = 8  # frequencies at which windows are sampled, per frequency that the rows resolve
 
 
@@ -28,14 +29,9 @@ def ramp_kernel(count: int, spacing: float) -> NDArray[np.float64]:
     return kernel
 
 
-def window(filter: str, count: int, cutoff: float) -> NDArray[np.float64]:
-    """Return what the filter multiplies the ramp with at ``count`` frequencies from 0 to the highest; 0 beyond cutoff.
-
-    ``cutoff`` is relative to the highest frequency; where it falls between two, the nearest one has the share of its
-    interval that lies below.
-    """
-    frequencies = np.linspace(0.0, 1.0, count)
-    ratio = np.minimum(frequencies / cutoff, 1.0)
+def window(filter: str, frequencies: NDArray[np.float64], cutoff: float) -> NDArray[np.float64]:
+    """Return what the filter multiplies the ramp with at frequencies relative to the highest; 0 beyond ``cutoff``."""
+    ratio = frequencies / cutoff
     shapes = {
         "ram-lak": np.ones_like(ratio),
         "shepp-logan": np.sinc(ratio / 2),
@@ -43,33 +39,57 @@ def window(filter: str, count: int, cutoff: float) -> NDArray[np.float64]:
         "hamming": 0.54 + 0.46 * np.cos(math.pi * ratio),
         "hann": np.cos(math.pi * ratio / 2) ** 2,
     }
-    below = np.clip((cutoff - frequencies) * (count - 1) + 0.5, 0.0, 1.0) if cutoff < 1 else 1.0
-    return np.asarray(shapes[filter] * below)
+    return np.asarray(shapes[filter] * (ratio <= 1))
 
 
 class RampFilter:
     """Convolves rows of ``pixels`` samples, ``spacing`` mm apart, with the ramp times a window."""
 
-    def __init__(self, pixels: int, spacing: float, filter: str, frequency_scaling: float, padding: bool) -> None:
-        """Sample the filter.
+    def __init__(
+        self,
+        pixels: int,
+        spacing: float,
+        filter: str,
+        frequency_scaling: float,
+        padding: bool,
+        ramp: str = "space",
+    ) -> None:
+        """Sample the filter; see :class:`recon.operators.fbp.FilteredBackProjection` for the arguments.
 
         The window multiplies the transform of the ramp on a grid so long that the repetition of the kernel does not
         matter; of the product, the lags that occur between the samples of a row are kept.
         """
         self.pixels = pixels
         self.length = _fast_length(2 * pixels - 1) if padding else pixels
-        fine = _FINE * _fast_length(2 * pixels)
-        kernel = _repeated(ramp_kernel(fine // 2 + 1, spacing), fine)
-        shape = window(filter, fine // 2 + 1, frequency_scaling)
-        kernel = np.fft.irfft(np.fft.rfft(kernel).real * shape, fine)
-        response = np.fft.rfft(_repeated(kernel[: self.length // 2 + 1], self.length)).real
-        self._response = torch.from_numpy(spacing * response)
+        if ramp == "frequency":
+            kernel = _sampled_in_frequency(2 * pixels - 1 if padding else pixels, spacing, filter, frequency_scaling)
+        else:
+            fine = _FINE * _fast_length(2 * pixels)
+            frequencies = np.linspace(0.0, 1.0, fine // 2 + 1)
+            shape = window(filter, np.minimum(frequencies, frequency_scaling), frequency_scaling)
+            if frequency_scaling < 1:  # the frequency at the cut-off has the share of its interval that lies below
+                shape *= np.clip((frequency_scaling - frequencies) * (fine // 2) + 0.5, 0.0, 1.0)
+            kernel = np.fft.irfft(np.fft.rfft(_repeated(ramp_kernel(fine // 2 + 1, spacing), fine)).real * shape, fine)
+        half = np.zeros(self.length // 2 + 1)
+        kept = min(len(half), len(kernel), pixels + 1)
+        half[:kept] = kernel[:kept]
+        self._response = torch.from_numpy(spacing * np.fft.rfft(_repeated(half, self.length)).real)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the filtered rows ``(..., pixels)``, in 1/mm times the unit of the rows."""
         response = self._response.to(rows.device, rows.dtype)
         spectrum = torch.fft.rfft(rows, self.length)
         return torch.fft.irfft(spectrum * response, self.length)[..., : self.pixels]
+
+
+def _sampled_in_frequency(
+    length: int, spacing: float, filter: str, frequency_scaling: float
+) -> NDArray[np.float64]:
+    """Return the kernel of ODL's ``fbp_filter_op``, |f| times the window at the frequencies (k + 1/2) / (length d)."""
+    frequencies = (np.arange((length + 1) // 2) + 0.5) / length
+    weights = np.where(frequencies < 0.5, 2.0, 1.0) * window(filter, 2 * frequencies, frequency_scaling)
+    waves = np.cos(2 * math.pi * np.outer(np.arange((length + 1) // 2), frequencies))
+    return np.asarray(waves @ (weights * frequencies) / (length * spacing**2))
 
 
 def _repeated(half: NDArray[np.float64], length: int) -> NDArray[np.float64]:
