@@ -82,9 +82,7 @@ class RampFilter:
         return torch.fft.irfft(spectrum * response, self.length)[..., : self.pixels]
 
 
-def _sampled_in_frequency(
-    length: int, spacing: float, filter: str, frequency_scaling: float
-) -> NDArray[np.float64]:
+def _sampled_in_frequency(length: int, spacing: float, filter: str, frequency_scaling: float) -> NDArray[np.float64]:
     """Return the kernel of ODL's ``fbp_filter_op``, |f| times the window at the frequencies (k + 1/2) / (length d)."""
     frequencies = (np.arange((length + 1) // 2) + 0.5) / length
     weights = np.where(frequencies < 0.5, 2.0, 1.0) * window(filter, 2 * frequencies, frequency_scaling)

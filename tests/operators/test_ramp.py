@@ -68,3 +68,28 @@ def test_rows_of_any_length_and_precision() -> None:
         assert sharp(rows).shape == rows.shape
         torch.testing.assert_close(sharp(rows), sharp(rows.double()).float(), atol=1e-6, rtol=1e-5)
     assert float(RampFilter(1, 2.0, "hann", 1.0, True)(torch.ones(1, 1)).item()) > 0
+
+
+@pytest.mark.parametrize(("name", "cutoff"), [("ram-lak", 1.0), ("hann", 1.0), ("hamming", 0.8)])
+@pytest.mark.parametrize("pixels", [20, 33])
+def test_the_ramp_in_frequency_is_that_of_odl(name: str, cutoff: float, pixels: int) -> None:
+    """What networks were trained on that are older than the ramp in space. ODL divides by the arc."""
+    from odl.applications.tomo.analytic.filtered_back_projection import fbp_filter_op
+    from odl.applications.tomo.geometry.parallel import Parallel2dGeometry
+    from odl.applications.tomo.operators.ray_trafo import RayTransform as ODLRayTransform
+    from odl.core.discr import uniform_discr, uniform_partition
+
+    class NoProjector:
+        def call_forward(self, *_: object, **__: object) -> None: ...
+
+        call_backward = call_forward
+
+    spacing = 1.3
+    detector = uniform_partition(-0.5 * pixels * spacing, 0.5 * pixels * spacing, pixels)
+    geometry = Parallel2dGeometry(uniform_partition(0, math.pi, 5), detector)
+    space = uniform_discr([-1, -1], [1, 1], (3, 3), dtype="float64")
+    operator = fbp_filter_op(ODLRayTransform(space, geometry, impl=NoProjector), True, name.title(), cutoff)
+    rows = np.random.default_rng(0).normal(size=(5, pixels))
+    expected = math.pi * np.array(operator(rows).data)
+    found = RampFilter(pixels, spacing, name, cutoff, padding=True, ramp="frequency")(torch.from_numpy(rows))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
