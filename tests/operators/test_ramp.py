@@ -73,7 +73,7 @@ def test_rows_of_any_length_and_precision() -> None:
 @pytest.mark.parametrize(("name", "cutoff"), [("ram-lak", 1.0), ("hann", 1.0), ("hamming", 0.8)])
 @pytest.mark.parametrize("pixels", [20, 33])
 def test_the_ramp_in_frequency_is_that_of_odl(name: str, cutoff: float, pixels: int) -> None:
-    """What networks were trained on that are older than the ramp in space. The arc is half a turn, by which ODL scales."""
+    """What older networks were trained on. The arc is half a turn, by which ODL scales."""
     from odl.applications.tomo.analytic.filtered_back_projection import fbp_filter_op
     from odl.applications.tomo.geometry.parallel import Parallel2dGeometry
     from odl.applications.tomo.operators.ray_trafo import RayTransform as ODLRayTransform
