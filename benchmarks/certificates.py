@@ -78,7 +78,7 @@ def plan(problems: int, kinds: Iterable[str] = tuple(KINDS), dtypes: Iterable[st
     for kind in kinds:
         share = SHARES.get(kind, 1.0)
         count = round(problems * share / total / BATCH.get(kind, 6))
-        groups += [Group(kind, d, i) for d in dtypes for i in range(count if share < 1 else max(count, 1))]
+        groups += [Group(kind, d, i) for d in dtypes for i in range(count if share < 0.1 else max(count, 1))]
     return groups
 
 

@@ -250,7 +250,7 @@ def _suspicious(sinogram: Array, run: int) -> Suspects:
     change = np.abs(np.diff(sinogram, axis=0)).mean(0)
     around = _beside(change, max(4, 2 * run))
     away = np.abs(rest).mean(0) > 0.02 * height
-    noisy = (change > _NOISY * np.maximum(*around)) & away
+    noisy = _sharp((change > _NOISY * np.maximum(*around)) & away, change)
     stuck = (change < _STUCK * np.minimum(*around)) & away
     return Suspects(off, noisy, stuck, np.median(rest, 0), np.where(noisy, 1.0, share))
 

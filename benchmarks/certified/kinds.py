@@ -144,4 +144,4 @@ KINDS |= {
 #: images of a group, which are solved together
 BATCH = {"large": 1} | {k: 4 for k in KINDS if "learning" in k or "saddle" in k or k == "resumed"}
 #: how often a kind is drawn, relative to the others
-SHARES = {"large": 0.02}
+SHARES = {"large": 0.02, "resumed": 0.5, "primal_dual": 0.5}

@@ -195,9 +195,13 @@ def check_resumed(rng: Rng, make: Callable[[Rng], Learned]) -> Iterable[Check]:
     file.seek(0)
     learned, run, accuracy = made()
     states = torch.load(file, weights_only=False)
+    with torch.no_grad():
+        for p in learned.model.parameters():
+            p.add_(0.3)  # what a new object has
     learned.model.load_state_dict(states[0])
     run.load_state_dict(states[1])
     learned.objective.load_state_dict(states[2])
+    yield from check_evaluation(learned, run.evaluation, learned.reference(run.evaluation))
     for _ in range(int(rng.integers(0, 4))):
         run.step(objective=learned.objective)
     at = learned.reference(run.evaluation)

@@ -246,7 +246,10 @@ class Energy:
         return Preconditioner(data + FLAT * part + self.mu, normal.complex_pairs)
 
     def solve_adjoint(self, x: Tensor, b: Tensor, w0: Tensor, accuracy: float, max_iterations: int) -> LinearSolution:
-        """Solve h''(x) w = b to ||h''(x) w - b|| <= ``accuracy`` per image by conjugate gradients from w0."""
+        """Solve h''(x) w = b to ||h''(x) w - b|| <= ``accuracy`` per image by conjugate gradients from w0.
+
+        The residual is that of h''(x) as it is computed, which differs from the exact one, :meth:`adjoint_rounding`.
+        """
         rounding = unit_roundoff(x.dtype) * self._own_gain + self._data_unit(x.dtype) * self._data_gain
         hessian, preconditioner = self.hessian(x), self.preconditioner(x)
         return conjugate_gradients(
