@@ -123,7 +123,7 @@ LOWER: list[Mutation] = [
     ),
     *mutations_of(
         "recon/lower_level/batch.py",
-        "tests/lower_level/test_precision.py::test_norms_and_inner_products_of_single_precision_images",
+        ROUNDING,
         (
             "norm = torch.linalg.vector_norm(head, dim=2).double().square().sum(1)",
             "norm = torch.linalg.vector_norm(head, dim=2).square().sum(1).double()",

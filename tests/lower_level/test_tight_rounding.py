@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level import Energy, HessianMap, KullbackLeibler, Regularizer, SquaredL2, Status, conjugate_gradients
+from recon.lower_level.batch import per_image_norm
 from recon.lower_level.precision import underflow, unit_roundoff
 from recon.lower_level.stopping import PATIENCE, Stopping, certificate
 from recon.operators import LinearOperator
@@ -324,3 +325,14 @@ def test_hessians_at_rounded_images_are_those_of_other_points() -> None:
     zero = number(0.0)
     extra = energy.adjoint_rounding(x, w, zero, number(21.0)) - energy.product_rounding(w, zero)
     within(float(extra), truth, 0.999)
+
+
+def test_norms_of_large_images_add_up_blocks_and_the_rest_in_double_precision() -> None:
+    """A block of 2^27 beside a thousand of squares below its last digit, and pixels that fill no block."""
+    x = torch.zeros(1, 128 * 1000 + 100)
+    x[0, 0] = 2.0**13.5
+    x[0, 128:128000:128] = 1.9
+    exact = math.sqrt(2.0**27 + 999 * 1.9**2)
+    assert float(per_image_norm(x)) == pytest.approx(exact, rel=2.0**-23, abs=0)
+    x[0, 128000:] = 1e4
+    assert float(per_image_norm(x)) == pytest.approx(math.sqrt(exact**2 + 1e10), rel=2.0**-23, abs=0)
