@@ -155,8 +155,12 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
     largest = float(np.quantile(sinogram, 0.999))
     right = sinogram[:, ~suspects] if not suspects.all() else sinogram
     height = float(np.ptp(right))
-    for group in groups(found.stuck):  # metal on the axis, so dense that values are cut
-        if _distance(group, centre) <= 1 + uncertainty and sinogram[:, slice(*group)].mean() >= largest:
+    for group in groups(found.stuck):
+        value, ends = float(sinogram[:, slice(*group)].mean()), group[0] < _END or group[1] > len(bad) - _END
+        if ends and value <= float(right.min()) + _SHARE * height:  # air, that the object beside never covers
+            bad[slice(*group)] = False
+        elif _distance(group, centre) <= 1 + uncertainty and value >= largest:
+            # metal on the axis, so dense that values are cut
             bad[slice(*group)], doubtful[slice(*group)] = False, True
     for group in unclear:
         first, last = group

@@ -97,6 +97,15 @@ def test_shells_in_few_views_are_no_noise(size: int, views: int) -> None:
     assert _bad(z, np.asarray(geometry.angles)) == []
 
 
+@pytest.mark.parametrize("size", [64, 65])
+def test_air_at_the_ends_of_the_detector_is_no_stuck_pixel(size: int) -> None:
+    """Exact zeros beside an object that comes and goes, as in scikit-image's sinograms."""
+    transform, data = pytest.importorskip("skimage.transform"), pytest.importorskip("skimage.data")
+    image = transform.resize(data.shepp_logan_phantom(), (size, size), anti_aliasing=True)
+    values = transform.radon(image, np.arange(0, 180, 2.0), circle=True).T
+    assert _bad(values, np.deg2rad(np.arange(0, 180, 2.0))) == []
+
+
 def test_a_pixel_on_the_axis_is_said_not_taken() -> None:
     """A pin on the axis cannot be told from a pixel with an offset: data stay, with a warning."""
     z = sinogram(half_turn(90), [*PHANTOM, Disc(0, 0, 0.3, 0.5)], pixels=97, centre=48)
