@@ -156,8 +156,8 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
     right = sinogram[:, ~suspects] if not suspects.all() else sinogram
     height = float(np.ptp(right))
     for group in groups(found.stuck):
-        value, ends = float(sinogram[:, slice(*group)].mean()), group[0] < _END or group[1] > len(bad) - _END
-        if ends and value <= float(right.min()) + _SHARE * height:  # air, that the object beside never covers
+        value = float(sinogram[:, slice(*group)].mean())
+        if _air(sinogram, group, float(right.min()) + _SHARE * height):
             bad[slice(*group)] = False
         elif _distance(group, centre) <= 1 + uncertainty and value >= largest:
             # metal on the axis, so dense that values are cut
@@ -174,6 +174,16 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
         else:
             bad[first:last] = True
     return bad, doubtful
+
+
+def _air(sinogram: Array, group: Group, highest: float) -> bool:
+    """Whether pixels at an end see air without noise, exactly as the one beside does while the object is elsewhere."""
+    first, last = group
+    value = float(np.median(sinogram[:, first:last]))
+    if value > highest or _END <= first <= last <= sinogram.shape[1] - _END:
+        return False
+    beside = sinogram[:, [k for k in (first - 1, last) if 0 <= k < sinogram.shape[1]]]
+    return bool((np.abs(beside - value) <= 1e-6 * float(np.ptp(sinogram))).mean() >= _SHARE)
 
 
 def _centre(scan: Scan, sinogram: Array) -> tuple[float, float]:
