@@ -51,7 +51,11 @@ def plot(output: Path) -> None:
         if true is None:
             true = images["true"]
             panels = [Panel("", images["noisy"], f"noisy: {float(row['shown_noisy']):.2f} dB")]
-        panels.append(Panel("", images["image"], f"{row['run']}: {float(row['shown']):.2f} dB"))
+        psnr, image = float(row["shown"]), images["image"]
+        if not math.isfinite(psnr):  # where the run left its parameters there are no minimizers
+            panels.append(Panel("", torch.zeros_like(image), f"{row['run']}: {row['status']}, no picture"))
+        else:
+            panels.append(Panel("", image, f"{row['run']}: {psnr:.2f} dB"))
     assert true is not None
     panels.append(Panel("", true, "true image"))
     lines = [panels[i : i + 4] for i in range(0, len(panels), 4)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_dot, per_image_norm
-from recon.lower_level.precision import unit_roundoff
+from recon.lower_level.precision import full_precision, unit_roundoff
 from recon.lower_level.regularizer import Regularizer
 
 #: largest side of the images that contracts are checked on, where the regularizer takes them
@@ -43,6 +43,7 @@ class ContractError(ValueError):
     """A regularizer that is none: its values, gradients or claims are not what certificates rely on."""
 
 
+@full_precision()
 def check_contract(regularizer: Regularizer, like: Tensor, overflow: bool = False) -> None:
     """Check R on two random images of the kind of ``like``, ``(batch, channel, height, width)``, as small as R allows.
 
