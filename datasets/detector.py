@@ -155,8 +155,12 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
     largest = float(np.quantile(sinogram, 0.999))
     right = sinogram[:, ~suspects] if not suspects.all() else sinogram
     height = float(np.ptp(right))
-    for group in groups(found.stuck):  # metal on the axis, so dense that values are cut
-        if _distance(group, centre) <= 1 + uncertainty and sinogram[:, slice(*group)].mean() >= largest:
+    for group in groups(found.stuck):
+        value = float(sinogram[:, slice(*group)].mean())
+        if _air(sinogram, group, float(right.min()) + _SHARE * height):
+            bad[slice(*group)] = False
+        elif _distance(group, centre) <= 1 + uncertainty and value >= largest:
+            # metal on the axis, so dense that values are cut
             bad[slice(*group)], doubtful[slice(*group)] = False, True
     for group in unclear:
         first, last = group
@@ -170,6 +174,16 @@ def _judged(scan: Scan, sinogram: Array, found: Suspects) -> tuple[Mask, Mask]:
         else:
             bad[first:last] = True
     return bad, doubtful
+
+
+def _air(sinogram: Array, group: Group, highest: float) -> bool:
+    """Whether pixels at an end see air without noise, exactly as the one beside does while the object is elsewhere."""
+    first, last = group
+    value = float(np.median(sinogram[:, first:last]))
+    if value > highest or _END <= first <= last <= sinogram.shape[1] - _END:
+        return False
+    beside = sinogram[:, [k for k in (first - 1, last) if 0 <= k < sinogram.shape[1]]]
+    return bool((np.abs(beside - value) <= 1e-6 * float(np.ptp(sinogram))).mean() >= _SHARE)
 
 
 def _centre(scan: Scan, sinogram: Array) -> tuple[float, float]:
@@ -250,7 +264,7 @@ def _suspicious(sinogram: Array, run: int) -> Suspects:
     change = np.abs(np.diff(sinogram, axis=0)).mean(0)
     around = _beside(change, max(4, 2 * run))
     away = np.abs(rest).mean(0) > 0.02 * height
-    noisy = (change > _NOISY * np.maximum(*around)) & away
+    noisy = _sharp((change > _NOISY * np.maximum(*around)) & away, change)
     stuck = (change < _STUCK * np.minimum(*around)) & away
     return Suspects(off, noisy, stuck, np.median(rest, 0), np.where(noisy, 1.0, share))
 

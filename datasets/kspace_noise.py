@@ -23,7 +23,7 @@ _MANY = 20_000
 # The share of noise that counts, lowest energies first, for the estimate and for its check.
 _INSIDE, _CHECK = 0.78, 0.98
 # The estimate and the check may differ by this factor where signal does not pass for noise.
-_CERTAIN = 1.25
+_CERTAIN = 1.15
 # Coils whose correlation has a smaller eigenvalue than this are combinations of each other.
 _DEPENDENT = 1e-10
 

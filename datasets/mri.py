@@ -218,7 +218,8 @@ def read_mask(path: str | Path, shape: tuple[int, int]) -> torch.Tensor:
     array = load_array(path)
     if array.shape != shape:
         raise DataError(
-            f"{path}: an array of shape {array.shape}; the mask of pictures of {shape[0]}x{shape[1]} pixels has their shape"
+            f"{path}: an array of shape {array.shape}; the mask of pictures of {shape[0]}x{shape[1]} pixels has their "
+            "shape"
         )
     if array.dtype != np.bool_ and not (np.issubdtype(array.dtype, np.integer) and np.isin(array, (0, 1)).all()):
         raise DataError(f"{path}: values of type {array.dtype}; a mask holds booleans, or the integers 0 and 1")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.reconstructor import Reconstructor, check_counts, naive_reconstruction, positive_norm
+from models.reconstructor import RampName, Reconstructor, check_counts, naive_reconstruction, positive_norm
 from recon.operators import LinearOperator
 
 
@@ -39,11 +39,15 @@ class LearnedPrimalDual(Reconstructor):
         ``memory`` images.
     image_channels, data_channels: see :class:`models.reconstructor.Reconstructor`; 2 and 2 for MRI.
     seed: of the weights.
+    ramp: of the filtered back-projection, see :class:`recon.operators.FilteredBackProjection`; files without it have
+        learned from "frequency".
 
     Raises
     ------
     ValueError: a number is less than 1; an unknown start.
     """
+
+    older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}
 
     def __init__(
         self,
@@ -55,12 +59,13 @@ class LearnedPrimalDual(Reconstructor):
         image_channels: int = 1,
         data_channels: int = 1,
         seed: int = 0,
+        ramp: RampName = "space",
     ) -> None:
         super().__init__(image_channels, data_channels)
         check_counts(iterations=iterations, memory=memory, channels=channels)
         if start not in ("zero", "naive"):
             raise ValueError(f"start is {start!r}; valid are 'zero' and 'naive'")
-        self.iterations, self.memory, self.start = iterations, memory, start
+        self.iterations, self.memory, self.start, self.ramp = iterations, memory, start, ramp
         generator = torch.Generator().manual_seed(seed)
         f, h = memory * image_channels, memory * data_channels
         duals, primals = [], []
@@ -87,7 +92,7 @@ class LearnedPrimalDual(Reconstructor):
 
     def _start(self, y: Tensor, operator: LinearOperator) -> Tensor:
         if self.start == "naive":
-            return naive_reconstruction(y, operator).repeat(1, self.memory, 1, 1)
+            return naive_reconstruction(y, operator, ramp=self.ramp).repeat(1, self.memory, 1, 1)
         shape = operator.domain_shape or tuple(y.shape[1:])
         return y.new_zeros(len(y), self.memory * self.image_channels, *shape[1:])
 

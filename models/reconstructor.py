@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from recon.lower_level import Recreatable
 from recon.operators import FilteredBackProjection, Identity, LinearOperator, RayTransform
 
+RampName = Literal["space", "frequency"]
 FilterName = Literal["ram-lak", "shepp-logan", "cosine", "hamming", "hann"]
 
 # Filters of filtered back-projection, by operator: they take longer to make than to apply.
-_PROJECTIONS: weakref.WeakKeyDictionary[LinearOperator, dict[tuple[str, float], FilteredBackProjection]]
+_PROJECTIONS: weakref.WeakKeyDictionary[LinearOperator, dict[tuple[str, float, str], FilteredBackProjection]]
 _PROJECTIONS = weakref.WeakKeyDictionary()
 
 
@@ -32,6 +33,9 @@ class Reconstructor(Recreatable):
     Raises:
         ValueError: a number of channels is less than 1.
     """
+
+    older_arguments: ClassVar[dict[str, Any]] = {}
+    """What arguments were worth before they existed: for files that do not have them."""
 
     def __init__(self, image_channels: int = 1, data_channels: int = 1) -> None:
         super().__init__()
@@ -78,7 +82,7 @@ class Reconstructor(Recreatable):
 
 @torch.no_grad()
 def naive_reconstruction(
-    y: Tensor, operator: LinearOperator, filter: str = "hann", frequency_scaling: float = 1.0
+    y: Tensor, operator: LinearOperator, filter: str = "hann", frequency_scaling: float = 1.0, ramp: str = "space"
 ) -> Tensor:
     """The plain reconstruction of data y: no prior, no iteration; no gradient passes.
 
@@ -87,7 +91,7 @@ def naive_reconstruction(
 
     Args:
         y: ``(batch, *range_shape)``. operator: A.
-        filter, frequency_scaling: see :class:`recon.operators.FilteredBackProjection`.
+        filter, frequency_scaling, ramp: see :class:`recon.operators.FilteredBackProjection`.
 
     Raises:
         ValueError: an unknown filter, a scaling out of range, cone beams, or an operator of norm 0.
@@ -96,9 +100,9 @@ def naive_reconstruction(
         return y
     if isinstance(operator, RayTransform):
         made = _PROJECTIONS.setdefault(operator, {})
-        key = (filter, frequency_scaling)
+        key = (filter, frequency_scaling, ramp)
         if key not in made:
-            made[key] = FilteredBackProjection(operator, filter, frequency_scaling)
+            made[key] = FilteredBackProjection(operator, filter, frequency_scaling, ramp=ramp)
         return made[key](y).to(y.dtype)
     return operator.adjoint(y) / positive_norm(operator) ** 2
 

@@ -246,7 +246,7 @@ def _build(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> Mod
             "recon.lower_level.SaddleModel and of models.reconstructor.Reconstructor"
         )
     try:
-        regularizer = cls(**arguments)
+        regularizer = cls(**(getattr(cls, "older_arguments", {}) | arguments))
     except Exception as error:  # arguments of any kind and size end in errors of any kind
         raise ModelFileError(f"{path}: {name} cannot be made with the arguments {arguments} ({error})") from error
     return regularizer.to(_DTYPES[head["dtype"]])

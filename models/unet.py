@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.reconstructor import FilterName, Reconstructor, check_counts, naive_reconstruction
+from models.reconstructor import FilterName, RampName, Reconstructor, check_counts, naive_reconstruction
 from recon.operators import LinearOperator
 
 
@@ -26,7 +28,8 @@ class UNet(Reconstructor):
     Parameters
     ----------
     scales, channels: see above.
-    filter, frequency_scaling: of the filtered back-projection.
+    filter, frequency_scaling, ramp: of the filtered back-projection, see
+        :class:`recon.operators.FilteredBackProjection`; files without ``ramp`` have learned from "frequency".
     image_channels, data_channels: see :class:`models.reconstructor.Reconstructor`; 2 and 2 for MRI.
     seed: of the weights (He et al. 2015, uniform).
 
@@ -34,6 +37,8 @@ class UNet(Reconstructor):
     ------
     ValueError: a number is less than 1.
     """
+
+    older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}
 
     def __init__(
         self,
@@ -44,12 +49,13 @@ class UNet(Reconstructor):
         image_channels: int = 1,
         data_channels: int = 1,
         seed: int = 0,
+        ramp: RampName = "space",
     ) -> None:
         super().__init__(image_channels, data_channels)
         check_counts(scales=scales, channels=channels)
         if not 0 < frequency_scaling <= 1:
             raise ValueError(f"frequency_scaling is {frequency_scaling}, but must be in (0, 1]")
-        self.filter, self.frequency_scaling = filter, frequency_scaling
+        self.filter, self.frequency_scaling, self.ramp = filter, frequency_scaling, ramp
         sizes = [channels * 2**s for s in range(scales)]
         inputs = [image_channels, *sizes[:-1]]
         self.down = nn.ModuleList(_block(before, after) for before, after in zip(inputs, sizes, strict=True))
@@ -64,7 +70,7 @@ class UNet(Reconstructor):
         nn.init.zeros_(self.last.weight)
 
     def reconstruct(self, y: Tensor, operator: LinearOperator) -> Tensor:
-        start = naive_reconstruction(y, operator, self.filter, self.frequency_scaling)
+        start = naive_reconstruction(y, operator, self.filter, self.frequency_scaling, self.ramp)
         return start + self.correction(start)
 
     def correction(self, x: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ from recon.operators.tomography import Backend
 # Views closer than this (radians) to a full turn after the first one repeat it.
 _SAME = 1e-6
 
+# Twice the distance of the axis to the farther end of the detector, relative to the detector: displaced on purpose.
+_DISPLACED = 1.1
+
 
 @dataclass(frozen=True)
 class CTOptions:
@@ -88,7 +91,7 @@ def read(path: Path, options: CTOptions) -> Sinogram:
         return _read_with_geometry(path, options.geometry, options)
     scan = _without_repeated_view(read_sinogram(path, **_reader_options(path, options)))
     scan, details = _centred(scan, options)
-    detectors = scan.sinogram.shape[1]
+    detectors = _pixels_across(scan)
     size = detectors if options.size is None else options.size
     pixel_size = options.pixel_size
     if pixel_size is None:
@@ -99,6 +102,17 @@ def read(path: Path, options: CTOptions) -> Sinogram:
     unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
     geometry = scan.geometry((size, size), pixel_size)
     return _of_scan(scan, geometry, unit, details)
+
+
+def _pixels_across(scan: Scan) -> int:
+    """Detector pixels across the circle that the scan sees: those of the detector, or more where it is displaced.
+
+    Over a full turn a detector beside the axis sees both sides one after the other, twice as far as its farther end.
+    """
+    detectors = scan.sinogram.shape[1]
+    reach = max(scan.centre, detectors - 1 - scan.centre) + 0.5
+    turn = float(scan.angles[-1] - scan.angles[0]) > 1.9 * math.pi
+    return math.ceil(2 * reach) if turn and 2 * reach > _DISPLACED * detectors else detectors
 
 
 def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, Any]]:

@@ -132,14 +132,19 @@ def vectors_3d(geometry: Geometry) -> NDArray[np.float64]:
     height, up = geometry.pixel_size[0], 0.0
     if isinstance(geometry, ConeBeam):
         height, up = geometry.detector_spacing[0], geometry.detector_offset[0]
+    # the origin of the volume is its centre
+    middle, middle_up = np.asarray(geometry.image_offset[-2:]), geometry.image_offset[0] if geometry.ndim == 3 else 0.0
     if isinstance(geometry, FanBeam):
-        first, centre = -geometry.source_distance * e_t, geometry.detector_distance * e_t + offset * e_s
+        first = -geometry.source_distance * e_t - middle
+        centre = geometry.detector_distance * e_t + offset * e_s - middle
     else:
-        first, centre = e_t, offset * e_s
+        first, centre = e_t, offset * e_s - middle
     count = len(e_s)
 
     def lifted(v: NDArray[np.float64], z: float) -> NDArray[np.float64]:
         return np.column_stack([v[:, 1], v[:, 0], np.full(count, z)])
 
     nothing = np.zeros_like(e_s)
-    return np.hstack([lifted(first, 0.0), lifted(centre, up), lifted(spacing * e_s, 0.0), lifted(nothing, height)])
+    below = -middle_up if isinstance(geometry, FanBeam) else 0.0  # the source; directions stay
+    parts = [lifted(first, below), lifted(centre, up - middle_up), lifted(spacing * e_s, 0.0), lifted(nothing, height)]
+    return np.hstack(parts)

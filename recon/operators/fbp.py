@@ -1,4 +1,4 @@
-"""Filtered back-projection in physical units, with ODL's filters; parallel and fan beams."""
+"""Filtered back-projection in physical units, for parallel and fan beams."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recon.operators.geometry import FanBeam, Geometry
+from recon.operators.ramp import FILTERS, RAMPS, RampFilter
+from recon.operators.redundancy import redundancy_weights
 from recon.operators.tomography import RayTransform
 
-FILTERS = ("ram-lak", "shepp-logan", "cosine", "hamming", "hann")
-_FULL_TURN = 2 * math.pi * (1 - 1e-3)  # scans count as a full turn from here on
+__all__ = ["FILTERS", "FilteredBackProjection", "back_project"]
+
+# pixels times views that are back-projected at once: on a CPU, so few that all that belongs to them stays in the cache
+_BLOCK, _CUDA_BLOCK = 1 << 16, 1 << 23
 
 
 class FilteredBackProjection(nn.Module):
@@ -29,16 +32,16 @@ class FilteredBackProjection(nn.Module):
                     c(s) = L / sqrt(L^2 + s^2),  M = L / R,
 
     with R the source's and L = R + detector_distance the detector's distance from axis and source (Kak and Slaney,
-    Principles of Computerized Tomographic Imaging, equations 3.30 and 3.97-3.107). w is 1/2 for a full turn; 1 where
-    every line is seen at most about once; and Parker's weights (Med. Phys. 9, 1982), smooth in the angle, in between.
-    Scans of less than half a turn (plus the fan angle) lack data, and the formula then adds up what is there.
+    Principles of Computerized Tomographic Imaging, equations 3.30 and 3.97-3.107). The ramp is sampled in space, see
+    :mod:`recon.operators.ramp`, and w is that of :mod:`recon.operators.redundancy`: 1/2 for a full turn, smooth for
+    short scans and for detectors beside the axis, 1 where lines are seen once. Scans of less than half a turn (plus the
+    fan angle) lack data, and the formula then adds up what is there.
 
-    The filtered data are ODL's, ``odl.applications.tomo.fbp_filter_op``, with the data and the scale prepared so that
-    they have the meaning above: ODL's filter divides by the length of the angular range, and takes the angles for
-    equally spaced. Back-projection is by linear interpolation of the filtered data at each pixel, and not the transpose
-    A^T that ODL's ``fbp_op`` takes: on the CPU this ignores the offset of parallel detectors, leaves out pixels between
-    the rays of a coarse detector, and has other weights than c and (R / U)^2 for fan beams ("correct in the limit of
-    fan angle 0", as its documentation has it).
+    Where the detector is narrower than the image, or beside the axis, rows are continued with zeros as far as the image
+    projects: what the filter spreads beyond the edges belongs to the value of the pixels there.
+
+    Back-projection is by linear interpolation of the filtered data at each pixel, and not by the transpose A^T, which
+    leaves out pixels between the rays of a coarse detector and has other weights than c and (R / U)^2 for fan beams.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class FilteredBackProjection(nn.Module):
         filter: str = "ram-lak",
         frequency_scaling: float = 1.0,
         padding: bool = True,
+        ramp: str = "space",
     ) -> None:
         """Prepare the filter; neither ASTRA nor a matrix is needed.
 
@@ -56,9 +60,11 @@ class FilteredBackProjection(nn.Module):
             frequency_scaling: cut-off relative to the highest frequency of the detector, in (0, 1].
             padding: whether rows are padded with zeros to almost twice the length, against the wrap-around of the
                 discrete convolution.
+            ramp: "space", sampled there; or "frequency", ODL's samples of ``|f|``, which add a constant to all values
+                (38 HU in water): for networks that were trained on such reconstructions.
 
         Raises:
-            ValueError: for cone beams, an unknown filter, or a scaling out of range.
+            ValueError: for cone beams, an unknown filter or ramp, or a scaling out of range.
         """
         super().__init__()
         geometry = geometry.geometry if isinstance(geometry, RayTransform) else geometry
@@ -66,14 +72,17 @@ class FilteredBackProjection(nn.Module):
             raise ValueError(f"filtered back-projection serves parallel and fan beams, got {geometry.kind}")
         if filter not in FILTERS:
             raise ValueError(f"filter must be one of {', '.join(FILTERS)}, got {filter!r}")
+        if ramp not in RAMPS:
+            raise ValueError(f"ramp must be one of {', '.join(RAMPS)}, got {ramp!r}")
         if not 0.0 < frequency_scaling <= 1.0:
             raise ValueError(f"frequency_scaling must be in (0, 1], got {frequency_scaling}")
         self.geometry = geometry
         self.filter = filter
         self.frequency_scaling = float(frequency_scaling)
-        self._filter = _odl_filter(geometry, filter, frequency_scaling, padding)
-        # ODL's filter is |f| pi / arc.
-        weights = redundancy_weights(geometry) * geometry.view_widths[:, None] * geometry.arc / math.pi
+        self._continued = _continuation(geometry)
+        pixels = geometry.detector_pixels + sum(self._continued)
+        self._filter = RampFilter(pixels, geometry.detector_spacing, filter, frequency_scaling, padding, ramp)
+        weights = redundancy_weights(geometry) * geometry.view_widths[:, None]
         if isinstance(geometry, FanBeam):
             length = geometry.source_distance + geometry.detector_distance
             weights = weights * geometry.magnification * length / np.hypot(length, geometry.detector_positions())
@@ -91,90 +100,83 @@ class FilteredBackProjection(nn.Module):
                 f"expected real data of shape (batch, {', '.join(map(str, self.geometry.range_shape))}), got "
                 f"{tuple(sinogram.shape)}, {sinogram.dtype}"
             )
-        filtered = torch.empty(sinogram.shape, dtype=torch.float64)
-        for image, slot in zip(sinogram.double().cpu()[:, 0] * self._weights, filtered[:, 0], strict=True):
-            slot.copy_(torch.from_numpy(np.array(self._filter(image.numpy()).data)))
         dtype = torch.promote_types(sinogram.dtype, torch.float32) if sinogram.is_floating_point() else torch.float32
-        return back_project(self.geometry, filtered.to(sinogram.device, dtype)).to(dtype)
+        if len(sinogram) == 0:
+            return sinogram.new_zeros((0, *self.geometry.domain_shape), dtype=dtype)
+        weighted = sinogram.to(dtype) * self._weights.to(sinogram.device, dtype)
+        rows = self._filter(nn.functional.pad(weighted[:, 0], self._continued))
+        return back_project(self.geometry, rows, self._continued[0])
 
 
-def redundancy_weights(geometry: Geometry) -> NDArray[np.float64]:
-    """Return w(angle, detector), ``(angles, detectors)``: one over the measurements of each line that was seen.
+def back_project(geometry: Geometry, rows: Tensor, before: int = 0) -> Tensor:
+    """Return ``sum_k q_k(s(p)) g(p)`` at every pixel p, ``(batch, angles, detectors) -> (batch, 1, H, W)``.
 
-    With beta the angle from the start, gamma the angle of the ray to the central ray (growing with s) and
-    ``2 delta = arc - pi``, the ray (beta, gamma) is seen again as ``(beta + pi - 2 gamma, -gamma)``, and
-
-        w = sin^2(pi/4 beta / (delta + gamma))                  for beta < 2 (delta + gamma)
-            sin^2(pi/4 (pi + 2 delta - beta) / (delta - gamma)) for beta > pi + 2 gamma
-            1                                                   in between,
-
-    which needs ``delta >= |gamma|``. Parallel beams have gamma = 0.
+    q is linear between detector pixels and zero outside. ``s = <p, e_s>`` and g = 1 for parallel beams; ``s = L
+    <p, e_s> / U`` and ``g = (R / U)^2`` for fan beams. The rows may be longer than the detector, by ``before`` pixels
+    at its beginning and any number at its end.
     """
-    gamma = np.zeros(geometry.detector_pixels)
-    if isinstance(geometry, FanBeam):
-        length = geometry.source_distance + geometry.detector_distance
-        gamma = np.arctan2(geometry.detector_positions(), length)
-    shape = (len(geometry.angles), len(gamma))
-    if geometry.arc >= _FULL_TURN:
-        return np.full(shape, 0.5)
-    delta = 0.5 * (geometry.arc - math.pi)
-    if delta <= max(float(np.abs(gamma).max()), 1e-9):
-        return np.ones(shape)
-    beta = (np.asarray(geometry.angles) - geometry.ends[0])[:, None]
-    rising = np.sin(0.25 * math.pi * np.minimum(beta / (delta + gamma), 2.0)) ** 2
-    falling = np.sin(0.25 * math.pi * np.clip((math.pi + 2 * delta - beta) / (delta - gamma), 0.0, 2.0)) ** 2
-    return np.asarray(rising * falling)
-
-
-def back_project(geometry: Geometry, rows: Tensor) -> Tensor:
-    """Return ``sum_k q_k(s(p)) g(p)`` at every pixel p, q linear between detector pixels and zero outside.
-
-    ``s = <p, e_s>`` and g = 1 for parallel beams; ``s = L <p, e_s> / U`` and ``g = (R / U)^2`` for fan beams.
-    """
-    options: dict[str, Any] = {"dtype": rows.dtype, "device": rows.device}
-    axes = [(torch.arange(n, **options) - (n - 1) / 2) * p for n, p in zip(*_grid(geometry), strict=True)]
-    x, y = axes[0][:, None], axes[1][None, :]
-    pixels, spacing, offset = geometry.across()
-    # zeros on both sides, and one more so that index k + 1 exists
-    padded = nn.functional.pad(rows[:, 0], (1, 2))
-    image = torch.zeros((len(rows), *geometry.image_shape), **options)
-    for view, angle in enumerate(geometry.angles):
-        cos, sin = math.cos(angle), math.sin(angle)
-        position: Tensor = x * cos + y * sin
-        gain: Tensor | float = 1.0
-        if isinstance(geometry, FanBeam):
-            ratio = geometry.source_distance / (geometry.source_distance - x * sin + y * cos)
-            position = position * ratio * geometry.magnification
-            gain = ratio.square()
-        index = ((position - offset) / spacing + (pixels + 1) / 2).clamp(0, pixels + 1)
-        lower = index.floor()
-        fraction, column = index - lower, lower.long()
-        row = padded[:, view]
-        image += gain * ((1 - fraction) * row[:, column] + fraction * row[:, column + 1])
+    height, width = geometry.image_shape
+    image = rows.new_zeros(len(rows), height, width)
+    # zeros on both sides, so that positions outside are clamped to a pixel of value 0; and slopes to the next pixel
+    values = nn.functional.pad(rows, (1, 2))
+    slopes = nn.functional.pad(values[..., 1:] - values[..., :-1], (0, 1))
+    block = _CUDA_BLOCK if rows.is_cuda else _BLOCK
+    lines = min(height, max(1, block // width))
+    views = max(1, block // (lines * width))
+    for first in range(0, height, lines):
+        part = slice(first, first + lines)
+        for view in range(0, len(geometry.angles), views):
+            chosen = slice(view, view + views)
+            lower, fraction, gain = _positions(geometry, part, chosen, values, before)
+            found, slope = torch.empty_like(fraction), torch.empty_like(fraction)
+            for k, picture in enumerate(image[:, part]):
+                torch.index_select(values[k, chosen].reshape(-1), 0, lower, out=found.view(-1))
+                torch.index_select(slopes[k, chosen].reshape(-1), 0, lower, out=slope.view(-1))
+                found.addcmul_(fraction, slope)
+                picture += (found if gain is None else found.mul_(gain)).sum(0)
     return image[:, None]
 
 
-def _grid(geometry: Geometry) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    return geometry.image_shape, geometry.pixel_size
+def _positions(
+    geometry: Geometry, part: slice, chosen: slice, values: Tensor, before: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return where some views see some rows of the image, ``(views, rows, W)``.
+
+    These are the numbers of the samples at or before the positions s(p), counted through the chosen rows of ``values``
+    and flat; how far the positions are behind them; and g, None for 1.
+    """
+    options: dict[str, Any] = {"dtype": values.dtype, "device": values.device}
+    x, y = (torch.from_numpy(axis) for axis in geometry.pixel_positions())
+    angles = torch.tensor(geometry.angles[chosen], dtype=torch.float64)[:, None, None]
+    cos, sin = angles.cos(), angles.sin()
+    x, y = x[None, part, None], y[None, None]
+    _, spacing, offset = geometry.across()
+    zero = before + 1 + (geometry.detector_pixels - 1) / 2 - offset / spacing  # the index of s = 0
+    gain = None
+    if isinstance(geometry, FanBeam):
+        # R / U, and s = M (R / U) <p, e_s>
+        distance, scale = geometry.source_distance, geometry.magnification / spacing
+        gain = ((1 - x * sin / distance).to(**options) + (y * cos / distance).to(**options)).reciprocal_()
+        index = (x * cos * scale).to(**options) + (y * sin * scale).to(**options)
+        index.mul_(gain).add_(zero)
+        gain.square_()
+    else:
+        index = (x * cos / spacing + zero).to(**options) + (y * sin / spacing).to(**options)
+    samples = values.shape[-1]
+    index.clamp_(0, samples - 2)
+    lower = index.to(torch.int32)  # rounds towards zero
+    index.frac_()
+    lower += samples * torch.arange(len(lower), dtype=torch.int32, device=lower.device)[:, None, None]
+    return lower.view(-1), index, gain
 
 
-class _NoProjector:
-    """Stands where ODL expects a backend: its filter needs only the spaces of the ray transform."""
-
-    def call_forward(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("only the filter of ODL is used")
-
-    call_backward = call_forward
-
-
-def _odl_filter(geometry: Geometry, filter_type: str, frequency_scaling: float, padding: bool) -> Any:
-    """Return ODL's filter operator for equally spaced angles over the same arc."""
-    from odl.applications.tomo.analytic.filtered_back_projection import fbp_filter_op
-    from odl.applications.tomo.operators.ray_trafo import RayTransform as ODLRayTransform
-    from odl.core.discr import uniform_discr, uniform_partition
-
-    # Any image will do, except that ODL takes one with pixels of area 1 for unweighted, and rescales the filter for it.
-    space = uniform_discr([-1, -1], [1, 1], (3, 3), dtype="float64")
-    angles = uniform_partition(*geometry.ends, len(geometry.angles))
-    transform = ODLRayTransform(space, geometry.odl_geometry(angles), impl=_NoProjector)
-    return fbp_filter_op(transform, padding, filter_type, frequency_scaling)
+def _continuation(geometry: Geometry) -> tuple[int, int]:
+    """Return how many pixels before and after the detector (at most its own number) the image projects onto."""
+    reach = geometry.radius
+    if isinstance(geometry, FanBeam):
+        length = geometry.source_distance + geometry.detector_distance
+        reach = length * math.tan(math.asin(reach / geometry.source_distance))
+    positions = geometry.detector_positions()
+    missing = (np.array([reach + positions[0], reach - positions[-1]]) / geometry.detector_spacing).clip(0)
+    before, after = np.minimum(np.ceil(missing - 1e-6), geometry.detector_pixels).astype(int)
+    return int(before), int(after)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,6 +68,35 @@ class ParallelBeam(Geometry):
         size = numbers(pixel_size, 2, "pixel_size")
         draft = cls(tuple(image_shape), size, equispaced(start, arc, views), 1, min(size), detector_offset)
         return draft._with_detector(detector_pixels, detector_spacing, draft.radius, 1.0)
+
+    @classmethod
+    def skimage(
+        cls,
+        image_shape: Sequence[int],
+        theta: Sequence[float],
+        detector_pixels: int | None = None,
+        pixel_size: float = 1.0,
+    ) -> ParallelBeam:
+        """The scan of ``skimage.transform.radon(image, theta)``; its data are the transposed result * pixel_size.
+
+        scikit-image turns pictures about their pixel n // 2, which projects onto pixel n // 2 of its rows; theta (in
+        degrees, increasing) is 90 degrees behind phi. The rows have as many pixels as the (square) picture has in a
+        row with ``circle=True``, the default here, and ``ceil(sqrt(2) n)`` with ``circle=False``.
+        """
+        pixels = max(image_shape) if detector_pixels is None else detector_pixels
+        draft = cls(tuple(image_shape), pixel_size, tuple(np.deg2rad(theta)), pixels, pixel_size)  # type: ignore[arg-type]
+        return draft.turned_as_skimage()
+
+    def turned_as_skimage(self) -> ParallelBeam:
+        """The scan with angles 90 degrees on, and with the axis in pixel n // 2 of picture and detector."""
+        pixels, spacing, _ = self.across()
+        sides = zip(self.image_shape, self.pixel_size, strict=True)
+        return replace(
+            self,
+            angles=tuple(angle + math.pi / 2 for angle in self.angles),
+            detector_offset=offset_from_rotation_centre(pixels // 2, pixels, spacing),
+            image_offset=tuple(offset_from_rotation_centre(n // 2, n, size) for n, size in sides),
+        )
 
     def rays(self) -> tuple[Array, Array]:
         e_s, e_t = self.frames()
@@ -203,7 +232,8 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
 
     Keys are ``type`` (parallel, fan or cone) and the fields of the class. Instead of ``angles`` (a list in radians)
     there may be ``angles_degrees``; either is a list or ``{start, arc, views}`` for equispaced ones. Instead of
-    ``detector_offset`` there may be ``rotation_centre`` in detector pixels (2D).
+    ``detector_offset`` there may be ``rotation_centre`` in detector pixels (2D). With ``convention: skimage`` angles
+    are those of ``skimage.transform.radon``, and pictures turn about the pixel n // 2: see ``ParallelBeam.skimage``.
 
     Raises:
         ValueError: a key is unknown or missing, or a value not valid; the message names it.
@@ -215,6 +245,7 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     if kind not in _KINDS:
         raise ValueError(f"geometry type must be one of {', '.join(_KINDS)}, got {kind!r}")
     cls = _KINDS[kind]
+    convention = rest.pop("convention", None)
     if "angles_degrees" in rest:
         if "angles" in rest:
             raise ValueError("give either angles or angles_degrees")
@@ -231,9 +262,26 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     names = [field.name for field in fields(cls)]
     if unknown := sorted(set(rest) - set(names)):
         raise ValueError(f"{kind} geometry has no {', '.join(unknown)}; valid are {', '.join(names)}")
-    if missing := [name for name in names if name not in rest and name != "detector_offset"]:
+    if missing := [name for name in names if name not in rest and not name.endswith("_offset")]:
         raise ValueError(f"{kind} geometry lacks {', '.join(missing)}")
-    return cls(**rest)
+    return cls(**rest) if convention is None else _of_skimage(cls(**rest), convention, rest)
+
+
+def _of_skimage(geometry: Geometry, convention: Any, given: Mapping[str, Any]) -> Geometry:
+    """The scan of ``convention: skimage``, whose axis is in pixel n // 2 of picture and detector, whatever their pitch.
+
+    Raises:
+        ValueError: another convention, other beams, or offsets, which the convention fixes.
+    """
+    if convention != "skimage":
+        raise ValueError(f"convention must be skimage, or left out, got {convention!r}")
+    if not isinstance(geometry, ParallelBeam):
+        raise ValueError(f"convention: skimage is for parallel beams, got {geometry.kind}")
+    if fixed := sorted({"detector_offset", "image_offset"} & set(given)):
+        raise ValueError(
+            f"convention: skimage puts the axis into pixel n // 2: leave out {' and '.join(fixed)} (or rotation_centre)"
+        )
+    return geometry.turned_as_skimage()
 
 
 def geometry_to_dict(geometry: Geometry) -> dict[str, Any]:
@@ -242,6 +290,8 @@ def geometry_to_dict(geometry: Geometry) -> dict[str, Any]:
     for field in fields(geometry):
         value = getattr(geometry, field.name)
         values[field.name] = list(value) if isinstance(value, tuple) else value
+    if not any(geometry.image_offset):
+        del values["image_offset"]
     start, views = geometry.angles[0], len(geometry.angles)
     for turn in (math.pi, TURN, geometry.arc):
         if views > 1 and equispaced(start, turn, views) == geometry.angles:

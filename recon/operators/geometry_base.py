@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -24,6 +24,8 @@ class Geometry:
         angles: radians, strictly increasing, over at most one turn (both ends included).
         detector_pixels, detector_spacing, detector_offset: number, pitch in mm and position of the detector's centre in
             mm; numbers, in 3D pairs (along the rotation axis, across it).
+        image_offset: position of the image's centre relative to the rotation axis in mm, in the order of
+            ``image_shape``; one number stands for all of them, and zero is an image centred on the axis.
     """
 
     image_shape: tuple[int, ...]
@@ -32,6 +34,7 @@ class Geometry:
     detector_pixels: Any
     detector_spacing: Any
     detector_offset: Any = 0.0
+    image_offset: Any = field(default=0.0, kw_only=True)
 
     kind: ClassVar[str] = ""
     ndim: ClassVar[int] = 2
@@ -47,6 +50,7 @@ class Geometry:
         set_ = object.__setattr__  # the way in for a frozen dataclass
         set_(self, "image_shape", tuple(int(v) for v in shape))
         set_(self, "pixel_size", numbers(self.pixel_size, n, "pixel_size"))
+        set_(self, "image_offset", numbers(self.image_offset, n, "image_offset", positive=False))
         set_(self, "angles", _angles(self.angles))
         pixels = tuple(int(v) for v in numbers(self.detector_pixels, detector, "detector_pixels", whole=True))
         spacing = numbers(self.detector_spacing, detector, "detector_spacing")
@@ -71,22 +75,32 @@ class Geometry:
 
     @property
     def radius(self) -> float:
-        """Half the diagonal of a slice in mm: the circle that holds the image at every angle."""
-        return 0.5 * math.hypot(*(n * p for n, p in zip(self.image_shape[-2:], self.pixel_size[-2:], strict=True)))
+        """Distance of the farthest corner of a slice from the axis in mm: the circle that holds it at every angle."""
+        sides = zip(self.image_shape[-2:], self.pixel_size[-2:], self.image_offset[-2:], strict=True)
+        return math.hypot(*(0.5 * n * p + abs(offset) for n, p, offset in sides))
+
+    def pixel_positions(self) -> tuple[Array, ...]:
+        """Coordinates (mm) of the pixels' centres along each axis of the image; the rotation axis is at 0."""
+        axes = zip(self.image_shape, self.pixel_size, self.image_offset, strict=True)
+        return tuple(np.asarray((np.arange(n) - (n - 1) / 2) * p + offset) for n, p, offset in axes)
 
     @property
     def view_widths(self) -> Array:
         """The angle that each view stands for, in radians: half the way to both neighbours.
 
-        At the ends, half the step on the inner side stands for what is missing, unless the scan closes the circle: then
-        the neighbour is the view at the other end (at no distance, if the first direction was measured twice).
+        Across the ends of a scan that closes the circle (for parallel beams over at most half a turn: the half circle
+        of directions), neighbours are the views at the other end, at no distance if the first direction was measured
+        twice. A scan does so if its ends are at most 1.5 times the largest step apart. At the ends of other scans, half
+        the step on the inner side stands for what is missing.
         """
         angles = np.asarray(self.angles)
         if len(angles) == 1:
             return np.full(1, math.pi)
-        steps = np.diff(angles)
-        gap = max(TURN - float(angles[-1] - angles[0]), 0.0)
-        return 0.5 * (np.append(steps, min(steps[-1], gap)) + np.append(min(steps[0], gap), steps))
+        steps, span = np.diff(angles), float(angles[-1] - angles[0])
+        half = self.kind == "parallel" and span <= 0.5 * TURN * (1 + 1e-9)
+        gap = max((0.5 if half else 1.0) * TURN - span, 0.0)
+        first, last = (gap, gap) if gap <= 1.5 * steps.max() else (steps[0], steps[-1])
+        return 0.5 * (np.append(steps, last) + np.append(first, steps))
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -180,8 +194,10 @@ class Geometry:
         shape, sizes = self.image_shape, self.pixel_size
         if self.ndim == 3:
             shape, sizes = (*shape[1:], shape[0]), (*sizes[1:], sizes[0])
+        middle = self.image_offset if self.ndim == 2 else (*self.image_offset[1:], self.image_offset[0])
         half = [0.5 * n * p for n, p in zip(shape, sizes, strict=True)]
-        space = uniform_discr([-h for h in half], half, shape, dtype=dtype)
+        low, high = ([m + sign * h for m, h in zip(middle, half, strict=True)] for sign in (-1, 1))
+        space = uniform_discr(low, high, shape, dtype=dtype)
         start, stop = self.ends
         angles = nonuniform_partition(np.asarray(self.angles), min_pt=start, max_pt=stop)
         return space, self.odl_geometry(angles)
@@ -194,7 +210,9 @@ class Geometry:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the geometry as numbers, strings and lists, for YAML or JSON; ``geometry_from_dict`` reads it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        if not any(self.image_offset):
+            del values["image_offset"]
         return {"type": self.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

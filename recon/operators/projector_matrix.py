@@ -169,7 +169,7 @@ def estimate_entries(geometry: Geometry, projector: str | None = None) -> int:
     projector = check_projector(geometry, projector)
     points, directions = geometry.rays()
     sizes = np.asarray(geometry.pixel_size)
-    points, directions = points / sizes, directions / sizes
+    points, directions = (points - geometry.image_offset) / sizes, directions / sizes
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         half = 0.5 * np.asarray(geometry.image_shape)
         ends = np.stack([(-half - points) / directions, (half - points) / directions])
@@ -289,13 +289,14 @@ def _astra_block(geometry: Geometry, projector: str) -> Any:
 def astra_vectors(geometry: Geometry) -> NDArray[np.float64]:
     """Return ASTRA's vectors of each view in pixels: parallel (ray, detector centre, step), fan (source, centre, step).
 
-    ASTRA's X is our y (columns), its Y is our -x (rows, from the top).
+    ASTRA's X is our y (columns), its Y is our -x (rows, from the top), its origin the centre of the image.
     """
     e_s, e_t = geometry.frames()
     _, spacing, offset = geometry.across()
     if isinstance(geometry, FanBeam):
-        parts = [-geometry.source_distance * e_t, geometry.detector_distance * e_t + offset * e_s, spacing * e_s]
+        source, centre = -geometry.source_distance * e_t, geometry.detector_distance * e_t + offset * e_s
+        parts = [source - geometry.image_offset, centre - geometry.image_offset, spacing * e_s]
     else:
-        parts = [e_t, offset * e_s, spacing * e_s]
+        parts = [e_t, offset * e_s - geometry.image_offset, spacing * e_s]
     rows, columns = geometry.pixel_size
     return np.concatenate([np.stack([v[:, 1] / columns, -v[:, 0] / rows], -1) for v in parts], -1)

@@ -150,6 +150,8 @@ def _odl_ray_transform(geometry: Geometry) -> Any:
         raise ValueError(f"ODL's CPU projector needs square pixels, got {geometry.pixel_size} mm: {instead}")
     if geometry.kind == "parallel" and geometry.detector_offset != 0.0:
         raise ValueError(f"ODL's CPU projector ignores the detector offset of parallel beams: {instead}")
+    if any(geometry.image_offset):
+        raise ValueError(f"ODL's CPU projector is for images centred on the axis, got image_offset: {instead}")
     import_astra()
     from odl.applications.tomo.operators.ray_trafo import RayTransform as ODLRayTransform
 

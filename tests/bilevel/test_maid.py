@@ -288,6 +288,7 @@ def test_parameters_are_restored_after_an_exception(at: int, accuracy: str) -> N
 def test_evaluations_equal_a_count_by_hand(method: type[MAID], descent_check: bool) -> None:
     regularizer = CountingTV(-4.0, -3.0).double()
     objective = tv_objective(regularizer=regularizer, chunk_size=2)
+    regularizer.count = 0  # without the look at its contract
     optimizer = method(objective.params, descent_check=descent_check)
     last = 0.0
     for _ in range(6):

@@ -210,7 +210,7 @@ def test_line_integrals_at_the_floor_of_given_photons(tmp_path: Path) -> None:
     rays = z(HALF_TURN)
     rays[:, 30:34] = np.log(2 * 500)
     _, _, report = run(scan_npz(tmp_path / "a.npz", rays), "--method", "tv", "--weight", "0.1", "--photons", "500")
-    assert f"{4 * 48} of {rays.size} rays" in report["warnings"][0]
+    assert any(f"{4 * 48} of {rays.size} rays" in text for text in report["warnings"])
 
 
 def test_options_of_measurements_do_not_go_with_pictures(tmp_path: Path) -> None:

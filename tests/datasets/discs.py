@@ -1,61 +1,52 @@
-"""Exact parallel scans of discs, and DXchange files of their counts."""
+"""Scans of discs whose line integrals are known in closed form, and the files that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Disc:
-    """Centre in mm, down and to the right of the rotation axis; radius in mm, attenuation in 1/mm."""
-
-    down: float
-    right: float
-    radius: float
-    value: float
+#: discs (x down, y to the right, radius in mm, attenuation added in 1/mm): body 0.020, insert 0.040, hole 0.005
+PHANTOM = ((0.0, 0.0, 20.0, 0.020), (-8.0, 10.0, 4.0, 0.020), (9.0, -6.0, 3.0, -0.015))
+#: regions (x, y, radius) of body, insert, hole and air, and their attenuation
+REGIONS = ((-2.0, -8.0, 3.0), (-8.0, 10.0, 2.0), (9.0, -6.0, 1.5), (-15.0, -17.0, 1.0))
+VALUES = (0.020, 0.040, 0.005, 0.0)
 
 
-BODY, INSERT, HOLE = Disc(0, 0, 20, 0.020), Disc(-8, 10, 4, 0.020), Disc(9, -6, 3, -0.015)
-
-
-def half_turn(views: int) -> np.ndarray:
-    """Angles of equispaced views."""
-    return np.arange(views) * np.pi / views
-
-
-def sinogram(
-    angles: np.ndarray, discs: Sequence[Disc], pixels: int = 96, pitch: float = 0.5, centre: float | None = None
+def integrals(
+    degrees: np.ndarray, pixels: int = 96, pitch: float = 0.5, centre: float | None = None, discs: Any = PHANTOM
 ) -> np.ndarray:
-    """Line integrals 2 v sqrt(r^2 - (s - down cos φ - right sin φ)^2), summed over the discs."""
+    """Chords of discs, 2 µ sqrt(r^2 - t^2), of parallel rays, (angles, pixels); the axis is at pixel ``centre``."""
+    angles = np.deg2rad(degrees)[:, None]
     s = (np.arange(pixels) - ((pixels - 1) / 2 if centre is None else centre)) * pitch
-    values = np.zeros((len(angles), pixels))
-    for d in discs:
-        middle = d.down * np.cos(angles) + d.right * np.sin(angles)
-        values += 2 * d.value * np.sqrt(np.maximum(d.radius**2 - (s - middle[:, None]) ** 2, 0))
-    return values
+    z = np.zeros((len(degrees), pixels))
+    for x, y, radius, value in discs:
+        t = s - (x * np.cos(angles) + y * np.sin(angles))
+        z += 2 * value * np.sqrt(np.clip(radius**2 - t**2, 0, None))
+    return z
 
 
-def dxchange(path: Path, z: np.ndarray, bad: Mapping[int, float] | None = None, flat: float = 60000.0) -> None:
-    """Counts of line integrals over half a turn, with the count ``bad[column]`` in all views of a column."""
+def in_regions(image: np.ndarray, pixel_size: float) -> np.ndarray:
+    """Means over ``REGIONS`` of a picture centred at the axis."""
+    x, y = ((np.arange(n) - (n - 1) / 2) * pixel_size for n in image.shape)
+    inside = [(x[:, None] - a) ** 2 + (y[None] - b) ** 2 <= r**2 for a, b, r in REGIONS]
+    return np.array([image[part].mean() for part in inside])
+
+
+def write_dxchange(path: Path, z: np.ndarray, theta: np.ndarray | None, **changes: Any) -> Path:
+    """Counts 100 + 900 exp(-z) in DXchange with their flat (1000) and dark (100) frames; None leaves out."""
     import h5py
 
-    data = 100 + 60000 * np.exp(-z)
-    for column, count in (bad or {}).items():
-        data[:, column] = count
-    with h5py.File(path, "w") as out:
-        out["exchange/data"] = data[:, None]
-        out["exchange/data_white"] = np.full((2, 1, z.shape[1]), 100.0 + flat)
-        out["exchange/data_dark"] = np.full((2, 1, z.shape[1]), 100.0)
-        out["exchange/theta"] = np.arange(len(z)) * 180.0 / len(z)
-
-
-def means(image: np.ndarray, pixel_size: float = 0.5) -> tuple[float, float, float, float]:
-    """Means in the body, the insert, the hole and in air, of a square image around the axis."""
-    k = (np.arange(len(image)) - (len(image) - 1) / 2) * pixel_size
-    regions = ((-2, -8, 3), (-8, 10, 2), (9, -6, 1.5), (-15, -17, 1))
-    made = [image[np.hypot(k[:, None] - down, k - right) <= radius].mean() for down, right, radius in regions]
-    return made[0], made[1], made[2], made[3]
+    frame = np.ones((2, 1, z.shape[1]))
+    made = {
+        "data": (100 + 900 * np.exp(-z))[:, None],
+        "data_white": 1000 * frame,
+        "data_dark": 100 * frame,
+        "theta": theta,
+    }
+    with h5py.File(path, "w") as file:
+        for key, value in (made | changes).items():
+            if value is not None:
+                file[f"exchange/{key}"] = value
+    return path

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from datasets.detector import interpolated, largest_run, without_bad_pixels
+from datasets.phantoms import SheppLogan
 from datasets.reading import DataError
 from datasets.rings import without_rings, without_stripes
 from datasets.scans import Scan
 from datasets.sinograms import read_sinogram
 from recon.commands.main import main
-from tests.datasets.discs import BODY, HOLE, INSERT, Disc, dxchange, half_turn, means, sinogram
+from recon.operators import ParallelBeam, RayTransform
+from tests.datasets.disc_scans import BODY, HOLE, INSERT, Disc, dxchange, half_turn, means, sinogram
 
 h5py = pytest.importorskip("h5py")
 
@@ -85,6 +87,23 @@ def test_objects_are_no_bad_pixels(arc: float, seed: int) -> None:
         z = -np.log(rng.poisson(1e4 * np.exp(-z)).clip(0.5) / 1e4)
     assert _bad(z, angles) == []
     assert _bad(z, angles, rotation_centre=centre) == []
+
+
+@pytest.mark.parametrize(("size", "views"), [(64, 30), (128, 30), (128, 60)])
+def test_shells_in_few_views_are_no_noise(size: int, views: int) -> None:
+    """The skull of the Shepp-Logan phantom comes and goes at the pixels where it turns."""
+    geometry = ParallelBeam.equispaced((size, size), 1.0, views)
+    z = RayTransform(geometry, cache=False)(SheppLogan(size)[0][None].double())[0, 0].numpy()
+    assert _bad(z, np.asarray(geometry.angles)) == []
+
+
+@pytest.mark.parametrize("size", [64, 65])
+def test_air_at_the_ends_of_the_detector_is_no_stuck_pixel(size: int) -> None:
+    """Exact zeros beside an object that comes and goes, as in scikit-image's sinograms."""
+    transform, data = pytest.importorskip("skimage.transform"), pytest.importorskip("skimage.data")
+    image = transform.resize(data.shepp_logan_phantom(), (size, size), anti_aliasing=True)
+    values = transform.radon(image, np.arange(0, 180, 2.0), circle=True).T
+    assert _bad(values, np.deg2rad(np.arange(0, 180, 2.0))) == []
 
 
 def test_a_pixel_on_the_axis_is_said_not_taken() -> None:

@@ -18,9 +18,9 @@ from PIL import Image
 
 from datasets import DataError, read_dicom, read_image
 from datasets.hdf5 import find_dataset, open_hdf5, read_fastmri
-from datasets.kspace import read_kspace
+from datasets.kspace_files import read_kspace
 from datasets.limits import inflated_size, load_array, load_arrays
-from datasets.sinograms import read_dxchange, read_htc, read_numpy
+from datasets.sinograms import read_dxchange, read_numbers
 from models.checkpointing import CheckpointError, load_checkpoint
 from models.storage import ModelFileError, load_model
 from recon.limits import memory_limit, parse_memory, set_memory_limit
@@ -125,10 +125,10 @@ BOMBS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any]]] = {
     "fastmri": ("a.h5", fastmri, read_fastmri),
     "tiff": ("a.tif", tiff, read_image),
     "png": ("a.png", png, read_image),
-    "npz": ("a.npz", npz, read_numpy),
-    "many arrays": ("a.npz", many_arrays, read_numpy),
-    "matlab": ("a.mat", matlab, read_htc),
-    "empty structures": ("a.mat", empty_structures, read_htc),
+    "npz": ("a.npz", npz, read_numbers),
+    "many arrays": ("a.npz", many_arrays, read_numbers),
+    "matlab": ("a.mat", matlab, read_numbers),
+    "empty structures": ("a.mat", empty_structures, read_numbers),
     "dicom": ("a.dcm", dicom, read_dicom),
     "deflated dicom": ("a.dcm", lambda path: dicom(path, deflated=True), read_dicom),
 }
@@ -196,7 +196,7 @@ def test_selections_of_large_datasets(tmp_path: Path) -> None:
 )
 def test_hostile_npy(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(content)
-    for read in (load_array, read_image, read_kspace, lambda path: read_numpy(path, np.arange(3.0), None, 1.0)):
+    for read in (load_array, read_image, read_kspace, lambda path: read_numbers(path, np.arange(3.0), None, 1.0)):
         with pytest.raises(DataError, match=r"a\.npy: "):
             read(tmp_path / "a.npy")
 
@@ -260,4 +260,4 @@ def test_matlab_files_that_would_end_the_process(tmp_path: Path, place: int, val
     content[128 + place] = value
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"a\.mat: cannot be read as a MATLAB file"):
-        read_htc(path)
+        read_numbers(path)

@@ -24,7 +24,7 @@ from datasets.scans import Scan
 from datasets.sinograms import read_sinogram
 from recon.commands.ct_data import CTOptions, read
 from recon.operators import FanBeam, RayTransform
-from tests.datasets.discs import BODY, HOLE, INSERT, Disc, dxchange, half_turn, sinogram
+from tests.datasets.disc_scans import BODY, HOLE, INSERT, Disc, dxchange, half_turn, sinogram
 
 PHANTOM = (BODY, INSERT, HOLE)
 LARGE = [Disc(1.6 * d.down, 1.6 * d.right, 1.6 * d.radius, d.value) for d in PHANTOM]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import LearnedPrimalDual
+import models
+from models import LearnedPrimalDual, UNet
+from models.storage import load_reconstructor, save_regularizer
 from recon.operators import Blur, CartesianMRI, Identity, LinearOperator, ParallelBeam, RayTransform
 from recon.operators.sensitivity import simulated_sensitivities
 
@@ -212,3 +216,23 @@ def test_what_does_not_fit_is_refused() -> None:
     flat: Tensor = torch.zeros(1, 5)
     with pytest.raises(ValueError, match="is for images"):
         network(flat, Identity())
+
+
+@pytest.mark.parametrize("network", [LearnedPrimalDual(1, 1, 4, start="naive"), UNet(2, 4)])
+def test_files_of_older_networks_start_from_what_they_learned_from(
+    network: LearnedPrimalDual | UNet, tmp_path: Path
+) -> None:
+    """The ramp was sampled in frequency before there was a choice."""
+    path = save_regularizer(network, tmp_path / "network.safetensors")
+    assert network.ramp == "space"
+    assert load_reconstructor(path)[0].ramp == "space"
+    head = json.loads(path.with_suffix(".json").read_text())
+    assert head["arguments"].pop("ramp") == "space"
+    path.with_suffix(".json").write_text(json.dumps(head))
+    assert load_reconstructor(path)[0].ramp == "frequency"
+
+
+def test_the_shipped_network_starts_from_the_older_ramp() -> None:
+    network = load_reconstructor(Path(models.__file__).parent / "pretrained" / "lpd_ct.safetensors")[0]
+    assert isinstance(network, LearnedPrimalDual)
+    assert network.ramp == "frequency"

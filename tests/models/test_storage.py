@@ -87,6 +87,10 @@ class Tikhonov(Regularizer):
     def forward(self, x):
         return 0.5 * self.log_weight.exp() * x.flatten(1).square().sum(1)
 
+class Scalar(Tikhonov):
+    def forward(self, x):
+        return super().forward(x).sum()
+
 class Positional(Tikhonov):
     def __init__(self, *weights):
         super().__init__(weights[0])
@@ -113,6 +117,14 @@ def test_own_regularizer(tmp_path: Path, mine: Any) -> None:
         assert type(loaded) is mine.Tikhonov
         assert loaded.options == {"name": "a"}
     assert type(pretrained(path, trust=["my_regularizers"])) is mine.Tikhonov
+
+
+def test_what_is_no_regularizer_is_refused_when_it_is_loaded(tmp_path: Path, mine: Any) -> None:
+    path = save_regularizer(mine.Scalar(-1.0), tmp_path / "own")
+    with pytest.raises(
+        ModelFileError, match=r"own\.safetensors: Scalar: its value at images .* of shape \(\), but must"
+    ):
+        load_regularizer(path, trust=["my_regularizers"])
 
 
 def test_arguments_that_cannot_be_saved(tmp_path: Path, mine: Any) -> None:

@@ -1,0 +1,34 @@
+"""The mutations of :mod:`benchmarks.mutations`: one for every term and constant of the bounds, and a few more.
+
+``why``: set where a mutation changes nothing that tests can see, or where the bound stays true without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old``, which occurs exactly once in ``file``, becomes ``new``; one of ``tests`` ought to fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    why: str = ""
+
+
+BOUNDS = "tests/bilevel/test_tight_bounds.py"
+ACCEPTANCE = "tests/bilevel/test_tight_acceptance.py"
+SADDLE = "tests/bilevel/test_tight_saddle.py"
+ROUNDING = "tests/lower_level/test_tight_rounding.py"
+CONSTANTS = "tests/models/test_tight_constants.py"
+POTENTIALS = "tests/models/test_potentials.py::test_constants_are_true_and_tight"
+
+
+def mutations_of(
+    file: str, tests: tuple[str, ...] | str, *changes: tuple[str, str] | tuple[str, str, str]
+) -> list[Mutation]:
+    tests = (tests,) if isinstance(tests, str) else tests
+    return [Mutation(file, c[0], c[1], tests, c[2] if len(c) == 3 else "") for c in changes]
