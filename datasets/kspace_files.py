@@ -18,6 +18,10 @@ from datasets.limits import load_array
 from datasets.reading import DataError
 
 
+# Of double precision: energies of some millions of samples stay finite.
+_LARGEST = 1e150
+
+
 @dataclass(frozen=True)
 class MeasuredKSpace:
     """One slice of measured k-space, on the scale of its file."""
@@ -46,12 +50,16 @@ def load_kspace(path: str | Path, index: int = 0) -> MeasuredKSpace:
 
     Raises:
         DataError: no such file, another kind of file, an array that is not complex or of another shape, values that are
-            NaN or infinite, or only zeros; a zero frequency that is neither in the middle nor in the corner.
+            NaN or infinite, too large to be squared, or only zeros; a zero frequency that is neither in the middle nor
+            in the corner.
     """
     path = Path(path).expanduser()
     made = _read_hdf5(path, index) if path.suffix.lower() in HDF5_SUFFIXES else _read_other(path, index)
     if not bool(made.values.any()):
         raise DataError(f"{path}: holds only zeros; nothing was sampled")
+    largest = float(made.values.abs().max())
+    if not largest < _LARGEST:
+        raise DataError(f"{path}: has values up to {largest:g}, whose squares overflow; give them on another scale")
     values, moved = centred(made.values, path)
     return MeasuredKSpace(values, made.target, made.pixel_size, made.noise, (*made.warnings, *moved))
 
