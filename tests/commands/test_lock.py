@@ -31,9 +31,14 @@ HOLD = (
 
 def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
+    # tests that run in the background of a shell ignore SIGINT, and what they start would
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
