@@ -17,7 +17,6 @@ from datasets.kspace_centre import centred
 from datasets.limits import load_array
 from datasets.reading import DataError
 
-
 # Of double precision: energies of some millions of samples stay finite.
 _LARGEST = 1e150
 
