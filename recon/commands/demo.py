@@ -275,5 +275,6 @@ def _table(runs: Sequence[Run], summary: dict[str, Any]) -> Table:
     cost = {"certified ‖x − x̂‖ ≤": ("certified_error", ".1e")} | {k: (k, ".0f") for k in ("iterations", "evaluations")}
     for title, (key, style) in {**cost, "seconds of training": ("seconds", ".1f")}.items():
         table.add_row(title, "", *(format(summary[f"{key}_{n}"], style) for n in names[1:]))
-    table.add_row("which is", "", *(summary[f"grade_{n}"] for n in names[1:]))
+        if key == "certified_error":
+            table.add_row("which is", "", *(summary[f"grade_{n}"] for n in names[1:]))
     return table
