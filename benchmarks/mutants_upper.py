@@ -82,13 +82,22 @@ UPPER: list[Mutation] = [
         ("mine = torch.less_equal(*lengths)", "mine = torch.greater(*lengths)"),
     ),
     *mutations_of(
-        "recon/bilevel/objective.py",
+        "recon/bilevel/evaluation.py",
         BOUNDS,
         ("omega = weight * found.omega + weight_error * (found.size + found.omega)", "omega = weight * found.omega"),
         ("weight_error * (found.size + found.omega)", "weight_error * found.size"),
         ("weight_error * (found.size + found.omega)", "weight_error * found.omega"),
         ("omega = weight * found.omega +", "omega = found.omega +"),
         ("modelled = (weight + weight_error) * found.rounding", "modelled = weight * found.rounding"),
+        (
+            "(self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)",
+            "self.error <= accuracy.solution",
+        ),
+        ("return bool(solved.all())", "return bool(solved.any())"),
+    ),
+    *mutations_of(
+        "recon/bilevel/objective.py",
+        BOUNDS,
         ("self.loss.outer_slope(value - interval.below, target)", "self.loss.outer_slope(value, target)"),
         (
             "self.loss.outer_slope(value + interval.above, target)",
@@ -107,11 +116,6 @@ UPPER: list[Mutation] = [
         ("lower=mean - below, upper=mean + above", "lower=mean, upper=mean + above"),
         ("self.loss.quadratic and self.fidelity.quadratic:", "self.fidelity.quadratic:"),
         ("self.loss.quadratic and self.fidelity.quadratic:", "self.loss.quadratic:"),
-        (
-            "(self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)",
-            "self.error <= accuracy.solution",
-        ),
-        ("return bool(solved.all())", "return bool(solved.any())"),
         ('{"grade": torch.maximum(grade, own)}', '{"grade": own}'),
     ),
     *mutations_of(

@@ -21,8 +21,8 @@ from benchmarks.certified.newton import minimize_near
 from benchmarks.certified.operators import Measured, Rng
 from benchmarks.certified.terms import LD, extended, norm
 from recon.bilevel import BilevelObjective
+from recon.bilevel.evaluation import Accuracy
 from recon.bilevel.loss import SquaredError
-from recon.bilevel.objective import Accuracy
 from recon.lower_level import LBFGS
 from recon.lower_level.grade import Grade
 from recon.operators import Identity

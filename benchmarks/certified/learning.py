@@ -18,8 +18,8 @@ from benchmarks.certified.operators import Rng
 from benchmarks.certified.problems import Problem
 from benchmarks.certified.terms import LD, UNIT, Array, Energy, extended, norm
 from recon.bilevel import MAID, BilevelObjective, PublishedMAID
+from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
-from recon.bilevel.objective import Accuracy, Evaluation
 from recon.lower_level import FISTA, LBFGS, NotStronglyConvexError
 from recon.lower_level.grade import Grade
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.loss import SquaredError
-from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.parameters import assign, check_one_group, check_positive, flat
 from recon.bilevel.record import Progress, Record
 from recon.bilevel.stochastic import DivergedError

@@ -15,7 +15,7 @@ from recon.lower_level.precision import SUMMATION
 from recon.lower_level.solution import LinearSolution
 
 if TYPE_CHECKING:
-    from recon.bilevel.objective import Evaluation
+    from recon.bilevel.evaluation import Evaluation
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.direction import Direction, make_direction
+from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.parameters import assign, check_one_group, check_positive, flat
 from recon.bilevel.record import Outcome, Progress, Record
 from recon.lower_level import NotStronglyConvexError, Status

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.certificate import Interval, first_order, middle_term, modelled_square
+from recon.bilevel.evaluation import Accuracy, Errors, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import UpperLoss, check_finite
-from recon.bilevel.objective import Accuracy, BilevelObjective, Errors, Evaluation
+from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
 from recon.lower_level.pdhg import PDHG, SaddleSolution

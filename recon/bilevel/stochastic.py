@@ -10,7 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from recon.bilevel.objective import Accuracy, BilevelObjective, Evaluation
+from recon.bilevel.evaluation import Accuracy, Evaluation
+from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.parameters import check_one_group, check_positive
 from recon.bilevel.record import Progress, Record
 from recon.lower_level import Status

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recon.bilevel import MAID, Accuracy, BilevelObjective, NegativePSNR, SaddleObjective
-from recon.bilevel.objective import Evaluation
+from recon.bilevel.evaluation import Evaluation
 from recon.lower_level import FISTA, LBFGS, PDHG, Energy, Grade, ProjectedLBFGS, Solution
 from recon.lower_level.grade import SHARE, grade_bounds, worst
 from tests.lower_level.problems import make, normal, norms, smooth_image
