@@ -18,9 +18,10 @@ from torch import Tensor
 from benchmarks.common import arguments, print_table, start, write_csv
 from datasets import BuiltinImages, ImageFolder, MeasurementDataset
 from models import TotalVariation
-from models.storage import load_regularizer
-from recon.lower_level import LBFGS, Energy, Regularizer, cropped, mirrored
+from models.files.storage import load_regularizer
+from recon.lower_level import LBFGS, Energy, Regularizer
 from recon.metrics import psnr, ssim
+from recon.reconstruction import cropped, mirrored
 
 Pairs = list[tuple[Tensor, Tensor]]
 

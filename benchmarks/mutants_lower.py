@@ -62,14 +62,14 @@ LOWER: list[Mutation] = [
         ),
     ),
     *mutations_of(
-        "recon/lower_level/data_fidelity.py",
+        "recon/lower_level/fidelity.py",
         ROUNDING,
         ("y[0].numel() ** 0.5 + 3 * per_image_norm(y) / self.background", "3 * per_image_norm(y) / self.background"),
         ("y[0].numel() ** 0.5 + 3 * per_image_norm(y) / self.background", "y[0].numel() ** 0.5"),
         ("+ 3 * per_image_norm(y) / self.background", "+ 1 * per_image_norm(y) / self.background"),
     ),
     *mutations_of(
-        "recon/lower_level/stopping.py",
+        "recon/lower_level/solvers/stopping.py",
         ROUNDING,
         ("error = norm / modulus + rounding", "error = norm / modulus"),
         ("error = norm / modulus + rounding", "error = norm + rounding"),
@@ -84,7 +84,7 @@ LOWER: list[Mutation] = [
         ("self.scale = self.mu if certified else 1.0", "self.scale = self.mu"),
     ),
     *mutations_of(
-        "recon/lower_level/cg.py",
+        "recon/lower_level/solvers/cg.py",
         ROUNDING,
         ("drift = noise * per_image_norm(w)\n    previous", "drift = 0 * per_image_norm(w)\n    previous"),
         ("norm = per_image_norm(residual) + drift", "norm = per_image_norm(residual)"),
@@ -139,14 +139,14 @@ LOWER: list[Mutation] = [
         ("torch.where(torch.isfinite(bound), grade, int(Grade.ESTIMATED))", "grade"),
     ),
     *mutations_of(
-        "recon/lower_level/nonnegative.py",
-        "tests/lower_level/test_nonnegative.py::test_the_certificate_holds_at_any_point",
+        "recon/lower_level/solvers/projected_lbfgs.py",
+        "tests/lower_level/solvers/test_projected_lbfgs.py::test_the_certificate_holds_at_any_point",
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, grad.clamp_min(0))"),
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, 0 * grad)"),
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "grad.clamp_max(0)"),
     ),
     *mutations_of(
-        "recon/lower_level/saddle_point.py",
+        "recon/lower_level/saddle/problem.py",
         SADDLE,
         ("return (scaled_p + root) / (2 * math.sqrt(primal)),", "return scaled_p / math.sqrt(primal),"),
         ("return (scaled_p + root) / (2 * math.sqrt(primal)),", "return (scaled_p + root) / 2,"),
@@ -174,7 +174,7 @@ LOWER: list[Mutation] = [
         ("noise = noise + _moved(f, self.f.smoothness, 4 * eps * moved)", "noise = noise"),
     ),
     *mutations_of(
-        "recon/lower_level/pdhg.py",
+        "recon/lower_level/saddle/pdhg.py",
         SADDLE,
         ("distances(primal + noise[0], dual + noise[1],", "distances(primal, dual,"),
         ("error, proved = error / iteration.saddle.spread,", "error, proved = error / iteration.saddle.spread**2,"),
@@ -242,7 +242,7 @@ LOWER: list[Mutation] = [
         ("saddle.norm * eps / dual\n", "eps / dual\n"),
     ),
     *mutations_of(
-        "models/total_variation.py",
+        "models/regularizers/total_variation.py",
         CONSTANTS,
         ("return 8 * float(weight / nu)", "return 4 * float(weight / nu)"),
         ("lipschitz = 8 * weight", "lipschitz = 4 * weight"),
@@ -254,7 +254,7 @@ LOWER: list[Mutation] = [
         ("norm = torch.hypot(first + rate * radius, second + rate * radius)", "norm = first + rate * radius"),
     ),
     *mutations_of(
-        "models/fields_of_experts.py",
+        "models/regularizers/fields_of_experts.py",
         CONSTANTS,
         ("return -self.weak_convexity\n", "return -0.9 * self.weak_convexity\n"),
         ("return -self.weak_convexity\n", "return 0.0\n"),
@@ -273,7 +273,7 @@ LOWER: list[Mutation] = [
         ("return (profile[0] / profile[1])[:, 0]", "return (0.9 * profile[0] / profile[1])[:, 0]"),
     ),
     *mutations_of(
-        "models/potentials.py",
+        "models/regularizers/potentials.py",
         POTENTIALS,
         (
             "slope_bound, third_bound, concavity = 1.0, 1.5 / 1.25**2.5, 0.0",

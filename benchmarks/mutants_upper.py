@@ -119,7 +119,7 @@ UPPER: list[Mutation] = [
         ('{"grade": torch.maximum(grade, own)}', '{"grade": own}'),
     ),
     *mutations_of(
-        "recon/bilevel/maid.py",
+        "recon/bilevel/methods/maid.py",
         ACCEPTANCE,
         (
             'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
@@ -170,7 +170,7 @@ UPPER: list[Mutation] = [
         ('step *= options["step_shrink"]\n            if current', "step *= 1.0\n            if current"),
     ),
     *mutations_of(
-        "recon/bilevel/hoag.py",
+        "recon/bilevel/methods/hoag.py",
         ACCEPTANCE,
         ("SLACK * accuracy.solution + before", "before"),
         ("before * (SLACK + 1) * length", "before * SLACK * length"),

@@ -20,11 +20,11 @@ class Mutation:
 
 
 BOUNDS = "tests/bilevel/test_tight_bounds.py"
-ACCEPTANCE = "tests/bilevel/test_tight_acceptance.py"
+ACCEPTANCE = "tests/bilevel/methods/test_tight_acceptance.py"
 SADDLE = "tests/bilevel/test_tight_saddle.py"
 ROUNDING = "tests/lower_level/test_tight_rounding.py"
-CONSTANTS = "tests/models/test_tight_constants.py"
-POTENTIALS = "tests/models/test_potentials.py::test_constants_are_true_and_tight"
+CONSTANTS = "tests/models/regularizers/test_tight_constants.py"
+POTENTIALS = "tests/models/regularizers/test_potentials.py::test_constants_are_true_and_tight"
 
 
 def mutations_of(

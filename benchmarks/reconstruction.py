@@ -24,11 +24,11 @@ from torch import Tensor
 from benchmarks.common import arguments, print_table, start, write_csv
 from datasets import DenoisingDataModule
 from models import TotalVariation
-from models.storage import load_regularizer
+from models.files.storage import load_regularizer
 from recon.lower_level import LBFGS, Energy, Regularizer, Solution, first_guess
 from recon.metrics import psnr, ssim
 from recon.operators import FilteredBackProjection, RayTransform
-from recon.operators.fbp import FILTERS
+from recon.operators.tomography.fbp import FILTERS
 
 Pairs = list[tuple[Tensor, Tensor]]
 SCALINGS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import arguments, print_table, start, write_csv
-from datasets.phantoms import SheppLogan
+from datasets.sources.phantoms import SheppLogan
 from models import TotalVariation
 from recon.lower_level import LBFGS, Energy, ProjectedLBFGS, conjugate_gradients, projected_gradient
 from recon.operators import FilteredBackProjection, ParallelBeam, RayTransform

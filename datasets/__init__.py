@@ -1,27 +1,27 @@
 """Data: readers of pictures, patches, simulated measurements, and the LightningDataModules that serve them."""
 
-from datasets.denoising import DenoisingDataModule
-from datasets.dicom import DicomFolder, DicomSlice, read_dicom
-from datasets.dicom_output import write_dicom
-from datasets.fastmri import FastMRIFolder
-from datasets.hdf5 import LoDoPaB, read_fastmri
-from datasets.images import BuiltinImages, ImageFolder, ImageSource, center_crop, resize, stack_images
-from datasets.kspace import KSpaceDataModule
-from datasets.kspace_files import read_kspace
-from datasets.lodopab import LoDoPaBDataModule
-from datasets.measurements import MeasuredImages, Measurement, MeasurementDataset, Sample, SimulatedMeasurements
-from datasets.medical import BrainSlice, BuiltinSlices
-from datasets.mri import MRIDataModule
+from datasets.kspace.files import read_kspace
+from datasets.modules.denoising import DenoisingDataModule
+from datasets.modules.kspace import KSpaceDataModule
+from datasets.modules.lodopab import LoDoPaBDataModule
+from datasets.modules.mri import MRIDataModule
+from datasets.modules.sinograms import SinogramDataModule
+from datasets.modules.tomography import TomographyDataModule, TomographyDataset
 from datasets.noise import gaussian_noise
-from datasets.patches import random_patches
-from datasets.phantoms import RandomEllipses, SheppLogan
-from datasets.reading import SUFFIXES, DataError, read_image
-from datasets.rotation import estimate_rotation_centre
-from datasets.scan_data import SinogramDataModule
-from datasets.scans import Scan, lodopab_geometry
-from datasets.sinograms import read_sinogram
-from datasets.splits import split_by_patient
-from datasets.tomography import TomographyDataModule, TomographyDataset
+from datasets.readers.dicom.output import write_dicom
+from datasets.readers.dicom.slices import DicomFolder, DicomSlice, read_dicom
+from datasets.readers.hdf5 import LoDoPaB, read_fastmri
+from datasets.readers.pictures import SUFFIXES, DataError, read_image
+from datasets.scans.reading import read_sinogram
+from datasets.scans.rotation import estimate_rotation_centre
+from datasets.scans.scan import Scan, lodopab_geometry
+from datasets.sources.fastmri import FastMRIFolder
+from datasets.sources.images import BuiltinImages, ImageFolder, ImageSource, center_crop, resize, stack_images
+from datasets.sources.measurements import MeasuredImages, Measurement, MeasurementDataset, Sample, SimulatedMeasurements
+from datasets.sources.medical import BrainSlice, BuiltinSlices
+from datasets.sources.patches import random_patches
+from datasets.sources.phantoms import RandomEllipses, SheppLogan
+from datasets.sources.splits import split_by_patient
 
 __all__ = [
     "SUFFIXES",

@@ -13,7 +13,7 @@ from benchmarks.certified.newton import minimize
 from benchmarks.certified.operators import Rng
 from benchmarks.certified.problems import Problem
 from benchmarks.certified.terms import UNIT, Array, Energy, extended, norm
-from models.icnn_saddle import PrimalDual
+from models.saddle_points.icnn_saddle import PrimalDual
 from recon.lower_level import FISTA, LBFGS, NotStronglyConvexError, ProjectedLBFGS, Solver, Status
 from recon.lower_level import Energy as Certified
 

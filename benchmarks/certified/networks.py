@@ -15,8 +15,8 @@ from benchmarks.certified.operators import Measured, Rng, Shape, small
 from benchmarks.certified.problems import randomize
 from benchmarks.certified.saddles import SaddleProblem, random_data
 from benchmarks.certified.terms import LD, Array, Energy, Layered, Term, extended, quadratic
-from models.icnn import ICNN
-from models.icnn_saddle import ICNNSaddle
+from models.regularizers.icnn import ICNN
+from models.saddle_points.icnn_saddle import ICNNSaddle
 from recon.operators import Identity, LinearOperator, Mask
 
 

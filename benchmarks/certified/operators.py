@@ -27,7 +27,7 @@ from recon.operators import (
     ParallelBeam,
     RayTransform,
 )
-from recon.operators.odl_adapter import ODLOperator
+from recon.operators.odl import ODLOperator
 
 Shape = tuple[int, int, int]
 Rng = np.random.Generator

@@ -14,10 +14,10 @@ from torch import Tensor
 from benchmarks.certified import formulas
 from benchmarks.certified.operators import Measured, Rng, Shape
 from benchmarks.certified.terms import LD, Array, Composed, Energy, Term, extended, kullback_leibler, quadratic, ridge
-from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
-from models.fields_of_experts import FieldsOfExperts
-from models.icnn import ICNN
-from models.total_variation import TotalVariation
+from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
+from models.regularizers.fields_of_experts import FieldsOfExperts
+from models.regularizers.icnn import ICNN
+from models.regularizers.total_variation import TotalVariation
 from recon.lower_level import DataFidelity, KullbackLeibler, Regularizer, SquaredL2, WeightedSquaredL2
 from recon.lower_level import Energy as Certified
 

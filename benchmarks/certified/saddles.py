@@ -22,7 +22,7 @@ from benchmarks.certified.newton import minimize_near
 from benchmarks.certified.operators import OPERATORS, Measured, Rng, small
 from benchmarks.certified.problems import randomize
 from benchmarks.certified.terms import LD, Array, Energy, Grouped, extended, norm, quadratic
-from models.learned_tv import LearnedTV
+from models.saddle_points.learned_tv import LearnedTV
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.saddle_objective import SaddleObjective
 from recon.lower_level import PDHG, SaddleModel

@@ -174,7 +174,7 @@ class BilevelObjective:
         return Evaluation(x, w, a, b, c, d, weight, running, math.inf, -math.inf, math.inf, inf)
 
     def _first_guess(self, c: slice) -> Tensor:
-        """A multiple of A^T y, see :func:`recon.lower_level.first_guess`."""
+        """A multiple of A^T y, see :func:`recon.lower_level.solvers.first_guess`."""
         return first_guess(self.operator, self.y[c])
 
     @full_precision()

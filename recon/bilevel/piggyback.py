@@ -11,11 +11,11 @@ from torch import Tensor
 
 from recon.bilevel.hypergradient import ErrorBound
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
-from recon.lower_level.curvature import Curvature
 from recon.lower_level.grade import Grade
-from recon.lower_level.pdhg import PDHG, Iteration, SaddleSolution
 from recon.lower_level.precision import SUMMATION, full_precision
-from recon.lower_level.saddle_point import SaddleModel, SaddlePoint
+from recon.lower_level.saddle.curvature import Curvature
+from recon.lower_level.saddle.pdhg import PDHG, Iteration, SaddleSolution
+from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 from recon.lower_level.solution import Status
 
 #: grad l(x) of the images ``index`` at x, flat

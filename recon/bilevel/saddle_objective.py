@@ -16,9 +16,9 @@ from recon.bilevel.loss import UpperLoss, check_finite
 from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
-from recon.lower_level.pdhg import PDHG, SaddleSolution
 from recon.lower_level.precision import full_precision
-from recon.lower_level.saddle_point import SaddleModel, SaddlePoint, check_transpose
+from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
+from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint, check_transpose
 
 
 class SaddleObjective(BilevelObjective):
@@ -183,7 +183,7 @@ class SaddleObjective(BilevelObjective):
                                      <= kappa <phi'(x) - phi'(x^), e> <= kappa (P^2 + D^2)/4,
 
         because the residuals p = g'(x) + K^T y and d = s - Kx, s in the subdifferential of f* at y, satisfy
-        <phi'(x) - phi'(x^), e> + a^2 + b^2 <= P a + D b, see :func:`recon.lower_level.saddle_point.distances`. The
+        <phi'(x) - phi'(x^), e> + a^2 + b^2 <= P a + D b, see :func:`recon.lower_level.saddle.problem.distances`. The
         smallest bound is taken. The better one of this certificate and ``interval``, and its length per eps^2.
         """
         x, error, whole, proved = at.x, at.error, at.error * saddle.spread, (at.error - at.rounding) * saddle.spread

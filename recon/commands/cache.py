@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from recon.operators import matrix_cache
+from recon.operators.tomography import cache as matrix_cache
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from datasets import DenoisingDataModule
 from models import FieldsOfExperts, TotalVariation
-from models.bilevel import BilevelModule
-from models.callbacks import IterationProgress
-from models.ridge import RidgeRegularizer
-from models.storage import save_regularizer
+from models.files.storage import save_regularizer
+from models.regularizers.ridge import RidgeRegularizer
+from models.training.bilevel import BilevelModule
+from models.training.callbacks import IterationProgress
 from recon.bilevel import MAID, Record
-from recon.commands.lock import locked
+from recon.commands.output.lock import locked
 from recon.files import prepare_folder, write_files
 from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim

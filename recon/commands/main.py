@@ -143,11 +143,11 @@ def _with_memory_limit(arguments: list[str]) -> list[str]:
 def _command(name: str) -> Callable[[list[str]], int]:
     """The program of a subcommand; imported now, as each needs other libraries."""
     if name == "reconstruct":
-        from recon.commands import reconstruct
+        from recon.commands.reconstruct import main as reconstruct
 
         return reconstruct.main
     if name == "compare":
-        from recon.commands import compare
+        from recon.commands.compare import main as compare
 
         return compare.main
     if name == "models":
@@ -159,14 +159,14 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
         return demo.main
     if name == "reproduce":
-        from recon.commands import reproduce
+        from recon.commands.reproduce import main as reproduce
 
         return reproduce.main
     if name == "cache":
         from recon.commands import cache
 
         return cache.main
-    from recon.commands.cli import run_cli
+    from recon.commands.fit.main import run_cli
 
     def run(rest: list[str]) -> int:
         run_cli([name, *rest])

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from models import shipped
-from models.storage import load_model
+from models.files import shipped
+from models.files.storage import load_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:

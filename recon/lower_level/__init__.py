@@ -1,19 +1,10 @@
 """The inverse problem: energies, solvers that certify their results, and the interfaces of their parts."""
 
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
-from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.contract import ContractError, check_contract
-from recon.lower_level.data_fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
 from recon.lower_level.energy import Energy, NotStronglyConvexError
-from recon.lower_level.first_guess import first_guess
-from recon.lower_level.fista import FISTA
-from recon.lower_level.functionals import Blocks, Functional, Squared, Vanishing
+from recon.lower_level.fidelity import DataFidelity, KullbackLeibler, SquaredL2, WeightedSquaredL2
 from recon.lower_level.grade import Grade
-from recon.lower_level.lbfgs import LBFGS
-from recon.lower_level.mirror import cropped, mirrored
-from recon.lower_level.nonnegative import ProjectedLBFGS, projected_gradient
-from recon.lower_level.norms import FairNorm, HuberNorm, HuberReLU, SmoothedNorm
-from recon.lower_level.pdhg import PDHG, SaddleSolution
 from recon.lower_level.recreatable import Recreatable
 from recon.lower_level.regularizer import (
     HessianMap,
@@ -21,9 +12,17 @@ from recon.lower_level.regularizer import (
     JacobianBounds,
     Regularizer,
 )
-from recon.lower_level.saddle_point import OperatorMap, SaddleMap, SaddleModel, SaddlePoint, StackedMap
+from recon.lower_level.saddle.functionals import Blocks, Functional, Squared, Vanishing
+from recon.lower_level.saddle.norms import FairNorm, HuberNorm, HuberReLU, SmoothedNorm
+from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
+from recon.lower_level.saddle.problem import OperatorMap, SaddleMap, SaddleModel, SaddlePoint, StackedMap
 from recon.lower_level.solution import LinearSolution, Solution, Status
-from recon.lower_level.solver import Solver
+from recon.lower_level.solvers.cg import conjugate_gradients
+from recon.lower_level.solvers.first_guess import first_guess
+from recon.lower_level.solvers.fista import FISTA
+from recon.lower_level.solvers.lbfgs import LBFGS
+from recon.lower_level.solvers.projected_lbfgs import ProjectedLBFGS, projected_gradient
+from recon.lower_level.solvers.solver import Solver
 
 __all__ = [
     "FISTA",
@@ -63,9 +62,7 @@ __all__ = [
     "WeightedSquaredL2",
     "check_contract",
     "conjugate_gradients",
-    "cropped",
     "first_guess",
-    "mirrored",
     "over_image",
     "per_image_dot",
     "per_image_norm",

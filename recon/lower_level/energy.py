@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
-from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.contract import Claims, check_shapes
-from recon.lower_level.data_fidelity import DataFidelity, SquaredL2
+from recon.lower_level.fidelity import DataFidelity, SquaredL2
 from recon.lower_level.grade import Grade
 from recon.lower_level.precision import SUMMATION, underflow, unit_roundoff
-from recon.lower_level.preconditioner import Preconditioner, hessian_symbol
 from recon.lower_level.regularizer import HessianMap, Regularizer
 from recon.lower_level.solution import LinearSolution
+from recon.lower_level.solvers.cg import conjugate_gradients
+from recon.lower_level.solvers.preconditioner import Preconditioner, hessian_symbol
 from recon.lower_level.watch import Iterate, watch_of
 from recon.operators import Identity, LinearOperator
 

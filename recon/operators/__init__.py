@@ -3,8 +3,6 @@
 from recon.operators.blur import Blur, gaussian_kernel
 from recon.operators.checks import BoundError, adjoint_mismatch, check_bounds
 from recon.operators.differences import FiniteDifferences
-from recon.operators.fbp import FilteredBackProjection
-from recon.operators.geometry import ConeBeam, FanBeam, Geometry, ParallelBeam, geometry_from_dict, geometry_to_dict
 from recon.operators.linear import (
     Identity,
     LinearOperator,
@@ -14,7 +12,7 @@ from recon.operators.linear import (
     lanczos_norm_bound,
 )
 from recon.operators.mask import Mask
-from recon.operators.mri import (
+from recon.operators.mri.cartesian import (
     CartesianMRI,
     channels_to_complex,
     complex_to_channels,
@@ -22,9 +20,18 @@ from recon.operators.mri import (
     root_sum_of_squares,
     zero_filled,
 )
-from recon.operators.odl_adapter import ODLOperator
-from recon.operators.sensitivity import NoCalibrationError, estimate_sensitivities, simulated_sensitivities
-from recon.operators.tomography import RayTransform
+from recon.operators.mri.sensitivity import NoCalibrationError, estimate_sensitivities, simulated_sensitivities
+from recon.operators.odl import ODLOperator
+from recon.operators.tomography.beams import (
+    ConeBeam,
+    FanBeam,
+    Geometry,
+    ParallelBeam,
+    geometry_from_dict,
+    geometry_to_dict,
+)
+from recon.operators.tomography.fbp import FilteredBackProjection
+from recon.operators.tomography.ray_transform import RayTransform
 
 __all__ = [
     "Blur",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recon.operators.normal_symbol import NormalSymbol
+from recon.operators.symbol import NormalSymbol
 
 Shape = tuple[int, ...]
 LinearMap = Callable[[Tensor], Tensor]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.total_variation import TotalVariation
+from models.regularizers.total_variation import TotalVariation
 from recon.lower_level import HessianMap
 
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.fields_of_experts import FieldsOfExperts
-from models.total_variation import TotalVariation
+from models.regularizers.fields_of_experts import FieldsOfExperts
+from models.regularizers.total_variation import TotalVariation
 from recon.bilevel import SquaredError
 from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
 from recon.lower_level import LBFGS, Energy, HessianVariation, SquaredL2, WeightedSquaredL2

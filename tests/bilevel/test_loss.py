@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from models.fields_of_experts import FieldsOfExperts
+from models.regularizers.fields_of_experts import FieldsOfExperts
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError, UpperLoss
 from recon.bilevel.loss import check_finite
 from tests.lower_level.problems import make, normal

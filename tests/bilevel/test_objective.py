@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.icnn import ICNN
+from models.regularizers.icnn import ICNN
 from recon.bilevel import Accuracy, BilevelObjective, UpperLoss
 from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, Solution, Status, first_guess
 from recon.operators import Blur

@@ -12,7 +12,7 @@ from recon.bilevel import Accuracy, Piggyback, SaddleObjective
 from recon.bilevel.piggyback import AdjointPoint, error_bound, parameter_gradient, reduced_hessian
 from recon.lower_level import Grade, NotStronglyConvexError, SaddleModel, SaddlePoint, Status
 from tests.lower_level.problems import normal
-from tests.lower_level.saddle_problems import FieldModel, FilterModel, ReLUModel, solved
+from tests.lower_level.saddle.saddle_problems import FieldModel, FilterModel, ReLUModel, solved
 
 FINE = Accuracy(1e-12, 1e-11)
 

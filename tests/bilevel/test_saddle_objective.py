@@ -35,7 +35,7 @@ from recon.lower_level import (
 )
 from recon.operators import FiniteDifferences
 from tests.lower_level.problems import normal, smooth_image
-from tests.lower_level.saddle_problems import FilterModel, MatrixMap
+from tests.lower_level.saddle.saddle_problems import FilterModel, MatrixMap
 
 SHAPE = (1, 6, 7)
 

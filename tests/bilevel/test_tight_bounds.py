@@ -16,7 +16,7 @@ from recon.bilevel.hypergradient import ErrorBound, _estimated_lipschitz, descen
 from recon.lower_level import Energy, HessianVariation, JacobianBounds, KullbackLeibler, Solution, Status
 from recon.lower_level.grade import Grade
 from recon.operators import LinearOperator
-from tests.bilevel.line import Exponential, Line, number, pixel
+from tests.bilevel.methods.line import Exponential, Line, number, pixel
 
 TIGHT = 1e-9
 LOSS = SquaredError()

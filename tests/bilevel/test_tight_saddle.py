@@ -12,12 +12,12 @@ from recon.bilevel import SaddleObjective
 from recon.bilevel.certificate import Interval
 from recon.bilevel.piggyback import AdjointPoint, error_bound, parameter_gradient
 from recon.lower_level import PDHG, Functional, SaddleModel, SaddlePoint, SaddleSolution, Squared
-from recon.lower_level.curvature import Curvature, GroupCurvature
-from recon.lower_level.functionals import Blocks, ParameterBound
 from recon.lower_level.grade import Grade
-from recon.lower_level.pdhg import Iteration
-from tests.bilevel.line import number
-from tests.lower_level.saddle_problems import MatrixMap
+from recon.lower_level.saddle.curvature import Curvature, GroupCurvature
+from recon.lower_level.saddle.functionals import Blocks, ParameterBound
+from recon.lower_level.saddle.pdhg import Iteration
+from tests.bilevel.methods.line import number
+from tests.lower_level.saddle.saddle_problems import MatrixMap
 
 
 def one(value: float) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import TotalVariation
-from models.bilevel import BilevelModule
+from models.training.bilevel import BilevelModule
 from recon.bilevel import HOAG, MAID, Accuracy, BilevelObjective, PublishedMAID
 from tests.bilevel.known import KnownQuadratic
 from tests.lower_level.problems import normal, smooth_image

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models import FieldsOfExperts, TotalVariation
-from models.bilevel import BilevelModule
+from models.training.bilevel import BilevelModule
 from recon.bilevel import (
     HOAG,
     MAID,
@@ -22,7 +22,7 @@ from recon.bilevel import (
     UpperLoss,
 )
 from recon.bilevel.hypergradient import descent_step
-from recon.bilevel.parameters import assign, flat
+from recon.bilevel.methods.parameters import assign, flat
 from recon.lower_level import Regularizer
 from tests.lower_level.problems import normal, smooth_image
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recon.commands.main import main
-from recon.operators import matrix_cache
+from recon.operators.tomography import cache as matrix_cache
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from models import FieldsOfExperts, TotalVariation
-from models.storage import load_regularizer
+from models.files.storage import load_regularizer
 from recon.commands.demo import ACCURACY, main
 
 

@@ -17,11 +17,12 @@ import yaml
 
 from datasets import DataError
 from models import TotalVariation
-from models.storage import save_regularizer
-from recon.commands import compare, page
+from models.files.storage import save_regularizer
+from recon.commands.compare import main as compare
+from recon.commands.configuration.yaml_files import read_yaml
 from recon.commands.errors import printable, sentence
 from recon.commands.main import main
-from recon.commands.yaml_files import read_yaml
+from recon.commands.reproduce import page
 from recon.limits import memory_limit, set_memory_limit
 
 ROOT = Path(__file__).resolve().parents[2]

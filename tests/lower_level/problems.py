@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.convex_ridge import ConvexRidge, WeaklyConvexRidge
-from models.fields_of_experts import FieldsOfExperts
-from models.total_variation import TotalVariation
+from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
+from models.regularizers.fields_of_experts import FieldsOfExperts
+from models.regularizers.total_variation import TotalVariation
 from recon.lower_level import Energy, Regularizer
 
 #: regularizers of a few parameters whose non-linearities matter for images with values of order one

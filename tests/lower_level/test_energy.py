@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.fields_of_experts import FieldsOfExperts
-from models.total_variation import TotalVariation
+from models.regularizers.fields_of_experts import FieldsOfExperts
+from models.regularizers.total_variation import TotalVariation
 from recon.lower_level import Energy, KullbackLeibler, Regularizer, SquaredL2, WeightedSquaredL2
 from recon.operators import Blur
 from tests.lower_level.problems import Quadratic, energy_hessians, make, normal, norms, smooth_image

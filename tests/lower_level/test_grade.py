@@ -15,7 +15,7 @@ from recon.bilevel.evaluation import Evaluation
 from recon.lower_level import FISTA, LBFGS, PDHG, Energy, Grade, ProjectedLBFGS, Solution
 from recon.lower_level.grade import SHARE, grade_bounds, worst
 from tests.lower_level.problems import make, normal, norms, smooth_image
-from tests.lower_level.saddle_problems import FilterModel
+from tests.lower_level.saddle.saddle_problems import FilterModel
 from tests.lower_level.test_precision import Dense, Ridge, SinglePrecision
 
 SOLVERS: list[Callable[[], FISTA | LBFGS | ProjectedLBFGS]] = [LBFGS, FISTA, ProjectedLBFGS]

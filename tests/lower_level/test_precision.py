@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.icnn import ICNN
-from models.total_variation import TotalVariation
+from models.regularizers.icnn import ICNN
+from models.regularizers.total_variation import TotalVariation
 from recon.bilevel import Accuracy, BilevelObjective
 from recon.lower_level import FISTA, LBFGS, PDHG, Energy, KullbackLeibler, ProjectedLBFGS, Regularizer, Status
 from recon.lower_level.batch import per_image_dot, per_image_norm
-from recon.lower_level.cg import conjugate_gradients
 from recon.lower_level.precision import full_precision
 from recon.lower_level.regularizer import HessianMap
+from recon.lower_level.solvers.cg import conjugate_gradients
 from recon.operators import Blur, LinearOperator
 from tests.lower_level.problems import normal, norms, perturb, smooth_image
-from tests.lower_level.saddle_problems import FieldModel
+from tests.lower_level.saddle.saddle_problems import FieldModel
 
 
 class Ridge(Regularizer):

@@ -15,9 +15,9 @@ from torch import Tensor
 from recon.lower_level import Energy, HessianMap, KullbackLeibler, Regularizer, SquaredL2, Status, conjugate_gradients
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.precision import underflow, unit_roundoff
-from recon.lower_level.stopping import PATIENCE, Stopping, certificate
+from recon.lower_level.solvers.stopping import PATIENCE, Stopping, certificate
 from recon.operators import LinearOperator
-from tests.bilevel.line import Line
+from tests.bilevel.methods.line import Line
 
 U = 2.0**-20  # of the operators and regularizers below: far above that of double precision
 

@@ -1,0 +1,1 @@
+"""Measured k-space: reading it, its centre, its noise."""

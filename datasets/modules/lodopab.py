@@ -1,0 +1,136 @@
+"""LoDoPaB-CT as it was published, to learn from: its pictures with its own low-dose sinograms."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from datasets.modules.arguments import check_counts
+from datasets.modules.denoising import DenoisingDataModule
+from datasets.readers.hdf5 import LODOPAB_MU_MAX, LODOPAB_PHOTONS, LoDoPaB, LodopabPart
+from datasets.readers.pictures import DataError
+from datasets.scans.scan import lodopab_geometry
+from datasets.sources.images import Images, Split
+from datasets.sources.measurements import MeasurementDataset, Sample, stack_samples
+from recon.operators import Geometry, RayTransform
+from recon.operators.tomography.ray_transform import Backend
+
+_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
+
+
+class ObservedPictures(MeasurementDataset):
+    """Pictures x of LoDoPaB-CT with the sinograms y of the data set, every ``view_step``-th view of them.
+
+    No noise is added: y has that of the data set, Poisson counts of 4096 photons for each ray.
+
+    Raises:
+        DataError: (when a sample is read) picture or sinogram do not have the shapes of ``operator``, or are not there.
+    """
+
+    images: LoDoPaB
+    operator: RayTransform
+
+    def __init__(self, images: LoDoPaB, operator: RayTransform, view_step: int, dtype: torch.dtype) -> None:
+        super().__init__(images, 0.0, 0, operator, dtype)
+        self.view_step = view_step
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        x = self.images[index]
+        y = self.images.observation(index)[:, :: self.view_step]
+        geometry = self.operator.geometry
+        if (x.shape, y.shape) != (geometry.domain_shape, geometry.range_shape):
+            raise DataError(
+                f"{self.images.names[index]}: a picture of shape {tuple(x.shape)} with {y.shape[1]} views of "
+                f"{y.shape[2]} detector pixels; the geometry is for {geometry.domain_shape} with "
+                f"{geometry.range_shape[1]} of {geometry.range_shape[2]}"
+            )
+        return Sample(x.to(self.dtype), y.to(self.dtype), index)
+
+
+class LoDoPaBDataModule(DenoisingDataModule):
+    """Pictures x (1, 362, 362) and measured y (1, 1000, 513) of LoDoPaB-CT, by its own parts and with its own noise.
+
+    ``operator`` is the ``RayTransform`` of ``lodopab_geometry`` with lengths in mm, so that y = A x + noise and a pixel
+    of value x stands for µ = ``LODOPAB_MU_MAX`` x; see ``LoDoPaB``. The parts of the data set share no patient, and its
+    pictures are in random order. The sinograms were made from pictures of 1000 x 1000 pixels, so even their expectation
+    is not quite A x.
+
+    The training set is held in memory, 1 MB for a picture and 4.1 MB for its sinogram in float64. Validation and test
+    are read one by one; they have 3522 and 3553 pictures, of which Lightning's ``limit_val_batches`` and
+    ``limit_test_batches`` take the first.
+
+    Args:
+        folder: of the HDF5 files, see ``LoDoPaB``; a subset of them will do.
+        limit: number of training pictures, the first ones; None is all that are there.
+        view_step: 1 for all views, 5 for every fifth, and so on.
+        geometry: of all views, for files of the same structure with other pictures; None is ``lodopab_geometry()``.
+        backend, cache: of ``RayTransform``.
+        dtype, batch_size, eval_batch_size: as ``DenoisingDataModule``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        DataError: (a ValueError) in ``setup``, or when data are asked for: what ``LoDoPaB`` and ``ObservedPictures``
+            raise.
+        ImportError: ASTRA or h5py is missing.
+    """
+
+    operator: RayTransform
+    _settings = ("view_step",)
+
+    def __init__(
+        self,
+        folder: str,
+        limit: int | None = 32,
+        view_step: int = 1,
+        geometry: Geometry | None = None,
+        backend: Backend = "matrix",
+        cache: bool = True,
+        dtype: Literal["float32", "float64"] = "float32",
+        batch_size: int | None = None,
+        eval_batch_size: int = 1,
+    ) -> None:
+        super().__init__(
+            train=folder,
+            val=folder,
+            test=folder,
+            sigma=0.0,
+            limit=limit,
+            dtype=dtype,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+        )
+        check_counts(view_step=view_step)
+        self.view_step = view_step
+        every = lodopab_geometry() if geometry is None else geometry
+        self.geometry = every.select(slice(None, None, view_step))
+        self.operator = RayTransform(self.geometry, backend, cache=cache)
+
+    def mean_weights(self) -> Tensor:
+        """Mean over the training set of the inverse variances of y, (1, angles, detectors), for ``WeightedSquaredL2``.
+
+        The count of a ray is 4096 exp(-µ_max y), and to first order y has the variance 1 / (count µ_max^2).
+        """
+        _, y = self.train_tensors()
+        return (LODOPAB_PHOTONS * LODOPAB_MU_MAX**2 * torch.exp(-LODOPAB_MU_MAX * y)).mean(0)
+
+    def noise(self) -> dict[str, Any]:
+        return {"kind": "photons", "photons": float(LODOPAB_PHOTONS), "mu_unit": float(LODOPAB_MU_MAX)}
+
+    def _source(self, path: str | None, split: Split) -> LoDoPaB:
+        return LoDoPaB(self.train, _PARTS[split])
+
+    @cached_property
+    def _train_tensors(self) -> tuple[Tensor, Tensor]:
+        return stack_samples(self._samples(self._source(self.train, "train").subset(0, self.limit), "train"))
+
+    def _samples(self, images: Images, part: str) -> MeasurementDataset:
+        assert isinstance(images, LoDoPaB)
+        return ObservedPictures(images, self.operator, self.view_step, self.dtype)
+
+    def _eval_batch_size(self, images: Images) -> int:
+        return self.eval_batch_size  # all pictures have one size: no need to read them for it

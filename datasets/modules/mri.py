@@ -1,0 +1,226 @@
+"""The data of MRI experiments whose k-space is simulated from pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from datasets.modules.denoising import BUILTIN
+from datasets.modules.patients import PatientDataModule
+from datasets.noise import derive_seed, gaussian_noise, keyed_generator
+from datasets.readers.dicom.slices import DicomFolder, holds_dicom
+from datasets.readers.limits import load_array
+from datasets.readers.pictures import DataError
+from datasets.sources.fastmri import FastMRIFolder, holds_fastmri
+from datasets.sources.images import Images, ImageSource, PatientSource, Split
+from datasets.sources.measurements import MeasurementDataset, Sample
+from datasets.sources.medical import BRAIN, BrainSlice, BuiltinSlices
+from recon.operators import CartesianMRI, channels_to_complex, complex_to_channels
+from recon.operators.mri.sampling import PATTERNS, Pattern
+from recon.operators.mri.sensitivity import simulated_sensitivities
+
+# Sets the random phases apart from the noise of the same pictures.
+_PHASE = 1
+
+
+class ComplexImages:
+    """Gray pictures (1, H, W) as complex ones with two channels: m(p) exp(i t(p)), ``(2, H, W)``.
+
+    Pictures with two channels are complex already, and are multiplied with exp(i t(p)). The phase t is a random
+    quadratic polynomial in the position, fixed by (seed, index) and scaled to max |t| = ``phase`` radians: the smooth
+    phase that coils and field inhomogeneity leave in measured images.
+
+    Args:
+        images: the magnitudes m, or complex pictures.
+        phase: amplitude in radians, at least 0; with 0 the images are real.
+        seed: at least 0.
+
+    Raises:
+        ValueError: phase is negative or not finite.
+        DataError: (when the picture is read) a picture is neither gray nor complex.
+    """
+
+    def __init__(self, images: Images, phase: float = 0.0, seed: int = 0) -> None:
+        if not (math.isfinite(phase) and phase >= 0):
+            raise ValueError(f"phase is {phase}; it must be finite and at least 0 radians")
+        self.images, self.phase, self.seed = images, phase, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = self.images[index]
+        if image.ndim != 3 or image.shape[0] not in (1, 2):
+            raise DataError(
+                f"picture {index} has the shape {tuple(image.shape)}; MRI needs gray pictures (1, H, W), or complex "
+                "ones (2, H, W)"
+            )
+        image = image.double()
+        phase = self._smooth_phase(index, image.shape[1:])
+        if len(image) == 1:
+            return complex_to_channels(torch.polar(image[0], phase))
+        if not self.phase:
+            return image
+        return complex_to_channels(channels_to_complex(image) * torch.polar(torch.ones_like(phase), phase))
+
+    def _smooth_phase(self, index: int, shape: torch.Size) -> torch.Tensor:
+        if not self.phase:
+            return torch.zeros(shape, dtype=torch.float64)
+        i, j = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in shape)
+        i, j = i[:, None].expand(shape), j.expand(shape)
+        coefficients = keyed_generator(self.seed, index, _PHASE).standard_normal(6)
+        terms = (torch.ones(shape, dtype=torch.float64), i, j, i * j, i * i, j * j)
+        phase = sum((float(c) * t for c, t in zip(coefficients, terms, strict=True)), start=torch.zeros(()))
+        return self.phase * phase / phase.abs().max()
+
+
+class KSpaceDataset(MeasurementDataset):
+    """Complex pictures x with y = A x + σ M n: noise in the samples only, unsampled points stay zero.
+
+    σ is the standard deviation of the real and of the imaginary part of every sample of every coil. The Fourier
+    transform is unitary, so it is also that of every pixel of a fully sampled coil image. Arguments as
+    ``MeasurementDataset``.
+    """
+
+    operator: CartesianMRI
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        x = self.images[index].to(self.dtype)
+        exact = self.operator(x[None])[0]
+        noise = gaussian_noise(exact.shape, self.sigma, self.seed, index, self.dtype)
+        return Sample(x, exact + noise.masked_fill(~self.operator.mask, 0.0), index)
+
+
+class MRIDataModule(PatientDataModule):
+    """Pictures as complex images x ``(2, H, W)`` with undersampled k-space y ``(coils, 2, H, W)``.
+
+    All pictures are squares of the same side, because one mask serves them all; the attribute ``operator`` is the
+    ``CartesianMRI`` that made the data, which ``BilevelModule`` takes over. Otherwise like ``DenoisingDataModule``,
+    without patches: k-space belongs to a whole image.
+
+    Args:
+        train: ``"builtin"`` (photographs), a folder of MR slices in DICOM, of fully sampled fastMRI files
+            (``FastMRIFolder``: complex pictures with the noise of the measurement, so ``sigma`` may be 0), or of
+            pictures.
+        val, test: as ``train``, or ``"rest"`` as in ``DenoisingDataModule``, or ``"brain"``, the T1 slice of
+            ``BrainSlice``; ``"builtin"`` as ``test`` is the MR slices of ``BuiltinSlices``. None is a part of the
+            training folder with other patients for DICOM and fastMRI (see ``PatientDataModule``), ``"builtin"`` else.
+        fractions: of the patients in such a folder, for training, validation and test.
+        size: side in pixels of the squares to which all pictures are resized; 128 without ``crop_size``.
+        crop_size: side in pixels of squares cut out of the centre instead.
+        pattern: of the mask, see :mod:`recon.operators.mri.sampling`.
+        acceleration: grid points for each sampled one, at least 1.
+        calibration: lines or side of the fully sampled centre; None is the default of the pattern.
+        mask_file: a NumPy file with a boolean array (side, side) to use instead, True where k-space is sampled, zero
+            frequency at (side // 2, side // 2).
+        coils: number of coils; with more than one, sensitivities are those of ``simulated_sensitivities``.
+        phase: amplitude in radians of a smooth random phase of each picture, see ``ComplexImages``.
+        sigma: standard deviation of the noise, see ``KSpaceDataset``.
+        limit, dtype, batch_size, eval_batch_size: as ``DenoisingDataModule``.
+        seed: of mask, phases and noise, at least 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        DataError: (a ValueError) the mask's file cannot be used; later, as ``DenoisingDataModule``.
+        ImportError: later, the package of a reader or of built-in slices is missing.
+    """
+
+    operator: CartesianMRI
+    _settings = ("fractions", "coils", "phase")
+
+    def __init__(
+        self,
+        train: str = BUILTIN,
+        val: str | None = None,
+        test: str | None = None,
+        fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        size: int | None = None,
+        crop_size: int | None = None,
+        pattern: Pattern = "random_lines",
+        acceleration: float = 4.0,
+        calibration: int | None = None,
+        mask_file: str | None = None,
+        coils: int = 1,
+        phase: float = 0.0,
+        sigma: float = 0.01,
+        limit: int | None = None,
+        seed: int = 0,
+        dtype: Literal["float32", "float64"] = "float64",
+        batch_size: int | None = None,
+        eval_batch_size: int = 1,
+    ) -> None:
+        super().__init__(
+            train=train,
+            val=val,
+            test=test,
+            sigma=sigma,
+            size=128 if size is None and crop_size is None else size,
+            crop_size=crop_size,
+            limit=limit,
+            seed=seed,
+            dtype=dtype,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+        )
+        if coils < 1:
+            raise ValueError(f"coils is {coils}; it must be at least 1")
+        if pattern not in PATTERNS:
+            raise ValueError(f"pattern is {pattern!r}; valid are {', '.join(PATTERNS)}")
+        ComplexImages([], phase)  # for its check
+        self.phase, self.coils, self.fractions = phase, coils, fractions
+        side = self.size or self.crop_size
+        assert side is not None
+        shape = (side, side)
+        if mask_file is None:
+            mask = PATTERNS[pattern](shape, acceleration, calibration, seed)
+        else:
+            mask = read_mask(mask_file, shape)
+        self.operator = CartesianMRI(mask, simulated_sensitivities(coils, shape) if coils > 1 else None)
+
+    def _source(self, path: str | None, split: Split) -> ImageSource:
+        if path is None:
+            path = self._default(split)
+        if path == BUILTIN and split == "test":
+            return BuiltinSlices("MR", size=self.size, crop_size=self.crop_size)
+        if path == BRAIN:
+            if split == "train" or self.train == BRAIN:
+                raise DataError(f"train is {BRAIN!r}, a single picture for validation or test")
+            return BrainSlice(size=self.size, crop_size=self.crop_size)
+        return super()._source(path, split)
+
+    def _patient_source(self, path: Path) -> PatientSource | None:
+        if str(path) == BRAIN:
+            return None
+        if holds_fastmri(path):
+            return FastMRIFolder(path, size=self.size, crop_size=self.crop_size)
+        return DicomFolder(path, "MR", size=self.size, crop_size=self.crop_size) if holds_dicom(path) else None
+
+    def _samples(self, images: Images, part: str) -> MeasurementDataset:
+        stream = self._stream(part)
+        pictures = ComplexImages(images, self.phase, derive_seed(stream, _PHASE))
+        return KSpaceDataset(pictures, self.sigma, stream, self.operator, self.dtype)
+
+
+def read_mask(path: str | Path, shape: tuple[int, int]) -> torch.Tensor:
+    """A sampling mask out of a NumPy file: boolean, or the integers 0 and 1.
+
+    Raises:
+        DataError: no such file, not a NumPy array, another shape or other values.
+    """
+    path = Path(path).expanduser()
+    array = load_array(path)
+    if array.shape != shape:
+        raise DataError(
+            f"{path}: an array of shape {array.shape}; the mask of pictures of {shape[0]}x{shape[1]} pixels has their "
+            "shape"
+        )
+    if array.dtype != np.bool_ and not (np.issubdtype(array.dtype, np.integer) and np.isin(array, (0, 1)).all()):
+        raise DataError(f"{path}: values of type {array.dtype}; a mask holds booleans, or the integers 0 and 1")
+    return torch.from_numpy(array.astype(np.bool_))

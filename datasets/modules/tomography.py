@@ -1,0 +1,299 @@
+"""The data of CT experiments: sinograms simulated from pictures, DICOM slices and phantoms."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from datasets.modules.arguments import check_positive
+from datasets.modules.denoising import BUILTIN
+from datasets.modules.patients import PatientDataModule
+from datasets.noise import check_sigma, gaussian_noise
+from datasets.physics import MAX_HU, MIN_COUNT, MU_WATER, line_integrals, transmission_counts, transmission_weights
+from datasets.readers.dicom.slices import DicomFolder, holds_dicom
+from datasets.readers.hdf5 import LoDoPaB, LodopabPart, holds_lodopab
+from datasets.sources.images import Images, ImageSource, PatientSource, Split
+from datasets.sources.measurements import MeasurementDataset, Sample
+from datasets.sources.medical import BuiltinSlices
+from datasets.sources.phantoms import RandomEllipses, SheppLogan
+from recon.operators import FanBeam, Geometry, LinearOperator, ParallelBeam, RayTransform
+from recon.operators.tomography.ray_transform import Backend
+
+ELLIPSES = "ellipses"
+SHEPP_LOGAN = "shepp_logan"
+
+#: µ in 1/mm of a pixel of value 1: bone of 3071 HU
+MU_UNIT = MU_WATER * (1 + MAX_HU / 1000)
+
+_LODOPAB_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
+_PHANTOMS = {"train": 32, "val": 8, "test": 8}
+
+
+class TomographyDataset(MeasurementDataset):
+    """Pictures x of attenuation µ = µ_unit x with noisy sinograms y of A x, lengths in mm.
+
+    Without ``photons``: y = A x + σ n, where σ is ``sigma``, or ``relative_sigma`` × mean |A x| of the picture.
+    With ``photons``: counts ~ Poisson(photons exp(-µ_unit A x)), and y = log(photons / counts) / µ_unit, so y is on the
+    scale of A x too; see ``datasets.physics`` for counts of zero.
+
+    Args:
+        images, seed, operator, dtype: see ``MeasurementDataset``.
+        sigma: standard deviation on the scale of A x; None is ``relative_sigma``.
+        relative_sigma: relative to the mean of |A x|, at least 0.
+        photons: for each ray.
+        mu_unit: µ in 1/mm of a pixel of value 1.
+
+    Raises:
+        ValueError: a number is out of its range, or sigma and photons are both given.
+    """
+
+    operator: LinearOperator
+
+    def __init__(
+        self,
+        images: Images,
+        operator: LinearOperator,
+        seed: int,
+        sigma: float | None = None,
+        relative_sigma: float = 0.05,
+        photons: float | None = None,
+        mu_unit: float = MU_UNIT,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        check_noise(sigma, relative_sigma, photons, mu_unit)
+        super().__init__(images, 0.0 if sigma is None else sigma, seed, operator, dtype)
+        self.relative_sigma = relative_sigma if sigma is None else None
+        self.photons, self.mu_unit = photons, mu_unit
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        x = self.images[index].to(self.dtype)
+        exact = self.operator(x[None])[0]
+        if self.photons is not None:
+            counts = self._counts(exact, index)
+            if (counts < MIN_COUNT).double().mean() > 0.5:
+                warnings.warn(
+                    f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure "
+                    "none, so that their line integrals say nothing; use more photons",
+                    stacklevel=2,
+                )
+            return Sample(x, line_integrals(counts, self.photons) / self.mu_unit, index)
+        sigma = self.sigma if self.relative_sigma is None else self.relative_sigma * float(exact.abs().mean())
+        return Sample(x, exact + gaussian_noise(exact.shape, sigma, self.seed, index, self.dtype), index)
+
+    @torch.no_grad()
+    def weights(self, index: int) -> Tensor:
+        """Inverse variances of y of picture ``index``, of its shape, for the weighted L2 fidelity.
+
+        Raises:
+            ValueError: the noise is Gaussian, whose weights are all the same.
+        """
+        if self.photons is None:
+            raise ValueError("weights belong to noise of photons; set photons")
+        exact = self.operator(self.images[index].to(self.dtype)[None])[0]
+        return transmission_weights(self._counts(exact, index)) * self.mu_unit**2
+
+    def _counts(self, exact: Tensor, index: int) -> Tensor:
+        assert self.photons is not None
+        return transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
+
+
+class TomographyDataModule(PatientDataModule):
+    """Pictures x (1, H, W) with simulated sinograms y (1, angles, detectors), like ``DenoisingDataModule``.
+
+    A pixel of value x stands for the attenuation µ = ``mu_unit`` x, and y for line integrals of x, lengths in mm; both
+    as in LoDoPaB-CT. The attribute ``operator`` is the ``RayTransform`` A; it is one for all pictures, so that DICOM
+    slices are taken as if they had the ``field_of_view`` given here. Pictures for simulation and reconstruction have
+    the same pixels: figures are better than for measured data.
+
+    Args:
+        train: ``"ellipses"`` (``RandomEllipses``), ``"builtin"`` (photographs), ``"shepp_logan"``, a folder of DICOM
+            slices, of LoDoPaB-CT (whose own noisy sinograms are served by ``LoDoPaBDataModule``), or of pictures.
+        val, test: as ``train``, or ``"rest"`` as in ``DenoisingDataModule``; ``"builtin"`` as ``test`` is the CT slices
+            of ``BuiltinSlices``. None is a part of the training folder with other patients for DICOM (see
+            ``PatientDataModule``), the part of that name for LoDoPaB-CT, other ellipses for validation and Shepp-Logan
+            for the test for ``"ellipses"``, and ``"builtin"`` else.
+        fractions: of the patients in a DICOM folder, for training, validation and test.
+        size: side in pixels of the pictures; 128 without ``crop_size``.
+        crop_size: side in pixels of squares cut out of the centre instead.
+        field_of_view: side of the pictures in mm.
+        views: number of angles, equispaced over ``arc``.
+        arc: range of the angles in degrees; None is 180 for parallel rays and 360 for a fan.
+        detector_pixels: None covers the whole picture with pixels as large as those of the picture (at the axis).
+        source_distance, detector_distance: from the axis in mm, for a fan beam; without them, rays are parallel.
+        geometry: any other geometry, in place of the arguments from ``field_of_view`` to here.
+        sigma, relative_sigma, photons, mu_unit: see ``TomographyDataset``.
+        backend, cache: of ``RayTransform``.
+        limit, seed, dtype, batch_size, eval_batch_size: as ``DenoisingDataModule``; ``limit`` is also the number of
+            ellipses to learn from, 32 by default.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        DataError: (a ValueError) in ``setup``, or when data are asked for: what the readers raise.
+        ImportError: ASTRA is missing.
+    """
+
+    operator: RayTransform
+    _settings = ("fractions", "mu_unit")
+
+    def __init__(
+        self,
+        train: str = ELLIPSES,
+        val: str | None = None,
+        test: str | None = None,
+        fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+        size: int | None = None,
+        crop_size: int | None = None,
+        field_of_view: float = 300.0,
+        views: int = 60,
+        arc: float | None = None,
+        detector_pixels: int | None = None,
+        source_distance: float | None = None,
+        detector_distance: float | None = None,
+        geometry: Geometry | None = None,
+        sigma: float | None = None,
+        relative_sigma: float = 0.05,
+        photons: float | None = None,
+        mu_unit: float = MU_UNIT,
+        backend: Backend = "matrix",
+        cache: bool = True,
+        limit: int | None = None,
+        seed: int = 0,
+        dtype: Literal["float32", "float64"] = "float64",
+        batch_size: int | None = None,
+        eval_batch_size: int = 1,
+    ) -> None:
+        check_noise(sigma, relative_sigma, photons, mu_unit)
+        side = 128 if size is None and crop_size is None else size
+        super().__init__(
+            train=train,
+            val=val,
+            test=test,
+            sigma=0.0,
+            size=side,
+            crop_size=crop_size,
+            limit=limit,
+            seed=seed,
+            dtype=dtype,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+        )
+        self.fractions = fractions
+        self.absolute_sigma, self.relative_sigma, self.photons, self.mu_unit = sigma, relative_sigma, photons, mu_unit
+        shape = (side or crop_size or 0,) * 2
+        if geometry is None:
+            distances = (source_distance, detector_distance)
+            geometry = make_geometry(shape, field_of_view, views, arc, detector_pixels, distances)
+        elif geometry.domain_shape != (1, *shape):
+            raise ValueError(
+                f"geometry is for pictures of {geometry.image_shape} pixels; size or crop_size make {shape}"
+            )
+        self.geometry = geometry
+        self.operator = RayTransform(geometry, backend, cache=cache)
+
+    def mean_weights(self) -> Tensor:
+        """Mean over the training set of the inverse variances of y, (1, angles, detectors), for ``WeightedSquaredL2``.
+
+        One set of weights serves all pictures, which need not be optimal for any of them.
+
+        Raises:
+            ValueError: without ``photons``.
+        """
+        samples = self._samples(self._source(self.train, "train").subset(0, self.limit), "train")
+        assert isinstance(samples, TomographyDataset)
+        total = samples.weights(0)
+        for index in range(1, len(samples)):
+            total = total + samples.weights(index)
+        return total / len(samples)
+
+    def noise(self) -> dict[str, Any]:
+        if self.photons is not None:
+            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
+        if self.absolute_sigma is not None:
+            return {"kind": "gaussian", "sigma": float(self.absolute_sigma)}
+        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
+
+    def _samples(self, images: Images, part: str) -> MeasurementDataset:
+        noise = (self.absolute_sigma, self.relative_sigma, self.photons, self.mu_unit)
+        return TomographyDataset(images, self.operator, self._stream(part), *noise, self.dtype)
+
+    def _source(self, path: str | None, split: Split) -> ImageSource:
+        if path is None:
+            path = self._default(split)
+        if path == ELLIPSES:
+            count = self.limit if split == "train" and self.limit is not None else _PHANTOMS[split]
+            return RandomEllipses(count, self.size or self.crop_size or 0, self._stream(split))
+        if path == SHEPP_LOGAN:
+            return SheppLogan(self.size or self.crop_size or 0)
+        if path == BUILTIN and split == "test":
+            return BuiltinSlices("CT", size=self.size, crop_size=self.crop_size)
+        if path != BUILTIN and holds_lodopab(Path(path).expanduser()):
+            return LoDoPaB(path, _LODOPAB_PARTS[split], size=self.size, crop_size=self.crop_size)
+        return super()._source(path, split)
+
+    def _default(self, split: Split) -> str:
+        if self.train == ELLIPSES:
+            return ELLIPSES if split == "val" else SHEPP_LOGAN
+        return self.train if holds_lodopab(Path(self.train).expanduser()) else super()._default(split)
+
+    def _patient_source(self, path: Path) -> PatientSource | None:
+        # the only folders of patients here are those of DICOM: LoDoPaB-CT comes with parts of its own
+        if str(path) in (ELLIPSES, SHEPP_LOGAN) or holds_lodopab(path) or not holds_dicom(path):
+            return None
+        return DicomFolder(path, "CT", size=self.size, crop_size=self.crop_size)
+
+
+def make_geometry(
+    shape: tuple[int, ...],
+    field_of_view: float,
+    views: int,
+    arc: float | None = None,
+    detector_pixels: int | None = None,
+    distances: tuple[float | None, float | None] = (None, None),
+) -> Geometry:
+    """The geometry that the arguments of ``TomographyDataModule`` describe.
+
+    Raises:
+        ValueError: a number is out of its range, or one of the two distances is missing.
+    """
+    if not 0 < field_of_view < math.inf:
+        raise ValueError(f"field_of_view is {field_of_view} mm; it must be positive and finite")
+    if arc is not None and not 0 < arc <= 360:
+        raise ValueError(f"arc is {arc} degrees; valid are more than 0, up to 360")
+    source, detector = distances
+    pixel = field_of_view / shape[-1]
+    if source is None and detector is None:
+        radians = math.radians(180.0 if arc is None else arc)
+        return ParallelBeam.equispaced(shape, pixel, views, arc=radians, detector_pixels=detector_pixels)
+    if source is None or detector is None:
+        raise ValueError("source_distance and detector_distance belong together; set both or neither")
+    return FanBeam.equispaced(
+        shape,
+        pixel,
+        views,
+        source_distance=source,
+        detector_distance=detector,
+        arc=math.radians(360.0 if arc is None else arc),
+        detector_pixels=detector_pixels,
+    )
+
+
+def check_noise(sigma: float | None, relative_sigma: float, photons: float | None, mu_unit: float) -> None:
+    """Check the numbers that describe noise and scale, see ``TomographyDataset``.
+
+    Raises:
+        ValueError: one is out of its range, or sigma and photons are both given.
+    """
+    if sigma is not None and photons is not None:
+        raise ValueError(f"sigma ({sigma}) and photons ({photons}) exclude each other; set one of them")
+    check_sigma(sigma or 0.0)
+    if not (math.isfinite(relative_sigma) and relative_sigma >= 0):
+        raise ValueError(f"relative_sigma is {relative_sigma}; it must be finite and at least 0")
+    check_positive(photons=photons, mu_unit=mu_unit)

@@ -1,0 +1,1 @@
+"""Readers of files: pictures, DICOM, NIfTI, HDF5, MATLAB; their limits."""

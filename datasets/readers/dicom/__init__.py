@@ -1,0 +1,1 @@
+"""DICOM slices: reading and writing."""

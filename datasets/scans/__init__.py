@@ -1,0 +1,1 @@
+"""Measured CT scans: reading them, and what is wrong with them."""

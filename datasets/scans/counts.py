@@ -1,0 +1,205 @@
+"""From the counts of a detector to line integrals: flat and dark fields, and rays that hardly any light passed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor
+
+from datasets.physics import MIN_TRANSMISSION, line_integrals, transmission_weights
+from datasets.readers.hdf5 import check_finite, find_dataset, open_hdf5
+from datasets.readers.limits import check_memory, load_array
+from datasets.readers.pictures import DataError
+
+HDF5_SUFFIXES = (".h5", ".hdf5", ".nxs", ".nx")
+
+# More detector pixels without light than this share are no defects that neighbours could replace.
+_MAX_DEAD = 0.05
+
+#: a flat or dark field: one count for all pixels, an array, or a file (see ``field_row``)
+Field = float | np.ndarray | Path
+
+
+@dataclass(frozen=True)
+class Attenuation:
+    """Line integrals of a scan with the weights of its rays."""
+
+    sinogram: Tensor
+    """(views, columns) float64."""
+    weights: Tensor
+    """Counts above the dark field, of the same shape; 0 for rays that were not measured."""
+    dead: np.ndarray
+    """(columns,) True for detector pixels without light."""
+    warnings: tuple[str, ...]
+
+
+def attenuation(
+    data: np.ndarray,
+    flat: np.ndarray,
+    dark: np.ndarray,
+    path: Path,
+    photons: float | None = None,
+    repeats: np.ndarray | None = None,
+    row: int | None = None,
+) -> Attenuation:
+    """Line integrals z = log((F - D) / max(data - D, floor)) and the weights (data - D) of rays.
+
+    Flat, dark and data may be in any common unit: a common factor changes z by nothing and multiplies the weights. So
+    the floor is relative to the flat field, ``MIN_TRANSMISSION`` (F - D), or, where the ``photons`` are known, half a
+    photon, mean(F - D) / (2 photons). Rays at the floor were not measured: they weigh 0, and a warning counts them.
+
+    Detector pixels without light, F <= D, are filled in by linear interpolation between their neighbours in the same
+    view, and weigh 0.
+
+    Args:
+        data: (views, columns).
+        flat, dark: (columns,), F and D.
+        path: for messages.
+        photons: of a ray through air in one view, on average over the pixels.
+        repeats: (views,) how many views were averaged for each.
+        row: of the detector, for messages.
+
+    Raises:
+        DataError: more than 5 % of the pixels have no light.
+    """
+    beam = flat - dark
+    dead = beam <= 0
+    if dead.mean() > _MAX_DEAD:
+        raise DataError(
+            f"{path}: {int(dead.sum())} of {dead.size} detector pixels{'' if row is None else f' of row {row}'} have "
+            "flat fields that do not exceed the dark field; are the flats missing, or exchanged with the darks?"
+        )
+    beam = np.where(dead, 1.0, beam)
+    floor = beam * MIN_TRANSMISSION if photons is None else np.full(beam.shape, beam[~dead].mean() / (2 * photons))
+    counts = _tensor(data - dark).clamp_min(0)
+    sinogram = line_integrals(counts, _tensor(beam), floor=_tensor(floor))
+    cut = (counts < _tensor(floor)) & ~_tensor(dead)
+    weights = transmission_weights(counts)
+    weights = weights if repeats is None else weights * _tensor(repeats)[:, None]
+    weights[cut] = 0.0
+    if dead.any():
+        sinogram = _interpolated(sinogram, dead)
+        weights[:, _tensor(dead)] = 0.0
+    measured = cut.numel() - int(dead.sum()) * len(cut)
+    return Attenuation(sinogram, weights, dead, starvation(int(cut.sum()), measured, path, photons))
+
+
+def starvation(cut: int, rays: int, path: Path, photons: float | None) -> tuple[str, ...]:
+    """What to say about ``cut`` of ``rays`` rays at the floor of the logarithm; nothing where there are none."""
+    if cut == 0:
+        return ()
+    floor = f"1/{round(1 / MIN_TRANSMISSION)} of the flat field" if photons is None else "half a photon"
+    largest = -math.log(MIN_TRANSMISSION) if photons is None else math.log(2 * photons)
+    share = 100 * cut / rays
+    text = (
+        f"{path}: {cut} of {rays} rays ({share:.2g} %) have less light than {floor}; their line integrals are cut at "
+        f"about {largest:.3g}, and they weigh 0 in every method but filtered back-projection"
+    )
+    if 2 * cut > rays:
+        text += (
+            ". Photon starvation: most rays measured nothing, so the result says little about the object, whatever its "
+            "certificate; use more photons"
+        )
+    return (text,)
+
+
+def field_row(field: Field, name: str, place: tuple[int, int, int], path: Path) -> np.ndarray:
+    """A flat or dark field for one detector row, averaged over its frames, (columns,).
+
+    Args:
+        field: a count; an array (columns,), (rows, columns), or with frames in front, (frames, rows, columns) and,
+            where there is one row, (frames, columns); or a ``.npy``, TIFF or HDF5 file with such an array. HDF5 files
+            have it as ``exchange/data_white`` or ``exchange/data_dark``. Values stay as they are stored.
+        name: ``"flat"`` or ``"dark"``.
+        place: (row, rows, columns).
+        path: of the scan, for messages.
+
+    Raises:
+        DataError: the file cannot be read, another shape, values that are not finite, a flat field of 0.
+    """
+    row, rows, columns = place
+    if isinstance(field, Path):
+        path, values = field, _read_field(field, name)
+    else:
+        values = np.asarray(field, dtype=np.float64)
+    check_finite(values, f"the {name} field", path)
+    if values.ndim == 0:
+        if name == "flat" and not values > 0:
+            raise DataError(f"{path}: the flat count is {float(values):g}; it must be positive")
+        return np.full(columns, float(values))
+    if values.shape[-1] == columns:
+        if values.ndim == 1:
+            return values
+        if values.ndim == 3 and values.shape[1] == rows:
+            return np.asarray(values[:, row].mean(0))
+        if values.ndim == 2 and values.shape[0] == rows:
+            return np.asarray(values[row])
+        if values.ndim == 2 and rows == 1:
+            return np.asarray(values.mean(0))
+    raise DataError(
+        f"{path}: a {name} field of shape {values.shape}; valid are one number, ({columns},), ({rows}, {columns}) and "
+        f"(frames, {rows}, {columns})"
+    )
+
+
+def _read_field(path: Path, name: str) -> np.ndarray:
+    suffix = path.suffix.lower()
+    if suffix in HDF5_SUFFIXES:
+        key = "exchange/data_white" if name == "flat" else "exchange/data_dark"
+        with open_hdf5(path) as file:
+            return np.asarray(find_dataset(file, key, path), dtype=np.float64)
+    return plain_array(path).astype(np.float64)
+
+
+def plain_array(path: Path) -> np.ndarray:
+    """The real numbers in a ``.npy`` or TIFF file, as they are stored.
+
+    Raises:
+        DataError: no such file, another kind of file, damaged, values that are no real numbers.
+    """
+    if path.suffix.lower() not in (".npy", ".tif", ".tiff"):
+        raise DataError(f"{path}: unknown kind of file for an array of numbers; valid are .npy, .tif and .tiff")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        loaded = load_array(path) if path.suffix.lower() == ".npy" else _tiff(path)
+    except DataError:
+        raise
+    except Exception as error:  # tifffile and its decoders raise errors of many kinds for damaged files
+        raise DataError(f"{path}: cannot be read, it may be truncated or corrupt ({error})") from error
+    values = np.asarray(loaded)
+    if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+        raise DataError(f"{path}: has values of type {values.dtype}; valid are real numbers")
+    return values
+
+
+def _tiff(path: Path) -> np.ndarray:
+    with tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        check_memory(path, "an array", series.shape)
+        check_memory(path, "one strip or tile", file.pages.first.chunks)
+        return series.asarray()
+
+
+def tiff_shape(path: Path) -> tuple[int, ...]:
+    """The shape of the array in a TIFF file, () where it cannot be read, as its reader will say."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            return tuple(file.series[0].shape)
+    except Exception:  # tifffile raises errors of many kinds for damaged files
+        return ()
+
+
+def _interpolated(sinogram: Tensor, dead: np.ndarray) -> Tensor:
+    position, alive = np.arange(dead.size), ~dead
+    rows = [np.interp(position, position[alive], view[alive]) for view in sinogram.numpy()]
+    return torch.from_numpy(np.stack(rows))
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

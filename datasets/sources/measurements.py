@@ -1,0 +1,103 @@
+"""Pictures together with simulated measurements of them, and measurements alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from datasets.noise import check_sigma, gaussian_noise
+from datasets.sources.images import Images
+
+
+class Sample(NamedTuple):
+    """A picture and its measurement; with a batch axis in front when it comes out of a data loader."""
+
+    x: torch.Tensor
+    """Clean picture, (C, H, W)."""
+    y: torch.Tensor
+    """Measurement A x + noise, of the operator's range shape."""
+    index: int | torch.Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    """Number of the picture in its data set."""
+
+
+class Measurement(NamedTuple):
+    """A measurement whose picture is not known; with a batch axis in front when it comes out of a data loader."""
+
+    y: torch.Tensor
+    index: int | torch.Tensor  # type: ignore[assignment]
+
+
+class MeasurementDataset(Dataset[Sample]):
+    """Pictures x with measurements y = A x + σ n, n ~ N(0, I) fixed by (seed, index).
+
+    Args:
+        images: pictures of shape (C, H, W).
+        sigma: standard deviation σ of the noise on the scale of A x.
+        seed: of the noise, at least 0.
+        operator: A, a module that maps (batch, C, H, W) to (batch, *range_shape), in the type ``dtype`` and on the
+            CPU; None is the identity.
+        dtype: of x and y. The noise is drawn in float64 and rounded, see ``gaussian_noise``.
+
+    Raises:
+        ValueError: sigma is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        sigma: float,
+        seed: int,
+        operator: torch.nn.Module | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.images = images
+        self.sigma = check_sigma(sigma)
+        self.seed = seed
+        self.operator = operator
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        x = self.images[index].to(self.dtype)
+        exact = x if self.operator is None else self.operator(x[None])[0]
+        return Sample(x, exact + gaussian_noise(exact.shape, self.sigma, self.seed, index, self.dtype), index)
+
+
+def stack_samples(samples: MeasurementDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pictures and all measurements, of one shape each, as two tensors with a batch axis in front."""
+    pairs = [samples[index] for index in range(len(samples))]
+    return torch.stack([pair.x for pair in pairs]), torch.stack([pair.y for pair in pairs])
+
+
+class SimulatedMeasurements(Dataset[Measurement]):
+    """The measurements of a ``MeasurementDataset`` without the pictures they were made from."""
+
+    def __init__(self, samples: MeasurementDataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Measurement:
+        return Measurement(self.samples[index].y, index)
+
+
+class MeasuredImages(Dataset[Measurement]):
+    """Pictures that are measurements already: nothing is added to them."""
+
+    def __init__(self, images: Images, dtype: torch.dtype = torch.float64) -> None:
+        self.images = images
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Measurement:
+        return Measurement(self.images[index].to(self.dtype), index)

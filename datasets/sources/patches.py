@@ -1,0 +1,67 @@
+"""Square patches cut out of pictures at random positions, fixed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from datasets.noise import keyed_generator
+from datasets.readers.pictures import DataError
+from datasets.sources.images import Images
+
+
+def random_patches(
+    images: Images,
+    patch_size: int,
+    n_patches: int,
+    seed: int,
+    names: Sequence[str] | None = None,
+) -> torch.Tensor:
+    """Cut square patches out of pictures, at positions that are uniform among all that fit.
+
+    The pictures take turns in an order drawn from the seed, so each gives the same number of patches, give or take
+    one. Patch i depends on the seed, i and the pictures alone: more patches only append.
+
+    Args:
+        images: pictures of shape (C, H, W), of any sizes; each is read once, and only if it gives a patch.
+        patch_size: side of the patches in pixels.
+        n_patches: number of patches.
+        seed: at least 0.
+        names: of the pictures, for messages.
+
+    Returns:
+        Patches of shape (n_patches, C, patch_size, patch_size), in the pictures' type.
+
+    Raises:
+        ValueError: patch_size or n_patches is less than 1, the seed is negative.
+        DataError: no picture, a picture that is smaller than the patches, pictures in gray and in colour.
+    """
+    for name, value in (("patch_size", patch_size), ("n_patches", n_patches)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if len(images) == 0:
+        raise DataError("there is no picture to cut patches out of")
+    order = keyed_generator(seed).permutation(len(images)).tolist()
+    patches: dict[int, torch.Tensor] = {}
+    for turn, picture in enumerate(order[:n_patches]):
+        image = images[picture]
+        label = names[picture] if names is not None else f"picture {picture}"
+        for number in range(turn, n_patches, len(order)):
+            patches[number] = _cut(image, patch_size, seed, number, label)
+    channels = {patch.shape[0] for patch in patches.values()}
+    if len(channels) > 1:
+        raise DataError("pictures in gray and in colour cannot form one batch; read them with gray=True")
+    return torch.stack([patches[number] for number in range(n_patches)])
+
+
+def _cut(image: torch.Tensor, side: int, seed: int, number: int, label: str) -> torch.Tensor:
+    height, width = image.shape[-2:]
+    if side > min(height, width):
+        raise DataError(
+            f"{label}: the picture has {height}x{width} pixels, less than a patch with patch_size {side}; "
+            f"valid are 1 to {min(height, width)}"
+        )
+    draw = keyed_generator(seed, number)
+    top, left = int(draw.integers(height - side + 1)), int(draw.integers(width - side + 1))
+    return image[..., top : top + side, left : left + side].clone()

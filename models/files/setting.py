@@ -1,0 +1,115 @@
+"""What a model was trained for, as plain values: the operator and the noise of the data, and the data themselves.
+
+Written into the JSON beside every trained model (entry ``setting`` of its metadata), so that a program can refuse to
+apply it to other measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.files.checkpoints import qualified_name
+from recon.operators import Geometry, LinearOperator, geometry_to_dict
+
+#: two fingerprints of one operator differ by less, relative to ||A u||, whatever the machine and the precision
+TOLERANCE = 1e-4
+
+
+def describe_setting(operator: LinearOperator, datamodule: object = None) -> dict[str, Any]:
+    """``operator``, see :func:`describe_operator`; ``noise`` and ``data``, what the data module's ``description`` says.
+
+    The last two are None for data modules without that method, and without data module.
+    """
+    description = getattr(datamodule, "description", None)
+    data = dict(description()) if callable(description) else {}
+    return {"operator": describe_operator(operator), "noise": data.pop("noise", None), "data": data or None}
+
+
+@torch.no_grad()
+def describe_operator(operator: LinearOperator) -> dict[str, Any]:
+    """Class, shapes, bound of the norm, geometry in the form of ``geometry_from_dict`` (CT), and a fingerprint.
+
+    The fingerprint of A stands for everything that has no short description, such as masks, sensitivities and kernels:
+    ||A u||, <A u, v> and <A u, w> for fixed vectors u, v, w, float64. None for operators of images of any size.
+    """
+    found: dict[str, Any] = {
+        "class": qualified_name(operator),
+        "domain_shape": _listed(operator.domain_shape),
+        "range_shape": _listed(operator.range_shape),
+        "norm_bound": operator.norm_bound,
+    }
+    geometry = getattr(operator, "geometry", None)
+    if isinstance(geometry, Geometry):
+        found["geometry"] = geometry_to_dict(geometry)
+    return found | {"fingerprint": _fingerprint(operator)}
+
+
+def setting_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
+    """In what operator or noise of two settings differ, in words; None if they do not. The data may differ.
+
+    Numbers of fingerprints may differ by rounding, and an operator whose class has another name is another one.
+    """
+    for part in ("operator", "noise"):
+        found = _difference(saved.get(part), current.get(part), part)
+        if found is not None:
+            return found
+    return None
+
+
+def _difference(saved: Any, current: Any, name: str) -> str | None:
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for key in sorted(saved.keys() | current.keys(), key=lambda key: (key == "fingerprint", key != "class", key)):
+            found = _difference(saved.get(key), current.get(key), f"{name}.{key}")
+            if found is not None:
+                return found
+        return None
+    if _same(saved, current, name):
+        return None
+    if name.endswith("fingerprint"):
+        return "the operator has the same class and shapes, but other values (mask, sensitivities, kernel, ...)"
+    return f"{name} is {_brief(saved)} there, but {_brief(current)} here"
+
+
+def _same(a: Any, b: Any, name: str) -> bool:
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return False
+        if name.endswith("fingerprint"):
+            return all(abs(s - t) <= TOLERANCE * max(abs(a[0]), abs(b[0])) for s, t in zip(a, b, strict=True))
+        return all(_same(s, t, name) for s, t in zip(a, b, strict=True))
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        # norm bounds come out of iterations that round differently on other machines
+        return math.isclose(a, b, rel_tol=TOLERANCE if name.endswith("norm_bound") else 1e-9)
+    return bool(a == b)
+
+
+def _fingerprint(operator: LinearOperator) -> list[float] | None:
+    if operator.domain_shape is None or operator.complex_domain or operator.complex_range:
+        return None
+    # in the precision of its buffers; sparse matrices would keep a copy in float64
+    like = next((t for t in operator.buffers() if t.is_floating_point()), torch.empty(0, dtype=torch.float32))
+    image = operator(_vector(operator.domain_shape, 0.6180339887498949).to(like)).double().cpu().flatten()
+    v, w = (_vector(tuple(image.shape), step).flatten() for step in (0.4142135623730951, 0.7320508075688772))
+    scale = math.sqrt(len(image))
+    return [float(image.norm()), float(image @ v) / scale, float(image @ w) / scale]
+
+
+def _vector(shape: tuple[int, ...], step: float) -> Tensor:
+    """Numbers in [-1/2, 1/2) without pattern, ``(1, *shape)``: the fractional parts of multiples of an irrational."""
+    steps = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64) * step
+    # the square mixes neighbours, which would else be a plane wave; the argument stays small enough for its digits
+    return ((steps.frac() * 97.0).square().frac() - 0.5).reshape(1, *shape)
+
+
+def _listed(shape: tuple[int, ...] | None) -> list[int] | None:
+    return None if shape is None else list(shape)
+
+
+def _brief(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""Networks that reconstruct in one pass."""

@@ -1,0 +1,185 @@
+"""Fields of Experts: learned filters with learned potentials, convex or weakly convex."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.regularizers.filter_bank import frequency_response, patches, spectral_bound
+from models.regularizers.potentials import POTENTIALS
+from models.regularizers.ridge import RidgeRegularizer
+from recon.lower_level import HessianVariation, JacobianBounds, per_image_norm
+
+
+class FieldsOfExperts(RidgeRegularizer):
+    r"""R(x) = e^{theta_0} sum_k e^{theta_k} sum_p phi_{nu_k}((c_k * x)_p), (c_k) of mean zero (Roth and Black 2005).
+
+    With ``weak_convexity`` rho > 0 every potential is bent down to a constant by subtracting a wider copy of itself,
+
+        psi_k(u) = lambda_k (phi_{nu_k}(u) - phi_{omega_k}(u)),   lambda_k = e^{theta_0 + theta_k},
+        omega_k = lambda_k / v_k,   v_k = rho e^{beta_k} / S(beta, c),   S >= max_xi sum_k e^{beta_k} |c^_k(xi)|^2,
+
+    so that R + (rho/2)||x||^2 is convex whatever the parameters are: the subtracted part is convex with Hessian at
+    most sum_k v_k C_k^T C_k <= rho. Denoising then stays (1 - rho)-strongly convex.
+
+    Parameters
+    ----------
+    filters, size: number and side length of the filters.
+    potential: ``smoothed_l1`` (convex), ``log_cosh`` (convex) or ``student_t`` (not convex).
+    log_scale, log_weight, log_width: initial theta_0, theta_k and log nu_k.
+    smallest_width: nu_k = smallest_width + e^{learned}: bounds the curvature e^{theta}/nu of every potential; of use
+        with ``unit_norm``.
+    weak_convexity: rho in [0, 1).
+    initial_filters, unit_norm, seed: see :class:`models.regularizers.ridge.RidgeRegularizer`.
+    """
+
+    def __init__(
+        self,
+        filters: int = 48,
+        size: int = 7,
+        potential: str = "smoothed_l1",
+        log_scale: float = 0.0,
+        log_weight: float = -3.0,
+        log_width: float = -3.0,
+        smallest_width: float = 0.0,
+        weak_convexity: float = 0.0,
+        initial_filters: str = "dct",
+        unit_norm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(filters, size, initial_filters, unit_norm, seed)
+        if potential not in POTENTIALS:
+            raise ValueError(f"potential is {potential!r}, but must be one of {', '.join(POTENTIALS)}")
+        if not 0 <= weak_convexity < 1:
+            raise ValueError(f"weak_convexity is {weak_convexity}, but must lie in [0, 1)")
+        if not smallest_width >= 0:
+            raise ValueError(f"smallest_width is {smallest_width}, but must not be negative")
+        if weak_convexity and POTENTIALS[potential].concavity:
+            raise ValueError(f"weak_convexity needs a convex potential, but {potential!r} is not")
+        self.potential, self.smallest_width, self.weak_convexity = POTENTIALS[potential], smallest_width, weak_convexity
+        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
+        self.log_weights = nn.Parameter(torch.full((filters,), float(log_weight)))
+        self.log_widths = nn.Parameter(torch.full((filters,), float(log_width)))
+        self.log_concavity = nn.Parameter(torch.zeros(filters)) if weak_convexity else None
+
+    def profile_parameters(self, kernels: Tensor) -> list[Tensor]:
+        """lambda_k, nu_k and, if weakly convex, omega_k, each ``(K, 1)``."""
+        weight = torch.exp(self.log_scale + self.log_weights)[:, None]
+        profile = [weight, (self.smallest_width + torch.exp(self.log_widths))[:, None]]
+        if self.log_concavity is not None:
+            profile.append(weight / concavity_budget(kernels, self.log_concavity, self.weak_convexity)[:, None])
+        return profile
+
+    def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        value = self.potential.value(u, profile[1])
+        if len(profile) == 3:
+            value = value - self.potential.value(u, profile[2])
+        return value * profile[0]
+
+    def value_and_slope(self, u: Tensor, profile: list[Tensor]) -> tuple[Tensor, Tensor]:
+        value, slope = self.potential.value_and_slope(u, profile[1])
+        if len(profile) == 3:
+            wide = self.potential.value_and_slope(u, profile[2])
+            value, slope = value - wide[0], slope - wide[1]
+        return value * profile[0], slope * profile[0]
+
+    def slope(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        slope = self.potential.slope(u, profile[1])
+        if len(profile) == 3:
+            slope = slope - self.potential.slope(u, profile[2])
+        return slope * profile[0]
+
+    def curvature(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        curvature = self.potential.curvature(u, profile[1])
+        if len(profile) == 3:
+            curvature -= self.potential.curvature(u, profile[2])
+        return curvature.mul_(profile[0])
+
+    def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        return (profile[0] / profile[1])[:, 0]
+
+    def smoothness(self) -> float:
+        return max(super().smoothness(), -self.convexity())
+
+    def convexity(self) -> float:
+        """-rho for the weakly convex form, -||sum_k sup(-psi_k'') C_k^T C_k|| for Student-t, else 0."""
+        if self.weak_convexity:
+            return -self.weak_convexity
+        if self.potential.concavity:
+            kernels, weight, width = self.current()
+            return -float(spectral_bound(kernels, (self.potential.concavity * weight / width)[:, 0]))
+        return 0.0
+
+    def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        kernels, weight, *widths = self.current()
+        top = self.filtered_maximum(w)
+        third = sum(self.potential.third_bound * (weight / width.square())[:, 0].double() for width in widths)
+        lipschitz = spectral_bound(kernels, third * top)
+        # |psi'''| <= M/nu lambda phi_nu'' + M/omega lambda phi_omega'', and the second form is at most rho ||e||^2
+        relative = [self.potential.self_concordance * (top / width[:, 0].double()).amax(1) for width in widths]
+        concavity = torch.zeros_like(lipschitz)
+        if len(relative) == 2:
+            concavity = self.weak_convexity * (1 + relative[1] / relative[0].clamp_min(torch.finfo(torch.float64).tiny))
+        return HessianVariation(relative[0], lipschitz, concavity)
+
+    def jacobian_bounds(self, x: Tensor, w: Tensor, radius: Tensor) -> JacobianBounds:
+        """Proved column by column for theta = (theta_0, theta_k, log nu_k, c_k); an estimate if weakly convex.
+
+        With a_k = ||C_k||, s the side length and patches of zero-mean filters of norm at most s ||x - mean(x)||.
+        """
+        if self.weak_convexity:
+            return super().jacobian_bounds(x, w, radius)
+        kernels, weight, width = (t.double() for t in self.current())
+        weight, width, side = weight[:, 0], width[:, 0], kernels.shape[1]
+        a = (frequency_response(kernels)[0].amax(1) * frequency_response(kernels)[1]).sqrt()
+        curvature, phi, radius = weight / width, self.potential, radius.double()[:, None]
+        # moving a learned weight by 1 moves its filter by at most the inverse of its norm, or by at most 1
+        raw = (self.weight - self.weight.mean((1, 2), keepdim=True)).detach().double().flatten(1).norm(dim=1)
+        chain = 1 / raw.clamp_min(1e-12) if self.unit_norm else torch.ones_like(raw)
+        centred = per_image_norm(x - x.mean((2, 3), keepdim=True))[:, None] + radius
+        positions = (x.shape[2] - side + 1) * (x.shape[3] - side + 1) * x.shape[1]
+        slope = torch.minimum(self._slope_norm(x) + curvature * a * radius, phi.slope_bound * weight * positions**0.5)
+        columns = [
+            (a * slope).sum(1),
+            (a * slope).norm(dim=1),
+            (a * weight * phi.slope_width_bound).norm() * positions**0.5 * torch.ones_like(radius[:, 0]),
+            (chain * (a * curvature * side * centred + side * slope)).norm(dim=1),
+        ]
+        size = per_image_norm(w)[:, None]
+        third = phi.third_bound * weight / width.square() * self.filtered_maximum(w)
+        moved = [
+            self.smoothness() * size[:, 0],
+            (curvature * a.square() * size).norm(dim=1),
+            (phi.curvature_width_bound * curvature * a.square() * size).norm(dim=1),
+            (chain * (third * a * side * centred + 2 * curvature * a * side * size)).norm(dim=1),
+        ]
+        return JacobianBounds(torch.stack(columns).norm(dim=0), torch.stack(moved).norm(dim=0))
+
+    def _slope_norm(self, x: Tensor) -> Tensor:
+        """||psi_k'(c_k * x)|| for every image and filter, ``(batch, K)``, float64."""
+        kernels, *profile = self.current()
+        norms = [
+            self.slope(kernels.flatten(1) @ patches(image.flatten(0, -3), self.kernel_size), profile)
+            .square()
+            .sum((0, 2), dtype=torch.float64)
+            .sqrt()
+            for image in x
+        ]
+        return torch.stack(norms)
+
+
+def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:
+    r"""v_k = rho e^{beta_k} / S, S >= max_xi sum_k e^{beta_k} \|c^_k(xi)\|^2: so \|\|sum_k v_k C_k^T C_k\|\| <= rho.
+
+    S is a 64-norm over the grid of frequencies instead of their maximum: differentiable, and never smaller.
+    """
+    power, factor = frequency_response(kernels)
+    # the shift cancels in v; it and the smallest share keep v, and lambda / v in single precision, in range
+    shares = torch.exp(log_shares.double() - log_shares.detach().double().max()).clamp_min(1e-12)
+    spectrum = shares @ power
+    # constant filters act on nothing, and any budget will do: S need not be smaller than this
+    top = spectrum.detach().max().clamp_min(1e-6)
+    # rfft2 holds one half of the frequencies; the other half is equal and does not change a maximum
+    total = top * (spectrum / top).pow(64).sum().clamp_min(1e-30).pow(1 / 64) * factor
+    budget = rho * shares / total
+    return budget.to(kernels.dtype)

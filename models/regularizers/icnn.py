@@ -1,0 +1,331 @@
+"""Input convex neural networks (Amos, Xu, Kolter 2017; Mukherjee et al. 2021) as regularizers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.regularizers.filter_bank import check_image, make_filters, spectral_bound
+from recon.lower_level import HessianMap, HessianVariation, Regularizer
+
+#: sup of the third derivative of sqrt(t^2 + 1)
+_THIRD = 1.5 / 1.25**2.5
+
+
+@dataclass(frozen=True)
+class LeakyReLU:
+    """sigma(t) = s t + (1 - s) rho(t), convex and not decreasing, 0 <= s <= 1.
+
+    ``huber``: rho(t) = t^2/(2 w) for 0 <= t <= w, 0 below and t - w/2 above; max(0, t) for w = 0. Of class C^1.
+    ``smooth``: rho(t) = (t + sqrt(t^2 + w^2) - w)/2. Infinitely smooth.
+    """
+
+    slope: float
+    width: float
+    kind: str
+
+    def value(self, t: Tensor) -> Tensor:
+        """sigma(t)."""
+        s, w = self.slope, self.width
+        if w == 0:
+            return F.leaky_relu(t, s)
+        if self.kind == "smooth":
+            rho = 0.5 * (t + (t.square() + w**2).sqrt() - w)
+        else:
+            inner = t.clamp(0, w)
+            rho = inner.square() / (2 * w) + (t - w).clamp_min(0)
+        return s * t + (1 - s) * rho
+
+    def derivative(self, t: Tensor) -> Tensor:
+        """sigma'(t); at a kink the smaller one."""
+        s, w = self.slope, self.width
+        if w == 0:
+            return (t > 0).to(t).mul_(1 - s).add_(s)
+        if self.kind == "smooth":
+            rho = 0.5 * (1 + t * (t.square() + w**2).rsqrt())
+        else:
+            rho = (t / w).clamp(0, 1)
+        return s + (1 - s) * rho
+
+    def curvature(self, t: Tensor) -> Tensor:
+        """sigma''(t) where it exists; zero at kinks."""
+        s, w = self.slope, self.width
+        if self.kind == "smooth":
+            return 0.5 * (1 - s) * w**2 * (t.square() + w**2) ** -1.5
+        if w == 0:
+            return torch.zeros_like(t)
+        return ((t > 0) & (t < w)).to(t) * ((1 - s) / w)
+
+    @property
+    def curvature_bound(self) -> float:
+        """sup sigma''."""
+        if self.width == 0:
+            return math.inf
+        return (1 - self.slope) / self.width * (0.5 if self.kind == "smooth" else 1.0)
+
+    @property
+    def third_bound(self) -> float:
+        """sup |sigma'''|; infinite for ``huber``."""
+        return 0.5 * (1 - self.slope) * _THIRD / self.width**2 if self.kind == "smooth" else math.inf
+
+
+class ICNN(Regularizer):
+    r"""R(x) = sum_p a^T sigma_1(W_L z_{L-1} + b_L)_p, z_l = sigma_0(W_l z_{l-1} + b_l), z_0 = sigma_0(V x + b_0).
+
+    L is ``layers``. All layers are convolutions within the image, sigma_0 a leaky ReLU, sigma_1 a ReLU, both smoothed
+    over the same width. a = e^{theta_0 + theta_k} and W_l = e^{learned} are positive by parametrization, so that R is
+    convex whatever the parameters are: each z_l is a convex function of x, and the next layer does not decrease in it.
+    Images with several channels are regularized channel by channel.
+
+    The network is the same in its primal-dual form, see :class:`models.ICNNSaddle`.
+
+    Parameters
+    ----------
+    filters: channels of every layer; size: side length of V; inner_size: that of W_1, ..., W_L.
+    layers: L >= 1, the number of hidden layers.
+    slope: s in [0, 1) of the leaky ReLU. width: w >= 0 of its smoothing; 0 makes R not differentiable.
+    activation: ``huber`` (R is C^1, and has the primal-dual form) or ``smooth`` (R is infinitely smooth, which the
+        goal-oriented certificates need), see :class:`LeakyReLU`.
+    log_scale, log_weight: initial theta_0 and theta_k. mixing: how much of a layer's initial weight the other channels
+        and neighbours have; the rest is the identity.
+    initial_filters: as in :class:`models.regularizers.ridge.RidgeRegularizer`; the second half of V are the first one's negatives.
+    zero_mean: V without its mean, so that R does not see constants. seed: of normal filters.
+    """
+
+    def __init__(
+        self,
+        filters: int = 16,
+        size: int = 5,
+        layers: int = 1,
+        inner_size: int = 1,
+        slope: float = 0.2,
+        width: float = 0.02,
+        activation: str = "huber",
+        log_scale: float = 0.0,
+        log_weight: float = -3.0,
+        mixing: float = 0.2,
+        initial_filters: str = "dct",
+        zero_mean: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if filters < 1 or size < 2 or inner_size < 1 or layers < 1:
+            raise ValueError(
+                f"filters ({filters}), inner_size ({inner_size}) and layers ({layers}) must be at least 1, "
+                f"size ({size}) at least 2"
+            )
+        if not 0 <= slope < 1:
+            raise ValueError(f"slope is {slope}, but must lie in [0, 1): others are not convex, or linear")
+        if not 0 <= width < math.inf or (activation == "smooth" and width == 0):
+            raise ValueError(f"width is {width}, but must be finite and not negative, and positive for 'smooth'")
+        if activation not in ("huber", "smooth"):
+            raise ValueError(f"activation is {activation!r}, but must be huber or smooth")
+        if not 0 < mixing < 1:
+            raise ValueError(f"mixing is {mixing}, but must lie in (0, 1)")
+        self.kernel_size, self.layers, self.zero_mean = (size, size), layers, zero_mean
+        self.hidden, self.outer = LeakyReLU(slope, width, activation), LeakyReLU(0.0, width, activation)
+        reach = size + layers * (inner_size - 1)
+        self.margin, self.reach = reach - 1, (reach, reach)
+        dtype = torch.get_default_dtype()
+        half = make_filters(initial_filters, -(-filters // 2), size, seed)
+        self.weight = nn.Parameter(torch.cat([half, -half])[:filters, None].to(dtype))
+        entries = filters * inner_size**2
+        inner = torch.full((filters, filters, inner_size, inner_size), mixing / max(entries - 1, 1))
+        middle = inner_size // 2
+        inner[range(filters), range(filters), middle, middle] = 1 - mixing if entries > 1 else 1.0
+        self.log_inner = nn.ParameterList(nn.Parameter(inner.log().to(dtype)) for _ in range(layers))
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(filters, dtype=dtype)) for _ in range(layers + 1))
+        self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
+        self.log_weights = nn.Parameter(torch.full((filters,), float(log_weight)))
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    def kernels(self) -> Tensor:
+        """V, ``(filters, 1, size, size)``."""
+        return self.weight - self.weight.mean((2, 3), keepdim=True) if self.zero_mean else self.weight
+
+    def convolutions(self) -> list[Tensor]:
+        """V, W_1, ..., W_L, differentiable in the parameters."""
+        return [self.kernels(), *(w.exp() for w in self.log_inner)]
+
+    def weights(self) -> Tensor:
+        """a, ``(filters, 1, 1)``, differentiable in the parameters."""
+        return torch.exp(self.log_scale + self.log_weights)[:, None, None]
+
+    # --- derivatives -------------------------------------------------------------------------------------------------
+
+    def activation(self, layer: int) -> LeakyReLU:
+        """sigma_0 of the hidden layers 0, ..., L - 1, sigma_1 of the layer L."""
+        return self.outer if layer == self.layers else self.hidden
+
+    def responses(self, x: Tensor) -> list[Tensor]:
+        """V x + b_0, W_1 z_0 + b_1, ..., each ``(batch * channel, filters, height, width)``."""
+        check_image(x, self.reach)
+        z, found = x.reshape(-1, 1, *x.shape[2:]), []
+        for kernel, bias in zip(self.convolutions(), self.biases, strict=True):
+            found.append(F.conv2d(z, kernel, bias))
+            z = self.hidden.value(found[-1])
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """R(x), ``(batch, channel, height, width) -> (batch,)``, differentiable in x and the parameters."""
+        outer = self.outer.value(self.responses(x)[-1])
+        return (self.weights() * outer).reshape(len(x), -1).sum(1)
+
+    @torch.no_grad()
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        responses, kernels, a = self.responses(x), self.convolutions(), self.weights()
+        value = (a * self.outer.value(responses[-1])).reshape(len(x), -1).sum(1, dtype=torch.float64)
+        return value, self._back(responses, kernels, a)[0].view_as(x)
+
+    @torch.no_grad()
+    def grad(self, x: Tensor) -> Tensor:
+        return self._back(self.responses(x), self.convolutions(), self.weights())[0].view_as(x)
+
+    def _back(self, responses: list[Tensor], kernels: list[Tensor], a: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The gradient in x, and dR/dz_l for z_l = sigma(response l): a for the last layer."""
+        q: Tensor = a
+        slopes = [q]
+        for layer in range(self.layers, -1, -1):
+            q = F.conv_transpose2d(q * self.activation(layer).derivative(responses[layer]), kernels[layer])
+            slopes.insert(0, q)
+        return slopes[0], slopes[1:]
+
+    @torch.no_grad()
+    def hessian(self, x: Tensor) -> HessianMap:
+        """v -> R''(x) v: the tangent of the layers, then that of the gradient. sigma' and sigma'' are computed once."""
+        responses, kernels = self.responses(x), self.convolutions()
+        slopes = self._back(responses, kernels, self.weights())[1]
+        first = [self.activation(i).derivative(u) for i, u in enumerate(responses)]
+        second = [q * self.activation(i).curvature(u) for i, (u, q) in enumerate(zip(responses, slopes, strict=True))]
+        channels = x.shape[1]
+
+        def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+            order: Tensor | slice = slice(None)
+            if kept is not None:
+                order = (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten()
+            move, moves = v.reshape(-1, 1, *v.shape[2:]), []
+            for kernel, slope in zip(kernels, first, strict=True):
+                moves.append(F.conv2d(move, kernel))
+                move = slope[order] * moves[-1]
+            back = torch.zeros_like(move)
+            for layer in range(self.layers, -1, -1):
+                part = second[layer][order] * moves[layer] + first[layer][order] * back
+                back = F.conv_transpose2d(part, kernels[layer])
+            return back.view_as(v)
+
+        return HessianMap(apply)
+
+    def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        """The derivative in theta of the directional derivative of R at x along w: one backward pass."""
+        check_image(x, self.reach)
+        with torch.enable_grad():
+            z, move = (t.detach().reshape(-1, 1, *t.shape[2:]) for t in (x, w))
+            for layer, (kernel, bias) in enumerate(zip(self.convolutions(), self.biases, strict=True)):
+                u, du = F.conv2d(z, kernel, bias), F.conv2d(move, kernel)
+                sigma = self.activation(layer)
+                z, move = sigma.value(u), sigma.derivative(u) * du
+            total = (self.weights() * move).sum()
+            return torch.autograd.grad(total, self.trainable(), allow_unused=True, materialize_grads=True)
+
+    # --- constants ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _sizes(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        r"""M_1, ..., M_L, bounds t_0, ..., t_L of dR/dz_l per channel, and V, in float64.
+
+        M_l are the sums of the entries of every kernel of W_l. These are positive, so that the symbol of W_l is at most
+        M_l, entry by entry, at every frequency: \|\|W_l\|\| <= \|\|M_l\|\|, and the same for products of layers with
+        diagonal matrices sigma' in [0, 1] between them; t_L = a, t_{l-1} = M_l^T t_l.
+        """
+        kernels = [k.double() for k in self.convolutions()]
+        sums = [k.sum((2, 3)) for k in kernels[1:]]
+        weights = [self.weights().double().flatten()]
+        for m in reversed(sums):
+            weights.insert(0, m.T @ weights[0])
+        return sums, weights, kernels[0][:, 0]
+
+    def _finite(self) -> bool:
+        """Whether weights are finite numbers: a line search may try parameters whose exponentials are not."""
+        return all(bool(torch.isfinite(t).all()) for part in self._sizes()[:2] for t in part)
+
+    def smoothness(self) -> float:
+        r"""R'' = sum_l J_l^T diag(sigma''(u_l) dR/dz_l) J_l with the Jacobians J_l of u_l = W_l z_{l-1} + b_l, so
+
+        \|\|R''\|\| <= c_0 \|\|V^T diag(t_0) V\|\| + \|\|V\|\|^2 sum_l c_l \|\|diag(sqrt(t_l)) M_l ... M_1\|\|^2,
+        c_l = sup sigma''.
+        """
+        if self.hidden.width == 0 or not self._finite():
+            return math.inf
+        _, weights, v = self._sizes()
+        return self.hidden.curvature_bound * float(spectral_bound(v, weights[0])) + self._deep()
+
+    def _deep(self) -> float:
+        """The second term of :meth:`smoothness`."""
+        sums, weights, v = self._sizes()
+        norm, product, total = float(spectral_bound(v, torch.ones_like(weights[0]))), None, 0.0
+        for layer, (m, t) in enumerate(zip(sums, weights[1:], strict=True), 1):
+            product = m if product is None else m @ product
+            gain = float(torch.linalg.matrix_norm(t.sqrt()[:, None] * product, 2))
+            total += self.activation(layer).curvature_bound * gain**2 * norm
+        return total
+
+    def rounding_gain(self) -> float:
+        r"""As for filters of :class:`models.regularizers.ridge.RidgeRegularizer`: 4 sqrt(sum_k (c_0 t_k \|\|v_k\|\|^2)^2) for V.
+
+        The rest of :meth:`smoothness` stays as it is: errors of one filter reach all channels of the next layer.
+        """
+        if self.hidden.width == 0 or not self._finite():
+            return math.inf
+        _, weights, v = self._sizes()
+        first = 4 * float((self.hidden.curvature_bound * weights[0] * v.square().sum((1, 2))).norm())
+        return min(first + self._deep(), self.smoothness())
+
+    def rounding_offset(self, x: Tensor) -> float:
+        r"""(L + 2) \|\|V\|\| \|\|q\|\|, q = dR/dz_0, at most t_0 everywhere: grad R(0) = V^T (sigma' q) cancels.
+
+        V of mean zero makes nothing of constant q, up to rounding errors of the terms that it adds up, and of q itself,
+        which L layers have computed.
+        """
+        if not self._finite():
+            return math.inf
+        _, weights, v = self._sizes()
+        positions = x.shape[1] * x.shape[2] * x.shape[3]
+        norm = math.sqrt(float(spectral_bound(v, torch.ones_like(weights[0]))) * positions)
+        return (self.layers + 2) * norm * float(weights[0].norm())
+
+    def convexity(self) -> float:
+        return 0.0
+
+    def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        r"""T for ``smooth``, from the third derivative along w, e and v, which is the sum over the layers of
+
+            <dR/dz, sigma''' u[w] u[e] u[v] + sigma'' (u[w,e] u[v] + u[w,v] u[e] + u[e,v] u[w])>.
+
+        With m_l >= \|u_l[w]\| per channel, g_l >= \|\|u_l'\|\|, h_l the bound of \|\|u_l[w,e]\|\|, r_l of the 1-norm
+        of u_l[e,v], per unit of e and v:  m_{l+1} = M m_l,  g_l = \|\|M_l ... M_1\|\| \|\|V\|\|,
+        h_{l+1} = \|\|M\|\| (c_l max m_l g_l + h_l),  r_{l+1} = \|\|M\|\|_1 (c_l g_l^2 + r_l).
+        """
+        if self.hidden.kind != "smooth" or not self._finite():
+            return None
+        sums, weights, v = self._sizes()
+        with torch.no_grad():
+            first = F.conv2d(w.reshape(-1, 1, *w.shape[2:]), self.kernels()).abs().amax((2, 3)).double()
+        m = first.view(len(w), w.shape[1], -1).amax(1)
+        gain = top = math.sqrt(float(spectral_bound(v, torch.ones_like(weights[0]))))
+        product, h, r, total = None, torch.zeros_like(m[:, 0]), 0.0, torch.zeros_like(m[:, 0])
+        for layer, t in enumerate(weights):
+            sigma = self.activation(layer)
+            c, most = sigma.curvature_bound, (t * m).amax(1)
+            total = total + sigma.third_bound * most * gain**2 + 2 * c * float(t.max()) * h * gain + c * most * r
+            if layer < self.layers:
+                matrix = sums[layer]
+                h = float(torch.linalg.matrix_norm(matrix, 2)) * (c * m.amax(1) * gain + h)
+                r = float(matrix.sum(0).max()) * (c * gain**2 + r)
+                m, product = m @ matrix.T, matrix if product is None else matrix @ product
+                gain = top * float(torch.linalg.matrix_norm(product, 2))
+        return HessianVariation(torch.full_like(total, math.inf), total, torch.zeros_like(total))

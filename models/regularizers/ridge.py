@@ -1,0 +1,265 @@
+"""Ridge regularizers R(x) = sum_k sum_p psi_k((c_k * x)_p): filters and one-dimensional profiles.
+
+Fields of Experts and the (weakly) convex ridge regularizers differ in the profiles only. Everything that solvers need
+is analytic and evaluated block by block, so that the filtered images never leave the cache of a CPU core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.regularizers.filter_bank import check_image, make_filters, map_blocks, patches, spectral_bound, sum_patches
+from recon.lower_level import HessianMap, HessianVariation, Regularizer
+
+
+class RidgeRegularizer(Regularizer):
+    """R(x) = sum_k sum_p psi_k((c_k * x)_p), over all positions p where the filter lies within the image.
+
+    Filters have mean zero by parametrization: c_k is the learned ``weight`` minus its mean. Images with several
+    channels are regularized channel by channel. A subclass defines the profiles by ``profile_parameters`` and the
+    four functions below them.
+
+    Parameters
+    ----------
+    filters: number K of filters; size: their side length s in pixels.
+    initial_filters: ``dct``: the K lowest frequencies of the discrete cosine transform without the constant one, which
+        needs K < s^2; ``multiscale``: all cosines of 2x2 pixels, then of 3x3, ..., in the middle of the filters, which
+        learn fastest: local differences matter most; ``normal``: of variance 2 / (s^2 (K + 1)) (Xavier), as published.
+        All have about the same norm.
+    unit_norm: also divide the filters by their norm. The widths of the profiles are then in the units of the image;
+        without it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
+    seed: of the normal filters.
+    """
+
+    def __init__(self, filters: int, size: int, initial_filters: str, unit_norm: bool, seed: int) -> None:
+        super().__init__()
+        if filters < 1 or size < 2:
+            raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
+        self.kernel_size, self.unit_norm = (size, size), unit_norm
+        self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
+        weight = make_filters(initial_filters, filters, size, seed)
+        if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
+            weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
+        self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
+        self._cached: tuple[list[Tensor], list[Tensor]] | None = None
+
+    # --- what a subclass defines -------------------------------------------------------------------------------------
+
+    def profile_parameters(self, kernels: Tensor) -> list[Tensor]:
+        """The tensors that the profiles depend on, differentiable in the parameters; first axis K."""
+        raise NotImplementedError
+
+    def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        """psi_k(u_k) for u ``(batch, K, positions)``, differentiable in u and ``profile``."""
+        raise NotImplementedError
+
+    def value_and_slope(self, u: Tensor, profile: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """psi_k(u_k) and psi_k'(u_k), the fast way: not differentiable."""
+        raise NotImplementedError
+
+    def slope(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        """psi_k'(u_k), differentiable in ``profile``."""
+        raise NotImplementedError
+
+    def curvature(self, u: Tensor, profile: list[Tensor]) -> Tensor:
+        """psi_k''(u_k)."""
+        raise NotImplementedError
+
+    def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        """sup psi_k'', ``(K,)``."""
+        raise NotImplementedError
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    def kernels(self) -> Tensor:
+        """The filters c_k, ``(K, s, s)``, of mean zero, and of norm one with ``unit_norm``."""
+        centred = self.weight - self.weight.mean((1, 2), keepdim=True)
+        return centred / centred.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12) if self.unit_norm else centred
+
+    def effective(self) -> list[Tensor]:
+        """The filters and the tensors of the profiles, differentiable in the parameters."""
+        kernels = self.kernels()
+        return [kernels, *self.profile_parameters(kernels)]
+
+    def current(self) -> list[Tensor]:
+        """:meth:`effective` without its graph, computed once per change of the parameters, however they change."""
+        params = [p.detach() for p in self.parameters()]
+        # by value: a version counter does not notice changes of ``p.data``
+        if self._cached is None or not all(map(_same, self._cached[0], params)):
+            with torch.no_grad():
+                self._cached = ([p.clone() for p in params], [e.detach() for e in self.effective()])
+        return self._cached[1]
+
+    # --- derivatives in x --------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """R(x), ``(batch, channel, height, width) -> (batch,)``, differentiable in x and the parameters."""
+        check_image(x, self.kernel_size)
+        kernels, *profile = self.effective()
+        u = F.conv2d(x.reshape(-1, 1, *x.shape[2:]), kernels[:, None]).flatten(2)
+        return self.value(u, profile).reshape(x.shape[0], -1).sum(1)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_image(x, self.kernel_size)
+        kernels, *profile = self.current()
+
+        def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, tuple[slice, Tensor]]:
+            value, slope = self.value_and_slope(u, profile)
+            return slope, (images, value.sum((1, 2), dtype=torch.float64))
+
+        grad, values = _filtered(x, kernels, reaction)
+        total = torch.zeros(x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device)
+        for images, value in values:
+            total[images] += value
+        return total.view(x.shape[0], -1).sum(1), grad
+
+    def hessian(self, x: Tensor) -> HessianMap:
+        """v -> sum_k C_k^T (psi_k''(c_k * x) . (C_k v)), with psi'' computed once."""
+        check_image(x, self.kernel_size)
+        kernels, *profile = self.current()
+        batch, channels = x.shape[:2]
+        shape = (
+            batch * channels,
+            kernels.shape[0],
+            *(n - s + 1 for n, s in zip(x.shape[2:], self.kernel_size, strict=True)),
+        )
+        stored = x.new_empty(shape)
+
+        def store(u: Tensor, images: slice, rows: slice) -> tuple[None, None]:
+            part = stored[images, :, rows]
+            part.copy_(self.curvature(u, profile).view_as(part))
+            return None, None
+
+        _filtered(x, kernels, store)
+
+        def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+            order = None
+            if kept is not None:
+                order = (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten().tolist()
+
+            def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, None]:
+                if order is None:
+                    weight = stored[images, :, rows]
+                elif len(u) == 1:
+                    weight = stored[order[images.start], None, :, rows]  # a view, unlike the next
+                else:
+                    weight = stored[order[images], :, rows]
+                u.view_as(weight).mul_(weight)
+                return u, None
+
+            return _filtered(v, kernels, reaction)[0]
+
+        return HessianMap(apply)
+
+    # --- derivatives in the parameters -------------------------------------------------------------------------------
+
+    def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        r"""d/dtheta of sum_p psi'(c * x)(c * w): in c directly, in the profiles by one backward pass per block."""
+        kernels, *profile = self.current()
+        kernel_grad = torch.zeros_like(kernels).flatten(1)
+        profile_grad = [torch.zeros_like(p) for p in profile]
+        size, flat = self.kernel_size, kernels.flatten(1)
+        x, w = x.reshape(-1, *x.shape[2:]), w.reshape(-1, *w.shape[2:])
+
+        def block(i: int, j: int, r: int, s: int) -> tuple[Tensor, ...]:
+            px, pw = (patches(t[i:j, r : s + size[0] - 1], size) for t in (x, w))
+            u, v = flat @ px, flat @ pw
+            part = torch.einsum("bkn,bpn->kp", self.curvature(u, profile) * v, px)
+            with torch.enable_grad():
+                leaves = [p.clone().requires_grad_(True) for p in profile]
+                slope = self.slope(u, leaves)
+                grads = torch.autograd.grad((slope * v).sum(), leaves, allow_unused=True, materialize_grads=True)
+            return part + torch.einsum("bkn,bpn->kp", slope.detach(), pw), *grads
+
+        for kernel_part, *profile_parts in map_blocks(block, x, size):
+            kernel_grad += kernel_part
+            for total, part in zip(profile_grad, profile_parts, strict=True):
+                total += part
+        with torch.enable_grad():
+            pairs = zip(self.effective(), [kernel_grad.view_as(kernels), *profile_grad], strict=True)
+            outputs, weights = zip(*((o, g) for o, g in pairs if o.requires_grad), strict=True)  # others are frozen
+            return torch.autograd.grad(
+                outputs,
+                self.trainable(),
+                weights,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+
+    # --- constants ---------------------------------------------------------------------------------------------------
+
+    def smoothness(self) -> float:
+        """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed."""
+        kernels, *profile = self.current()
+        return float(spectral_bound(kernels, self.curvature_bound(profile)))
+
+    def rounding_gain(self) -> float:
+        r"""4 sqrt(sum_k (sup psi_k'' \|\|c_k\|\|^2)^2).
+
+        A response c_k * x has an error of about u \|\|c_k\|\| \|\|x\|\| that differs from pixel to pixel and filter to
+        filter, so that what becomes of them, C_k^T psi_k'' times the error, adds up in the square: a model of the kind
+        of Higham and Mary (2019).
+        """
+        kernels, *profile = self.current()
+        power = kernels.double().square().sum((1, 2))
+        return min(4 * float((self.curvature_bound(profile).double() * power).norm()), self.smoothness())
+
+    def filtered_maximum(self, w: Tensor) -> Tensor:
+        """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""
+        kernels = self.current()[0]
+        result = w.new_zeros(w.shape[0] * w.shape[1], kernels.shape[0])
+
+        def reaction(u: Tensor, images: slice, rows: slice) -> tuple[None, tuple[slice, Tensor]]:
+            return None, (images, u.abs_().amax(2))
+
+        for images, top in _filtered(w, kernels, reaction)[1]:
+            result[images] = torch.maximum(result[images], top)
+        return result.view(w.shape[0], w.shape[1], -1).amax(1).double()
+
+    def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        raise NotImplementedError
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+Note = TypeVar("Note")
+Reaction = Callable[[Tensor, slice, slice], tuple[Tensor | None, Note]]
+
+
+def _filtered(x: Tensor, kernels: Tensor, reaction: Reaction[Note]) -> tuple[Tensor, list[Note]]:
+    """sum_k C_k^T v, where ``v, note = reaction(C_k x, images, rows)`` block by block, and the notes in order.
+
+    A reaction gets (images, K, positions), may work in place and must not write what another block's reads: blocks are
+    computed at the same time. v is ``None`` if it contributes nothing. On a GPU the convolutions are cuDNN's.
+    """
+    out = torch.zeros_like(x)
+    flat_x, flat_out = x.detach().reshape(-1, *x.shape[2:]), out.view(-1, *x.shape[2:])
+    size = (kernels.shape[1], kernels.shape[2])
+    analysis = kernels.flatten(1)
+    synthesis = analysis.t().contiguous()
+
+    def block(i: int, j: int, r: int, s: int) -> tuple[slice, slice, Tensor | None, Note]:
+        images, window = slice(i, j), slice(r, s + size[0] - 1)
+        part = flat_x[images, window]
+        if x.is_cuda:
+            u = F.conv2d(part[:, None], kernels[:, None])
+            v, note = reaction(u.flatten(2), images, slice(r, s))
+            back = None if v is None else F.conv_transpose2d(v.view_as(u), kernels[:, None])[:, 0]
+        else:
+            v, note = reaction(torch.matmul(analysis, patches(part, size)), images, slice(r, s))
+            shape = (part.shape[1], part.shape[2])
+            back = None if v is None else sum_patches(torch.matmul(synthesis, v), shape, size)
+        return images, window, back, note
+
+    results = map_blocks(block, flat_x, size)
+    for images, window, back, _ in results:  # here, because the windows of neighbouring blocks overlap
+        if back is not None:
+            flat_out[images, window] += back
+    return out, [note for *_, note in results]

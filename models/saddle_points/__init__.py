@@ -1,0 +1,1 @@
+"""Regularizers as saddle-point problems."""

@@ -1,0 +1,271 @@
+"""Total variation with learned discretisation, as a saddle-point problem (Chambolle and Pock 2021)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.regularizers.filter_bank import spectral_bound
+from recon.lower_level import (
+    Blocks,
+    FairNorm,
+    Functional,
+    HuberNorm,
+    OperatorMap,
+    SaddleMap,
+    SaddleModel,
+    SaddlePoint,
+    SmoothedNorm,
+    Squared,
+    StackedMap,
+    Vanishing,
+)
+from recon.operators import FiniteDifferences, Identity, LinearOperator
+
+Initial = Literal["identity", "averages", "random"]
+
+#: Condat's (2017) averages to the edges below and right of a pixel, to its centre, and to its corner: for each grid
+#: (offset in rows, offset in columns) of the values of the first and of the second component that are averaged
+_AVERAGES = (
+    (((0, 0),), ((0, 0), (0, -1), (1, 0), (1, -1))),
+    (((0, 0), (-1, 0), (0, 1), (-1, 1)), ((0, 0),)),
+    (((0, 0), (-1, 0)), ((0, 0), (0, -1))),
+    (((0, 0), (0, 1)), ((0, 0), (1, 0))),
+)
+
+
+class InterpolationMap(SaddleMap):
+    """(u, v) -> Du - K^T v for images u, ``(1, H, W)``, and fields v, ``(2, J, H, W)``: v_j interpolates p by K_j.
+
+    (K p)[c, j] = k[c, j] * p[c] is the correlation of the component c of p, zero outside the image, with the kernel
+    k[c, j]. D are forward differences with Neumann boundary.
+
+    Parameters
+    ----------
+    kernels: ``(2, J, s, s)``, s odd. shape: ``(1, H, W)``.
+
+    Raises ``ValueError`` if the kernels are larger than the image.
+    """
+
+    def __init__(self, kernels: Tensor, shape: tuple[int, ...]) -> None:
+        components, count, size, _ = kernels.shape
+        if min(shape[1:]) < size:
+            raise ValueError(f"interpolation kernels of {size}x{size} are larger than images of {shape[1]}x{shape[2]}")
+        self.kernels, self.count = kernels, count
+        self.differences = FiniteDifferences(shape)
+        self.height, self.width = shape[1:]
+        self.pixels = self.height * self.width
+        self.field_shape = (components, count, self.height, self.width)
+        self.domain_size, self.range_size = (1 + 2 * count) * self.pixels, 2 * self.pixels
+        #: ||K||^2 is the larger one of both components: they do not mix
+        weights = kernels.new_ones(count, dtype=torch.float64)
+        interpolation = max(float(spectral_bound(k, weights)) for k in kernels)
+        self.norm_bound = math.sqrt(self.differences.norm_bound**2 + interpolation * (1 + 1e-12))
+
+    def interpolate(self, p: Tensor) -> Tensor:
+        """K p, flat: ``(batch, 2 H W) -> (batch, 2 J H W)``."""
+        size = self.kernels.shape[-1]
+        fields = p.reshape(-1, 2, self.height, self.width)
+        return F.conv2d(fields, self.kernels.reshape(-1, 1, size, size), padding=size // 2, groups=2).flatten(1)
+
+    def gather(self, v: Tensor) -> Tensor:
+        """K^T v, flat."""
+        size = self.kernels.shape[-1]
+        fields = v.reshape(-1, 2 * self.count, self.height, self.width)
+        kernels = self.kernels.reshape(-1, 1, size, size)
+        return F.conv_transpose2d(fields, kernels, padding=size // 2, groups=2).flatten(1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        image = x[:, : self.pixels].reshape(-1, 1, self.height, self.width)
+        return self.differences(image).flatten(1) - self.gather(x[:, self.pixels :])
+
+    def transpose(self, y: Tensor) -> Tensor:
+        image = self.differences.adjoint(y.reshape(-1, 2, self.height, self.width)).flatten(1)
+        return torch.cat([image, -self.interpolate(y)], 1)
+
+    def absolute_sums(self) -> tuple[Tensor, Tensor]:
+        """4 for the image, delta_j = max_c sum |k[c, j]| for v_j, and 2 + sum_j delta_j for p."""
+        sums = self.kernels.detach().abs().sum((2, 3)).amax(0)
+        fields = sums.view(1, -1, 1).expand(2, -1, self.pixels).flatten()
+        return torch.cat([sums.new_full((self.pixels,), 4.0), fields]), (2 + sums.sum()).expand(self.range_size)
+
+    def tensors(self) -> list[tuple[Tensor, float]]:
+        """The derivative in one entry is <v[c, j], shifted p[c]>: at most s^2 ||v||^2 ||p||^2 is the sum of squares."""
+        return [(self.kernels, float(self.kernels.shape[-1]))]
+
+
+class _ImagePart(SaddleMap):
+    """A, on the image that x begins with."""
+
+    def __init__(self, operator: LinearOperator, size: int) -> None:
+        self.part = OperatorMap(operator)
+        self.domain_size, self.range_size = size, self.part.range_size
+        self.norm_bound, self.exact = self.part.norm_bound, self.part.exact
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.part(x[:, : self.part.domain_size])
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return F.pad(self.part.transpose(y), (0, self.domain_size - self.part.domain_size))
+
+    def eps(self, dtype: torch.dtype) -> float:
+        return self.part.eps(dtype)
+
+    def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
+        r"""\|\|A\|\| for the rows and for the columns of the image, zero for those of the fields.
+
+        No sums of absolute values, but as safe in steps: \|\|Au\|\|^2 / \|\|A\|\| <= \|\|A\|\| \|\|u\|\|^2.
+        """
+        if not math.isfinite(self.norm_bound):
+            return None
+        columns = self.like().new_full((self.domain_size,), 0.0)
+        columns[: self.part.domain_size] = self.norm_bound
+        return columns, columns.new_full((self.range_size,), self.norm_bound)
+
+    def like(self) -> Tensor:
+        return self.part.like()
+
+
+class LearnedTV(SaddleModel):
+    r"""lambda TV_K(u) + 1/2 \|\|Au - y\|\|^2, TV_K(u) = min_v { sum_j \|\|v_j\|\|_{2,1} : K^T v = Du }, K learned.
+
+    The saddle-point problem, with e the strong convexity of p, mu_v that of v and phi a smoothed norm:
+
+        min_{u,v} max_p <Du - K^T v, p> - (e/2) \|\|p\|\|^2 + lambda sum phi(v_j) + (mu_v/2) \|\|v\|\|^2
+                        + 1/2 \|\|Au - y\|\|^2 + (mu/2) \|\|u\|\|^2;
+
+    if A is not the identity, the data are one more dual variable. It is what :meth:`saddle_point` gives: strongly
+    convex and concave, with certificates for u. ``plain=True``: e = mu_v = 0 and the norm itself.
+
+    Kernels: k[c, j] for the component c of the dual field. With ``sum_constraint`` they are
+    raw - mean(raw) + 1/s^2 and sum to one, which makes the discretisation consistent; lambda = e^``log_weight``.
+
+    Parameters
+    ----------
+    kernels: J, the number of interpolated fields. size: s, odd.
+    initial: ``identity``: one kernel, the isotropic total variation of forward differences; ``averages``: the first J
+        of Condat's averages to edges below and right, centre and corner of pixels; ``random``: identities and normal
+        numbers with standard deviation 0.3/s, by ``seed``. Kernels that are equal would stay so.
+    log_weight: initial log lambda, learned if ``learn_weight``. learn_kernels: whether K is learned.
+    dual_convexity: e > 0. field_convexity: mu_v > 0. image_convexity: mu, which a certificate needs if A is not the
+        identity.
+    norm, smoothing: phi is sqrt(\|v\|^2 + nu^2) - nu for ``smoothed``, \|v\| - nu log(1 + \|v\|/nu) for ``fair``, whose
+        prox is several times cheaper, or Huber's function, quadratic for \|v\| <= nu lambda, for ``huber``, which has
+        no goal-oriented certificates; nu = ``smoothing``.
+    operator: A; the identity by default. Not saved with the model, see :meth:`measured_by`.
+
+    Raises
+    ------
+    ValueError: an argument is out of its range; for kernels larger than the image and data of another shape when they
+        are used.
+    """
+
+    def __init__(
+        self,
+        kernels: int = 4,
+        size: int = 3,
+        initial: Initial = "averages",
+        log_weight: float = -2.5,
+        learn_kernels: bool = True,
+        learn_weight: bool = True,
+        sum_constraint: bool = True,
+        dual_convexity: float = 0.1,
+        field_convexity: float = 0.05,
+        image_convexity: float = 0.0,
+        norm: Literal["smoothed", "fair", "huber"] = "smoothed",
+        smoothing: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if kernels < 1:
+            raise ValueError(f"kernels is {kernels}, but must be at least 1")
+        if size < 1 or size % 2 == 0:
+            raise ValueError(f"the size of kernels is {size}, but must be odd and positive")
+        if not math.isfinite(log_weight):
+            raise ValueError(f"log_weight is {log_weight}, but must be finite")
+        positive = {"dual_convexity": dual_convexity, "field_convexity": field_convexity, "smoothing": smoothing}
+        for name, value in positive.items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}, but must be positive and finite")
+        if not 0 <= image_convexity < math.inf:
+            raise ValueError(f"image_convexity is {image_convexity}, but must be finite and not negative")
+        if norm not in ("smoothed", "fair", "huber"):
+            raise ValueError(f"norm is {norm!r}, but must be smoothed, fair or huber")
+        self.size, self.norm, self.smoothing, self.sum_constraint = size, norm, smoothing, sum_constraint
+        self.dual_convexity, self.field_convexity = dual_convexity, field_convexity
+        self.image_convexity = image_convexity
+        self.raw = nn.Parameter(initial_kernels(initial, kernels, size, seed), requires_grad=learn_kernels)
+        self.log_weight = nn.Parameter(torch.tensor(float(log_weight)), requires_grad=learn_weight)
+        self._operator: tuple[LinearOperator, ...] = ()
+
+    def measured_by(self, operator: LinearOperator | None) -> None:
+        """Set A; None is the identity. A stays no part of the module: it is not saved, nor moved between devices."""
+        self._operator = () if operator is None or isinstance(operator, Identity) else (operator,)
+
+    @property
+    def kernels(self) -> Tensor:
+        """k, ``(2, J, s, s)``."""
+        if not self.sum_constraint:
+            return self.raw
+        return self.raw - self.raw.mean((2, 3), keepdim=True) + 1 / self.size**2
+
+    def saddle_point(self, y: Tensor, plain: bool = False) -> SaddlePoint:
+        """The problems of the data ``y``, ``(batch, *range_shape of A)``; ``plain``: without regularization."""
+        operator = self._operator[0] if self._operator else None
+        shape = tuple(y.shape[1:]) if operator is None else operator.domain_shape
+        if operator is not None and (operator.range_shape is None or tuple(y.shape[1:]) != operator.range_shape):
+            raise ValueError(f"data have the shape {tuple(y.shape[1:])}, but those of A are {operator.range_shape}")
+        if shape is None or len(shape) != 3 or shape[0] != 1:
+            raise ValueError(f"learned total variation needs images of the shape (1, height, width), not {shape}")
+        k: SaddleMap
+        k = first = InterpolationMap(self.kernels, tuple(shape))
+        e, mu_v, nu = (0.0, 0.0, 0.0) if plain else (self.dual_convexity, self.field_convexity, self.smoothing)
+        weight = self.log_weight.exp()
+        field: Functional
+        if plain or self.norm == "huber":
+            field = HuberNorm(first.field_shape, weight, nu, mu=mu_v)
+        else:
+            field = (FairNorm if self.norm == "fair" else SmoothedNorm)(first.field_shape, weight, nu, mu=mu_v)
+        f: Functional = Vanishing(first.range_size) if plain else Squared(first.range_size, 1 / e)
+        data = y.flatten(1)
+        if operator is None:
+            image = Squared(first.pixels, 1.0, data)
+        else:
+            image = Squared(first.pixels, self.image_convexity)
+            part = _ImagePart(operator, first.domain_size)
+            k = StackedMap([first, part])
+            f = Blocks([f, Squared(part.range_size, 1.0, data)])
+        return SaddlePoint(k, Blocks([image, field]), f, tuple(shape), check=False)
+
+
+def initial_kernels(initial: str, count: int, size: int, seed: int) -> Tensor:
+    """Interpolation kernels ``(2, count, size, size)`` that sum to one (``random``: up to what is random).
+
+    Raises ``ValueError`` for another kind, or one that has not so many kernels or not of this size.
+    """
+    centre = size // 2
+    kernels = torch.zeros(2, count, size, size)
+    if initial == "identity":
+        if count != 1:
+            raise ValueError(f"identity is one kernel, but {count} were asked for; they would stay equal")
+        kernels[:, :, centre, centre] = 1
+    elif initial == "random":
+        kernels[:, :, centre, centre] = 1
+        kernels += 0.3 / size * torch.randn(kernels.shape, generator=torch.Generator().manual_seed(seed))
+    elif initial == "averages":
+        if count > len(_AVERAGES) or size < 3:
+            raise ValueError(
+                f"averages are at most {len(_AVERAGES)} kernels of at least 3x3 pixels, but {count} of {size}x{size} "
+                "were asked for"
+            )
+        for j, components in enumerate(_AVERAGES[:count]):
+            for c, offsets in enumerate(components):
+                for row, column in offsets:
+                    kernels[c, j, centre + row, centre + column] = 1 / len(offsets)
+    else:
+        raise ValueError(f"initial is {initial!r}, but must be identity, averages or random")
+    return kernels

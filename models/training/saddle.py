@@ -1,0 +1,104 @@
+"""Training of saddle-point models by any upper-level method, and certified reconstruction with them, in Lightning."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from torch import Tensor
+
+from models.files.checkpoints import describe
+from models.training.bilevel import BilevelModule, Reconstruction
+from recon.bilevel import MAID, Piggyback, SaddleObjective, UpperLoss
+from recon.lower_level import PDHG, SaddleModel
+from recon.operators import Identity, LinearOperator
+
+
+class SaddleModule(BilevelModule):
+    """Learns theta of a saddle-point model: x^(theta) is the image in the saddle point of the problem of data y.
+
+    Training, logs and checkpoints are those of :class:`models.BilevelModule`.
+
+    Parameters
+    ----------
+    regularizer: the model; what is learned are its trainable parameters. It brings its data term along, and takes A
+        by ``measured_by``.
+    optimizer, loss, chunk_size, reconstruction_accuracy: as in BilevelModule.
+    solver: of saddle points; PDHG with adaptive steps by default.
+    piggyback: of adjoints; with a fixed number of iterations, of the saddle points in training, too.
+    operator: A; by default a copy of the data module's, or the identity.
+    plain: reconstruct with the plain form of the model, which is not strongly convex (training is as ever):
+        ``reconstruction_accuracy`` is then that of the residuals, see :class:`recon.lower_level.PDHG` with
+        ``certified=False``, and errors are infinite unless the primal-dual gap bounds them.
+
+    Raises
+    ------
+    ValueError: as in BilevelModule; an operator is given, but the model takes none; there is no plain form.
+    """
+
+    regularizer: SaddleModel  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        regularizer: SaddleModel,
+        optimizer: OptimizerCallable = MAID,
+        solver: PDHG | None = None,
+        piggyback: Piggyback | None = None,
+        operator: LinearOperator | None = None,
+        loss: UpperLoss | None = None,
+        chunk_size: int | None = None,
+        reconstruction_accuracy: float = 1e-2,
+        plain: bool = False,
+    ) -> None:
+        super().__init__(
+            cast(Any, regularizer),
+            optimizer,
+            operator=operator,
+            loss=loss,
+            chunk_size=chunk_size,
+            reconstruction_accuracy=reconstruction_accuracy,
+        )
+        self.saddle_solver = solver if solver is not None else PDHG()
+        self.piggyback = piggyback if piggyback is not None else Piggyback(self.saddle_solver)
+        self.plain = plain
+        if plain and not regularizer.has_plain_form:
+            raise ValueError(f"{type(regularizer).__name__} has no plain form; set plain to false")
+        self._measure()
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self._measure()
+
+    def _measure(self) -> None:
+        """Tell the model what A is."""
+        if self.operator is None or isinstance(self.operator, Identity):
+            return
+        measured_by = getattr(self.regularizer, "measured_by", None)
+        if measured_by is None:
+            raise ValueError(
+                f"{type(self.regularizer).__name__} takes no operator (it has no method measured_by), but the data "
+                f"were measured by {type(self.operator).__name__}"
+            )
+        measured_by(self.operator)
+
+    def _objective(self, x: Tensor, y: Tensor) -> SaddleObjective:
+        return SaddleObjective(self.regularizer, x, y, self.loss, self.saddle_solver, self.piggyback, self.chunk_size)
+
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor) -> Reconstruction:
+        """The images in the saddle points of data y, ``(batch, *range_shape)``, with certified errors if not plain.
+
+        Raises ``ValueError`` if y is not data for the model, or the problem is not strongly convex and not plain.
+        """
+        model, solver = self.regularizer, self.saddle_solver
+        saddle = model.plain_saddle_point(y) if self.plain else model.saddle_point(y)
+        if self.plain:
+            solver = PDHG(solver.max_iterations, solver.adaptive, solver.diagonal, certified=False)
+        solution = solver(saddle, *saddle.split(model.initial(y)), self.reconstruction_accuracy)
+        return self._checked(Reconstruction.of(solution, saddle.image(solution.x)))
+
+    def _problem(self) -> dict[str, Any]:
+        problem = super()._problem()
+        del problem["fidelity"], problem["mu"]  # parts of the model
+        return problem | {"solver": describe(self.saddle_solver), "piggyback": describe(self.piggyback)}

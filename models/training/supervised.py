@@ -1,0 +1,303 @@
+"""Supervised training of networks that reconstruct, in mini-batches, in Lightning."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pytorch_lightning.cli import OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
+
+from models.files.checkpoints import CheckpointError, checksum, describe, qualified_name
+from models.files.setting import describe_setting, setting_difference
+from models.files.storage import specification
+from models.training.module import Reconstruction, ReconstructionModule
+from recon.lower_level import Status
+from recon.operators import Identity, LinearOperator
+from recon.reconstruction.reconstructor import Reconstructor
+
+log = logging.getLogger(__name__)
+
+_NUMBERS = 1_000_003  # sets passes and steps of different seeds apart
+
+
+class PublishedAdam(torch.optim.Adam):
+    """Adam with the numbers of Adler and Öktem 2018."""
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps)
+
+
+class PassRecord(NamedTuple):
+    """iteration: steps so far; loss, gradient_norm: means over the steps of the pass; lr: of its last step."""
+
+    iteration: int
+    loss: float
+    lr: float
+    gradient_norm: float
+    finished: bool
+
+
+class SupervisedModule(ReconstructionModule):
+    r"""Learns theta in x = F_theta(y, A) by min_theta mean (F_theta(y_i, A) - x_i\*)^2, the mean also over pixels.
+
+    The data loader serves the whole training set as one batch ``(x, y, index)``, as for
+    :class:`models.BilevelModule`. One epoch is one pass through it, with a step of the optimizer for each
+    mini-batch, in an order that ``seed`` and the number of the pass decide. Step k = 0, 1, ... has the learning rate
+    lr (1 + cos(pi k / steps)) / 2 with the annealing ``"cosine"``, and a gradient whose norm is cut to
+    ``gradient_clip``; training ends after ``steps`` of them. All this is a function of k, and what networks draw at
+    random (dropout) of ``seed`` and k: a resumed training ends with the numbers of one that was not interrupted.
+
+    Nothing is certified: reconstructions come with an infinite error. Defaults are those of Adler and Öktem 2018.
+
+    Parameters
+    ----------
+    reconstructor: F_theta; what is learned are its trainable parameters.
+    optimizer: parameters -> any optimizer of torch.
+    operator: A; by default a copy of the data module's, or the identity.
+    batch_size: images in a mini-batch; the last one of a pass may have fewer.
+    steps: of the optimizer, in the whole training.
+    annealing: of the learning rate, ``"cosine"`` or ``"none"``.
+    gradient_clip: largest norm of the gradient; None leaves it as it is.
+    seed: of the order of the images.
+
+    Raises
+    ------
+    ValueError: a number is out of range; in training, data that do not fit or are not finite, a loader with more than
+        one batch, a loss or a gradient that is not finite.
+    CheckpointError: (a ValueError) a checkpoint of another network or, in training, of another problem.
+    """
+
+    def __init__(
+        self,
+        reconstructor: Reconstructor,
+        optimizer: OptimizerCallable = PublishedAdam,
+        operator: LinearOperator | None = None,
+        batch_size: int = 1,
+        steps: int = 100_000,
+        annealing: Literal["cosine", "none"] = "cosine",
+        gradient_clip: float | None = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "steps": steps}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+        if gradient_clip is not None and not 0 < gradient_clip < math.inf:
+            raise ValueError(f"gradient_clip is {gradient_clip}, but must be positive and finite")
+        if annealing not in ("cosine", "none"):
+            raise ValueError(f"annealing is {annealing!r}; valid are 'cosine' and 'none'")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, but must be at least 0")
+        self.automatic_optimization = False
+        self.reconstructor, self.make_optimizer, self.operator = reconstructor, optimizer, operator
+        self.batch_size, self.steps, self.annealing = batch_size, steps, annealing
+        self.gradient_clip, self.seed = gradient_clip, seed
+        self.record: PassRecord | None = None
+        self._method: dict[str, Any] = {}
+        self._belongs: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimizer of theta; its learning rates before annealing are kept as ``initial_lr``."""
+        params = self.reconstructor.trainable()
+        if not params:
+            raise ValueError(f"{qualified_name(self.reconstructor)} has no trainable parameter: nothing can be learned")
+        optimizer = self.make_optimizer(params)
+        plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (bool, int, float, str, type(None)))}
+        betas = optimizer.defaults.get("betas")
+        self._method = {"class": qualified_name(optimizer), **plain, "betas": list(betas) if betas else None}
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> None:
+        """One pass, or what is left of it, through ``batch``, the whole training set."""
+        x, y = batch[0], batch[1]
+        if self._belongs is None:
+            self._start(x, y)
+        k = self.trainer.global_step
+        number, begin = divmod(k, math.ceil(len(x) / self.batch_size))
+        generator = torch.Generator().manual_seed(_NUMBERS * self.seed + number)
+        order = torch.randperm(len(x), generator=generator).split(self.batch_size)[begin:]
+        values = [self._descend(x[i], y[i], k + n) for n, i in enumerate(order[: max(self.steps - k, 0)])]
+        if values:
+            done = k + len(values)
+            losses, norms = zip(*values, strict=True)
+            loss, norm = (math.fsum(v) / len(values) for v in (losses, norms))
+            self.record = PassRecord(done, loss, self._rate(done - 1), norm, done >= self.steps)
+            self.log("loss", torch.tensor(loss, dtype=torch.float64), logger=False, on_step=True, on_epoch=False)
+            self._to_loggers({"loss": loss, "lr": self.record.lr, "gradient_norm": norm})
+        if k + len(values) >= self.steps:
+            self.trainer.should_stop = True
+
+    def _start(self, x: Tensor, y: Tensor) -> None:
+        """Check the training set, and that a checkpoint belongs to it and to this problem."""
+        batches = self.trainer.num_training_batches
+        if batches != 1:
+            raise ValueError(
+                f"the whole training set must come as one batch, but the data come in {batches} batches; set "
+                "batch_size of the data to null, and that of the model to the size of the mini-batches"
+            )
+        dtypes = {p.dtype for p in self.reconstructor.parameters()}
+        if dtypes != {x.dtype} or x.dtype != y.dtype:
+            raise ValueError(
+                f"the images are {x.dtype} and the data {y.dtype}, but the network is "
+                f"{', '.join(map(str, dtypes))}; give the data module an attribute dtype, or cast the module"
+            )
+        for what, tensor in {"true images": x, "data": y}.items():
+            bad = ~torch.isfinite(tensor).flatten(1).all(1)
+            if bad.any():
+                raise ValueError(f"{what}: image {int(bad.nonzero()[0])} holds values that are NaN or infinite")
+        belongs: dict[str, Any] = {"problem": self._problem(), "data": checksum(x, y)}
+        if self._resumed is not None:
+            self._check_problem(self._resumed["problem"], belongs["problem"])
+            if self._resumed["data"] != belongs["data"]:
+                raise CheckpointError(
+                    f"{self._checkpoint_name}: belongs to other training data (or other noise) than these; "
+                    "resume with the data, noise and seed it was made with"
+                )
+            self._resumed = None
+        self._belongs = belongs
+        passes, limit = math.ceil(self.steps * self.batch_size / len(x)), self.trainer.max_epochs
+        if limit is not None and 0 <= limit < passes:
+            log.warning(
+                "max_epochs %d ends the training before its %d steps, which are %d passes", limit, self.steps, passes
+            )
+
+    def _check_problem(self, saved: dict[str, Any], current: dict[str, Any]) -> None:
+        found = setting_difference(saved["setting"], current["setting"])
+        if found is not None:
+            raise CheckpointError(f"{self._checkpoint_name}: belongs to another problem: {found}")
+        # the data of the setting: their checksum says more
+        self._require("problem", saved | {"setting": None}, current | {"setting": None})
+
+    def _descend(self, x: Tensor, y: Tensor, k: int) -> tuple[float, float]:
+        """Step k of the optimizer; the loss before it, and the norm of its gradient."""
+        optimizer: Any = self.optimizers()
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self._factor(k)
+        found: list[tuple[float, float]] = []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            estimate = self.reconstructor(y, self._operator)
+            if estimate.shape != x.shape:
+                raise ValueError(
+                    f"{qualified_name(self.reconstructor)} makes images of shape {tuple(estimate.shape)}; "
+                    f"the true ones have {tuple(x.shape)}"
+                )
+            loss = (estimate - x).square().mean()
+            self.manual_backward(loss)
+            limit = math.inf if self.gradient_clip is None else self.gradient_clip
+            norm = torch.nn.utils.clip_grad_norm_(self.reconstructor.trainable(), limit)
+            found.append((float(loss.detach()), float(norm)))
+            if not (math.isfinite(found[-1][0]) and math.isfinite(found[-1][1])):
+                raise ValueError(
+                    f"step {k + 1} of the training: the loss is {found[-1][0]:g} and the norm of its gradient "
+                    f"{found[-1][1]:g}; start again with a smaller lr of the optimizer, or other initial parameters"
+                )
+            return loss
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(_NUMBERS * self.seed + k)
+            optimizer.step(closure=closure)
+        return found[0]
+
+    def _factor(self, k: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * k / self.steps)) if self.annealing == "cosine" else 1.0
+
+    def _rate(self, k: int) -> float:
+        optimizer: Any = self.optimizers()
+        return float(optimizer.param_groups[0]["initial_lr"]) * self._factor(k)
+
+    @property
+    def _operator(self) -> LinearOperator:
+        return self.operator if self.operator is not None else Identity()
+
+    # --- what is shown of it -----------------------------------------------------------------------------------------
+
+    @property
+    def iteration(self) -> int | None:
+        return self.record.iteration if self.record is not None else None
+
+    @property
+    def learned(self) -> Reconstructor:
+        return self.reconstructor
+
+    def progress(self) -> str:
+        record = self.record
+        return "" if record is None else f"loss {record.loss:.4g}, lr {record.lr:.1e}, |g| {record.gradient_norm:.1e}"
+
+    def summary(self) -> dict[str, Any]:
+        record = self.record
+        assert record is not None
+        return {
+            "status": "all steps made" if record.finished else "iteration limit",
+            "iterations": record.iteration,
+            "steps": self.steps,
+            "loss": record.loss,
+            "gradient_norm": record.gradient_norm,
+            "parameters": sum(p.numel() for p in self.reconstructor.parameters()),
+        }
+
+    # --- reconstruction ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor) -> Reconstruction:
+        """F_theta(y, A) of data y, ``(batch, *range_shape)``; the error is infinite.
+
+        Raises:
+            ValueError: y does not fit the operator, or the operator does not fit the network.
+        """
+        x = self.reconstructor(y, self._operator)
+        finite = torch.isfinite(x).flatten(1).all(1)
+        return Reconstruction.uncertified(x, torch.where(finite, int(Status.CONVERGED), int(Status.NOT_FINITE)))
+
+    # --- checkpoints -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the checkpoint belongs to; parameters of the network only, operators can be large."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.startswith("reconstructor.")}
+        checkpoint["supervised"] = {
+            "reconstructor": describe(self.reconstructor),
+            "specification": specification(self.reconstructor),
+            **(self._belongs or {}),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse checkpoints of another network; remember the rest until the data are there."""
+        saved = checkpoint.get("supervised")
+        if saved is None:
+            raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {qualified_name(self)}")
+        self._require("reconstructor", saved["reconstructor"], describe(self.reconstructor))
+        for name, value in self.state_dict().items():
+            checkpoint["state_dict"].setdefault(name, value)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            if "problem" not in saved:
+                raise CheckpointError(f"{self._checkpoint_name}: was written before the first step; start anew")
+            self._resumed = saved
+
+    def _problem(self) -> dict[str, Any]:
+        """Everything beside network and data that decides which numbers the next step produces."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return {
+            "optimizer": self._method,
+            "setting": describe_setting(self._operator, datamodule),
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "annealing": self.annealing,
+            "gradient_clip": self.gradient_clip,
+            "seed": self.seed,
+            "dtype": str(next(self.reconstructor.parameters()).dtype),
+        }

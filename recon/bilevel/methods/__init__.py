@@ -1,0 +1,1 @@
+"""Upper-level methods: how the parameters descend."""

@@ -1,0 +1,221 @@
+"""Derivative-free bilevel learning of few parameters: DFO-LS with dynamic accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recon.bilevel.evaluation import Accuracy, Evaluation
+from recon.bilevel.loss import SquaredError
+from recon.bilevel.methods.parameters import assign, check_one_group, check_positive, flat
+from recon.bilevel.methods.passes import DivergedError
+from recon.bilevel.methods.record import Progress, Record
+from recon.bilevel.objective import BilevelObjective
+from recon.lower_level import NotStronglyConvexError, Status
+
+#: models of the residuals are interpolated in as many directions as there are parameters
+MOST_PARAMETERS = 100
+#: ratio of the trust-region radii of consecutive stages; the factor of the residuals where there is no minimizer
+SHRINK, BARRIER = 0.1, 10.0
+#: accuracy relative to the square of the radius, in all stages but the last
+LOOSE = 10.0
+
+
+class DFOLS(torch.optim.Optimizer):
+    r"""DFO-LS, a trust-region method without derivatives, with dynamic accuracy (after Ehrhardt and Roberts 2021).
+
+    Minimizes the sum of the squares of r_i(theta) = \|\|x~_i(theta) - x_i*\|\| with the package ``dfo-ls`` (Cartis,
+    Fiala, Marteau and Roberts 2019). ``step(objective=...)`` evaluates the point that DFO-LS asks for; theta is the
+    best one so far.
+
+    The radius Delta falls in stages, by a factor 10 in each, from ``rhobeg`` to ``rhoend``. All minimizers of a stage
+    are as accurate as its last radius needs,
+
+        \|\|x~_i - x^_i\|\| <= min(solution_accuracy, 10 Delta^2)    (dynamic; otherwise solution_accuracy throughout),
+
+    Delta^2 in the last stage, and a stage begins at the best point of the one before, evaluated anew. The published
+    method has its own trust-region code, which asks for 10 Delta^2 at every point and makes points more accurate one
+    by one where that is not enough; the package has no way to, and 10 Delta^2 to the end ends away from the minimum.
+
+    Parameters
+    ----------
+    rhobeg, rhoend: first and last radius. solution_accuracy: epsilon_0.
+    dynamic: whether the accuracy follows the radius.
+
+    Raises
+    ------
+    ValueError: an option is out of range, there are more than 100 parameters, or (in ``step``) the loss is not
+        ``SquaredError``.
+    ImportError: the package ``dfo-ls`` is not installed.
+    DivergedError: (a ValueError) the energy of the first point is not finite.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        rhobeg: float = 1.0,
+        rhoend: float = 1e-4,
+        solution_accuracy: float = 1e-1,
+        dynamic: bool = True,
+    ) -> None:
+        check_positive(rhobeg=rhobeg, rhoend=rhoend, solution_accuracy=solution_accuracy)
+        if rhoend >= rhobeg:
+            raise ValueError(f"rhoend is {rhoend}, but must be less than rhobeg, {rhobeg}")
+        options = {"rhobeg": rhobeg, "rhoend": rhoend, "solution_accuracy": solution_accuracy, "dynamic": dynamic}
+        super().__init__(params, options)
+        check_one_group(self)
+        count = sum(p.numel() for p in self.param_groups[0]["params"])
+        if count > MOST_PARAMETERS:
+            raise ValueError(
+                f"DFO-LS is for few parameters, at most {MOST_PARAMETERS}; the regularizer has {count}, use MAID"
+            )
+        _package()
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
+    ) -> Record:
+        """One evaluation of ``objective``, whose parameters must be those of this optimizer."""
+        if closure is not None:
+            closure()
+        if type(objective.loss) is not SquaredError:
+            raise ValueError(f"DFO-LS minimizes squared errors; the loss is {type(objective.loss).__name__}")
+        params, state = self.param_groups[0]["params"], self._progress
+        if not state:
+            # on the CPU, where the package computes
+            state.update(iteration=0, stage=0, best=flat(params).cpu(), start=flat(params).cpu(), residuals=[])
+        radii = self._radii()
+        point = self._ask()
+        while point is None and state["stage"] + 1 < len(radii):
+            state.update(stage=state["stage"] + 1, start=state["best"], residuals=[])
+            point = self._ask()
+        if point is None:
+            return self._record(objective, 0.0, Progress.CONVERGED)
+        before, first = state["best"], not state["residuals"]
+        try:
+            assign(params, point)
+            new = self._try(objective)
+        except BaseException:
+            assign(params, before)
+            raise
+        if first and new is None:
+            raise DivergedError("the energy is NaN or infinite at the start; start from other parameters")
+        if new is None:
+            state["residuals"].append([BARRIER * r for r in state["residuals"][0]])
+        else:
+            state["residuals"].append(new.slope.tolist())
+        better = new is not None and (first or new.value < self._evaluation.value)
+        if new is not None and better:
+            state["best"] = flat(params).cpu()
+            state["evaluation"] = {f.name: getattr(new, f.name) for f in dataclasses.fields(new)}
+        assign(params, state["best"])
+        state["iteration"] += 1
+        length = float((point - before).norm())
+        return self._record(objective, length, Progress.ACCEPTED if better else Progress.REJECTED)
+
+    def _radii(self) -> list[tuple[float, float]]:
+        """First and last radius of each stage."""
+        options = self.param_groups[0]
+        last, stages = float(options["rhobeg"]), []
+        while last > options["rhoend"] * (1 + 1e-9):
+            first = last
+            last = max(SHRINK * first, options["rhoend"]) if options["dynamic"] else options["rhoend"]
+            stages.append((first, last))
+        return stages
+
+    def _ask(self) -> Tensor | None:
+        """The point that DFO-LS evaluates next; None if the stage is finished.
+
+        DFO-LS is deterministic: it runs from the start of the stage through all points that are known. That takes
+        milliseconds, and all of its state that has to be saved are their residuals.
+        """
+        state = self._progress
+        known = iter(state["residuals"])
+        first, last = self._radii()[state["stage"]]
+
+        def residuals(theta: Any) -> Any:
+            values = next(known, None)
+            if values is None:
+                raise _Asked(torch.from_numpy(np.array(theta, dtype=np.float64)))
+            return np.array(values)
+
+        start = state["start"].numpy().astype(np.float64)
+        generator = np.random.get_state()  # the package draws from it where models are degenerate
+        np.random.seed(0)
+        try:
+            _package().solve(residuals, start, rhobeg=first, rhoend=last, maxfun=100_000, do_logging=False)
+        except _Asked as asked:
+            return asked.point
+        finally:
+            np.random.set_state(generator)
+        return None
+
+    def _try(self, objective: BilevelObjective) -> Evaluation | None:
+        """The objective at the point, or None where there are no minimizers."""
+        options, state = self.param_groups[0], self._progress
+        goal = options["solution_accuracy"]
+        if options["dynamic"]:
+            radii = self._radii()
+            factor = 1.0 if state["stage"] + 1 == len(radii) else LOOSE
+            goal = min(goal, factor * radii[state["stage"]][1] ** 2)
+        start = self._evaluation if "evaluation" in state else None
+        try:
+            new = objective.evaluate(Accuracy(goal, math.inf), start, goal_oriented=False)
+        except NotStronglyConvexError:
+            return None
+        lost = bool((new.status == Status.NOT_FINITE).any()) or not math.isfinite(new.value)
+        return None if lost else new
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _progress(self) -> dict[str, Any]:
+        """What belongs to the whole run: saved and loaded by ``torch.optim.Optimizer`` as it is."""
+        return cast(dict[str, dict[str, Any]], self.state)["dfols"]
+
+    @property
+    def _evaluation(self) -> Evaluation:
+        return Evaluation(**self._progress["evaluation"])
+
+    def _record(self, objective: BilevelObjective, step: float, progress: Progress) -> Record:
+        at, state = self._evaluation, self._progress
+        return Record(
+            iteration=state["iteration"],
+            loss=at.value,
+            lower=at.lower,
+            upper=at.upper,
+            epsilon=float(at.error.max()),
+            delta=math.inf,
+            omega=math.inf,
+            step=step,
+            trials=1,
+            evaluations=objective.evaluations,
+            gradient_norm=math.nan,
+            progress=progress,
+            rounding=at.rounding,
+            grade=at.grade,
+        )
+
+
+class _Asked(Exception):
+    """No error: it carries the point out of the package."""
+
+    def __init__(self, point: Tensor) -> None:
+        self.point = point
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("dfols")
+    except ImportError as error:
+        raise ImportError(
+            "DFO-LS needs the package dfo-ls, which is not installed; install it with "
+            "`pip install 'recon-bilevel[dfo]'` or `pip install dfo-ls`"
+        ) from error

@@ -1,0 +1,351 @@
+"""``recon compare --config FILE``: several methods on the same test images, as a table and as pictures.
+
+The configuration has ``data`` as those of ``recon fit``, and ``methods``, which maps names to one of
+
+    {baseline: fbp | zero_filled | tv}   with the filter, or the weight, that is best on validation data
+    {model: FILE.safetensors or NAME}    trained before for this operator and noise
+    {config: FILE.yaml}                  trained by ``recon fit`` on the data of the comparison
+
+with paths relative to the configuration, and ``trust: [MODULE]`` beside a model whose class is one of your own. A
+configuration is code: the classes that it names are imported and made. Operator, data, noise and measures are the same
+for all methods, and so is the accuracy of whatever is certified. What is finished is kept: an interrupted comparison
+goes on with the next method, and with the last checkpoint of a training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from datasets import DenoisingDataModule
+from models.files.checkpoints import checksum
+from models.files.shipped import locate
+from recon.commands.compare.methods import Method, Task, baseline, check_baseline, load_method
+from recon.commands.compare.results import (
+    Result,
+    check_shown,
+    measure,
+    print_table,
+    save,
+    saved,
+    write_pictures,
+    write_tables,
+)
+from recon.commands.configuration.classes import check_classes, named_classes
+from recon.commands.configuration.yaml_files import read_yaml
+from recon.commands.errors import sentence
+from recon.commands.output.lock import locked
+from recon.commands.output.one_by_one import Outcome, one_by_one
+from recon.commands.output.runs import CHECKPOINTS, latest_checkpoint
+from recon.commands.output.tables import claim
+from recon.files import write_files
+from recon.operators import Identity
+
+KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
+METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked", "trust"}, "config": set[str]()}
+#: certified ||x - x^|| by default, relative to the root of the number of values of a picture
+ACCURACY = 4e-3
+TRAINING = "training"
+#: of the data, that the command line can name
+FOLDERS = {"train": "training", "val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A configuration that was read, see the module; ``methods`` by name, ``folder`` is what paths are relative to."""
+
+    folder: Path
+    data: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    accuracy: float | None = None
+    validation_images: int = 4
+    show: int = 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare; returns 0, or 1 if some of several methods failed.
+
+    Raises:
+        ValueError: the configuration, a model, or the data cannot be used, or the data do not keep test and training
+            apart.
+        OSError: a file is missing, the output cannot be written, or another program writes into its folder.
+    """
+    args = _parser().parse_args(argv)
+    folders = {name: getattr(args, name) for name in FOLDERS if getattr(args, name) is not None}
+    comparison = read_comparison(args.config, folders)
+    output = args.output if args.output is not None else Path("outputs") / "compare" / args.config.stem
+    with locked(output):
+        return _compare(comparison, output)
+
+
+def _compare(comparison: Comparison, output: Path) -> int:
+    task = make_task(comparison)
+    entries = {name: identity(comparison, name) for name in comparison.methods}
+    check(comparison, task)
+    tested, tuned = (loader().dataset for loader in (task.module.test_dataloader, task.module.val_dataloader))
+    settings = {
+        "data": comparison.data,
+        "test": _checksum(tested),
+        "validation": _checksum(tuned),
+        "training": hashlib.sha256("".join(task.module.fingerprints("train")).encode()).hexdigest(),
+        "accuracy": task.accuracy,
+        "validation_images": task.validation_images,
+    }
+    claim(output, settings)
+    for name, entry in entries.items():
+        claim(output / name, entry)
+
+    def report(outcome: Outcome[Result]) -> None:
+        if outcome.results:
+            write_tables(outcome.results, settings, output, outcome.entries())
+
+    outcome = one_by_one(
+        {name: name for name in comparison.methods}, lambda name: _result(name, comparison, task, output), report
+    )
+    if outcome.results:
+        print_table(outcome.results)
+        write_pictures(outcome.results, task, output, comparison.show)
+        print(f"tables and pictures are in {output}")
+    outcome.print_failures("recon compare")
+    return 1 if outcome.failures else 0
+
+
+def _checksum(samples: Any) -> str:
+    return checksum(*(samples[i].x for i in range(len(samples))))
+
+
+def _result(name: str, comparison: Comparison, task: Task, output: Path) -> Result:
+    """What the folder of the method holds, or what comes into it now."""
+    kept = saved(name, output / name, task.module.names("test"))
+    if kept is not None:
+        return kept
+    Console().print(f"{name} ...", highlight=False)
+    result = measure(name, make_method(name, comparison, task, output), task)
+    save(result, output / name)
+    return result
+
+
+# --- configuration ---------------------------------------------------------------------------------------------------
+
+
+def read_comparison(path: Path, folders: Mapping[str, str] | None = None) -> Comparison:
+    """The configuration in a YAML file; ``folders`` (train, val, test) replace those of the data.
+
+    Raises:
+        ValueError: it is no such configuration.
+        OSError: the file cannot be read.
+    """
+    content = _read_yaml(path)
+    if not content.keys() <= KEYS:
+        unknown = ", ".join(sorted(map(str, content.keys() - KEYS)))
+        raise ValueError(f"{path}: has no use for {unknown}; valid are {', '.join(sorted(KEYS))}")
+    data, methods = content.get("data"), content.get("methods")
+    if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
+        raise ValueError(f"{path}: needs `data` with class_path and init_args of a data module")
+    if not isinstance(methods, dict) or not methods:
+        raise ValueError(f"{path}: needs `methods`, which maps names to methods")
+    for name, entry in methods.items():
+        _check_entry(path, name, entry)
+    data = {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
+    data["init_args"] |= folders or {}
+    numbers: dict[str, Any] = {key: content[key] for key in ("accuracy", "validation_images", "show") if key in content}
+    _check_numbers(path, numbers)
+    return Comparison(path.parent, data, methods, **numbers)
+
+
+def _check_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
+    accuracy = numbers.get("accuracy", 1.0)
+    if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) or not 0 < accuracy < math.inf:
+        raise ValueError(f"{path}: accuracy is {accuracy!r}, but must be a positive number")
+    for key, least in (("validation_images", 1), ("show", 0)):
+        value = numbers.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{path}: {key} is {value!r}, but must be an integer, at least {least}")
+
+
+def _check_entry(path: Path, name: Any, entry: Any) -> None:
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ValueError(f"{path}: a method is called {name!r}; names are of letters, digits, and _ . + -")
+    kinds = [key for key in METHOD_KEYS if isinstance(entry, dict) and key in entry]
+    if len(kinds) != 1:
+        found = "neither" if not kinds else " and ".join(kinds)
+        raise ValueError(
+            f"{path}: the method {name} has {found}; it needs one of `model` (a file), `config` (of recon fit) and "
+            "`baseline` (fbp, zero_filled, tv)"
+        )
+    unknown = entry.keys() - METHOD_KEYS[kinds[0]] - {kinds[0]}
+    if unknown or not isinstance(entry[kinds[0]], str):
+        what = ", ".join(sorted(map(str, unknown))) or f"{kinds[0]}: {entry[kinds[0]]!r}"
+        raise ValueError(f"{path}: the method {name} cannot have {what}")
+    mu = entry.get("mu", 0.0)
+    if isinstance(mu, bool) or not isinstance(mu, (int, float)) or not 0 <= mu < math.inf:
+        raise ValueError(f"{path}: mu of the method {name} is {mu!r}, but must be a number that is not negative")
+    if not isinstance(entry.get("unchecked", False), bool):
+        raise ValueError(f"{path}: unchecked of the method {name} is {entry['unchecked']!r}; valid are true and false")
+    trust = entry.get("trust", [])
+    if not isinstance(trust, list) or not all(isinstance(module, str) for module in trust):
+        raise ValueError(f"{path}: trust of the method {name} is {trust!r}, but must be a list of Python modules")
+
+
+def make_task(comparison: Comparison) -> Task:
+    """The data module with what all methods share.
+
+    Raises:
+        ValueError: the data cannot be used.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=DenoisingDataModule)
+    parsed = parser.parse_object({"data": comparison.data})
+    check_classes(parsed, {"data": DenoisingDataModule})
+    module = parser.instantiate(parsed).data
+    operator = module.operator if module.operator is not None else Identity()
+    first: Any = module.test_dataloader().dataset[0]
+    accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
+    return Task(module, operator, accuracy, comparison.validation_images)
+
+
+def check(comparison: Comparison, task: Task) -> None:
+    """Refuse, before anything is computed, what could not be compared.
+
+    Raises:
+        ValueError: the test shares patients or pictures with training or validation data; a method does not fit.
+        OSError: a file is missing.
+    """
+    for part, word in (("train", "training"), ("val", "validation")):
+        shared = task.module.shared_with_test(part)  # type: ignore[arg-type]
+        if shared:
+            raise ValueError(
+                f"{len(shared)} patients or pictures of the test are in the {word} data, too, e.g. {shared[0]}; "
+                "results on them are no test. Name other data as test, or leave test out"
+            )
+    check_shown(comparison.show, task)
+    for entry in comparison.methods.values():
+        if "baseline" in entry:
+            check_baseline(entry["baseline"], task.operator)
+        elif "model" in entry:
+            _load(entry, comparison, task)
+        else:
+            _check_training(comparison, comparison.folder / entry["config"])
+
+
+def _check_training(comparison: Comparison, path: Path) -> None:
+    """Raise ``ValueError`` if ``recon fit`` does not take the configuration."""
+    from recon.commands.fit.main import check_cli  # Lightning takes seconds to import
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "fit.yaml"
+        config.write_text(yaml.safe_dump(_training(comparison, path), sort_keys=False))
+        try:
+            check_cli(["fit", "--config", str(config)])
+        except (argparse.ArgumentError, ValueError) as error:
+            raise ValueError(f"{path}: {sentence(error)}") from error
+
+
+def identity(comparison: Comparison, name: str) -> dict[str, Any]:
+    """What the results of a method depend on beside the data.
+
+    Raises:
+        ValueError: its configuration has no model.
+        OSError: a file is missing.
+    """
+    entry = comparison.methods[name]
+    if "model" in entry:
+        file = locate(entry["model"], comparison.folder)
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; `model` of {name} is the safetensors of a trained model")
+        # mu and what else belongs to a model are in the file beside it
+        files = [f for f in (file, file.with_suffix(".json")) if f.is_file()]
+        return {**entry, "sha256": [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]}
+    if "config" in entry:
+        return {**entry, "training": _training(comparison, comparison.folder / entry["config"])}
+    return dict(entry)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def make_method(name: str, comparison: Comparison, task: Task, output: Path) -> Method:
+    """Load, choose or train a method.
+
+    Raises:
+        ValueError, OSError: see what does it.
+    """
+    entry = comparison.methods[name]
+    if "baseline" in entry:
+        return baseline(entry, task)
+    if "model" in entry:
+        return _load(entry, comparison, task)
+    training = _training(comparison, comparison.folder / entry["config"])
+    # what a configuration names is trusted, as it runs in any case
+    return load_method(_trained(training, output / name), task, trust=named_classes(training["model"]))
+
+
+def _load(entry: Mapping[str, Any], comparison: Comparison, task: Task) -> Method:
+    file = locate(entry["model"], comparison.folder)
+    return load_method(file, task, entry.get("unchecked", False), entry.get("trust", []))
+
+
+def _training(comparison: Comparison, path: Path) -> dict[str, Any]:
+    """The configuration of a training with the data of the comparison, in the precision it has itself.
+
+    Noise and pictures are the same in both precisions.
+    """
+    content = _read_yaml(path)
+    if not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path}: has no `model`; `config` names a configuration of recon fit")
+    own = content.get("data")
+    arguments = own.get("init_args") if isinstance(own, dict) else None
+    data: dict[str, Any] = {**comparison.data, "init_args": dict(comparison.data["init_args"])}
+    if isinstance(arguments, dict) and "dtype" in arguments:
+        data["init_args"]["dtype"] = arguments["dtype"]
+    return {**content, "data": data}
+
+
+def _trained(content: Mapping[str, Any], folder: Path) -> Path:
+    """The model of a finished training in ``folder``; trains, from the last checkpoint on, if there is none."""
+    found = _exported(folder / TRAINING)
+    if found is None:
+        from recon.commands.fit.main import run_cli  # Lightning takes seconds to import
+
+        config = folder / "fit.yaml"
+        write_files({config: yaml.safe_dump(dict(content), sort_keys=False).encode()})
+        arguments = ["fit", "--config", str(config), "--trainer.default_root_dir", str(folder / TRAINING)]
+        if any((folder / TRAINING).glob(f"*/{CHECKPOINTS}/last.ckpt")):
+            arguments += ["--ckpt_path", str(latest_checkpoint(folder / TRAINING, "last"))]
+        run_cli(arguments)
+        found = _exported(folder / TRAINING)
+    if found is None:
+        raise ValueError(f"{folder / TRAINING}: the training wrote no model; delete the folder to start again")
+    return found
+
+
+def _exported(folder: Path) -> Path | None:
+    found = [p for name in ("regularizer", "reconstructor") for p in folder.glob(f"*/{name}.safetensors")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: is no configuration, which maps names to values")
+    return content
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="recon compare", description="Compare methods on the same test images.")
+    parser.add_argument("--config", type=Path, required=True, help="YAML with `data` and `methods`")
+    for name, word in FOLDERS.items():
+        parser.add_argument(f"--{name}", help=f"folder of {word} data, instead of that of the configuration")
+    parser.add_argument("--output", type=Path, help="folder (default: outputs/compare/NAME_OF_CONFIG)")
+    return parser

@@ -1,0 +1,1 @@
+"""``recon fit | validate | test | predict``."""

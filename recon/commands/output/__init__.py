@@ -1,0 +1,1 @@
+"""Folders of results: locks, tables, runs, one result after another."""

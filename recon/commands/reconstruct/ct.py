@@ -1,0 +1,205 @@
+"""``recon reconstruct`` for CT: the problem of a sinogram, measured or simulated, with its noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datasets.modules.tomography import MU_UNIT
+from datasets.noise import gaussian_noise
+from datasets.physics import MIN_COUNT, line_integrals, transmission_counts, transmission_weights
+from datasets.readers.pictures import DataError
+from datasets.scans.counts import starvation, tiff_shape
+from recon.commands.reconstruct.ct_data import CTOptions, Sinogram, chosen_views, read, read_geometry, selected
+from recon.commands.reconstruct.pictures import is_picture, read_picture
+from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
+from recon.reconstruction.problem import DicomTarget, Problem
+from recon.reconstruction.weight import sinogram_noise
+
+#: side in mm of pictures that do not tell, as in ``TomographyDataModule``
+FIELD_OF_VIEW = 300.0
+
+
+def simulates(path: Path, options: CTOptions) -> bool:
+    """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms.
+
+    So are TIFF files of the shape (angles, detectors) of the geometry, or its transpose.
+
+    Raises:
+        DataError: a TIFF file fits both the sinogram and the picture of the geometry.
+    """
+    suffix = path.suffix.lower()
+    if options.geometry is None or suffix not in (".npy", ".tif", ".tiff"):
+        return is_picture(path)
+    if suffix == ".npy":
+        return False
+    geometry, shape = read_geometry(options.geometry), tiff_shape(path)
+    if shape not in (geometry.range_shape[1:], geometry.range_shape[:0:-1]):
+        return True
+    if shape == geometry.image_shape:
+        raise DataError(
+            f"{path}: has the shape {shape} of both the sinogram and the picture of {options.geometry}; save a "
+            "sinogram as .npy, a picture as .png"
+        )
+    return False
+
+
+def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
+    """The problem of one file: data, operator, filtered back-projection and the level of the noise.
+
+    Raises:
+        DataError: (a ValueError) the file cannot be used, does not fit the geometry, or leaves no view.
+        ValueError: a value is out of range, or the operator is too large for the memory.
+        ImportError: ASTRA is missing, or the package of a reader.
+    """
+    if simulates(path, options):
+        sinogram = _simulated(path, options)
+    else:
+        sinogram = _with_photons(selected(read(path, options), options, path), options, path)
+    geometry, unit = sinogram.geometry, sinogram.mu_unit
+    y = (sinogram.values / unit)[None, None].to(device, dtype)
+    # first, because it refuses what is too large for the memory
+    operator = sinogram.operator or RayTransform(geometry, options.backend)
+    back_projection = FilteredBackProjection(geometry, options.filter)(y)
+    noise, noise_rule, weights = _noise(sinogram, options, path)
+    geometry_entries = geometry.to_dict()
+    geometry_entries["angles_degrees"] = [round(math.degrees(a), 6) for a in geometry_entries.pop("angles")]
+    return Problem(
+        name=path.stem if options.index == 0 else f"{path.stem}_{options.index}",
+        data=path,
+        task="ct",
+        y=y,
+        operator=operator,
+        start=back_projection,
+        baseline=unit * back_projection[0, 0].cpu().double(),
+        method="fbp",
+        scale=unit,
+        unit=sinogram.unit,
+        noise=noise / unit,
+        noise_rule=noise_rule,
+        measured=y.numel() if weights is None else int((weights > 0).sum()),
+        weights=weights,
+        exact=options.backend != "astra_cuda",
+        reference=sinogram.reference if reference is None else reference,
+        details={"geometry": geometry_entries, "fbp_filter": options.filter, **(sinogram.details or {})},
+        simulated=sinogram.simulated,
+        dicom=sinogram.dicom,
+        warnings=sinogram.warnings,
+    )
+
+
+def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[float, str, Tensor | None]:
+    """Standard deviation of the line integrals, how it is known, and the relative inverse variances (1, ...) of rays.
+
+    The variance of a ray with n photons is 1/n to first order, so its weight is n / mean(n), and the level of the noise
+    where the weight is 1 is mean(n)^(-1/2); the mean is over the rays that photons passed.
+    """
+    if sinogram.photons is None:
+        weights = _relative_weights(sinogram, path)
+        if options.noise is not None:
+            return options.noise, "given", weights
+        level = sinogram_noise(sinogram.values, None if weights is None else weights[0] > 0)
+        return level, "estimated from second differences of the sinogram", weights
+    weights = transmission_weights(sinogram.photons)
+    if not bool((weights > 0).any()):
+        raise DataError(f"{path}: no ray has a photon left; give more --photons")
+    mean = float(weights[weights > 0].mean())
+    rule = f"of the mean ray, for {options.photons:g} photons through air; rays are weighted by their photons"
+    return mean**-0.5, rule, (weights / mean)[None]
+
+
+def _relative_weights(sinogram: Sinogram, path: Path) -> Tensor | None:
+    """Weights (1, ...) of rays whose photons are not known: 0 where nothing was measured, else how many views were
+    averaged, over the mean; None where all are the same."""
+    weights = torch.ones_like(sinogram.values)
+    if sinogram.repeats is not None:
+        weights = weights * sinogram.repeats[:, None]
+    if sinogram.beam is not None:
+        weights = weights.masked_fill(sinogram.beam <= 0, 0.0)
+    if not bool((weights > 0).any()):
+        raise DataError(f"{path}: no ray was measured: all have less light than the floor of the logarithm")
+    if bool((weights == weights[0, 0]).all()):
+        return None
+    return (weights / weights[weights > 0].mean())[None]
+
+
+def _with_photons(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
+    """With the photons of each ray: n0 exp(-z), times what its detector pixel gets relative to the mean pixel.
+
+    Line integrals of log(2 n0) and more stand for less than half a photon: such rays weigh 0, and are counted.
+    """
+    if options.photons is None:
+        return sinogram
+    repeats = torch.ones(1) if sinogram.repeats is None else sinogram.repeats[:, None]
+    if sinogram.beam is not None:
+        air = sinogram.beam * torch.exp(sinogram.values) / repeats
+        return replace(sinogram, photons=options.photons * sinogram.beam / air[sinogram.beam > 0].mean())
+    photons = options.photons * torch.exp(-sinogram.values)
+    cut = photons <= MIN_COUNT * (1 + 1e-9)
+    said = starvation(int(cut.sum()), cut.numel(), path, options.photons)
+    photons = (repeats * photons).masked_fill(cut, 0.0)
+    return replace(sinogram, photons=photons, warnings=(*sinogram.warnings, *said))
+
+
+def _simulated(path: Path, options: CTOptions) -> Sinogram:
+    """A scan of a picture on its own pixels, with Gaussian noise or photons.
+
+    Rays are parallel unless a geometry is given; the picture is as large as its pixels say, or ``FIELD_OF_VIEW``.
+    """
+    if (options.noise is None) == (options.photons is None):
+        raise ValueError(
+            f"{path}: is a picture, whose scan is simulated (a sinogram needs --geometry); give its noise, either "
+            "--noise (standard deviation of line integrals) or --photons"
+        )
+    given = None if options.geometry is None else read_geometry(options.geometry)
+    size = options.size
+    if given is not None and given.image_shape[0] == given.image_shape[1]:
+        size = given.image_shape[0]
+    picture = read_picture(path, "ct", size)
+    x = picture.x
+    if given is None:
+        geometry: ParallelBeam | FanBeam = _parallel(path, options, tuple(x.shape), picture.pixel_size)
+    elif given.image_shape == tuple(x.shape):
+        geometry = given.select(chosen_views(given, options, path))
+    else:
+        raise DataError(f"{path}: has {x.shape[0]}x{x.shape[1]} pixels, {options.geometry} is for {given.image_shape}")
+    operator = RayTransform(geometry, options.backend)
+    z = MU_UNIT * operator(x[None, None])[0, 0]
+    said: tuple[str, ...] = ()
+    if options.photons is None:
+        assert options.noise is not None
+        values, photons = z + gaussian_noise(z.shape, options.noise, options.seed, options.number, z.dtype), None
+        noise = f"Gaussian noise of standard deviation {options.noise:g}"
+    else:
+        photons = transmission_counts(z, options.photons, options.seed, options.number)
+        values, noise = line_integrals(photons, options.photons), f"{options.photons:g} photons for each ray"
+        said = starvation(int((photons < MIN_COUNT).sum()), photons.numel(), path, options.photons)
+    return Sinogram(
+        values,
+        geometry,
+        operator=operator,
+        reference=MU_UNIT * x,
+        photons=photons,
+        simulated=f"scan of the picture on the same pixels, {noise}, seed {options.seed}",
+        dicom=DicomTarget(path, (geometry.pixel_size[0], geometry.pixel_size[1])) if picture.dicom else None,
+        warnings=said,
+    )
+
+
+def _parallel(
+    path: Path, options: CTOptions, shape: tuple[int, ...], pixel_size: tuple[float, float] | None
+) -> ParallelBeam:
+    if options.views is None:
+        raise ValueError(f"{path}: is a picture, whose scan is simulated; give --views (a sinogram needs --geometry)")
+    if options.pixel_size is not None:
+        pixel_size = (options.pixel_size, options.pixel_size)
+    elif pixel_size is None:
+        pixel_size = (FIELD_OF_VIEW / max(shape),) * 2
+    start, stop = options.angle_range or (0.0, 180.0)
+    return ParallelBeam.equispaced(
+        shape, pixel_size, options.views, start=math.radians(start), arc=math.radians(stop - start)
+    )

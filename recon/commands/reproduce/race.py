@@ -1,0 +1,370 @@
+"""Figures that set upper-level methods against each other on one learning problem, from ``configs/figures``.
+
+Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI), ``regularizer``, ``budget``, ``runs``
+and, where they are needed, ``mu`` of the energy, ``reference``, the name of the run that the others are measured by,
+and ``true_losses``, at about how many iterations of each run the exact loss is computed as well, which is not counted.
+A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is the initial parameters. All
+runs start at the same parameters, with the same data. They use a GPU where there is one.
+
+``race_run`` makes a run; until it is finished, ``runs/NAME.ckpt`` has what it needs to go on, bit for bit. ``run``
+writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv), ``runs/NAME.csv``
+(iterations) and ``runs/NAME.npz`` (the first picture, and the filters), then results.csv, reached.csv (with
+``reference``), intervals.csv (with ``true_losses``) and summary.json, from which ``race_pictures`` draws. A run whose
+files are damaged is made again, the others are kept.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from pytorch_lightning.cli import OptimizerCallable
+from rich.console import Console
+from rich.table import Table
+
+from datasets import DenoisingDataModule, MRIDataModule
+from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record
+from recon.commands.configuration.classes import check_classes
+from recon.commands.output.runs import finite, write_json
+from recon.commands.output.tables import claim, read, table
+from recon.commands.reproduce.race_pictures import COLUMNS, images_of, iterations_of, plot, slug
+from recon.commands.reproduce.race_run import Descent, Iteration, descend
+from recon.files import write_files
+from recon.lower_level import LBFGS, Grade, NotStronglyConvexError, Regularizer, Solver, Status
+from recon.metrics import psnr
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "figures"
+KEYS = {"data", "regularizer", "budget", "runs"}
+OPTIONAL = {"mu", "reference", "true_losses"}
+MODULES: dict[str, type[DenoisingDataModule]] = {m.__name__: m for m in (DenoisingDataModule, MRIDataModule)}
+#: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
+ACCURACY = 1e-4
+#: their losses are means over mini-batches
+MINI_BATCHES = (InexactAdam, InexactSGD)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to; loss in [lower, upper] is certified, at the same accuracy for all runs; status: its end.
+
+    grade: what that interval rests on, ``proved``, ``modelled`` or ``estimated``.
+
+    psnr: mean; shown, shown_noisy: PSNR of the picture that is shown, and of its data. within_1_percent: evaluations
+    after which the iterations stay within 1 % of ``loss``, NaN if they do not.
+    """
+
+    run: str
+    loss: float
+    lower: float
+    upper: float
+    psnr: float
+    shown: float
+    shown_noisy: float
+    evaluations: float
+    within_1_percent: float
+    iterations: int
+    seconds: float
+    status: str
+    grade: str | None = None
+
+
+def names() -> list[str]:
+    """The figures that ``configs/figures`` describes."""
+    return sorted(path.name for path in FOLDER.glob("*") if path.is_dir())
+
+
+def run(figure: str, scale: str, output: Path) -> None:
+    """Make the runs that are not finished, write their tables into ``output``, and draw them.
+
+    Raises:
+        ValueError: the configuration or the data cannot be used, or the folder has the results of other settings.
+        OSError: a file is missing, or cannot be written.
+    """
+    content = read_figure(FOLDER / figure / f"{scale}.yaml")
+    data, source = _data(content["data"], scale)
+    kind = MODULES[data.pop("class", DenoisingDataModule.__name__)]
+    module = kind(**data)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x, y = (t.to(device) for t in module.train_tensors())
+    operator: Any = getattr(module, "operator", None)
+    operator = operator if operator is None else operator.to(device)
+    problem: dict[str, Any] = {"operator": operator, "mu": float(content.get("mu", 0.0))}
+    for entry in content["runs"].values():  # errors come before the first computation
+        make(content["regularizer"], entry, x, y, **problem)
+    claim(output, {"figure": figure, "scale": scale, "source": source, **content})
+    console = Console()
+    naive = y if operator is None else operator.adjoint(y)
+    console.print(
+        f"{len(x)} pictures of {source}, noisy {float(psnr(_shown(naive), _shown(x)).mean()):.2f} dB", highlight=False
+    )
+    (output / "runs").mkdir(exist_ok=True)
+    results: dict[str, dict[str, Any]] = {}
+    for name, entry in content["runs"].items():
+        files = {suffix: output / "runs" / f"{slug(name)}.{suffix}" for suffix in ("json", "csv", "npz", "ckpt")}
+        kept = finished(name, output, console)
+        if kept is None:
+            objective, optimizer = make(content["regularizer"], entry, x, y, **problem)
+            true_losses = content.get("true_losses", 0)
+            descent = descend(name, objective, optimizer, content["budget"], true_losses, files["ckpt"])
+            result, image = measure(name, objective, descent, _shown(naive)[0])
+            kept = asdict(result)
+            arrays = {"true": _shown(x)[0], "noisy": _shown(naive)[0], "image": image}
+            _keep(files, kept, descent, arrays, objective, certified=not isinstance(optimizer, MINI_BATCHES))
+        results[name] = kept
+        write_files({output / "results.csv": table(list(results.values()))})
+    rows = [_numbers(row) for row in read(output / "results.csv")]
+    summary: dict[str, Any] = {"figure": figure, "scale": scale, "source": source, "pictures": len(x)}
+    summary["runs"] = [finite(row) for row in rows]
+    iterations = {row["run"]: iterations_of(output, row) for row in rows}
+    if "reference" in content:
+        found = reached(rows, iterations, content["reference"])
+        write_files({output / "reached.csv": table(found)})
+        summary["reached"] = [finite(row) for row in found]
+    if content.get("true_losses"):
+        held = intervals(iterations)
+        if held:
+            write_files({output / "intervals.csv": table(held)})
+        summary["intervals"] = {"checked": len(held), "held": sum(row["held"] for row in held)}
+    write_json(output / "summary.json", summary)
+    _print(rows, console)
+    plot(output)
+
+
+def _keep(
+    files: Mapping[str, Path],
+    row: dict[str, Any],
+    descent: Descent,
+    arrays: dict[str, torch.Tensor],
+    objective: BilevelObjective,
+    certified: bool,
+) -> None:
+    """Write the files of a run that is finished; its checkpoint is of no use any more."""
+    kernels = getattr(objective.regularizer, "kernels", None)
+    if callable(kernels):
+        arrays["filters"] = kernels()
+    written = {files["npz"]: _npz(**arrays)}
+    if descent.iterations:
+        written[files["csv"]] = table([_line(iteration, certified) for iteration in descent.iterations])
+    else:
+        files["csv"].unlink(missing_ok=True)
+    # the last one: it says that the others are there
+    write_files(written | {files["json"]: json.dumps(finite(row), indent=2).encode()})
+    files["ckpt"].unlink(missing_ok=True)
+
+
+def finished(name: str, output: Path, console: Console) -> dict[str, Any] | None:
+    """The row of results.csv of a run that is finished and whose files are whole; None if it has to be made."""
+    path = output / "runs" / f"{slug(name)}.json"
+    if not path.is_file():
+        return None
+    try:
+        row = json.loads(path.read_text())
+        if not isinstance(row, dict) or row.keys() != {field.name for field in fields(Result)}:
+            raise ValueError(f"{path}: has other entries than a run")
+        row = {k: math.nan if v is None else v for k, v in row.items()}
+        iterations_of(output, row)
+        images_of(output, row)
+    except ValueError as error:
+        console.print(f"{error}; {name} is made again", highlight=False)
+        return None
+    return row
+
+
+def read_figure(path: Path) -> dict[str, Any]:
+    """The configuration of a figure.
+
+    Raises:
+        ValueError: it is none.
+        OSError: the file cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict) or content.keys() - OPTIONAL != KEYS:
+        raise ValueError(
+            f"{path}: must have {', '.join(sorted(KEYS))}, may have {', '.join(sorted(OPTIONAL))}, and nothing else"
+        )
+    budget, runs = content["budget"], content["runs"]
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
+        raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")
+    if not isinstance(runs, dict) or not runs or not isinstance(content["data"], dict):
+        raise ValueError(f"{path}: data and runs must map names to values")
+    if content["data"].get("class", DenoisingDataModule.__name__) not in MODULES:
+        raise ValueError(f"{path}: data.class is {content['data']['class']!r}, but must be {' or '.join(MODULES)}")
+    for name, entry in runs.items():
+        if not isinstance(entry, dict) or not entry.keys() <= {"optimizer", "solver"}:
+            raise ValueError(f"{path}: the run {name} may have `optimizer` and `solver`, and nothing else")
+    slugs = [slug(str(name)) for name in runs]
+    if len(set(slugs)) < len(slugs):
+        raise ValueError(f"{path}: runs need names that differ in letters or digits, got {', '.join(runs)}")
+    if content.get("reference", next(iter(runs))) not in runs:
+        raise ValueError(f"{path}: reference is {content['reference']!r}, but must be one of {', '.join(runs)}")
+    true = content.get("true_losses", 0)
+    if isinstance(true, bool) or not isinstance(true, int) or true < 0:
+        raise ValueError(f"{path}: true_losses is {true!r}, but must be a number of iterations")
+    return content
+
+
+def make(
+    regularizer: Mapping[str, Any], entry: Mapping[str, Any], x: torch.Tensor, y: torch.Tensor, **problem: Any
+) -> tuple[BilevelObjective, torch.optim.Optimizer | None]:
+    """The learning problem of a run at its start, with the options ``problem``, and its method if it has one.
+
+    Raises ``ValueError`` if they cannot be made.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--regularizer", type=Regularizer)
+    parser.add_argument("--optimizer", type=OptimizerCallable)
+    parser.add_argument("--solver", type=Solver)
+    try:
+        parsed = parser.parse_object({"regularizer": dict(regularizer), **entry})
+        check_classes(parsed, {"regularizer": Regularizer, "optimizer": torch.optim.Optimizer, "solver": Solver})
+        made = parser.instantiate(parsed)
+    except Exception as error:  # jsonargparse raises its own, without a common base
+        raise ValueError(" ".join(str(error).split())) from error
+    solver = made.solver if made.solver is not None else LBFGS()
+    objective = BilevelObjective(made.regularizer.to(x.dtype), x, y, solver=solver, **problem)
+    if made.optimizer is None:
+        return objective, None
+    try:
+        return objective, made.optimizer(objective.params)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
+def _line(iteration: Iteration, certified: bool) -> dict[str, Any]:
+    """A row of ``runs/NAME.csv``; not ``certified``: the loss is a mean over mini-batches, each at its own theta."""
+    record = iteration.record
+    line = {c: getattr(record if hasattr(record, c) else iteration, c) for c in COLUMNS}
+    if not certified:
+        line |= {"lower": math.nan, "upper": math.nan}
+    return line | {"progress": record.progress.value} | {f"theta_{i}": v for i, v in enumerate(iteration.theta)}
+
+
+def measure(
+    name: str, objective: BilevelObjective, descent: Descent, noisy: torch.Tensor
+) -> tuple[Result, torch.Tensor]:
+    """The certified loss and the mean PSNR at the end, and the first picture; not counted."""
+    true = _shown(objective.target)
+    before = float(psnr(noisy[None], true[:1]))
+    spent, count = objective.evaluations, len(descent.iterations)
+    accuracy = ACCURACY * math.sqrt(objective.target[0].numel())
+    nan, seconds, status = math.nan, round(descent.seconds, 1), descent.status
+    lost = Result(name, nan, nan, nan, nan, nan, before, spent, nan, count, seconds, status)
+    nowhere = torch.full_like(objective.target[0], math.nan)
+    try:
+        with torch.no_grad():
+            at = objective.evaluate(Accuracy(accuracy, accuracy), None)
+    except NotStronglyConvexError:  # where a method that diverged has left the parameters
+        return lost, nowhere
+    if bool((at.status == Status.NOT_FINITE).any()):
+        return lost, nowhere
+    image = _shown(at.x)
+    quality = psnr(image, true)
+    near = within([iteration.record for iteration in descent.iterations], at.value)
+    loss, shown = (at.value, at.lower, at.upper), (float(quality.mean()), float(quality[0]), before)
+    result = Result(name, *loss, *shown, spent, near, count, seconds, status, Grade(at.grade).word)
+    return result, image[0]
+
+
+def reached(
+    rows: Sequence[Mapping[str, Any]], iterations: Mapping[str, Sequence[Mapping[str, Any]]], reference: str
+) -> list[dict[str, Any]]:
+    """What each run needed until it was certified to be below the final loss of the run ``reference``.
+
+    evaluations: of the first iteration whose ``upper`` is at most that loss, NaN if there is none; times_fewer: those
+    of all iterations of ``reference`` divided by these.
+    """
+    end = next(row for row in rows if row["run"] == reference)
+    found = []
+    for row in rows:
+        enough = (r for r in iterations[row["run"]] if float(r["upper"]) <= end["loss"])
+        first = next(enough, {"evaluations": "nan", "seconds": "nan"})
+        evaluations, seconds = float(first["evaluations"]), float(first["seconds"])
+        line = {"run": row["run"], "loss_to_reach": end["loss"], "evaluations": evaluations, "seconds": seconds}
+        found.append(line | {"times_fewer": end["evaluations"] / evaluations if evaluations else math.nan})
+    return found
+
+
+def intervals(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Certified intervals beside exact losses; held: whether they hold it, as far as it is known."""
+    names = ("evaluations", "loss", "lower", "upper", "true_lower", "true_upper")
+    found = []
+    for run_name, records in iterations.items():
+        for record in records:
+            line = {name: float(record[name]) for name in names}
+            if math.isfinite(line["true_lower"]) and math.isfinite(line["lower"]):
+                held = line["lower"] <= line["true_upper"] and line["upper"] >= line["true_lower"]
+                found.append({"run": run_name, "iteration": int(record["iteration"]), **line, "held": int(held)})
+    return found
+
+
+def within(records: Sequence[Record], loss: float) -> float:
+    """Evaluations after which the loss stays within 1 % of ``loss``; NaN if it does not."""
+    near = math.nan
+    for record in reversed(records):
+        if not abs(record.loss - loss) <= 0.01 * abs(loss):
+            break
+        near = record.evaluations
+    return near
+
+
+def _shown(x: torch.Tensor) -> torch.Tensor:
+    """Magnitudes of complex images, which have two channels; gray ones as they are."""
+    return x if x.shape[1] == 1 else x.square().sum(1, keepdim=True).sqrt()
+
+
+def _data(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], str]:
+    """Arguments of the data module, and what the pictures are called."""
+    own = dict(content)
+    name = own.pop("folder")
+    folders = [Path(os.environ["RECON_DATA"]) / name] if os.environ.get("RECON_DATA") else []
+    for folder in (*folders, Path("data") / name):
+        if folder.is_dir():
+            return {"train": str(folder), **own}, str(name)
+    if scale != "quick":
+        raise ValueError(f"there is no folder {name} in $RECON_DATA or data; set RECON_DATA to the folder that has it")
+    return own, "built-in"
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of results.csv with its numbers as such."""
+    return {
+        k: v if k in ("run", "status", "grade") else int(v) if k == "iterations" else float(v) for k, v in row.items()
+    }
+
+
+def _npz(**images: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    arrays: dict[str, Any] = {k: v.detach().cpu().numpy() for k, v in images.items()}
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _print(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    shown = Table()
+    for column in ("run", "loss", "PSNR", "evaluations", "to within 1 %", "iterations", "s", "end"):
+        shown.add_column(column, justify="left" if column in ("run", "end") else "right")
+    for row in rows:
+        shown.add_row(
+            str(row["run"]),
+            f"{float(row['loss']):.4g}",
+            f"{float(row['psnr']):.2f}",
+            f"{float(row['evaluations']):.0f}",
+            f"{float(row['within_1_percent']):.0f}",
+            str(row["iterations"]),
+            f"{float(row['seconds']):.0f}",
+            str(row["status"]),
+        )
+    console.print(shown)

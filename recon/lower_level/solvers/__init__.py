@@ -1,0 +1,1 @@
+"""Solvers of energies, and what they have in common."""

@@ -1,0 +1,122 @@
+"""Conjugate gradients for a batch of positive definite systems."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
+from recon.lower_level.precision import full_precision
+from recon.lower_level.regularizer import HessianMap
+from recon.lower_level.solution import RUNNING, LinearSolution, Status
+from recon.lower_level.solvers.preconditioner import Preconditioner
+
+
+@full_precision()
+def conjugate_gradients(
+    hessian: HessianMap,
+    b: Tensor,
+    w0: Tensor,
+    accuracy: float | Tensor,
+    max_iterations: int = 10_000,
+    residual: Tensor | None = None,
+    rounding: float = math.inf,
+    preconditioner: Preconditioner | None = None,
+) -> LinearSolution:
+    """Solve B w = b to ||Bw - b|| <= ``accuracy`` per image (absolute), from ``w0``.
+
+    The recurred residual says when to look. By how much it can differ from the true one is bounded, to first order,
+    by ``rounding`` times the sum over the iterations of ||w|| + 2||step|| (Greenbaum 1997); ``rounding`` is u ||B||
+    with the unit roundoff u, infinite where ||B|| is not known. A residual that is computed is wrong by ``rounding``
+    ||w||, which is added to its norm. Where that gap is below a hundredth of the accuracy,
+    it is added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is
+    still too large restarts. If a restart does not reduce it any more, the image is at the floor of its precision.
+    ``residual`` is b - B w0, if the caller knows it already. ``preconditioner`` applies P^{-1} with P about B: it
+    changes the directions; residuals and accuracies stay those of Bw - b in the Euclidean norm. Images leave when done.
+    """
+    batch, device = b.shape[0], b.device
+    goal = torch.as_tensor(accuracy, dtype=torch.float64, device=device).expand(batch).clone()
+    if not bool((goal > 0).all()):
+        raise ValueError(f"the accuracy asked for is {float(goal.min()):g}, but must be positive")
+    w = w0.detach().clone()
+    evaluations = torch.zeros(batch, dtype=torch.int64, device=device)
+    if residual is None:
+        residual = b - hessian(w)
+        evaluations += 1
+    residual = residual.clone()
+    noise = rounding if rounding < math.inf else 0.0
+    status = torch.full((batch,), RUNNING, dtype=torch.int64, device=device)
+    drift = noise * per_image_norm(w)
+    previous = torch.full_like(goal, torch.inf)
+    while True:
+        norm = per_image_norm(residual) + drift
+        status[(status == RUNNING) & (norm <= goal)] = Status.CONVERGED
+        status[(status == RUNNING) & ~torch.isfinite(norm)] = Status.NOT_FINITE
+        status[(status == RUNNING) & (evaluations >= max_iterations)] = Status.ITERATION_LIMIT
+        status[(status == RUNNING) & (norm > 0.5 * previous)] = Status.PRECISION_FLOOR
+        active = torch.nonzero(status == RUNNING).flatten()
+        if active.numel() == 0:
+            return LinearSolution(w, residual, norm, status, evaluations)
+        previous = norm
+        part = hessian if len(active) == batch else hessian.select(active)
+        inverse = preconditioner.select(active) if preconditioner is not None else None
+        budget = max_iterations - evaluations[active]
+        room = torch.maximum(goal - drift, 0.1 * goal)
+        w[active], residual[active], gap, spent = _cycle(
+            part, residual[active], w[active], room[active], budget, rounding, inverse
+        )
+        evaluations[active] += spent
+        drift[active] += gap
+        doubtful = ~(gap <= 0.01 * goal[active])
+        if doubtful.any():
+            index = active[doubtful]
+            rows = torch.nonzero(doubtful).flatten()
+            residual[index] = b[index] - (part if len(index) == len(active) else part.select(rows))(w[index])
+            evaluations[index] += 1
+            drift[index] = noise * per_image_norm(w[index])
+
+
+def _cycle(
+    hessian: HessianMap,
+    residual: Tensor,
+    w: Tensor,
+    goal: Tensor,
+    budget: Tensor,
+    rounding: float,
+    inverse: Preconditioner | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Conjugate gradients until the recurred residual of every image is below 0.9 of its goal, or stagnates.
+
+    Returns w, its recurred residual, the bound of the gap to the true one, and the products spent per image.
+    """
+    result, left = w.clone(), residual.clone()
+    gaps, spent = torch.zeros_like(goal), torch.zeros(len(w), dtype=torch.int64, device=w.device)
+    active = torch.arange(len(w), device=w.device)
+    r, p = residual, residual.clone() if inverse is None else inverse(residual)
+    rs = per_image_dot(r, r if inverse is None else p)  # <r, P^{-1} r>
+    while True:
+        bp = hessian(p)
+        spent[active] += 1
+        curvature = per_image_dot(p, bp)
+        step = torch.where(curvature > 0, rs / curvature, torch.zeros_like(rs))
+        w = w + over_image(step, w) * p
+        r = r - over_image(step, r) * bp
+        gaps[active] += rounding * (per_image_norm(w) + 2 * step.abs() * per_image_norm(p)).double()
+        square = per_image_dot(r, r)
+        # 0.9 leaves room for the gap, and for a recomputed residual that is a little larger
+        done = (square.double().sqrt() <= 0.9 * goal) | ~(curvature > 0) | (spent[active] + 1 >= budget)
+        if done.any():
+            index = active[done]
+            result[index], left[index] = w[done], r[done]
+            keep = torch.nonzero(~done).flatten()
+            if keep.numel() == 0:
+                return result, left, gaps, spent
+            active, goal, budget, hessian = active[keep], goal[keep], budget[keep], hessian.select(keep)
+            w, r, p, rs, square = w[keep], r[keep], p[keep], rs[keep], square[keep]
+            inverse = inverse.select(keep) if inverse is not None else None
+        z = r if inverse is None else inverse(r)
+        new = square if inverse is None else per_image_dot(r, z)
+        p = z + over_image(new / rs, r) * p
+        rs = new

@@ -1,0 +1,1 @@
+"""Cartesian MRI: sampling, coils, and the operator that they make."""

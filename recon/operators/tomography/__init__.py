@@ -1,0 +1,1 @@
+"""X-ray transforms of parallel, fan and cone beams, and filtered back-projection."""
