@@ -1,4 +1,9 @@
-"""Regularizers and networks."""
+"""Regularizers, saddle-point models, networks, and the Lightning modules that train them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from models.files.storage import pretrained, pretrained_reconstructor, pretrained_saddle_model
 from models.networks.learned_primal_dual import LearnedPrimalDual
@@ -12,16 +17,28 @@ from models.saddle_points.icnn_iteration import NetworkIteration
 from models.saddle_points.icnn_saddle import ICNNSaddle, PrimalDual
 from models.saddle_points.learned_tv import LearnedTV
 
+if TYPE_CHECKING:
+    from models.training.adversarial import AdversarialModule
+    from models.training.bilevel import BilevelModule
+    from models.training.critic import CriticAdam
+    from models.training.saddle import SaddleModule
+    from models.training.supervised import SupervisedModule
+
 __all__ = [
     "ICNN",
+    "AdversarialModule",
+    "BilevelModule",
     "ConvexRidge",
     "ConvolutionalCritic",
+    "CriticAdam",
     "FieldsOfExperts",
     "ICNNSaddle",
     "LearnedPrimalDual",
     "LearnedTV",
     "NetworkIteration",
     "PrimalDual",
+    "SaddleModule",
+    "SupervisedModule",
     "TotalVariation",
     "UNet",
     "WeaklyConvexRidge",
@@ -29,3 +46,18 @@ __all__ = [
     "pretrained_reconstructor",
     "pretrained_saddle_model",
 ]
+
+# Lightning takes seconds to import, and most programs need none of it
+_TRAINING = {
+    "AdversarialModule": "adversarial",
+    "BilevelModule": "bilevel",
+    "CriticAdam": "critic",
+    "SaddleModule": "saddle",
+    "SupervisedModule": "supervised",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TRAINING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"models.training.{_TRAINING[name]}"), name)

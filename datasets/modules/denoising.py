@@ -24,6 +24,7 @@ from datasets.sources.measurements import (
     stack_samples,
 )
 from datasets.sources.patches import random_patches
+from recon.names import public_name
 
 BUILTIN = "builtin"
 REST = "rest"
@@ -189,7 +190,7 @@ class DenoisingDataModule(pl.LightningDataModule):
         for name in ("size", "crop_size", "patch_size", "n_patches", "limit", "seed", *self._settings):
             value = getattr(self, name)
             pictures[name] = list(value) if isinstance(value, tuple) else value
-        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", "noise": self.noise()} | pictures
+        return {"class": public_name(self), "noise": self.noise()} | pictures
 
     #: further attributes that ``description`` has
     _settings: tuple[str, ...] = ()

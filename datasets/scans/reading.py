@@ -32,8 +32,8 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
 
     Values that cannot be line integrals in the units of the file are refused, or said in ``Scan.warnings``; see
     ``datasets.scans.plausibility``. Detector pixels that did not measure are found and weigh 0; see
-    ``datasets.scans.detector.without_bad_pixels``. ``ring_filter`` removes rings, with a median over so many detector pixels;
-    see ``datasets.scans.rings``.
+    ``datasets.scans.detector.without_bad_pixels``. ``ring_filter`` removes rings, with a median over so many detector
+    pixels; see ``datasets.scans.rings``.
 
     Raises:
         DataError: an unknown suffix, and whatever the reader raises; raw counts or transmissions that are taken for
@@ -87,7 +87,8 @@ def read_dxchange(
             format has no place for it; ``estimate_rotation_centre`` finds it from the data.
         detector_spacing: in mm; None is 1, so that all lengths are in detector pixels
             (``metadata["length_unit"]``).
-        flat, dark: in place of the frames of the file: a count, an array or a file, see ``datasets.scans.counts.field_row``.
+        flat, dark: in place of the frames of the file: a count, an array or a file, see
+            ``datasets.scans.counts.field_row``.
         angles, angles_degrees: in place of those of the file: radians; or degrees, or one number, the arc of the scan.
         photons: of a ray through air in one view, if they are known.
 
@@ -201,18 +202,19 @@ def read_numbers(
     """Read line integrals (angles, detectors) from ``.npy``, TIFF or ``.npz``, or from the MATLAB files of Helsinki.
 
     A ``.npz`` file has ``sinogram`` and, with the names of the arguments here, whatever describes its geometry, and
-    MATLAB files have structures (HTC2022: Meaney et al., Zenodo 7418878) or arrays (``datasets.scans.matlab``). Arguments
-    that are given replace what the file says. Lengths are in mm. The angles and the ``detector_spacing`` must be known;
-    without the two distances, rays are parallel. Values are taken as they are stored, integers too.
+    MATLAB files have structures (HTC2022: Meaney et al., Zenodo 7418878) or arrays (``datasets.scans.matlab``).
+    Arguments that are given replace what the file says. Lengths are in mm. The angles and the ``detector_spacing`` must
+    be known; without the two distances, rays are parallel. Values are taken as they are stored, integers too.
 
-    With ``flat``, the file holds counts, or whatever is proportional to them, see ``datasets.scans.counts.attenuation``.
+    With ``flat``, the file holds counts, or whatever is proportional to them, see
+    ``datasets.scans.counts.attenuation``.
 
     Args:
         path: the file.
         angles, angles_degrees: one of them: radians; or degrees, or one number, the arc of the scan.
         detector_spacing, source_distance, detector_distance, rotation_centre: see ``Scan``.
-        flat, dark: counts of air and of no light: a number, an array or a file, see ``datasets.scans.counts.field_row``;
-            ``dark`` is 0 by default.
+        flat, dark: counts of air and of no light: a number, an array or a file, see
+            ``datasets.scans.counts.field_row``; ``dark`` is 0 by default.
         photons: of a ray through air in one view, if they are known.
         shape: (angles, detectors), of a MATLAB file with arrays.
 

@@ -18,7 +18,7 @@ from recon.operators.tomography.beams import FanBeam, ParallelBeam, offset_from_
 
 @dataclass(frozen=True)
 class Scan:
-    """Line integrals of one slice and the positions of their rays, in the conventions of ``recon.operators.tomography.beams``.
+    """Line integrals of one slice and the positions of their rays (``recon.operators.tomography.beams``).
 
     Raises:
         DataError: on construction, where values are not finite, shapes do not fit, angles are not strictly increasing

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.files.checkpoint_file import CheckpointError, checkpoint_bytes, load_checkpoint
 from recon.files import write_files
+from recon.names import current_name, public_name
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -22,7 +23,6 @@ __all__ = [
     "describe",
     "difference",
     "load_checkpoint",
-    "qualified_name",
 ]
 
 #: a description of objects by plain values: numbers, strings, lists, dictionaries
@@ -53,19 +53,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 # --- what a checkpoint belongs to ------------------------------------------------------------------------------------
 
 
-def qualified_name(thing: object) -> str:
-    """Module and name of a class or function, or of the class of another object."""
-    named = thing if hasattr(thing, "__qualname__") else type(thing)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
 def describe(thing: object) -> dict[str, Plain]:
     """The class and the settings of an object as plain values.
 
     Settings are the public attributes that hold numbers, strings, classes or lists of those; of modules also buffers
     (by checksum), the shapes of parameters, and submodules.
     """
-    settings: dict[str, Plain] = {"class": qualified_name(thing)}
+    settings: dict[str, Plain] = {"class": public_name(thing)}
     for name, value in vars(thing).items():
         plain = _plain(value)
         if not name.startswith("_") and name != "training" and plain is not _NOT_PLAIN:
@@ -88,7 +82,7 @@ def difference(saved: Plain, current: Plain, name: str = "") -> str | None:
             if found:
                 return found
         return None
-    if saved == current:
+    if saved == current or (isinstance(saved, str) and current_name(saved) == current):
         return None
     name = name.removesuffix(".class")
     return f"{name} is {_brief(saved)} there, but {_brief(current)} here"
@@ -117,7 +111,7 @@ def _plain(value: object) -> Plain:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, type):
-        return qualified_name(value)
+        return public_name(value)
     if isinstance(value, (list, tuple)):
         items = [_plain(item) for item in value]
         return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items

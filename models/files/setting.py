@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.files.checkpoints import qualified_name
+from recon.names import current_name, public_name
 from recon.operators import Geometry, LinearOperator, geometry_to_dict
 
 #: two fingerprints of one operator differ by less, relative to ||A u||, whatever the machine and the precision
@@ -38,7 +38,7 @@ def describe_operator(operator: LinearOperator) -> dict[str, Any]:
     ||A u||, <A u, v> and <A u, w> for fixed vectors u, v, w, float64. None for operators of images of any size.
     """
     found: dict[str, Any] = {
-        "class": qualified_name(operator),
+        "class": public_name(operator),
         "domain_shape": _listed(operator.domain_shape),
         "range_shape": _listed(operator.range_shape),
         "norm_bound": operator.norm_bound,
@@ -85,6 +85,8 @@ def _same(a: Any, b: Any, name: str) -> bool:
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         # norm bounds come out of iterations that round differently on other machines
         return math.isclose(a, b, rel_tol=TOLERANCE if name.endswith("norm_bound") else 1e-9)
+    if isinstance(a, str) and isinstance(b, str):
+        return current_name(a) == current_name(b)
     return bool(a == b)
 
 

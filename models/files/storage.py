@@ -118,7 +118,8 @@ def load_model(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Model, 
     The class is one of this project, or of a module in ``trust`` (its name, which is then imported; or the class
     itself): no other module is imported, see :mod:`models.files.trust`. Only subclasses of
     :class:`recon.lower_level.Regularizer`, :class:`recon.lower_level.SaddleModel` and
-    :class:`recon.reconstruction.reconstructor.Reconstructor` are instantiated, and checkpoints are read with ``weights_only=True``.
+    :class:`recon.reconstruction.reconstructor.Reconstructor` are instantiated, and checkpoints are read with
+    ``weights_only=True``.
 
     Raises:
         FileNotFoundError: one of the files is missing, or no model has that name.

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
+from recon.names import public_name
+
 #: what makes a class one that files may name: the name of the module that defines it, or the class itself
 Trusted = str | type
 
@@ -18,7 +20,6 @@ Trusted = str | type
 OWN = frozenset(
     {
         "models.ConvexRidge",
-        "models.WeaklyConvexRidge",
         "models.ConvolutionalCritic",
         "models.FieldsOfExperts",
         "models.ICNN",
@@ -27,8 +28,22 @@ OWN = frozenset(
         "models.LearnedTV",
         "models.TotalVariation",
         "models.UNet",
+        "models.WeaklyConvexRidge",
     }
 )
+#: what older versions called them
+OLDER = {
+    "models.convex_ridge.ConvexRidge": "models.ConvexRidge",
+    "models.convex_ridge.WeaklyConvexRidge": "models.WeaklyConvexRidge",
+    "models.critic.ConvolutionalCritic": "models.ConvolutionalCritic",
+    "models.fields_of_experts.FieldsOfExperts": "models.FieldsOfExperts",
+    "models.icnn.ICNN": "models.ICNN",
+    "models.icnn_saddle.ICNNSaddle": "models.ICNNSaddle",
+    "models.learned_primal_dual.LearnedPrimalDual": "models.LearnedPrimalDual",
+    "models.learned_tv.LearnedTV": "models.LearnedTV",
+    "models.total_variation.TotalVariation": "models.TotalVariation",
+    "models.unet.UNet": "models.UNet",
+}
 
 
 class UntrustedError(ValueError):
@@ -50,6 +65,7 @@ def find_class(name: str, trust: Iterable[Trusted] = ()) -> Any:
     for item in trusted:
         if isinstance(item, type) and name == full_name(item):
             return item
+    name = OLDER.get(name, name)
     module, _, attribute = name.rpartition(".")
     if name not in OWN and (not module or module not in trusted):
         own = ", ".join(sorted(n.rpartition(".")[2] for n in OWN))
@@ -65,10 +81,11 @@ def find_class(name: str, trust: Iterable[Trusted] = ()) -> Any:
 
 
 def full_name(cls: type) -> str:
-    """Module and name of a class, as files have it."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+    """The name of a class in files: with its package if it is the project's, else with its module."""
+    return public_name(cls)
 
 
 def is_importable(cls: type) -> bool:
-    """Whether the module of the class has it under its name; nothing is imported."""
-    return getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls
+    """Whether the class is found under its name in files; nothing is imported."""
+    module, _, attribute = full_name(cls).rpartition(".")
+    return getattr(sys.modules.get(module), attribute, None) is cls

@@ -27,7 +27,8 @@ class ConvolutionalCritic(Regularizer):
     Parameters
     ----------
     channels: of the images. filters: of the layers, at least one. size: side length of the filters, odd.
-    slope, width: of the leaky ReLU, see :class:`models.regularizers.icnn.LeakyReLU`. log_scale: initial theta_0. seed: of W_l, b.
+    slope, width: of the leaky ReLU, see :class:`models.regularizers.icnn.LeakyReLU`. log_scale: initial theta_0. seed:
+        of W_l, b.
 
     Raises
     ------

@@ -92,7 +92,8 @@ class ICNN(Regularizer):
         goal-oriented certificates need), see :class:`LeakyReLU`.
     log_scale, log_weight: initial theta_0 and theta_k. mixing: how much of a layer's initial weight the other channels
         and neighbours have; the rest is the identity.
-    initial_filters: as in :class:`models.regularizers.ridge.RidgeRegularizer`; the second half of V are the first one's negatives.
+    initial_filters: as in :class:`models.regularizers.ridge.RidgeRegularizer`; the second half of V are the first one's
+        negatives.
     zero_mean: V without its mean, so that R does not see constants. seed: of normal filters.
     """
 
@@ -275,7 +276,7 @@ class ICNN(Regularizer):
         return total
 
     def rounding_gain(self) -> float:
-        r"""As for filters of :class:`models.regularizers.ridge.RidgeRegularizer`: 4 sqrt(sum_k (c_0 t_k \|\|v_k\|\|^2)^2) for V.
+        r"""As for filters of ridge regularizers: 4 sqrt(sum_k (c_0 t_k \|\|v_k\|\|^2)^2) for V.
 
         The rest of :meth:`smoothness` stays as it is: errors of one filter reach all channels of the next layer.
         """

@@ -13,7 +13,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from models.files.checkpoints import CheckpointError, checksum, describe, qualified_name
+from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.storage import specification
 from models.training.module import Reconstruction, ReconstructionModule
 from recon.bilevel import MAID, BilevelObjective, Record, SquaredError, UpperLoss
@@ -31,6 +31,7 @@ from recon.lower_level import (
     Status,
     first_guess,
 )
+from recon.names import public_name
 from recon.operators import Identity, LinearOperator
 from recon.reconstruction import cropped, mirrored
 
@@ -110,11 +111,11 @@ class BilevelModule(ReconstructionModule):
         """The upper-level method on theta."""
         params = self.regularizer.trainable()
         if not params:
-            raise ValueError(f"{qualified_name(self.regularizer)} has no trainable parameter: nothing can be learned")
+            raise ValueError(f"{public_name(self.regularizer)} has no trainable parameter: nothing can be learned")
         optimizer = self.make_optimizer(params)
         # what was configured: the parameter groups change as the method adapts itself
         plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (bool, int, float, str, type(None)))}
-        self._method = {"class": qualified_name(optimizer), **plain}
+        self._method = {"class": public_name(optimizer), **plain}
         return optimizer
 
     def on_fit_start(self) -> None:
@@ -260,7 +261,7 @@ class BilevelModule(ReconstructionModule):
         """Refuse checkpoints of another regularizer; remember the rest until the objective exists."""
         saved = checkpoint.get("bilevel")
         if saved is None:
-            raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {qualified_name(self)}")
+            raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {public_name(self)}")
         self._require("regularizer", saved["regularizer"], describe(self.regularizer))
         for name, value in self.state_dict().items():
             checkpoint["state_dict"].setdefault(name, value)

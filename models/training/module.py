@@ -11,10 +11,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from models.files.checkpoints import CheckpointError, difference, qualified_name
+from models.files.checkpoints import CheckpointError, difference
 from models.training.precision import cast
 from recon import metrics
 from recon.lower_level import Grade, Recreatable, SaddleSolution, Solution
+from recon.names import public_name
 from recon.operators import LinearOperator
 
 #: of these the largest counts, of PSNR and SSIM the mean
@@ -96,7 +97,7 @@ class ReconstructionModule(pl.LightningModule):
         if self.operator is None and operator is not None:
             if not isinstance(operator, LinearOperator):
                 raise ValueError(
-                    f"the operator of the data, {qualified_name(operator)}, is no recon.operators.LinearOperator; "
+                    f"the operator of the data, {public_name(operator)}, is no recon.operators.LinearOperator; "
                     "give the model an operator of that kind that fits it"
                 )
             # the data module measures on the CPU; its operator must not move to the accelerator with this module

@@ -12,11 +12,12 @@ from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from models.files.checkpoints import CheckpointError, checksum, describe, qualified_name
+from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.setting import describe_setting, setting_difference
 from models.files.storage import specification
 from models.training.module import Reconstruction, ReconstructionModule
 from recon.lower_level import Status
+from recon.names import public_name
 from recon.operators import Identity, LinearOperator
 from recon.reconstruction.reconstructor import Reconstructor
 
@@ -110,11 +111,11 @@ class SupervisedModule(ReconstructionModule):
         """The optimizer of theta; its learning rates before annealing are kept as ``initial_lr``."""
         params = self.reconstructor.trainable()
         if not params:
-            raise ValueError(f"{qualified_name(self.reconstructor)} has no trainable parameter: nothing can be learned")
+            raise ValueError(f"{public_name(self.reconstructor)} has no trainable parameter: nothing can be learned")
         optimizer = self.make_optimizer(params)
         plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (bool, int, float, str, type(None)))}
         betas = optimizer.defaults.get("betas")
-        self._method = {"class": qualified_name(optimizer), **plain, "betas": list(betas) if betas else None}
+        self._method = {"class": public_name(optimizer), **plain, "betas": list(betas) if betas else None}
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -192,7 +193,7 @@ class SupervisedModule(ReconstructionModule):
             estimate = self.reconstructor(y, self._operator)
             if estimate.shape != x.shape:
                 raise ValueError(
-                    f"{qualified_name(self.reconstructor)} makes images of shape {tuple(estimate.shape)}; "
+                    f"{public_name(self.reconstructor)} makes images of shape {tuple(estimate.shape)}; "
                     f"the true ones have {tuple(x.shape)}"
                 )
             loss = (estimate - x).square().mean()
@@ -279,7 +280,7 @@ class SupervisedModule(ReconstructionModule):
         """Refuse checkpoints of another network; remember the rest until the data are there."""
         saved = checkpoint.get("supervised")
         if saved is None:
-            raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {qualified_name(self)}")
+            raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {public_name(self)}")
         self._require("reconstructor", saved["reconstructor"], describe(self.reconstructor))
         for name, value in self.state_dict().items():
             checkpoint["state_dict"].setdefault(name, value)

@@ -7,6 +7,8 @@ import inspect
 import re
 import unicodedata
 
+from recon.names import current_name
+
 # Lines of jsonargparse's nested reports that say nothing about the cause.
 _FILLERS = re.compile(
     r"Does not validate against any|Subtypes:|Errors:$|Given value type:|Expected a path but"
@@ -87,6 +89,8 @@ def _clean(line: str, path: str) -> str:
     line = re.sub(r"\.+ Got value: ", ", got ", line)
     line = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", line).replace("typing.", "")
     line = re.sub(r"^Expected an? ", "expected ", line)
+    if path and current_name(path) != path and re.search(r"No module named|has no attribute|cannot import", line):
+        return f"{path} is called {current_name(path)} by now"
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", line):
         return f"{match[1]} has no {match[2]}{_members(match[1])}"
     if match := re.search(r"Option '([^']+)' is not accepted", line):

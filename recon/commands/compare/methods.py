@@ -16,7 +16,6 @@ from torch import Tensor
 
 from datasets import DenoisingDataModule
 from models import TotalVariation
-from models.files.checkpoints import qualified_name
 from models.files.setting import describe_setting, setting_difference
 from models.files.storage import load_model
 from models.files.trust import Trusted
@@ -26,6 +25,7 @@ from recon.commands.reconstruct.regularized import metadata_mu
 from recon.lower_level import LBFGS, Energy, Grade, Regularizer, SquaredL2, Status, first_guess
 from recon.lower_level.solvers.descent import descend
 from recon.metrics import psnr
+from recon.names import current_name, public_name
 from recon.operators import Identity, LinearOperator, RayTransform
 from recon.operators.tomography.fbp import FILTERS
 from recon.reconstruction import cropped, mirrored
@@ -276,8 +276,8 @@ def _minimizer(
 ) -> Callable[[Tensor], Found]:
     """Certified minimizers where the energy is strongly convex, else the descent that the file describes."""
     mu, fidelity = metadata_mu(metadata, str(file)), metadata.get("fidelity")
-    if fidelity not in (None, qualified_name(SquaredL2())):
-        raise ValueError(f"{file}: was trained with {fidelity}; comparisons take {qualified_name(SquaredL2())} only")
+    if fidelity is not None and current_name(str(fidelity)) != public_name(SquaredL2()):
+        raise ValueError(f"{file}: was trained with {fidelity}; comparisons take {public_name(SquaredL2())} only")
     dtype = next(regularizer.parameters()).dtype
     x = task.validation()[0][1].to(dtype)
     convex = Energy(x, regularizer, operator, mu=mu).strong_convexity > 0

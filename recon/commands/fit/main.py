@@ -23,7 +23,7 @@ from rich.table import Table
 
 from datasets import DenoisingDataModule
 from models.files.checkpoint_file import load_checkpoint
-from models.files.checkpoints import AtomicCheckpointIO, qualified_name
+from models.files.checkpoints import AtomicCheckpointIO
 from models.files.setting import describe_setting
 from models.files.storage import save_regularizer, specification
 from models.training.adversarial import AdversarialModule
@@ -49,6 +49,7 @@ from recon.commands.output.runs import (
 )
 from recon.files import write_files
 from recon.lower_level import Grade
+from recon.names import public_name
 from recon.operators import Identity
 
 OUTPUTS = Path("outputs")
@@ -221,9 +222,9 @@ class ReconCLI(LightningCLI):
     def _metadata(self, model: ReconstructionModule) -> dict[str, Any]:
         """What reconstruction needs beside the model, what it is for, and where it comes from."""
         operator = model.operator if model.operator is not None else Identity()
-        content: dict[str, Any] = {"operator": qualified_name(operator)}
+        content: dict[str, Any] = {"operator": public_name(operator)}
         if isinstance(model, BilevelModule):
-            content |= {"mu": model.mu, "fidelity": qualified_name(model.fidelity)}
+            content |= {"mu": model.mu, "fidelity": public_name(model.fidelity)}
         if isinstance(model, AdversarialModule):
             content |= model.extra_metadata()
         content["setting"] = describe_setting(operator, self.datamodule)
@@ -240,7 +241,7 @@ class ReconCLI(LightningCLI):
             summary["val_grade"] = Grade(int(metrics["val_grade"])).word
         return summary | {
             "seconds": self.stopwatch.seconds,
-            "regularizer" if isinstance(model, BilevelModule) else "reconstructor": qualified_name(model.learned),
+            "regularizer" if isinstance(model, BilevelModule) else "reconstructor": public_name(model.learned),
             "config": str(self.config_file) if self.config_file is not None else None,
         }
 

@@ -43,7 +43,7 @@ from recon.files import write_files
 from recon.lower_level import LBFGS, Grade, NotStronglyConvexError, Regularizer, Solver, Status
 from recon.metrics import psnr
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "figures"
+FOLDER = Path(__file__).resolve().parents[3] / "configs" / "figures"
 KEYS = {"data", "regularizer", "budget", "runs"}
 OPTIONAL = {"mu", "reference", "true_losses"}
 MODULES: dict[str, type[DenoisingDataModule]] = {m.__name__: m for m in (DenoisingDataModule, MRIDataModule)}

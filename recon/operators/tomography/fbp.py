@@ -33,9 +33,9 @@ class FilteredBackProjection(nn.Module):
 
     with R the source's and L = R + detector_distance the detector's distance from axis and source (Kak and Slaney,
     Principles of Computerized Tomographic Imaging, equations 3.30 and 3.97-3.107). The ramp is sampled in space, see
-    :mod:`recon.operators.tomography.ramp`, and w is that of :mod:`recon.operators.tomography.redundancy`: 1/2 for a full turn, smooth for
-    short scans and for detectors beside the axis, 1 where lines are seen once. Scans of less than half a turn (plus the
-    fan angle) lack data, and the formula then adds up what is there.
+    :mod:`recon.operators.tomography.ramp`, and w is that of :mod:`recon.operators.tomography.redundancy`: 1/2 for a
+    full turn, smooth for short scans and for detectors beside the axis, 1 where lines are seen once. Scans of less than
+    half a turn (plus the fan angle) lack data, and the formula then adds up what is there.
 
     Where the detector is narrower than the image, or beside the axis, rows are continued with zeros as far as the image
     projects: what the filter spreads beyond the edges belongs to the value of the pixels there.

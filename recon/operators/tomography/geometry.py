@@ -1,4 +1,4 @@
-"""What the scan geometries share: sizes, checks, parts of a scan. Conventions: :mod:`recon.operators.tomography.beams`."""
+"""What the geometries of scans share: sizes, checks, parts. Conventions: :mod:`recon.operators.tomography.beams`."""
 
 from __future__ import annotations
 

@@ -26,16 +26,17 @@ class RayTransform(LinearOperator):
     """``(A x)[r] = integral of x along ray r``: attenuation in 1/mm, lengths in mm, data without unit.
 
     Images ``(batch, 1, H, W)`` go to sinograms ``(batch, 1, angles, detectors)``; cone beams take volumes
-    ``(batch, D, H, W)`` to ``(batch, rows, angles, columns)``. Axes and angles: :mod:`recon.operators.tomography.beams`.
+    ``(batch, D, H, W)`` to ``(batch, rows, angles, columns)``. Axes and angles:
+    :mod:`recon.operators.tomography.beams`.
 
     Backends:
 
     * ``"matrix"``: ASTRA's CPU projector as an explicit sparse matrix with its explicit transpose
       (:mod:`recon.operators.tomography.matrix`), for batches at once, on the device and in the precision of the data.
       Adjoint exact, ``norm_bound`` proven (Collatz-Wielandt). Pixels of any shape. Takes 16 bytes for each entry.
-    * ``"astra_cuda"``: ASTRA's GPU projectors (:mod:`recon.operators.tomography.cuda`), in float32, for what does not fit
-      and for cone beams. The back-projector is not the exact transpose: gradients are off by about :meth:`mismatch`,
-      and no certificate holds. ``norm_bound`` is an estimate.
+    * ``"astra_cuda"``: ASTRA's GPU projectors (:mod:`recon.operators.tomography.cuda`), in float32, for what does not
+      fit and for cone beams. The back-projector is not the exact transpose: gradients are off by about
+      :meth:`mismatch`, and no certificate holds. ``norm_bound`` is an estimate.
     * ``"odl"``: ODL's ``RayTransform`` with ``impl="astra_cpu"``, in float32, image by image: slow, for comparisons.
       Its CPU geometry has square pixels only and ignores the offset of a parallel detector, so both are refused.
       ``norm_bound`` is an estimate.

@@ -29,7 +29,7 @@ from recon.operators import Identity
 from tests.commands.reconstruct.slices import write_slice
 
 SIDE, SIGMA = 16, 0.1
-COMPARISONS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*/compare*.yaml"))
+COMPARISONS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*/compare*.yaml"))
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def test_tomography_with_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The quick comparison, smaller: FBP, TV, and a network that is trained; a training that is cut off goes on."""
     pytest.importorskip("astra")
     monkeypatch.chdir(tmp_path)
-    configs = Path(__file__).resolve().parents[2] / "configs" / "ct"
+    configs = Path(__file__).resolve().parents[3] / "configs" / "ct"
     content = yaml.safe_load((configs / "compare_quick.yaml").read_text())
     content["data"]["init_args"] |= {"size": 16, "views": 12, "limit": 2}
     network = yaml.safe_load((configs / "unet_quick.yaml").read_text())

@@ -22,7 +22,7 @@ from models import FieldsOfExperts
 from models.files.storage import load_regularizer
 from recon.commands.main import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

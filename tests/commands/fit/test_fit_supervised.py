@@ -19,7 +19,7 @@ from recon.commands.main import main
 from tests.commands.fit.test_fit import assert_equal, config, finish, read_metrics, recon
 
 __all__ = ["config"]
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 @pytest.fixture

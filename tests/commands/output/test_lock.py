@@ -21,7 +21,7 @@ from recon.commands.main import main
 from recon.commands.output import lock
 from recon.commands.output.lock import LOCK, LockedError, locked
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = "import sys; from recon.commands.main import main; sys.exit(main(sys.argv[1:]))"
 HOLD = (
     "import pathlib, sys, time; from recon.commands.output.lock import locked\n"

@@ -284,7 +284,7 @@ def test_weighted_regularizer() -> None:
 
 def test_documented_operator(capsys: pytest.CaptureFixture[str]) -> None:
     """The code of docs/own_operator.md runs as it is printed there."""
-    page = (Path(__file__).parents[2] / "docs" / "own_operator.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "own_operator.md").read_text()
     exec(page.split("```python")[1].split("```")[0], {"__name__": "page"})
     assert "certified: ||x - x^|| <= " in capsys.readouterr().out
 

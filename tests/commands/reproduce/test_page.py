@@ -19,7 +19,7 @@ from recon.commands.main import main
 from recon.commands.reproduce import main as reproduce
 from recon.commands.reproduce import page, race
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

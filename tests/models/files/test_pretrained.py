@@ -19,7 +19,7 @@ from recon.reconstruction import cropped, mirrored
 from recon.reconstruction.reconstructor import Reconstructor, naive_reconstruction
 from tests.lower_level.problems import normal
 
-FILES = sorted((Path(__file__).parents[2] / "models" / "pretrained").glob("*.safetensors"))
+FILES = sorted((Path(__file__).parents[3] / "models" / "pretrained").glob("*.safetensors"))
 
 
 def test_there_are_some() -> None:

@@ -19,7 +19,7 @@ from models.files.storage import load_model, save_regularizer
 from recon.commands.main import main
 from recon.lower_level import Regularizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize("name", shipped.names())

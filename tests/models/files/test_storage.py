@@ -70,7 +70,7 @@ def test_loads_without_lightning(saved: Path) -> None:
         "import sys; from models.files.storage import load_regularizer; "
         f"load_regularizer({str(saved)!r}); assert 'pytorch_lightning' not in sys.modules"
     )
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     subprocess.run([sys.executable, "-c", script], cwd=root, check=True)
 
 

@@ -256,7 +256,7 @@ def test_files(tmp_path: Path) -> None:
     setting = metadata["setting"]
     assert setting["noise"] == {"kind": "gaussian", "sigma": 0.1}
     assert setting["operator"]["class"] == "recon.operators.Blur"
-    foe = Path(__file__).parents[2] / "models" / "pretrained" / "foe_bsd.safetensors"
+    foe = Path(__file__).parents[3] / "models" / "pretrained" / "foe_bsd.safetensors"
     assert load_model(foe)
     with pytest.raises(ModelFileError, match=r"holds a FieldsOfExperts; this needs a network that reconstructs"):
         load_reconstructor(foe)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recon.commands.compare import main as compare
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "ct"
+CONFIGS = Path(__file__).resolve().parents[4] / "configs" / "ct"
 SLICES = "ct_chest_dicom"
 
 
