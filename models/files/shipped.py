@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "pretrained"
+FOLDER = Path(__file__).parents[1] / "pretrained"
 _WEIGHTS, _CARD = ".safetensors", ".md"
 _SUFFIXES = (_WEIGHTS, ".json", ".ckpt")
 
