@@ -13,7 +13,9 @@ PACKAGES = ("recon.operators", "recon.lower_level", "recon.bilevel", "recon.reco
 _OWN = re.compile(rf"({'|'.join(map(re.escape, PACKAGES))})\.(?:[a-z]\w*\.)*(.+)")
 
 #: classes that have gone to another package, or have another name, since files were written with the first
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "models.Reconstructor": "recon.reconstruction.Reconstructor",
+}
 
 
 def public_name(thing: object) -> str:
