@@ -72,6 +72,14 @@ class Cases:
             self.results[name] = {"raises": f"{type(error).__name__}: {error}"}
 
 
+def attempt(compute: Callable[[], Tensor]) -> str:
+    """The bits of a tensor, or the error instead: for a part of a case that must not hide the others."""
+    try:
+        return bits(compute())
+    except Exception as error:
+        return f"raises {type(error).__name__}: {error}"
+
+
 def seed_of(name: str) -> int:
     return zlib.crc32(name.encode())
 

@@ -173,9 +173,7 @@ def _learned_tv(cases: Cases, made: dict[str, LinearOperator]) -> None:
     cases.add("learned tv residuals", lambda: solve(uncertified, SINGLE, 1e-3, "identity", kernels=2))
     cases.add("learned tv random", lambda: solve(PDHG(3000), DOUBLE, 1e-2, "identity", initial="random", size=5))
     for operator in ("blur", "ray"):
-        cases.add(
-            f"learned tv {operator}", lambda o=operator: solve(PDHG(3000), DOUBLE, 1e-2, o, image_convexity=0.2)
-        )
+        cases.add(f"learned tv {operator}", lambda o=operator: solve(PDHG(3000), DOUBLE, 1e-2, o, image_convexity=0.2))
     cases.add("learned tv limit", lambda: solve(PDHG(10), DOUBLE, 1e-8, "identity"))
 
     def without_regularization() -> dict[str, Any]:
