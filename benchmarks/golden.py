@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.golden compare DIR    # with the version that was changed
     OMP_NUM_THREADS=1 python -m benchmarks.golden compare DIR --only solves energies
 
-``write`` computes every case and writes DIR/GROUP.json, and into DIR/kept the models and checkpoints that later versions
-must still be able to read. ``compare`` computes all of it again, goes on from those files, and prints every difference
+``write`` computes every case and writes DIR/GROUP.json, and into DIR/kept the models and checkpoints that later ones
+must still read. ``compare`` computes all of it again, goes on from those files, and prints every difference
 (group, case, field: old, new); the status is 1 if there is any. A case that raises an error has its message as result.
 
 OMP_NUM_THREADS=1 is required, because sums are added in another order by more threads, which changes the last bits; so
@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,8 @@ from benchmarks.golden_cases.common import Context
 
 GROUPS = ("solves", "energies", "methods", "models", "data", "reports")
 _ENVIRONMENT = "environment.json"
+ROOT = Path(__file__).resolve().parents[1]
+_CLASS = re.compile(r"\b(?:recon|models|datasets)(?:\.[a-z_0-9]+)*\.([A-Z]\w*)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,7 +84,21 @@ def _computed(group: str, kept: Path, writing: bool) -> dict[str, Any]:
         folder = Path(work).resolve() / "work"
         folder.mkdir()
         found = importlib.import_module(f"benchmarks.golden_cases.{group}").compute(Context(folder, kept, writing))
-    return json.loads(json.dumps(found))
+    texts = {str(folder): "<work>", str(kept): "<kept>", str(ROOT): "<root>"}
+    return json.loads(json.dumps(without_places(found, texts)))
+
+
+def without_places(value: Any, folders: dict[str, str]) -> Any:
+    """Without names of folders, and with classes of the project without the modules that they lie in."""
+    if isinstance(value, dict):
+        return {without_places(k, folders): without_places(v, folders) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_places(v, folders) for v in value]
+    if isinstance(value, str):
+        for folder, word in folders.items():
+            value = value.replace(folder, word)
+        return _CLASS.sub(r"\1", value)
+    return value
 
 
 def differing(old: Any, new: Any, name: str) -> Iterator[str]:

@@ -32,9 +32,22 @@ from recon.operators import Blur, Identity
 
 ITERATIONS, INTERRUPTED = 5, 3
 #: what a record says; whatever else is added to it later is not compared
-FIELDS = (
-    "iteration loss lower upper epsilon delta omega step trials evaluations gradient_norm progress rounding grade"
-).split()
+FIELDS = [
+    "iteration",
+    "loss",
+    "lower",
+    "upper",
+    "epsilon",
+    "delta",
+    "omega",
+    "step",
+    "trials",
+    "evaluations",
+    "gradient_norm",
+    "progress",
+    "rounding",
+    "grade",
+]
 
 Objective = BilevelObjective | SaddleObjective
 Method = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
