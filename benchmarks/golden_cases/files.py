@@ -129,6 +129,7 @@ def write_lodopab(folder: Path) -> None:
     geometry = ParallelBeam.equispaced((20, 20), 13.0, 12, detector_pixels=29)
     operator = RayTransform(geometry, cache=False)
     for seed, part in enumerate(("train", "validation", "test")):
+        (folder / f"patient_ids_rand_{part}.csv").write_text("".join(f"{10 * seed + k}\n" for k in range(3)))
         x = torch.stack(list(RandomEllipses(3, 20, seed=seed))).double()
         y = operator(x) / 1000 + normal(3, 1, *geometry.range_shape[1:], seed=120 + seed, scale=1e-3)
         for kind, values in (("ground_truth", x), ("observation", y)):
