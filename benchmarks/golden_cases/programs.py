@@ -46,6 +46,8 @@ def run(*arguments: str, folder: Path) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         status = main(list(arguments))
     torch.set_num_threads(1)
+    if status in (130, 143):  # of the whole of this program, not of `recon`
+        raise KeyboardInterrupt
     if status == 0:
         return {"status": 0}
     lines = [line for line in errors.getvalue().splitlines() if line.startswith("recon")]
