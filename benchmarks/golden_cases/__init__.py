@@ -1,0 +1,1 @@
+"""The cases of ``benchmarks.golden``, a module for each group."""
