@@ -98,6 +98,8 @@ LOWER: list[Mutation] = [
         ("doubtful = ~(gap <= 0.01 * goal[active])", "doubtful = ~(gap <= 1 * goal[active])"),
         ("drift[index] = noise * per_image_norm(w[index])", "drift[index] = 0"),
         ("& (norm <= goal)] = Status.CONVERGED", "& (norm <= 2 * goal)] = Status.CONVERGED"),
+        ("norm, status, evaluations, drift)", "norm, status, evaluations, 0 * drift)"),
+        ("norm, status, evaluations, drift)", "norm, status, evaluations, norm)"),
     ),
     *mutations_of(
         "recon/bilevel/saddle_objective.py",
@@ -137,6 +139,14 @@ LOWER: list[Mutation] = [
         ("modelled = ~(rounding <= SHARE * bound) |", "modelled = torch.zeros_like(bound, dtype=torch.bool) |"),
         ("| (torch.finfo(dtype).eps > torch.finfo(torch.float64).eps)", ""),
         ("torch.where(torch.isfinite(bound), grade, int(Grade.ESTIMATED))", "grade"),
+        ("return torch.zeros_like(bound)", "return bound"),
+        ("nan=0.0, posinf=math.inf).clamp_min(0)", "nan=0.0, posinf=math.inf)"),
+        ("torch.where(rest.isnan(), bound, rest).clamp_min(0)", "rest.clamp_min(0)"),
+    ),
+    *mutations_of(
+        "recon/lower_level/solution.py",
+        "tests/lower_level/test_grade.py",
+        ('object.__setattr__(self, "rounding", self.residual_norm)', 'object.__setattr__(self, "rounding", 0.0)'),
     ),
     *mutations_of(
         "recon/lower_level/solvers/projected_lbfgs.py",
@@ -193,8 +203,8 @@ LOWER: list[Mutation] = [
         "recon/bilevel/piggyback.py",
         SADDLE,
         (
-            "residual = torch.stack([at.residual + rounding, at.residual])",
-            "residual = torch.stack([at.residual, at.residual])",
+            "residual = torch.stack([at.residual + rounding, proved_part",
+            "residual = torch.stack([at.residual, proved_part",
         ),
         (
             "((curvature + norm**2 / dual) * per_image_norm(at.X) + at.residual)",

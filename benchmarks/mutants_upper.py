@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mutation import ACCEPTANCE, BOUNDS, Mutation, mutations_of
+from benchmarks.mutation import ACCEPTANCE, BOUNDS, PARTS, Mutation, mutations_of
 
 UPPER: list[Mutation] = [
     *mutations_of(
@@ -13,24 +13,89 @@ UPPER: list[Mutation] = [
         ("gain * (smoothness + lipschitz)", "gain * lipschitz"),
         ("(smoothness + lipschitz) + bounds.variation", "(smoothness + lipschitz)"),
         ("(smoothness + lipschitz) + bounds.variation", "(smoothness + lipschitz) + 0.5 * bounds.variation"),
-        ("per_error * error + gain * residual + rounding", "per_error * error + rounding"),
-        ("per_error * error + gain * residual + rounding", "per_error * error + gain * residual"),
-        ("per_error * error + gain * residual + rounding", "gain * residual + rounding"),
-        ("gain = bounds.norm / energy.require_strong_convexity()", "gain = bounds.norm"),
-        ("bounds.norm / energy.require", "1 / energy.require"),
-        ("rounding = gain * energy.adjoint_rounding(x, w, residual, lipschitz) + own", "rounding = own"),
+        ("per_error * error + gain * residual", "per_error * error"),
+        ("per_error * error + gain * residual", "gain * residual"),
+        ("omega = moved(bounds, error, residual) + rounding", "omega = moved(bounds, error, residual)"),
+        ("gain = bounds.norm / modulus", "gain = bounds.norm"),
+        ("gain = bounds.norm / modulus", "gain = 1 / modulus"),
         (
-            "gain * energy.adjoint_rounding(x, w, residual, lipschitz) + own",
-            "gain * energy.adjoint_rounding(x, w, residual, lipschitz)",
+            "rounding = bounds.norm / modulus * energy.adjoint_rounding(x, w, residual, lipschitz) + own",
+            "rounding = own",
+        ),
+        (
+            "energy.adjoint_rounding(x, w, residual, lipschitz) + own",
+            "energy.adjoint_rounding(x, w, residual, lipschitz)",
         ),
         ("energy.unit(x.dtype) * (SUMMATION * size", "energy.unit(x.dtype) * (size"),
         (" + bounds.variation * per_image_norm(x))", ")"),
-        ("size = bounds.norm * per_image_norm(w)", "size = bounds.norm"),
+        ("size = bounds.norm * length", "size = bounds.norm"),
         ("certified = bounds.certified and energy.fidelity.quadratic", "certified = True"),
         ("return 2.0 ** -math.ceil(", "return 2.0 ** -math.floor("),
         ("step = 1 / energy.smoothness", "step = 1.5 / energy.smoothness"),
         ("for _ in range(steps - 1):\n        w =", "for _ in range(steps):\n        w ="),
         ("2 * per_image_norm(change) / per_image_norm(step)", "1 * per_image_norm(change) / per_image_norm(step)"),
+    ),
+    *mutations_of(
+        "recon/bilevel/hypergradient.py",
+        PARTS,
+        ("proved_part(error, error_rounding), proved_part(residual", "error, proved_part(residual"),
+        (", proved_part(residual, adjoint_rounding)\n", ", residual\n"),
+        ("energy.regularizer.jacobian_bounds(x, w, error) if bounds.certified else bounds", "bounds"),
+        ("modelled_part(size, smaller.norm * length)", "0 * size"),
+    ),
+    *mutations_of(
+        "recon/bilevel/certificate.py",
+        PARTS,
+        ("exact = proved_part(adjoint_residual, adjoint_rounding) * proved", "exact = adjoint_residual * proved"),
+        ("exact = proved_part(adjoint_residual, adjoint_rounding) * proved", "exact = 0 * proved"),
+        ("middle_term(variation, computed,", "middle_term(variation, norm,"),
+        ("energy.data_convexity, proved)", "energy.data_convexity, error)"),
+        (" + modelled_square(error, error - proved, smoothness)", ""),
+    ),
+    *mutations_of(
+        "recon/bilevel/evaluation.py",
+        PARTS,
+        ("proved = proved_part(found.omega, found.rounding)", "proved = found.omega"),
+        ("exact * (proved_part(found.size, found.size_rounding) + proved)", "exact * (found.size + proved)"),
+        ("weight * proved + exact * (", "weight * proved + whole * ("),
+    ),
+    *mutations_of(
+        "recon/bilevel/evaluation.py",
+        "tests/lower_level/test_grade.py",
+        ('("adjoint_rounding", self.adjoint_residual)', '("adjoint_rounding", 0 * self.adjoint_residual)'),
+    ),
+    *mutations_of(
+        "recon/bilevel/objective.py",
+        PARTS,
+        (
+            "w, residual, rounding = solved.w, solved.residual_norm, solved.rounding",
+            "w, residual = solved.w, solved.residual_norm",
+        ),
+        ('"adjoint_rounding": adjoint_rounding,', '"adjoint_rounding": 0 * adjoint_rounding,'),
+        ("proved_part(error, evaluation.error_rounding[c])", "error"),
+    ),
+    *mutations_of(
+        "recon/bilevel/saddle_objective.py",
+        PARTS,
+        ("found.residual, found.rounding\n            weight", "found.residual, adjoint_rounding\n            weight"),
+        ("adjoint_rounding=adjoint_rounding)", "adjoint_rounding=0 * adjoint_rounding)"),
+        ('"adjoint_rounding": adjoint_rounding,', '"adjoint_rounding": 0 * adjoint_rounding,'),
+        (
+            "middle_term(variation, norm, mu, proved), by_computed)",
+            "middle_term(variation, norm, mu, proved), by_residuals)",
+        ),
+        ("counted = noise.new_tensor([[1.0], [0.0]])", "counted = noise.new_tensor([[1.0], [1.0]])"),
+        ("counted = noise.new_tensor([[1.0], [0.0]])", "counted = noise.new_tensor([[0.0], [0.0]])"),
+        ("modelled_square(error, error - exact, l_g)", "0 * error"),
+    ),
+    *mutations_of(
+        "recon/bilevel/piggyback.py",
+        PARTS,
+        ("solved.status, spent, solved.rounding)", "solved.status, spent, 0 * solved.rounding)"),
+        ("found.error * primal, found.rounding * primal", "found.error * primal, 0 * found.rounding"),
+        ("proved_part(at.residual, at.adjoint_rounding)", "at.residual"),
+        ("proved_part(at.error, at.error_rounding)", "at.error"),
+        ("for r in radius), strict=True)", "for r in radius[:1].expand(2, -1)), strict=True)"),
     ),
     *mutations_of(
         "recon/bilevel/certificate.py",
@@ -84,11 +149,10 @@ UPPER: list[Mutation] = [
     *mutations_of(
         "recon/bilevel/evaluation.py",
         BOUNDS,
-        ("omega = weight * found.omega + weight_error * (found.size + found.omega)", "omega = weight * found.omega"),
-        ("weight_error * (found.size + found.omega)", "weight_error * found.size"),
-        ("weight_error * (found.size + found.omega)", "weight_error * found.omega"),
+        ("omega = weight * found.omega + whole * (found.size + found.omega)", "omega = weight * found.omega"),
+        ("whole * (found.size + found.omega)", "whole * found.size"),
+        ("whole * (found.size + found.omega)", "whole * found.omega"),
         ("omega = weight * found.omega +", "omega = found.omega +"),
-        ("modelled = (weight + weight_error) * found.rounding", "modelled = weight * found.rounding"),
         (
             "(self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)",
             "self.error <= accuracy.solution",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level import Energy, HessianVariation, per_image_dot, per_image_norm
+from recon.lower_level.grade import modelled_part, proved_part
 from recon.lower_level.precision import SUMMATION, unit_roundoff
 
 
@@ -69,18 +70,18 @@ def goal_oriented(
     error: Tensor,
     x: Tensor,
     error_rounding: Tensor | None = None,
+    adjoint_rounding: Tensor | None = None,
 ) -> Interval:
     r"""The second-order certificate: f~ = g(x) - <w, r> with -l <= f - f~ <= l + (L_g/2) eps^2.
 
     l = \|\|r_w\|\| eps + middle, where r = grad h(x) = ``residual``, r_w = grad g(x) - B(x) w (its norm is
     ``adjoint_residual``) and ``middle`` bounds <(B_bar - B(x)) w, e>, see :func:`middle_term`. For quadratic g and D.
-    The rounding error of r and r_w, to first order, is part of l. ``error_rounding``: the modelled part of eps
-    (all of it by default).
+    The rounding error of r and r_w, to first order, is part of l. ``error_rounding``, ``adjoint_rounding``: the
+    modelled parts of eps and of ``adjoint_residual`` (all of them by default).
     """
-    error_rounding = error if error_rounding is None else error_rounding
     computed = per_image_norm(residual)
     rounding = energy.rounding(x, computed)
-    norm, size, proved = computed + rounding, per_image_norm(w), error - error_rounding
+    norm, size, proved = computed + rounding, per_image_norm(w), proved_part(error, error_rounding)
     # without a constant T: |D^3 R[w, d, e]| <= kappa (sqrt(<d, B d> <e, B e>) + c ||d|| ||e||), B <= L
     by_curvature = variation.relative * (energy.smoothness + variation.concavity)
     lipschitz = torch.where(torch.isfinite(variation.lipschitz), variation.lipschitz, by_curvature)
@@ -93,8 +94,9 @@ def goal_oriented(
     pairing = size * (rounding * (8 / x[0].numel() ** 0.5) + systematic)
     low = adjoint * error + middle_term(variation, norm, energy.data_convexity, error) + pairing
     value = loss - per_image_dot(w.double(), residual.double())
-    exact = adjoint_residual * proved + middle_term(variation, computed, energy.data_convexity, proved)
-    modelled = low - exact + modelled_square(error, error_rounding, smoothness)
+    exact = proved_part(adjoint_residual, adjoint_rounding) * proved
+    exact = exact + middle_term(variation, computed, energy.data_convexity, proved)
+    modelled = modelled_part(low, exact) + modelled_square(error, error - proved, smoothness)
     return Interval(value, low, low + 0.5 * smoothness * error.square(), modelled)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from recon.bilevel.hypergradient import ErrorBound, Hypergradient
 from recon.lower_level import Status
-from recon.lower_level.grade import Grade, grade_bounds, worst
+from recon.lower_level.grade import Grade, grade_bounds, modelled_part, proved_part, worst
 from recon.lower_level.solution import UNSAID
 
 
@@ -39,8 +40,9 @@ class Evaluation:
     (infinite without a goal-oriented certificate); weight: dg/dq, see :class:`UpperLoss`; status: of the lower-level
     solves. All per image in float64. value, lower, upper: means of g over the images.
 
-    What they rest on: error_rounding, rounding: the parts of ``error`` and of the interval (below, and above ``value``,
-    at most) that a model of rounding errors adds; grade: of ``error`` and the interval, the worst of all images.
+    What they rest on: error_rounding, adjoint_rounding, rounding: the parts of ``error``, ``adjoint_residual`` and the
+    interval (below, and above ``value``, at most) that a model of rounding errors adds; grade: of ``error`` and the
+    interval, the worst of all images.
     """
 
     x: Tensor
@@ -55,17 +57,24 @@ class Evaluation:
     lower: float
     upper: float
     error_rounding: Tensor = UNSAID
+    adjoint_rounding: Tensor = UNSAID
     rounding: float = math.inf
     grade: int = int(Grade.ESTIMATED)
 
     def __post_init__(self) -> None:
-        if not self.error_rounding.numel():  # older checkpoints
-            object.__setattr__(self, "error_rounding", self.error)
+        for name, whole in (("error_rounding", self.error), ("adjoint_rounding", self.adjoint_residual)):
+            if not getattr(self, name).numel():  # older checkpoints
+                object.__setattr__(self, name, whole)
 
     def satisfies(self, accuracy: Accuracy) -> bool:
         """Whether every image has the accuracy asked for."""
         solved = (self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)
         return bool(solved.all())
+
+    def with_adjoints(self, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
+        """The same with other adjoints: w, ``adjoint_residual`` and ``adjoint_rounding``, chunk by chunk."""
+        w, residual, rounding = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
+        return replace(self, w=w, adjoint_residual=residual, adjoint_rounding=rounding)
 
     @property
     def at_precision_floor(self) -> bool:
@@ -82,9 +91,15 @@ class Errors:
         self.grade = Grade.PROVED
 
     def add(self, found: ErrorBound, weight: Tensor, weight_error: Tensor, dtype: torch.dtype) -> None:
-        """``found`` bounds the derivative of q, which g multiplies by ``weight``."""
-        omega = weight * found.omega + weight_error * (found.size + found.omega)
-        modelled = (weight + weight_error) * found.rounding
+        """``found`` bounds the derivative of q, which g multiplies by ``weight``.
+
+        ``weight_error``: of the weight; two rows, with the model of rounding errors and without.
+        """
+        whole, exact = weight_error
+        omega = weight * found.omega + whole * (found.size + found.omega)
+        proved = proved_part(found.omega, found.rounding)
+        proved = weight * proved + exact * (proved_part(found.size, found.size_rounding) + proved)
+        modelled = modelled_part(omega, proved)
         self.omegas.append(omega)
         self.modelled.append(modelled)
         self.grade = worst(self.grade, grade_bounds(omega, modelled, dtype, found.basis))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from recon.lower_level import Energy, Status, over_image, per_image_norm
-from recon.lower_level.grade import Grade
+from recon.lower_level import Energy, JacobianBounds, Status, over_image, per_image_norm
+from recon.lower_level.grade import Grade, modelled_part, proved_part
 from recon.lower_level.precision import SUMMATION
 from recon.lower_level.solution import LinearSolution
 
@@ -38,12 +38,15 @@ class Hypergradient:
 
 
 class ErrorBound(NamedTuple):
-    """Per image: omega, a bound of ||z||, the part of omega that is modelled, and whether constants are proved."""
+    """Per image: omega, a bound of ||z||, the part of omega that is modelled, whether constants are proved, and the
+    part of the bound of ||z|| that is modelled.
+    """
 
     omega: Tensor
     size: Tensor
     rounding: Tensor
     basis: Grade
+    size_rounding: Tensor
 
 
 def error_bound(
@@ -54,6 +57,7 @@ def error_bound(
     error: Tensor,
     residual: Tensor,
     error_rounding: Tensor | None = None,
+    adjoint_rounding: Tensor | None = None,
 ) -> ErrorBound:
     r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, z_i = -J(x)^T w, per image.
 
@@ -65,8 +69,8 @@ def error_bound(
 
     with T(w), L_J(w) Lipschitz constants of x -> B(x) w and x -> J(x)^T w, J over the ball of radius eps. This is
     Theorem 2.1 of Salehi, Mukherjee, Roberts and Ehrhardt (2025) with the adjoint at hand instead of worst cases. The
-    last terms are the rounding errors of z itself, of its products and of x in them. ``error_rounding`` is the modelled
-    part of ``error`` (all of it by default).
+    last terms are the rounding errors of z itself, of its products and of x in them. ``error_rounding`` and
+    ``adjoint_rounding`` are the modelled parts of ``error`` and ``residual`` (all of them by default).
     """
     bounds = energy.regularizer.jacobian_bounds(x, w, error)
     variation = energy.regularizer.hessian_variation(w)
@@ -75,14 +79,23 @@ def error_bound(
         lipschitz = variation.lipschitz
     else:
         lipschitz, certified = _estimated_lipschitz(energy, x, w), False
-    size = bounds.norm * per_image_norm(w)
+    modulus, length = energy.require_strong_convexity(), per_image_norm(w)
+
+    def moved(bounds: JacobianBounds, error: Tensor, residual: Tensor) -> Tensor:
+        gain = bounds.norm / modulus
+        per_error = gain * (smoothness + lipschitz) + bounds.variation
+        return per_error * error + gain * residual
+
+    size = bounds.norm * length
     own = energy.unit(x.dtype) * (SUMMATION * size + bounds.variation * per_image_norm(x))
-    gain = bounds.norm / energy.require_strong_convexity()
-    per_error = gain * (smoothness + lipschitz) + bounds.variation
-    rounding = gain * energy.adjoint_rounding(x, w, residual, lipschitz) + own
-    omega = per_error * error + gain * residual + rounding
-    rounding = rounding + per_error * (error if error_rounding is None else error_rounding)
-    return ErrorBound(omega, size, rounding, energy.basis if certified else Grade.ESTIMATED)
+    rounding = bounds.norm / modulus * energy.adjoint_rounding(x, w, residual, lipschitz) + own
+    omega = moved(bounds, error, residual) + rounding
+    # the same without rounding errors, of J over the ball of the radius that is proved (estimates stay as they are)
+    error, residual = proved_part(error, error_rounding), proved_part(residual, adjoint_rounding)
+    smaller = energy.regularizer.jacobian_bounds(x, w, error) if bounds.certified else bounds
+    rounding = modelled_part(omega, moved(smaller, error, residual))
+    basis = energy.basis if certified else Grade.ESTIMATED
+    return ErrorBound(omega, size, rounding, basis, modelled_part(size, smaller.norm * length))
 
 
 def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> LinearSolution:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -36,7 +35,7 @@ from recon.lower_level import (
     over_image,
     per_image_norm,
 )
-from recon.lower_level.grade import Grade, grade_bounds, worst
+from recon.lower_level.grade import Grade, grade_bounds, proved_part, worst
 from recon.lower_level.precision import full_precision
 from recon.operators import Identity, LinearOperator
 
@@ -205,10 +204,10 @@ class BilevelObjective:
         if self.unrolled_steps is not None:
             return self._unrolled(evaluation, self.unrolled_steps)
         total: list[Tensor] | None = None
-        ws, residuals, errors = [], [], Errors()
+        adjoints, errors = [], Errors()
         for c in self._chunks():
             energy, x = self._energy(c), evaluation.x[c]
-            w, residual = evaluation.w[c], evaluation.adjoint_residual[c]
+            w, residual, rounding = evaluation.w[c], evaluation.adjoint_residual[c], evaluation.adjoint_rounding[c]
             if not bool((residual <= accuracy.adjoint).all()):
                 b = self.loss.grad(x, self.target[c])
                 if self.adjoint_steps is None:
@@ -216,7 +215,7 @@ class BilevelObjective:
                 else:
                     solved = truncated_adjoint(energy, x, b, self.adjoint_steps)
                 self._count(solved.evaluations)
-                w, residual = solved.w, solved.residual_norm
+                w, residual, rounding = solved.w, solved.residual_norm, solved.rounding
             weight = evaluation.weight[c]
             grads = energy.parameter_vjp(x, over_image(weight, w) * w)
             total = [
@@ -231,14 +230,13 @@ class BilevelObjective:
                     evaluation.error[c],
                     residual,
                     evaluation.error_rounding[c],
+                    rounding,
                 )
                 errors.add(found, weight, self._weight_error(c, evaluation), energy.working_dtype(x.dtype))
-            ws.append(w)
-            residuals.append(residual)
+            adjoints.append((w, residual, rounding))
         assert total is not None
         z = torch.cat([g.flatten() for g in total]) / len(self.y)
-        improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
-        return errors.hypergradient(z, improved)
+        return errors.hypergradient(z, evaluation.with_adjoints(adjoints))
 
     def _unrolled(self, evaluation: Evaluation, steps: int) -> Hypergradient:
         """The gradient of the mean of g(x_K), through K = ``steps`` steps that are made again."""
@@ -307,16 +305,16 @@ class BilevelObjective:
         loss, size = self.loss.value(x, target), per_image_norm(slope)
         interval = first_order(loss, size, solution.error, self.loss.smoothness, solution.rounding)
         unknown = torch.full_like(size, math.inf)
-        residual, sensitivity = unknown, unknown
+        residual, adjoint_rounding, sensitivity = unknown, unknown, unknown
         if second and self._solves_adjoint and self.loss.quadratic and self.fidelity.quadratic:
             solved = energy.solve_adjoint(x, slope, w, accuracy.adjoint, self.max_adjoint_iterations)
             self._count(solved.evaluations)
-            w, residual = solved.w, solved.residual_norm
+            w, residual, adjoint_rounding = solved.w, solved.residual_norm, solved.rounding
             variation = self.regularizer.hessian_variation(w)
             if variation is not None:
-                l_g, eps, r = self.loss.smoothness, solution.error, solution.gradient
+                l_g, eps, r, modelled = self.loss.smoothness, solution.error, solution.gradient, solution.rounding
                 interval = interval.better(
-                    goal_oriented(energy, variation, loss, l_g, w, r, residual, eps, x, solution.rounding)
+                    goal_oriented(energy, variation, loss, l_g, w, r, residual, eps, x, modelled, adjoint_rounding)
                 )
                 mu, one = energy.strong_convexity, torch.ones_like(size)
                 middle = middle_term(variation, mu * one, energy.data_convexity, one)
@@ -327,6 +325,7 @@ class BilevelObjective:
             "error": solution.error,
             "error_rounding": solution.rounding,
             "adjoint_residual": residual,
+            "adjoint_rounding": adjoint_rounding,
             "slope": size,
             "sensitivity": sensitivity,
             "weight": self.loss.outer_slope(loss, target),
@@ -354,8 +353,12 @@ class BilevelObjective:
         return Interval(value, value - lower, upper - value, rounding).outwards()
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:
-        """A bound of the error of dg/dq, which does not increase in q, from the first-order interval of q."""
+        """A bound of the error of dg/dq, which does not increase in q, from the first-order interval of q.
+
+        Two rows: with the model of rounding errors in the error of x, and without.
+        """
         target, weight, error = self.target[c], evaluation.weight[c], evaluation.error[c]
+        error = torch.stack([error, proved_part(error, evaluation.error_rounding[c])])
         value = self.loss.value(evaluation.x[c], target)
         interval = first_order(value, evaluation.slope[c], error, self.loss.smoothness)
         largest = self.loss.outer_slope(value - interval.below, target)

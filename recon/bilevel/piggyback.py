@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recon.bilevel.hypergradient import ErrorBound
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
-from recon.lower_level.grade import Grade
+from recon.lower_level.grade import Grade, modelled_part, proved_part
 from recon.lower_level.precision import SUMMATION, full_precision
 from recon.lower_level.saddle.curvature import Curvature
 from recon.lower_level.saddle.pdhg import PDHG, Iteration, SaddleSolution
@@ -27,7 +27,8 @@ class AdjointSolution:
     r"""Approximate solutions of the adjoint saddle-point problems, linearized at x and s = Kx.
 
     X, Y: flat. residual R: \|\|X - X^\|\| <= R / mu_g and \|\|f''(Kx)(KX + grad l_2) - Y^\|\| <= 2 R / sqrt(mu_g
-    mu_f), per image; Y is that point, but after a fixed number of iterations.
+    mu_f), per image; Y is that point, but after a fixed number of iterations. rounding: the part of R that a model of
+    rounding errors adds.
     """
 
     X: Tensor
@@ -35,6 +36,7 @@ class AdjointSolution:
     residual: Tensor
     status: Tensor
     evaluations: Tensor
+    rounding: Tensor
 
 
 class PiggybackIteration(Iteration):
@@ -131,9 +133,9 @@ class Piggyback:
             linear = saddle.linearized(x, kx, slope, dual_slope)
             solver = PDHG(max_iterations, self.solver.adaptive, self.solver.diagonal)
             found = solver(linear, *saddle.split(w), accuracy / primal)
-            return AdjointSolution(
-                found.x, found.y, found.error * primal, found.status, found.evaluations + found.evaluations.new_ones(())
-            )
+            spent = found.evaluations + 1  # and K x
+            residual, modelled = found.error * primal, found.rounding * primal
+            return AdjointSolution(found.x, found.y, residual, found.status, spent, modelled)
         g, f = saddle.g.hessian(x), saddle.f.hessian(kx)
         right = -slope
         if dual_slope is not None:
@@ -145,7 +147,7 @@ class Piggyback:
         inner = saddle.operator(solved.w)
         y = f(inner if dual_slope is None else inner + dual_slope)
         spent = solved.evaluations + 2  # and K x, K X
-        return AdjointSolution(solved.w, y, solved.residual_norm, solved.status, spent)
+        return AdjointSolution(solved.w, y, solved.residual_norm, solved.status, spent, solved.rounding)
 
 
 def _as_they_are(saddle: SaddlePoint, at: SaddleSolution, x: Tensor, y: Tensor, slope: Tensor) -> AdjointSolution:
@@ -156,10 +158,11 @@ def _as_they_are(saddle: SaddlePoint, at: SaddleSolution, x: Tensor, y: Tensor, 
     """
     limit = torch.full_like(at.status, int(Status.ITERATION_LIMIT))
     if not (saddle.dual_convexity > 0 and math.isfinite(saddle.g.smoothness)):
-        return AdjointSolution(x, y, torch.full_like(at.error, math.inf), limit, 0 * at.evaluations)
+        unknown = torch.full_like(at.error, math.inf)
+        return AdjointSolution(x, y, unknown, limit, 0 * at.evaluations, unknown)
     own = saddle.f.hessian(saddle.operator(at.x))(saddle.operator(x))
     residual = per_image_norm(saddle.g.hessian(at.x)(x) + saddle.operator.transpose(own) + slope)
-    return AdjointSolution(x, y, residual, limit, 0 * at.evaluations + 2)
+    return AdjointSolution(x, y, residual, limit, 0 * at.evaluations + 2, torch.zeros_like(residual))
 
 
 def reduced_hessian(saddle: SaddlePoint, g: Curvature, f: Curvature) -> HessianMap:
@@ -204,8 +207,8 @@ class AdjointPoint:
     """Where an error bound is computed: x, y, X, Y, their slopes, and per image what is certified of them.
 
     error: ||x - x^||, of all of x; residual: R of :class:`AdjointSolution`; dual_slope: grad l_2(y), None for no l_2;
-    smoothness, dual_smoothness: Lipschitz constants of grad l_1, grad l_2. error_rounding: the modelled part of error,
-    None for all of it.
+    smoothness, dual_smoothness: Lipschitz constants of grad l_1, grad l_2. error_rounding, adjoint_rounding: the
+    modelled parts of error and residual, None for all of them.
     """
 
     x: Tensor
@@ -218,6 +221,7 @@ class AdjointPoint:
     dual_slope: Tensor | None = None
     dual_smoothness: float = 0.0
     error_rounding: Tensor | None = None
+    adjoint_rounding: Tensor | None = None
 
 
 def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBound:
@@ -246,9 +250,8 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
         curvature = saddle.g.smoothness if math.isfinite(saddle.g.smoothness) else primal
         rounding = unit * ((curvature + norm**2 / dual) * per_image_norm(at.X) + at.residual)
         # two rows from here: the bound, and what it is without rounding errors
-        modelled = at.error if at.error_rounding is None else at.error_rounding
-        residual = torch.stack([at.residual + rounding, at.residual])
-        eps = torch.stack([at.error, torch.nan_to_num(at.error - modelled, nan=0.0)])
+        residual = torch.stack([at.residual + rounding, proved_part(at.residual, at.adjoint_rounding)])
+        eps = torch.stack([at.error, proved_part(at.error, at.error_rounding)])
         eps_s, dual_error = norm * eps, _dual_error(saddle, at, kx, eps)
         solved = residual / primal
         t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
@@ -266,7 +269,7 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
         # the residual is that of X, and of Y = f''(Kx) q, from which the Y of a fixed number of iterations differs
         d_y = d_y + per_image_norm(at.Y - saddle.f.hessian(kx)(q))
         sizes = [per_image_norm(v) for v in (at.x, at.y, at.X, at.Y, q)]
-    omega, size, own = torch.zeros_like(eps), torch.zeros_like(at.error), torch.zeros_like(at.error)
+    omega, size, own = torch.zeros_like(eps), torch.zeros_like(eps), torch.zeros_like(at.error)
     certified = proved_g and proved_f
     with torch.enable_grad():
         live = model.saddle_point(data)
@@ -285,14 +288,15 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
                 gain = _chain_norm(tensor, model)
                 if gain:
                     with torch.no_grad():
-                        n, v = bound(point, w, radius[0])
+                        n, v = (torch.stack(rows) for rows in zip(*(bound(point, w, r) for r in radius), strict=True))
                         v, proved = _finite(v)
                     certified &= proved
                     omega, size = omega + gain * (n * d_w + v * radius), size + gain * n * n_w
-                    own = own + gain * unit * v * per_image_norm(point)
+                    own = own + gain * unit * v[0] * per_image_norm(point)
     whole, exact = omega
-    whole = whole + own + SUMMATION * unit * size
-    return ErrorBound(whole, size, whole - exact, saddle.basis if certified else Grade.ESTIMATED)
+    whole = whole + own + SUMMATION * unit * size[0]
+    basis = saddle.basis if certified else Grade.ESTIMATED
+    return ErrorBound(whole, size[0], modelled_part(whole, exact), basis, modelled_part(*size))
 
 
 def _dual_error(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor, eps: Tensor) -> Tensor:

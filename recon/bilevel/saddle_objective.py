@@ -16,6 +16,7 @@ from recon.bilevel.loss import UpperLoss, check_finite
 from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
+from recon.lower_level.grade import modelled_part, proved_part
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
 from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint, check_transpose
@@ -84,14 +85,15 @@ class SaddleObjective(BilevelObjective):
         As in :class:`BilevelObjective`; omega by :func:`recon.bilevel.piggyback.error_bound`.
         """
         total: list[Tensor] | None = None
-        ws, residuals, errors = [], [], Errors()
+        adjoints, errors = [], Errors()
         for c in self._chunks():
-            saddle, w, residual = self.saddle_point(c), evaluation.w[c], evaluation.adjoint_residual[c]
+            saddle, w = self.saddle_point(c), evaluation.w[c]
+            residual, adjoint_rounding = evaluation.adjoint_residual[c], evaluation.adjoint_rounding[c]
             x, y = saddle.split(evaluation.x[c])
             slope = self._slope(saddle, c, x)
             if self.piggyback.iterations is None and not bool((residual <= accuracy.adjoint).all()):
                 found = self._adjoint(saddle, x, w, slope, accuracy.adjoint)
-                w, residual = torch.cat([found.X, found.Y], 1), found.residual
+                w, residual, adjoint_rounding = torch.cat([found.X, found.Y], 1), found.residual, found.rounding
             weight = evaluation.weight[c]
             big_x, big_y = saddle.split(w)
             scaled = [over_image(weight, v) * v for v in (big_x, big_y, saddle.operator(big_x))]
@@ -101,16 +103,15 @@ class SaddleObjective(BilevelObjective):
             ]
             if bound:
                 error, rounding = (v[c] * saddle.spread for v in (evaluation.error, evaluation.error_rounding))
-                at = AdjointPoint(x, y, big_x, big_y, error, residual, self.loss.smoothness, error_rounding=rounding)
+                at = AdjointPoint(x, y, big_x, big_y, error, residual, self.loss.smoothness)
+                at = replace(at, error_rounding=rounding, adjoint_rounding=adjoint_rounding)
                 omega = error_bound(self.model, self.y[c], at)
                 self._count(4 * torch.ones_like(omega.omega))
                 errors.add(omega, weight, self._weight_error(c, evaluation), saddle.working_dtype(x.dtype))
-            ws.append(w)
-            residuals.append(residual)
+            adjoints.append((w, residual, adjoint_rounding))
         assert total is not None
         z = torch.cat([g.flatten() for g in total]) / len(self.y)
-        improved = replace(evaluation, w=torch.cat(ws), adjoint_residual=torch.cat(residuals))
-        return errors.hypergradient(z, improved)
+        return errors.hypergradient(z, evaluation.with_adjoints(adjoints))
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -146,9 +147,10 @@ class SaddleObjective(BilevelObjective):
         slope_at = self.loss.grad(image, target)
         loss, size = self.loss.value(image, target), per_image_norm(slope_at)
         interval = first_order(loss, size, solution.error, self.loss.smoothness, solution.rounding)
-        residual, sensitivity = torch.full_like(size, math.inf), torch.full_like(size, math.inf)
+        unknown = torch.full_like(size, math.inf)
+        residual, adjoint_rounding, sensitivity = unknown, unknown, unknown
         if found is not None:
-            w, residual = torch.cat([found.X, found.Y], 1), found.residual
+            w, residual, adjoint_rounding = torch.cat([found.X, found.Y], 1), found.residual, found.rounding
             if second:
                 interval, sensitivity = self._second_order(saddle, interval, solution, found.X, image, c)
         return {
@@ -157,6 +159,7 @@ class SaddleObjective(BilevelObjective):
             "error": solution.error,
             "error_rounding": solution.rounding,
             "adjoint_residual": residual,
+            "adjoint_rounding": adjoint_rounding,
             "slope": size,
             "sensitivity": sensitivity,
             "weight": self.loss.outer_slope(loss, target),
@@ -186,7 +189,8 @@ class SaddleObjective(BilevelObjective):
         <phi'(x) - phi'(x^), e> + a^2 + b^2 <= P a + D b, see :func:`recon.lower_level.saddle.problem.distances`. The
         smallest bound is taken. The better one of this certificate and ``interval``, and its length per eps^2.
         """
-        x, error, whole, proved = at.x, at.error, at.error * saddle.spread, (at.error - at.rounding) * saddle.spread
+        x, error, exact = at.x, at.error, proved_part(at.error, at.rounding)
+        whole, proved = error * saddle.spread, exact * saddle.spread
         kx, inner = saddle.operator(x), saddle.operator(big_x)
         back = saddle.operator.transpose(saddle.f.grad(kx))
         slope = self.loss.grad(image, self.target[c])
@@ -210,28 +214,32 @@ class SaddleObjective(BilevelObjective):
         noise = rounding(x, norm)
         systematic = 4 * unit * (norm + per_image_norm(back))
         spread = per_image_norm(big_x) * (noise * (8 / x.shape[1] ** 0.5) + systematic)
-        by_residuals = torch.where(t_f > 0, math.inf, kappa_g * squares / 4)
+        by_residuals, by_computed = torch.where(t_f > 0, math.inf, kappa_g * squares / 4)
         middle = torch.fmin(middle_term(variation, norm + noise, mu, whole), by_residuals)
         moved = 4 * unit * t * per_image_norm(x)  # of x in its filter responses, as in Energy.adjoint_rounding
         low = (adjoint + rounding(big_x, adjoint) + moved) * whole + middle + spread
         value = self.loss.value(image, self.target[c]) + per_image_dot(big_x.double(), r.double())
         # an adjoint as accurate as x; the middle term falls like the square of the error
         sensitivity = 2 * (saddle.image_convexity + middle / error.square().clamp_min(1e-300)) + 0.5 * l_g
-        least = torch.fmin(middle_term(variation, norm, mu, proved), by_residuals)
-        modelled = low - adjoint * proved - least + modelled_square(error, at.rounding, l_g)
+        least = adjoint * proved + torch.fmin(middle_term(variation, norm, mu, proved), by_computed)
+        modelled = modelled_part(low, least) + modelled_square(error, error - exact, l_g)
         return interval.better(Interval(value, low, low + 0.5 * l_g * error.square(), modelled)), sensitivity
 
     @staticmethod
     def _squared_residuals(saddle: SaddlePoint, at: SaddleSolution, kx: Tensor) -> Tensor:
-        """P^2 + D^2 of the residuals p, in the image and in the rest of x, and d, with their rounding errors."""
+        """P^2 + D^2 of the residuals p, in the image and in the rest of x, and d.
+
+        Two rows: with their rounding errors, and without.
+        """
         unit, n = saddle.operator.eps(kx.dtype), saddle.pixels
         n_x, n_y, n_kx = (per_image_norm(v) for v in (at.x, at.y, kx))
         slope, back = saddle.g.grad(at.x), saddle.operator.transpose(at.y)
         p, d = slope + back, at.s - kx
         noise = unit * (saddle.norm * n_y + per_image_norm(slope) + saddle.g.smoothness * n_x)
         dual_noise = unit * (saddle.norm * n_x + n_kx + saddle.f.conjugate_terms(at.y))
-        image, rest = ((per_image_norm(v) + noise).square() for v in (p[:, :n], p[:, n:]))
-        dual = (per_image_norm(d) + dual_noise).square() / saddle.dual_convexity
+        counted = noise.new_tensor([[1.0], [0.0]])
+        image, rest = ((per_image_norm(v) + counted * noise).square() for v in (p[:, :n], p[:, n:]))
+        dual = (per_image_norm(d) + counted * dual_noise).square() / saddle.dual_convexity
         return image / saddle.image_convexity + rest / saddle.convexity + dual
 
     def _weight_error(self, c: slice, evaluation: Evaluation) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import torch
@@ -39,6 +40,22 @@ def grade_bounds(bound: Tensor, rounding: Tensor, dtype: torch.dtype, basis: Gra
     modelled = ~(rounding <= SHARE * bound) | (torch.finfo(dtype).eps > torch.finfo(torch.float64).eps)
     grade = grade.clamp_min(modelled.to(torch.int64) * int(Grade.MODELLED))
     return torch.where(torch.isfinite(bound), grade, int(Grade.ESTIMATED))
+
+
+def proved_part(bound: Tensor, rounding: Tensor | None) -> Tensor:
+    """``bound`` without ``rounding``, its modelled part: zero where that is all of it (None), or infinite."""
+    if rounding is None:
+        return torch.zeros_like(bound)
+    return torch.nan_to_num(bound - rounding, nan=0.0, posinf=math.inf).clamp_min(0)
+
+
+def modelled_part(bound: Tensor, proved: Tensor) -> Tensor:
+    """The reverse: ``bound`` less ``proved``, which is what it is without the model of rounding errors.
+
+    All of the bound where it is infinite, or nothing is known to be proved (NaN).
+    """
+    rest = bound - proved
+    return torch.where(rest.isnan(), bound, rest).clamp_min(0)
 
 
 def worst(*grades: Tensor | Grade) -> Grade:

@@ -66,6 +66,7 @@ class LinearSolution:
 
     residual: b - Bw at the returned w, recomputed, or recurred where the gap between both is negligible;
     residual_norm: a bound of its norm per image, ``(batch,)``, in which this gap is counted.
+    rounding: the part of ``residual_norm`` that a model of rounding errors adds; all of it where a solver does not say.
     """
 
     w: Tensor
@@ -73,6 +74,11 @@ class LinearSolution:
     residual_norm: Tensor
     status: Tensor
     evaluations: Tensor
+    rounding: Tensor = UNSAID
+
+    def __post_init__(self) -> None:
+        if self.rounding is UNSAID:
+            object.__setattr__(self, "rounding", self.residual_norm)
 
     @property
     def converged(self) -> bool:

@@ -162,7 +162,7 @@ def test_every_part_of_the_bound_is_needed() -> None:
         w = torch.linalg.solve(a, (x - target).flatten()).view_as(y) + adjoint * u[:, 0].view_as(y)
         residual = (energy.hessian(x)(w) - (x - target)).flatten().norm().view(1)
         error = energy.grad(x).flatten().norm().view(1) / energy.strong_convexity
-        omega, _, _, grade = error_bound(energy, 1.0, x, w, error, residual)
+        omega, _, _, grade, _ = error_bound(energy, 1.0, x, w, error, residual)
         true_error = (-torch.cat([g.flatten() for g in energy.parameter_vjp(x, w)]) - truth).norm()
         assert grade is Grade.PROVED
         assert float(true_error) <= float(omega)

@@ -137,7 +137,7 @@ def test_bound_of_the_error_in_random_cases(kind: str, certified: bool) -> None:
             big_x, big_y = at_x + inner * e_big_x, at_y + inner * math.sqrt(mu / nu) * e_big_y
             residual = torch.full((1,), inner * mu, dtype=torch.float64)
             at = AdjointPoint(x, y, big_x, big_y, (x - best.x).norm(dim=1), residual, l_1, dual_slope, l_2)
-            omega, size, _, grade = error_bound(model, data, at)
+            omega, size, _, grade, _ = error_bound(model, data, at)
             assert (grade is not Grade.ESTIMATED) == certified
             q = saddle.operator(big_x).detach() + dual_slope
             z = flat(parameter_gradient(model, data, x, y, big_x, big_y, q))

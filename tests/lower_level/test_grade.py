@@ -12,8 +12,8 @@ from torch import Tensor
 
 from recon.bilevel import MAID, Accuracy, BilevelObjective, NegativePSNR, SaddleObjective
 from recon.bilevel.evaluation import Evaluation
-from recon.lower_level import FISTA, LBFGS, PDHG, Energy, Grade, ProjectedLBFGS, Solution
-from recon.lower_level.grade import SHARE, grade_bounds, worst
+from recon.lower_level import FISTA, LBFGS, PDHG, Energy, Grade, LinearSolution, ProjectedLBFGS, Solution
+from recon.lower_level.grade import SHARE, grade_bounds, modelled_part, proved_part, worst
 from tests.lower_level.problems import make, normal, norms, smooth_image
 from tests.lower_level.saddle.saddle_problems import FilterModel
 from tests.lower_level.test_precision import Dense, Ridge, SinglePrecision
@@ -34,6 +34,22 @@ def test_of_a_bound() -> None:
     found = grade_bounds(bound, rounding, torch.float32, Grade.PROVED)
     assert found.tolist() == grades(*[Grade.MODELLED] * 3, *unknown)
     assert grade_bounds(bound, rounding, torch.float64, Grade.ESTIMATED).tolist() == grades(*[Grade.ESTIMATED] * 5)
+
+
+def test_parts_of_a_bound() -> None:
+    bound = torch.tensor([1.0, 1.0, 1.0, math.inf, math.inf, 1.0, math.nan], dtype=torch.float64)
+    rounding = torch.tensor([0.25, 1.0, 2.0, math.inf, 0.0, math.inf, 0.0], dtype=torch.float64)
+    proved = proved_part(bound, rounding)
+    assert proved.tolist() == [0.75, 0.0, 0.0, 0.0, math.inf, 0.0, 0.0]
+    assert modelled_part(bound, proved)[:-1].tolist() == [0.25, 1.0, 1.0, math.inf, math.inf, 1.0]
+    assert modelled_part(bound, bound + math.nan)[:-1].tolist() == bound[:-1].tolist()
+    assert proved_part(bound, None).tolist() == [0.0] * 7  # of which nothing is said: all of it is modelled
+    assert float(modelled_part(bound[:1], bound[:1] * (1 + 1e-15))) == 0
+
+
+def test_linear_solutions_that_say_nothing() -> None:
+    one = torch.ones(2, dtype=torch.float64)
+    assert LinearSolution(one, one, 3 * one, one.long(), one.long()).rounding.tolist() == [3.0, 3.0]
 
 
 def test_the_worst_counts() -> None:
@@ -139,11 +155,12 @@ def test_records_and_older_checkpoints() -> None:
     assert record.grade is Grade.PROVED or record.grade == Grade.PROVED
     assert 0 < record.rounding <= record.upper - record.lower
     at = problem.evaluate(Accuracy(1e-3, 1e-3))
-    new = ("error_rounding", "rounding", "grade")
+    new = ("error_rounding", "adjoint_rounding", "rounding", "grade")
     older = {f.name: getattr(at, f.name) for f in dataclasses.fields(at) if f.name not in new}
     loaded = Evaluation(**older)
     assert (loaded.grade, loaded.rounding) == (Grade.ESTIMATED, math.inf)
     assert torch.equal(loaded.error_rounding, at.error)
+    assert torch.equal(loaded.adjoint_rounding, at.adjoint_residual)
 
 
 def test_saddle_points() -> None:

@@ -294,6 +294,19 @@ def test_gaps_add_up_as_greenbaum_says() -> None:
     assert float(solved.residual_norm) - float(r.norm()) == pytest.approx(rho * gap, rel=1e-5)
 
 
+@pytest.mark.parametrize("rho", [1e-15, 1e-9, 1e-2])
+@pytest.mark.parametrize("accuracy", [1.0, 1e-6])
+def test_what_conjugate_gradients_add_to_the_residual_is_modelled(rho: float, accuracy: float) -> None:
+    """The residual itself does not know the model, wherever and for whatever reason the iteration ends."""
+    spectrum = torch.tensor([1.0, 3.0, 10.0, 30.0], dtype=torch.float64).view(1, 1, 1, 4).expand(2, 1, 1, 4)
+    hessian = HessianMap(lambda v, kept: (spectrum if kept is None else spectrum[kept]) * v)
+    b = torch.stack([torch.ones(1, 1, 4), torch.arange(4.0).view(1, 1, 4)]).double()
+    solved = conjugate_gradients(hessian, b, torch.full_like(b, 0.5), accuracy, rounding=rho)
+    proved, left = solved.residual_norm - solved.rounding, (b - spectrum * solved.w).flatten(1).norm(dim=1)
+    torch.testing.assert_close(proved, left, rtol=1e-6, atol=1e-14)
+    assert bool((solved.rounding >= 0.99 * rho * solved.w.flatten(1).norm(dim=1)).all())
+
+
 def test_a_gap_beyond_a_hundredth_of_the_accuracy_is_looked_at() -> None:
     """The residual is computed anew: one product more, and the rounding of that one alone."""
     rho, w0 = 1e-4, pixel(0.0)

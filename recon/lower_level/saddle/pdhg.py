@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
-from recon.lower_level.grade import grade_bounds
+from recon.lower_level.grade import grade_bounds, modelled_part
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.problem import SaddlePoint, distances
 from recon.lower_level.solution import RUNNING, Status
@@ -210,7 +210,7 @@ class PDHG:
                 status[status == RUNNING] = Status.ITERATION_LIMIT
             done = status != RUNNING
             if done.any():
-                rounding = torch.nan_to_num(error - proved, nan=math.inf)
+                rounding = modelled_part(error, proved)
                 dtype = iteration.saddle.working_dtype(iteration.x.dtype)
                 grade = grade_bounds(error, rounding, dtype, iteration.saddle.basis)
                 numbers = (error, dual_error, rounding, torch.maximum(primal, dual))

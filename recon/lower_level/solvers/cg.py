@@ -58,7 +58,7 @@ def conjugate_gradients(
         status[(status == RUNNING) & (norm > 0.5 * previous)] = Status.PRECISION_FLOOR
         active = torch.nonzero(status == RUNNING).flatten()
         if active.numel() == 0:
-            return LinearSolution(w, residual, norm, status, evaluations)
+            return LinearSolution(w, residual, norm, status, evaluations, drift)
         previous = norm
         part = hessian if len(active) == batch else hessian.select(active)
         inverse = preconditioner.select(active) if preconditioner is not None else None
