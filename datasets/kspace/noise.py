@@ -22,8 +22,13 @@ _FEW = 1000
 _MANY = 20_000
 # The share of noise that counts, lowest energies first, for the estimate and for its check.
 _INSIDE, _CHECK = 0.78, 0.98
-# The estimate and the check may differ by this factor where signal does not pass for noise.
-_CERTAIN = 1.15
+# The estimate and the check may differ by this factor where signal does not pass for noise; of groups, by less.
+_CERTAIN, _CERTAIN_GROUPS = 1.15, 1.08
+# Noise is as strong in lines near the zero frequency as far from it, signal is not: the ratio of their energies, in
+# the mean of all coils and in one coil.
+_NEAR, _NEAR_COIL = 1.2, 1.5
+# Fewer groups of vectors than this share of all may be alike by chance.
+_GROUPS = 0.1
 # Coils whose correlation has a smaller eigenvalue than this are combinations of each other.
 _DEPENDENT = 1e-10
 
@@ -126,9 +131,14 @@ def estimate_noise(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
         C = mean of v v^H / 2 over all v with v^H C^-1 v <= t,   divided by F_{2n+2}(t) / F_{2n}(t),
 
     with the distribution function F_k of chi^2 with k degrees of freedom, n coils and F_2n(t) = 0.78; it is found by
-    iteration from the smallest vectors upwards, so that signal (larger ones) does not count. Signal that is left can
-    only add, hence the smallest of the estimates is taken. It is certain if a local one is nearly as small, and if
-    F_2n(t) = 0.98 gives nearly the same in all combinations of the coils.
+    iteration from the smallest vectors upwards, so that signal (larger ones) does not count. Complete lines have the
+    same air beside the object: their m vectors of one place and local frequency are also taken or left together, by
+    the sum of v^H C^-1 v and 2nm degrees of freedom, which tells noise from signal better, the more lines there are.
+
+    Signal that is left can only add, hence the smallest of the estimates is taken. It is certain if the smallest one of
+    local frequencies, or of those without groups, is nearly as small and plausible: 0.98 instead of 0.78 gives nearly
+    the same in all combinations of the coils; of groups, a tenth counts as noise, and lines near the zero frequency
+    have no more energy than others.
 
     Args:
         kspace: complex; coils that are zero everywhere have no noise.
@@ -136,29 +146,53 @@ def estimate_noise(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
     """
     live = kspace.abs().sum((1, 2)) > 0
     kspace = kspace[live].to(torch.complex128)
-    best: tuple[Tensor, int, str, bool] | None = None
-    smallest, of_image = math.inf, math.inf
-    for vectors, independent, where, local in _signal_free(kspace, mask):
-        covariance, inside = _clipped(vectors, _INSIDE)
-        size = _size(covariance)
-        of_image = min(of_image, size) if local else of_image
-        if size < smallest:
-            wide, _ = _clipped(vectors, _CHECK)
-            smallest, best = size, (covariance, int(inside * independent), where, _agree(covariance, wide))
-    assert best is not None
-    full = torch.zeros(len(live), len(live), dtype=torch.complex128)
-    full[live.nonzero(), live.nonzero().T] = best[0]
+    found = [(kind, *_clipped(kind.vectors, _INSIDE)) for kind in _signal_free(kspace, mask)]
+    best = min(found, key=lambda one: _size(one[1]))
     # samples alone cannot tell: signal that is alike in all of them passes for noise
-    certain = best[3] and of_image <= _CERTAIN * smallest
-    return NoiseEstimate(full, best[1], f"estimated from {best[2]}", certain)
+    local = [one for one in found if one[0].local and _size(one[1]) <= _CERTAIN * _size(best[1])]
+    single = [one for one in local if one[0].vectors.shape[1] == 1]
+    smallest = [min(some, key=lambda one: _size(one[1])) for some in (local, single) if some]
+    certain = any(_plausible(*one) for one in smallest) and (best[0].local or _plausible(*best))
+    kind, covariance, inside = best
+    full = torch.zeros(len(live), len(live), dtype=torch.complex128)
+    full[live.nonzero(), live.nonzero().T] = covariance
+    count = int(min(1.0, float(inside.double().mean()) / _INSIDE) * kind.independent)
+    return NoiseEstimate(full, count, f"estimated from {kind.name}", certain)
 
 
-def _agree(covariance: Tensor, wide: Tensor) -> bool:
-    """Whether no combination of the coils has much more noise in the second one."""
+@dataclass(frozen=True)
+class _Kind:
+    """Vectors some of which hold only noise."""
+
+    vectors: Tensor
+    """(groups, members, coils): members are taken or left together, those of lines from the zero frequency outwards."""
+    independent: int
+    """How many samples they were made from."""
+    name: str
+    local: bool
+    """Whether these are local frequencies."""
+
+
+def _plausible(kind: _Kind, covariance: Tensor, inside: Tensor) -> bool:
+    """Whether what was taken for noise looks like noise."""
+    wide, _ = _clipped(kind.vectors, _CHECK)
+    members = kind.vectors.shape[1]
+    if not _agree(covariance, wide, _CERTAIN if members == 1 else _CERTAIN_GROUPS):
+        return False
+    if members == 1:
+        return True
+    energies = kind.vectors[inside].abs().square().mean(0)
+    ratios = energies[: members // 2].mean(0) / energies[members // 2 :].mean(0)
+    alike = float(ratios.mean()) <= _NEAR and float(ratios.max()) <= _NEAR_COIL
+    return alike and float(inside.double().mean()) >= _GROUPS * _INSIDE
+
+
+def _agree(covariance: Tensor, wide: Tensor, factor: float) -> bool:
+    """Whether no combination of the coils has more than ``factor`` times the noise in the second one."""
     if _singular(covariance) or not bool(torch.isfinite(wide.abs()).all()):
         return False
     ratio = torch.linalg.eigvals(torch.linalg.solve(covariance, wide)).real
-    return float(ratio.max()) <= _CERTAIN**2
+    return float(ratio.max()) <= factor**2
 
 
 def _size(covariance: Tensor) -> float:
@@ -166,75 +200,92 @@ def _size(covariance: Tensor) -> float:
     return float(covariance.diagonal().real.clamp_min(1e-300).log().mean().div(2).exp())
 
 
-def _signal_free(kspace: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, int, str, bool]]:
-    """Vectors (number, coils) with some that hold only noise, how many are independent, what they are, if local."""
+def _signal_free(kspace: Tensor, mask: Tensor) -> Iterator[_Kind]:
+    """What ``estimate_noise`` looks at, at most about ``_MANY`` groups of each."""
     rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in mask.shape)
     radius = torch.hypot(rows[:, None] / mask.shape[0], columns[None] / mask.shape[1])
     share = min(1.0, max(0.1, _FEW / int(mask.sum())))
     far = mask & (radius >= torch.quantile(radius[mask], 1 - share))
-    yield kspace[:, far].T, int(far.sum()), "the outermost samples of k-space", False
-    yield kspace[:, mask].T, int(mask.sum()), "the smallest samples of k-space", False
+    yield _Kind(_some(kspace[:, far].T), int(far.sum()), "the outermost samples of k-space", False)
+    yield _Kind(_some(kspace[:, mask].T), int(mask.sum()), "the smallest samples of k-space", False)
     block = calibration_region(mask)
     if min(block) >= 2 * _WINDOWS[0]:
         top, left = (n // 2 - size // 2 for n, size in zip(mask.shape, block, strict=True))
         image = centred_ifft(kspace[:, top : top + block[0], left : left + block[1]])
         for side in _WINDOWS:
             if min(block) >= 2 * side:
-                vectors = _local_frequencies(image, (1, 2), side)
-                yield vectors, block[0] * block[1], "local frequencies of the image", True
-    for axis in (1, 2):
-        # with the axis of lines last: the rows of the transposed mask are its columns
-        lines = mask if axis == 2 else mask.T
-        extent = lines.any(0).nonzero().flatten()
-        first, last = int(extent[0]), int(extent[-1]) + 1
-        full = lines[:, first:last].all(1)
-        if last - first < 2 * _WINDOWS[0] or int(full.sum()) < 2:
-            continue
-        part = (kspace if axis == 2 else kspace.transpose(1, 2))[:, full, first:last]
-        profile = torch.fft.ifft(torch.fft.ifftshift(part, dim=2), dim=2, norm="ortho")
-        profile = torch.fft.fftshift(profile, dim=2)
-        for side in _WINDOWS:
-            if last - first >= 2 * side:
-                vectors = _local_frequencies(profile, (2,), side)
-                yield vectors, part[0].numel(), "local frequencies of full lines", True
+                vectors = _local_frequencies(image, (1, 2), side).flatten(1).T
+                yield _Kind(_some(vectors), block[0] * block[1], "local frequencies of the image", True)
+    yield from _of_lines(kspace.transpose(1, 2), mask.T)
+    yield from _of_lines(kspace, mask)
 
 
-def _local_frequencies(values: Tensor, axes: tuple[int, ...], side: int) -> Tensor:
-    """Fourier transforms of Hann windows of ``side`` pixels: (number, coils), of the noise of ``values``."""
+def _of_lines(kspace: Tensor, lines: Tensor) -> Iterator[_Kind]:
+    """Local frequencies of the rows that are sampled completely, each for itself and those of all rows together."""
+    extent = lines.any(0).nonzero().flatten()
+    first, last = int(extent[0]), int(extent[-1]) + 1
+    full = lines[:, first:last].all(1).nonzero().flatten()
+    if last - first < 2 * _WINDOWS[0] or len(full) < 2:
+        return
+    full = full[(full - len(lines) // 2).abs().argsort(stable=True)]
+    part = kspace[:, full, first:last]
+    profile = torch.fft.ifft(torch.fft.ifftshift(part, dim=2), dim=2, norm="ortho")
+    profile = torch.fft.fftshift(profile, dim=2)
+    for side in _WINDOWS:
+        if last - first >= 2 * side:
+            vectors = _local_frequencies(profile, (2,), side, 3 * _MANY)
+            name = "local frequencies of full lines"
+            yield _Kind(_some(vectors.flatten(1).T), part[0].numel(), name, True)
+            together = vectors.flatten(2).permute(2, 1, 0)
+            yield _Kind(_some(together), part[0].numel(), f"{name}, all lines together", True)
+
+
+def _some(vectors: Tensor) -> Tensor:
+    """(groups, members, coils) of vectors (groups, coils) or of groups: all, or a random part of many."""
+    if len(vectors) > _MANY:  # not every k-th one, which would be the same frequency of all windows
+        vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MANY]]
+    return vectors[:, None] if vectors.ndim == 2 else vectors
+
+
+def _local_frequencies(values: Tensor, axes: tuple[int, ...], side: int, many: int = _MANY) -> Tensor:
+    """Fourier transforms of Hann windows of ``side`` pixels: (coils, rest and windows ..., frequencies of axes ...)."""
     window = torch.hann_window(side + 2, periodic=False, dtype=torch.float64)[1:-1]
     window = window / window.norm()
     number = math.prod(values.shape[1:])
     # overlapping windows of a small image, some of a large one
-    step = max(1, side // 4, math.floor(side * (number / _MANY) ** (1 / len(axes))))
+    step = max(1, side // 4, math.floor(side * (number / many) ** (1 / len(axes))))
     for axis in axes:
         values = torch.fft.fft(values.unfold(axis, side, step) * window, dim=-1)
-    return values.reshape(len(values), -1).T
+    return values
 
 
-def _clipped(vectors: Tensor, share: float) -> tuple[Tensor, float]:
-    """C of ``estimate_noise`` for vectors (number, coils), and the share of the vectors that is noise."""
-    if len(vectors) > _MANY:  # not every k-th one, which would be the same frequency of all windows
-        vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MANY]]
-    number, coils = vectors.shape
-    cut = float(chi2.ppf(share, 2 * coils))
-    factor = float(chi2.cdf(cut, 2 * coils + 2)) / share
-    energies = vectors.abs().square()
-    scale = _start(energies, 2)
+def _clipped(vectors: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """C of ``estimate_noise`` for vectors (groups, members, coils), and which groups it was computed from."""
+    number, members, coils = vectors.shape
+    freedom = 2 * coils * members
+    cut = float(chi2.ppf(share, freedom))
+    factor = float(chi2.cdf(cut, freedom + 2)) / share
+    energies = vectors.abs().square().sum(1)
+    scale = _start(energies, 2 * members)
     covariance = torch.diag(scale).to(vectors.dtype)
-    if not bool((scale > 0).all()):
-        return covariance, 1.0
-    covariance *= _start((energies / scale).sum(1, keepdim=True), 2 * coils)[0]
     inside = torch.ones(number, dtype=torch.bool)
+    if not bool((scale > 0).all()):
+        return covariance, inside
+    covariance *= _start((energies / scale).sum(1, keepdim=True), freedom)[0]
     for _ in range(100):
         if _singular(covariance):
             break
-        distance = (torch.linalg.solve(covariance, vectors.T).T * vectors.conj()).sum(1).real
-        before, inside = inside, distance <= cut
-        if bool((before == inside).all()):
+        before, inside = inside, _distances(vectors, covariance).sum(1) <= cut
+        if not bool(inside.any()) or bool((before == inside).all()):
             break
-        part = vectors[inside]
+        part = vectors[inside].flatten(0, 1)
         covariance = part.T @ part.conj() / (2 * len(part) * factor)
-    return covariance, min(1.0, float(inside.double().mean()) / share)
+    return covariance, inside
+
+
+def _distances(vectors: Tensor, covariance: Tensor) -> Tensor:
+    """v^H C^-1 v of vectors (..., coils)."""
+    return ((vectors @ torch.linalg.inv(covariance).T) * vectors.conj()).sum(-1).real
 
 
 def _singular(covariance: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import DataError, KSpaceDataModule, SheppLogan
+from datasets import DataError, KSpaceDataModule, RandomEllipses, SheppLogan
 from datasets.kspace.noise import NoiseEstimate, estimate_noise, measured_noise
 from recon.operators import simulated_sensitivities
 from recon.operators.mri.cartesian import centred_fft
@@ -79,6 +80,52 @@ def test_undersampled_is_right_or_not_certain(pattern: str, coils: int) -> None:
         assert found.level == pytest.approx(sigma, rel=0.2)
     else:
         assert found.level > 0.8 * sigma  # signal only adds
+
+
+def ellipses(shape: Shape, seed: int, share: float) -> torch.Tensor:
+    """Sharp ellipses with a smooth phase, over a share of the rows and columns; the largest value is 1."""
+    inner = [max(8, round(share * n)) for n in shape]
+    picture = RandomEllipses(1, max(inner), seed, interior=False)[0][0].double()
+    i, j = (torch.arange(n) * max(inner) // n for n in inner)
+    made = torch.zeros(shape, dtype=torch.float64)
+    top, left = ((n - m) // 2 for n, m in zip(shape, inner, strict=True))
+    made[top : top + inner[0], left : left + inner[1]] = picture[i[:, None], j]
+    return torch.polar(made / made.max(), (torch.arange(shape[1]) / shape[1]).double().expand(shape))
+
+
+# seed, shape, coils, acceleration, noise
+CASES = [
+    (seed, shape, coils, acceleration, sigma)
+    for seed, (shape, coils, acceleration, sigma) in enumerate(
+        itertools.product([(64, 81), (101, 64)], [1, 3], [3.0, 6.0], [0.002, 0.02])
+    )
+]
+
+
+def _estimated(case: tuple[int, Shape, int, float, float], share: float, pattern: str) -> tuple[NoiseEstimate, float]:
+    """The estimate, and the largest ratio of its levels to the true ones or of the true ones to them."""
+    seed, shape, coils, acceleration, sigma = case
+    truth = correlated(coils, sigma) if seed % 2 else white(coils, sigma)
+    mask = PATTERNS[pattern](shape, acceleration, None, seed)  # type: ignore[index]
+    image = simulated_sensitivities(coils, shape) * ellipses(shape, 100 + seed, share)
+    found = estimate_noise((centred_fft(image) + noise(truth, shape, seed)) * mask, mask)
+    exact = NoiseEstimate(truth, 10**6, "known")
+    ratios = (found.level / exact.level, found.root_mean_square / exact.root_mean_square)
+    return found, max(max(ratio, 1 / ratio) for ratio in ratios)
+
+
+def test_air_beside_the_object_and_few_lines() -> None:
+    """The ends of the readout hold noise alone in every line, however few there are."""
+    found = [_estimated(case, 0.75, pattern) for case in CASES for pattern in ("random_lines", "equispaced")]
+    assert max(off for _, off in found) <= 1.2
+    assert sum(not one.certain for one, _ in found) <= 0.25 * len(found)
+
+
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_pictures_without_air_are_right_or_not_certain(pattern: str) -> None:
+    for case in CASES:
+        found, off = _estimated(case, 1.0, pattern)
+        assert off <= 1.2 or not found.certain, case
 
 
 def test_noise_alone_and_coils_that_are_off() -> None:
