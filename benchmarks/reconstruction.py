@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 from rich.progress import track
 from torch import Tensor
@@ -25,6 +24,8 @@ from benchmarks.common import arguments, print_table, start, write_csv
 from datasets import DenoisingDataModule
 from models import TotalVariation
 from models.files.storage import load_regularizer
+from recon.commands.configuration.classes import check_classes
+from recon.commands.configuration.yaml_files import read_yaml
 from recon.lower_level import LBFGS, Energy, Regularizer, Solution, first_guess
 from recon.metrics import psnr, ssim
 from recon.operators import FilteredBackProjection, RayTransform
@@ -69,16 +70,20 @@ def main() -> None:
 
 
 def configured(args: argparse.Namespace) -> tuple[DenoisingDataModule, float]:
-    """The data module of the configuration, and its mu."""
-    config = yaml.safe_load(args.config.read_text())
+    """The data module of the configuration, and its mu.
+
+    Raises ``ValueError`` for classes that cannot stand where the configuration has them; nothing is made then.
+    """
+    config = read_yaml(args.config)
     section = config["data"]
     for key, value in {"train": args.train, "test": args.test}.items():
         if value is not None:
             section["init_args"][key] = value
-    parser = ArgumentParser()
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=DenoisingDataModule)
-    made = parser.instantiate(parser.parse_object({"data": section}))
-    return made.data, float(config["model"]["init_args"].get("mu", 0.0))
+    parsed = parser.parse_object({"data": section})
+    check_classes(parsed, {"data": DenoisingDataModule})
+    return parser.instantiate(parsed).data, float(config["model"]["init_args"].get("mu", 0.0))
 
 
 def quality(operator: Any, results: list[Tensor], data: Pairs) -> tuple[float, float]:

@@ -17,8 +17,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
+from models.files.building import MisfitError, build
 from models.files.checkpoint_file import CheckpointError, load_checkpoint
 from models.files.shipped import locate
 from models.files.trust import Trusted, UntrustedError, find_class, full_name, is_importable
@@ -134,13 +134,13 @@ def load_model(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Model, 
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; a regularizer is a {WEIGHTS} and a {DESCRIPTION} file")
     head = _read_description(description)
-    regularizer = _build(head, description, trust)
+    cls = _class(head, description, trust)
     content = weights.read_bytes()
     try:
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:
         raise ModelFileError(f"{weights}: not a safetensors file, or truncated ({error})") from error
-    _fill(regularizer, tensors, weights)
+    regularizer = _build(cls, head, tensors, weights)
     if hashlib.sha256(content).hexdigest() != head.get("sha256"):
         raise ModelFileError(
             f"{weights}: does not belong to {description.name}, its checksum is another; copy both files"
@@ -231,8 +231,8 @@ def _check_specification(head: Mapping[str, Any], path: Path) -> None:
         raise ModelFileError(f"{path}: the dtype is {head['dtype']!r}; valid are {', '.join(_DTYPES)}")
 
 
-def _build(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> Model:
-    name, arguments = head["class"], head["arguments"]
+def _class(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> type[Model]:
+    name = head["class"]
     try:
         cls = find_class(name, trust)
     except UntrustedError as error:
@@ -246,31 +246,35 @@ def _build(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> Mod
             f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer, of "
             "recon.lower_level.SaddleModel and of recon.reconstruction.reconstructor.Reconstructor"
         )
+    return cls
+
+
+def _build(cls: type[Model], head: Mapping[str, Any], tensors: Mapping[str, Any], path: Path) -> Model:
+    """The model with the tensors in ``path``, with one sentence for everything that does not fit."""
+    arguments = getattr(cls, "older_arguments", {}) | head["arguments"]
     try:
-        regularizer = cls(**(getattr(cls, "older_arguments", {}) | arguments))
+        regularizer = build(cls, arguments, tensors).to(_DTYPES[head["dtype"]])
+    except MisfitError as error:
+        raise ModelFileError(f"{path}: does not fit {cls.__name__} with {_brief(arguments)}: {error}") from error
     except Exception as error:  # arguments of any kind and size end in errors of any kind
-        raise ModelFileError(f"{path}: {name} cannot be made with the arguments {arguments} ({error})") from error
-    return regularizer.to(_DTYPES[head["dtype"]])
-
-
-def _fill(regularizer: Model, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """``load_state_dict`` with one sentence for everything that does not fit."""
-    own = regularizer.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in tensors]
-    wrong += [f"{k} is not one of its tensors" for k in tensors if k not in own]
-    wrong += [
-        f"{k} has the shape {tuple(t.shape)} instead of {tuple(own[k].shape)}"
-        for k, t in tensors.items()
-        if k in own and t.shape != own[k].shape
-    ]
-    if wrong:
-        raise ModelFileError(f"{path}: does not fit {type(regularizer).__name__}: {', '.join(wrong)}")
+        raise ModelFileError(
+            f"{path}: {head['class']} cannot be made with the arguments {_brief(arguments)} ({error})"
+        ) from error
     bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise ModelFileError(f"{path}: holds NaN or infinite values in {', '.join(bad)}")
     regularizer.load_state_dict(dict(tensors))
     if isinstance(regularizer, Regularizer):
         _check_contract(regularizer, path)
+    return regularizer
+
+
+def _brief(arguments: Mapping[str, Any]) -> str:
+    try:
+        text = str(arguments)
+    except (ValueError, RecursionError):  # integers of thousands of digits, and deep lists
+        return "such numbers or lists"
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _check_contract(regularizer: Regularizer, path: Path) -> None:
@@ -301,11 +305,11 @@ def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[
             "models.SupervisedModule"
         )
     _check_specification(head, path)
-    regularizer = _build(head, path, trust)
-    supervised = isinstance(regularizer, Reconstructor)
+    cls = _class(head, path, trust)
+    supervised = issubclass(cls, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
     tensors = {k.removeprefix(prefix): v for k, v in parts.items() if str(k).startswith(prefix)}
-    _fill(regularizer, tensors, path)
+    regularizer = _build(cls, head, tensors, path)
     problem = saved.get("problem", {})
     named = ("operator", "fidelity")
     if not isinstance(problem, dict) or not all("class" in problem[k] for k in named if k in problem):

@@ -17,6 +17,8 @@ from recon.reconstruction.reconstructor import (
     positive_norm,
 )
 
+_MOST_ITERATIONS = 10_000
+
 
 class LearnedPrimalDual(Reconstructor):
     r"""Unrolled iterations with memory (Adler and Öktem 2018, Learned Primal-dual Reconstruction, IEEE TMI 37, Alg. 3).
@@ -50,7 +52,7 @@ class LearnedPrimalDual(Reconstructor):
 
     Raises
     ------
-    ValueError: a number is less than 1; an unknown start.
+    ValueError: a number is less than 1, or there are more than 10,000 iterations; an unknown start.
     """
 
     older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}
@@ -69,6 +71,8 @@ class LearnedPrimalDual(Reconstructor):
     ) -> None:
         super().__init__(image_channels, data_channels)
         check_counts(iterations=iterations, memory=memory, channels=channels)
+        if iterations > _MOST_ITERATIONS:  # shared weights cost nothing in a file
+            raise ValueError(f"iterations is {iterations}, but must be at most {_MOST_ITERATIONS}")
         if start not in ("zero", "naive"):
             raise ValueError(f"start is {start!r}; valid are 'zero' and 'naive'")
         self.iterations, self.memory, self.start, self.ramp = iterations, memory, start, ramp

@@ -11,6 +11,8 @@ from torch.nn import functional
 from recon.operators import LinearOperator
 from recon.reconstruction.reconstructor import FilterName, RampName, Reconstructor, check_counts, naive_reconstruction
 
+_MOST_SCALES = 16
+
 
 class UNet(Reconstructor):
     r"""x = x_0 + U(x_0), x_0 the filtered back-projection (CT), zero-filled (MRI) or noisy (denoising) image.
@@ -35,7 +37,7 @@ class UNet(Reconstructor):
 
     Raises
     ------
-    ValueError: a number is less than 1.
+    ValueError: a number is less than 1, or there are more than 16 scales.
     """
 
     older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}
@@ -53,6 +55,8 @@ class UNet(Reconstructor):
     ) -> None:
         super().__init__(image_channels, data_channels)
         check_counts(scales=scales, channels=channels)
+        if scales > _MOST_SCALES:
+            raise ValueError(f"scales is {scales}, but must be at most {_MOST_SCALES}: sides are halved at each")
         if not 0 < frequency_scaling <= 1:
             raise ValueError(f"frequency_scaling is {frequency_scaling}, but must be in (0, 1]")
         self.filter, self.frequency_scaling, self.ramp = filter, frequency_scaling, ramp

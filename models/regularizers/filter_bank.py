@@ -115,21 +115,25 @@ def make_filters(kind: str, filters: int, size: int, seed: int) -> Tensor:
     if kind not in ("dct", "multiscale"):
         raise ValueError(f"initial_filters is {kind!r}, but must be normal, dct or multiscale")
     sides = [size] if kind == "dct" else range(2, size + 1)
-    cosines = torch.cat([F.pad(_cosines(s), _centre(s, size)) for s in sides])
-    if filters > len(cosines):
-        raise ValueError(f"{kind} has {len(cosines)} filters of {size}x{size} pixels, {filters} were asked for")
-    return scale * cosines[:filters]
+    available = size**2 - 1 if kind == "dct" else size * (size + 1) * (2 * size + 1) // 6 - size
+    if filters > available:
+        raise ValueError(f"{kind} has {available} filters of {size}x{size} pixels, {filters} were asked for")
+    found, made = torch.zeros(filters, size, size, dtype=torch.float64), 0
+    for side in sides:
+        cosines = _cosines(side, min(side**2 - 1, filters - made))
+        before = (size - side) // 2
+        found[made : made + len(cosines), before : before + side, before : before + side] = cosines
+        made += len(cosines)
+        if made == filters:
+            break
+    return scale * found
 
 
-def _cosines(size: int) -> Tensor:
-    """The discrete cosines of norm one without the constant, low frequencies first, ``(size^2 - 1, size, size)``."""
+def _cosines(size: int, count: int) -> Tensor:
+    """The first discrete cosines of norm one without the constant, low frequencies first, ``(count, size, size)``."""
     points = math.pi * (torch.arange(size, dtype=torch.float64) + 0.5) / size
     lines = torch.cos(torch.arange(size)[:, None] * points)
     lines = lines / lines.norm(dim=1, keepdim=True)
-    order = sorted(((i, j) for i in range(size) for j in range(size)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f))
-    return torch.stack([torch.outer(lines[i], lines[j]) for i, j in order[1:]])
-
-
-def _centre(size: int, outer: int) -> tuple[int, int, int, int]:
-    before = (outer - size) // 2
-    return before, outer - size - before, before, outer - size - before
+    squares = torch.arange(size).square()
+    order = torch.argsort((squares[:, None] + squares).flatten(), stable=True)[1 : count + 1]
+    return lines[order // size][:, :, None] * lines[order % size][:, None, :]

@@ -137,7 +137,7 @@ class ICNN(Regularizer):
         entries = filters * inner_size**2
         inner = torch.full((filters, filters, inner_size, inner_size), mixing / max(entries - 1, 1))
         middle = inner_size // 2
-        inner[range(filters), range(filters), middle, middle] = 1 - mixing if entries > 1 else 1.0
+        inner[:, :, middle, middle].fill_diagonal_(1 - mixing if entries > 1 else 1.0)
         self.log_inner = nn.ParameterList(nn.Parameter(inner.log().to(dtype)) for _ in range(layers))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(filters, dtype=dtype)) for _ in range(layers + 1))
         self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))

@@ -19,7 +19,7 @@ from recon import metrics
 from recon.bilevel import BilevelObjective
 from recon.lower_level import DataFidelity, Energy, Regularizer, Solver, Status
 from recon.lower_level.solvers.descent import best_weight, descend
-from recon.operators import Identity, LinearOperator
+from recon.operators import Identity, LinearOperator, RayTransform
 from recon.reconstruction import mirrored
 
 log = logging.getLogger(__name__)
@@ -233,13 +233,14 @@ class AdversarialModule(BilevelModule):
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def extra_metadata(self) -> dict[str, Any]:
-        """What the files of the trained regularizer say beside the energy: the weights, and the steps of descent."""
+        """What the files of the trained regularizer say beside the energy: weights, steps of descent, ramp of FBP."""
         return {
             "weight": self.weight,
             "published_weight": self.published_weight,
             "weight_rule": "largest mean PSNR on validation data" if self.trials else "mean ||A^T D'(Ax, y)||",
             "weight_trials": [{"weight": weight, "psnr": value} for weight, value in self.trials],
             "descent_iterations": self.descent_iterations,
+            "ramp": "space",  # of critic_reconstruction; files without it are older, and learned from "frequency"
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -253,6 +254,7 @@ class AdversarialModule(BilevelModule):
         saved = checkpoint["bilevel"].get("adversarial")
         if saved is None:
             raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of adversarial training")
+        self._check_ramp(saved)
         if self._resumed is not None:
             if saved["untuned"] is not None:
                 scale = scale_parameter(self.regularizer)
@@ -262,6 +264,19 @@ class AdversarialModule(BilevelModule):
         self.weight, self.published_weight = saved["weight"], saved["published_weight"]
         self.trials = [(t["weight"], t["psnr"]) for t in saved["weight_trials"]]
         self.descent_iterations = int(saved["descent_iterations"])
+
+    def _check_ramp(self, saved: dict[str, Any]) -> None:
+        """Refuse to go on, with other images, from what learned from the older filtered back-projection."""
+        if "ramp" in saved or not isinstance(self.operator, RayTransform):
+            return
+        older = (
+            f"{self._checkpoint_name}: is of critics that learned from filtered back-projections with the ramp sampled "
+            "in frequency, 38 HU brighter than today's"
+        )
+        if self._resumed is not None:
+            raise CheckpointError(f"{older}; train anew")
+        if self.regularizer.convexity() < 0:  # others have minimizers that do not depend on the start
+            log.warning("%s, and now its descent starts from these; train anew for figures of its own", older)
 
     def _problem(self) -> dict[str, Any]:
         return super()._problem() | {"penalty": float(self.penalty), "method": "adversarial"}

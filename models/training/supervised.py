@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.setting import describe_setting, setting_difference
@@ -281,13 +281,25 @@ class SupervisedModule(ReconstructionModule):
         saved = checkpoint.get("supervised")
         if saved is None:
             raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {public_name(self)}")
-        self._require("reconstructor", saved["reconstructor"], describe(self.reconstructor))
+        self._check_network(saved["reconstructor"])
         for name, value in self.state_dict().items():
             checkpoint["state_dict"].setdefault(name, value)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             if "problem" not in saved:
                 raise CheckpointError(f"{self._checkpoint_name}: was written before the first step; start anew")
             self._resumed = saved
+
+    def _check_network(self, saved: dict[str, Any]) -> None:
+        """Arguments that are younger than the checkpoint had the value ``older_arguments`` when it was trained."""
+        current, older = describe(self.reconstructor), self.reconstructor.older_arguments
+        changed = [name for name in older if name not in saved and older[name] != current.get(name)]
+        if changed and saved.get("class") == current["class"]:
+            remedy = " ".join(f"--model.reconstructor.init_args.{name} {older[name]}" for name in changed)
+            raise CheckpointError(
+                f"{self._checkpoint_name}: is older than the argument {' and '.join(changed)} of "
+                f"{current['class']}; it has learned with {remedy}. Give this, or the same in the configuration"
+            )
+        self._require("reconstructor", _completed(saved, self.reconstructor), current)
 
     def _problem(self) -> dict[str, Any]:
         """Everything beside network and data that decides which numbers the next step produces."""
@@ -302,3 +314,10 @@ class SupervisedModule(ReconstructionModule):
             "seed": self.seed,
             "dtype": str(next(self.reconstructor.parameters()).dtype),
         }
+
+
+def _completed(saved: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+    """The description of a network with what its arguments, and those of its parts, were before they existed."""
+    found = getattr(network, "older_arguments", {}) | saved
+    parts = {name: part for name, part in network.named_children() if isinstance(found.get(name), dict)}
+    return found | {name: _completed(found[name], part) for name, part in parts.items()}

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from datasets import DenoisingDataModule, TomographyDataModule
 from datasets.sources.images import PatientSource
-from models import FieldsOfExperts, LearnedTV, TotalVariation, UNet
+from models import ConvolutionalCritic, FieldsOfExperts, LearnedTV, TotalVariation, UNet
 from models.files.setting import describe_setting
 from models.files.storage import load_model, save_regularizer
 from recon.commands.compare import main as compare
-from recon.commands.compare.methods import Task, baseline, solve
+from recon.commands.compare.methods import Task, baseline, load_method, solve
 from recon.commands.main import main
 from recon.operators import Identity
 from tests.commands.reconstruct.slices import write_slice
@@ -404,3 +404,18 @@ def test_configurations_name_files_that_exist(path: Path) -> None:
         own = yaml.safe_load((path.parent / entry["config"]).read_text())["data"]["init_args"]
         free = dict.fromkeys(("dtype", "test", "limit"))  # what a comparison may say otherwise
         assert own | free == data | free
+
+
+def test_critics_of_the_older_filtered_back_projection_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their descent started from other images when its steps were counted; minimizers do not depend on the start."""
+    data = TomographyDataModule(size=16, views=8, limit=2, cache=False)
+    assert data.operator is not None
+    task, entries = Task(data, data.operator, 0.1, 1), {"mu": 0.1, "descent_iterations": 2}
+    for model, said in ((ConvolutionalCritic(filters=(3, 3), size=3), True), (TotalVariation(-2.0), False)):
+        for ramp in ({}, {"ramp": "space"}):
+            path = save_regularizer(model.double(), tmp_path / "critic", entries | ramp)
+            load_method(path, task, unchecked=True)
+            assert ("learned from filtered back-projections" in caplog.text) == (said and not ramp)
+            caplog.clear()

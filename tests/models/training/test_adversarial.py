@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from datasets import TomographyDataModule
 from models import ICNN, ConvexRidge, ConvolutionalCritic
 from models.files.checkpoints import AtomicCheckpointIO, CheckpointError
 from models.files.storage import load_regularizer
@@ -290,6 +292,41 @@ def test_a_critic_that_is_not_convex_is_not_certified(tmp_path: Path) -> None:
     again = AdversarialModule(ConvolutionalCritic(filters=(4, 4, 4), size=3), mu=0.1)
     trainer(tmp_path, 1).test(again, datamodule=Tiny(sigma=0.1, test="builtin"), ckpt_path=path, verbose=False)
     assert (again.weight, again.descent_iterations) == (module.weight, module.descent_iterations)
+
+
+def test_checkpoints_of_critics_of_the_older_filtered_back_projection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They learned from other images than a resumed training would show them; descent would start elsewhere."""
+
+    def run(make: Any, resume: Path | None = None, test: bool = False) -> Path:
+        path, module = tmp_path / "last.ckpt", AdversarialModule(make(), tune=False, descent_iterations=2)
+        data = TomographyDataModule(size=16, views=8, limit=2, relative_sigma=0.03, cache=False)
+        fitting = trainer(
+            tmp_path,
+            3 if resume else 2,
+            enable_checkpointing=True,
+            callbacks=[LastCheckpoint(path)],
+            plugins=[AtomicCheckpointIO()],
+        )
+        if test:
+            fitting.test(module, datamodule=data, ckpt_path=resume, verbose=False)
+        else:
+            fitting.fit(module, datamodule=data, ckpt_path=resume)
+        return path
+
+    for make, warned in ((partial(ConvolutionalCritic, filters=(3, 3), size=3), True), (icnn, False)):
+        path = run(make)
+        run(make, path, test=True)
+        assert "sampled in frequency" not in caplog.text
+        content = torch.load(path, weights_only=True)
+        assert content["bilevel"]["adversarial"].pop("ramp") == "space"
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"last\.ckpt: is of critics .* sampled in frequency.*; train anew"):
+            run(make, path)
+        run(make, path, test=True)
+        assert ("its descent starts from these" in caplog.text) == warned
+        caplog.clear()
 
 
 def loader(x: Tensor, y: Tensor) -> DataLoader[Any]:

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from datasets import TomographyDataModule
 from models import LearnedPrimalDual, UNet
 from models.files.checkpoints import AtomicCheckpointIO, CheckpointError
 from models.files.storage import ModelFileError, load_model, load_reconstructor, load_regularizer, save_regularizer
@@ -193,6 +194,78 @@ def test_other_problems_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6", "loops": {}, "epoch": 0}, foreign)
     with pytest.raises(CheckpointError, match=r"not a checkpoint of models\.supervised\.SupervisedModule"):
         trainer(tmp_path).validate(module, datamodule=Five(dtype="float32"), ckpt_path=foreign, verbose=False)
+
+
+def ellipses() -> TomographyDataModule:
+    options: dict[str, Any] = {"size": 24, "views": 10, "limit": 2, "relative_sigma": 0.03, "dtype": "float32"}
+    return TomographyDataModule(cache=False, **options)
+
+
+def older(path: Path, without: str = "ramp") -> Path:
+    """The checkpoint as it was written before there was the argument, without checksum."""
+    content = torch.load(path, weights_only=True)
+    saved = content["supervised"]
+    assert saved["reconstructor"].pop(without) == saved["specification"]["arguments"].pop(without)
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "make", [partial(UNet, scales=2, channels=4), partial(LearnedPrimalDual, 1, memory=2, channels=4, start="naive")]
+)
+def test_checkpoints_of_older_networks_need_the_ramp_that_they_learned_from(tmp_path: Path, make: Any) -> None:
+    """As files: they were trained by FBP with the ramp sampled in frequency, before there was a choice."""
+
+    def run(network: Reconstructor, folder: Path, epochs: int, resume: Path | None = None) -> SupervisedModule:
+        module, path = SupervisedModule(network, steps=4), folder / "last.ckpt"
+        trainer(
+            folder, epochs, enable_checkpointing=True, callbacks=[LastCheckpoint(path)], plugins=[AtomicCheckpointIO()]
+        ).fit(module, datamodule=ellipses(), ckpt_path=resume)
+        return module
+
+    def test(network: Reconstructor, path: Path) -> float:
+        testing = trainer(tmp_path)
+        testing.test(SupervisedModule(network, steps=4), datamodule=ellipses(), ckpt_path=path, verbose=False)
+        return float(testing.callback_metrics["test_psnr"])
+
+    whole = run(make(ramp="frequency"), tmp_path / "whole", 10)
+    run(make(ramp="frequency"), tmp_path / "parts", 1)
+    expected = test(make(ramp="frequency"), tmp_path / "parts" / "last.ckpt")
+    path = older(tmp_path / "parts" / "last.ckpt")
+    refused = (
+        r"last\.ckpt: is older than the argument ramp of models.* --model\.reconstructor\.init_args\.ramp frequency"
+    )
+    with pytest.raises(CheckpointError, match=refused):
+        test(make(), path)
+    with pytest.raises(CheckpointError, match=refused):
+        run(make(), tmp_path / "parts", 10, path)
+    assert test(make(ramp="frequency"), path) == expected
+    resumed = run(make(ramp="frequency"), tmp_path / "parts", 10, path)
+    assert resumed.record == whole.record
+    assert_same(dict(resumed.reconstructor.state_dict()), dict(whole.reconstructor.state_dict()))
+    # what it writes knows its ramp
+    with pytest.raises(CheckpointError, match=r"reconstructor\.ramp is frequency there, but space here"):
+        test(make(), path)
+
+
+class Wrapped(Reconstructor):
+    """A network of the user's around one of the project's."""
+
+    def __init__(self, ramp: str = "space") -> None:
+        super().__init__()
+        self.inner = UNet(2, 4, ramp=ramp)  # type: ignore[arg-type]
+
+    def reconstruct(self, y: Tensor, operator: LinearOperator) -> Tensor:
+        return self.inner(y, operator)
+
+
+def test_older_networks_inside_others_are_recognized() -> None:
+    content: dict[str, Any] = {"state_dict": {}}
+    SupervisedModule(Wrapped()).on_save_checkpoint(content)
+    del content["supervised"]["reconstructor"]["inner"]["ramp"]
+    with pytest.raises(CheckpointError, match=r"reconstructor\.inner\.ramp is frequency there, but space here"):
+        SupervisedModule(Wrapped()).on_load_checkpoint(content)
+    SupervisedModule(Wrapped("frequency")).on_load_checkpoint(content)
 
 
 def test_data_that_do_not_fit(tmp_path: Path) -> None:
