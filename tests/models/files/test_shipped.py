@@ -14,7 +14,8 @@ import tifffile
 import torch
 from jsonargparse import ArgumentParser
 
-from models import FieldsOfExperts, TotalVariation, shipped
+from models import FieldsOfExperts, TotalVariation
+from models.files import shipped
 from models.files.storage import load_model, save_regularizer
 from recon.commands.main import main
 from recon.lower_level import Regularizer
