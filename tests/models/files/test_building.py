@@ -22,7 +22,7 @@ from recon.limits import set_memory_limit
 from recon.lower_level import Regularizer
 from recon.reconstruction.reconstructor import Reconstructor
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 SMALL: dict[str, Any] = {
     "ConvexRidge": {"filters": 3, "size": 3, "knots": 5},
