@@ -16,13 +16,17 @@ from datasets.modules.tomography import MU_UNIT
 from datasets.readers.pictures import DataError
 from datasets.scans.reading import SINOGRAM_SUFFIXES, read_sinogram
 from datasets.scans.scan import Scan
-from datasets.sources.measurements import Measurement
+from datasets.sources.measurements import Measurement, WeightedMeasurement
 from recon.operators import RayTransform
 from recon.operators.tomography.ray_transform import Backend
 
 
-class MeasuredScans(Dataset[Measurement]):
-    """Sinograms y (1, angles, detectors) divided by ``mu_unit``, so that y = A x for pictures x = µ / µ_unit."""
+class MeasuredScans(Dataset[Measurement | WeightedMeasurement]):
+    """Sinograms y (1, angles, detectors) divided by ``mu_unit``, so that y = A x for pictures x = µ / µ_unit.
+
+    Where a scan has rays that were not measured (detector pixels that did not work, rays without light), it comes with
+    weights, 0 for those and 1 for the others.
+    """
 
     def __init__(self, scans: list[Scan], mu_unit: float = MU_UNIT, dtype: torch.dtype = torch.float64) -> None:
         self.scans, self.mu_unit, self.dtype = scans, mu_unit, dtype
@@ -30,12 +34,18 @@ class MeasuredScans(Dataset[Measurement]):
     def __len__(self) -> int:
         return len(self.scans)
 
-    def __getitem__(self, index: int) -> Measurement:
-        return Measurement((self.scans[index].sinogram[None] / self.mu_unit).to(self.dtype), index)
+    def __getitem__(self, index: int) -> Measurement | WeightedMeasurement:
+        scan = self.scans[index]
+        y = (scan.sinogram[None] / self.mu_unit).to(self.dtype)
+        if scan.weights is None or bool((scan.weights > 0).all()):
+            return Measurement(y, index)
+        return WeightedMeasurement(y, (scan.weights[None] > 0).to(self.dtype), index)
 
 
 class SinogramDataModule(pl.LightningDataModule):
     """Measured scans of one geometry, for prediction: batches of ``Measurement``.
+
+    Scans with rays that were not measured come as ``WeightedMeasurement``, see ``MeasuredScans``.
 
     The attribute ``operator`` is the ``RayTransform`` A of that geometry. Pictures x have the unit ``mu_unit``, as
     those of ``TomographyDataModule``, so that models learned there can be used here: µ = ``mu_unit`` x in 1/mm.
@@ -89,7 +99,7 @@ class SinogramDataModule(pl.LightningDataModule):
                 )
         self.operator = RayTransform(geometries[0], backend, cache=cache)
 
-    def predict_dataloader(self) -> DataLoader[Measurement]:
+    def predict_dataloader(self) -> DataLoader[Measurement | WeightedMeasurement]:
         """Scan by scan, in a batch of one."""
         return DataLoader(MeasuredScans(self.scans, self.mu_unit, self.dtype), batch_size=1)
 

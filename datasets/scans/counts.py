@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ HDF5_SUFFIXES = (".h5", ".hdf5", ".nxs", ".nx")
 
 # More detector pixels without light than this share are no defects that neighbours could replace.
 _MAX_DEAD = 0.05
+# Up to this share of pixels without light are defects of the detector.
+_FEW = 0.1
 
 #: a flat or dark field: one count for all pixels, an array, or a file (see ``field_row``)
 Field = float | np.ndarray | Path
@@ -35,7 +38,6 @@ class Attenuation:
     """Counts above the dark field, of the same shape; 0 for rays that were not measured."""
     dead: np.ndarray
     """(columns,) True for detector pixels without light."""
-    warnings: tuple[str, ...]
 
 
 def attenuation(
@@ -51,7 +53,7 @@ def attenuation(
 
     Flat, dark and data may be in any common unit: a common factor changes z by nothing and multiplies the weights. So
     the floor is relative to the flat field, ``MIN_TRANSMISSION`` (F - D), or, where the ``photons`` are known, half a
-    photon, mean(F - D) / (2 photons). Rays at the floor were not measured: they weigh 0, and a warning counts them.
+    photon, mean(F - D) / (2 photons). Rays at the floor were not measured: they weigh 0; ``starved`` counts them.
 
     Detector pixels without light, F <= D, are filled in by linear interpolation between their neighbours in the same
     view, and weigh 0.
@@ -85,8 +87,19 @@ def attenuation(
     if dead.any():
         sinogram = _interpolated(sinogram, dead)
         weights[:, _tensor(dead)] = 0.0
-    measured = cut.numel() - int(dead.sum()) * len(cut)
-    return Attenuation(sinogram, weights, dead, starvation(int(cut.sum()), measured, path, photons))
+    return Attenuation(sinogram, weights, dead)
+
+
+def starved(weights: Tensor, bad: Sequence[int], path: Path, photons: float | None) -> tuple[str, ...]:
+    """``starvation`` of the rays of weight 0, without those of the detector pixels ``bad``, which say it themselves.
+
+    Pixels that are many (more than 10 %) lack light, not health: the rays of all of them count then.
+    """
+    live = torch.ones(weights.shape[1], dtype=torch.bool)
+    if len(bad) <= _FEW * len(live):
+        live[list(bad)] = False
+    cut = weights[:, live] <= 0
+    return starvation(int(cut.sum()), cut.numel(), path, photons)
 
 
 def starvation(cut: int, rays: int, path: Path, photons: float | None) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ Group = tuple[int, int]
 _LARGEST_RUN = 10
 _RUN_SHARE = 16
 #: A ray is off where it leaves the median of its neighbours by this share of the range of the data, ...
-_SHARE = 0.05
+_SHARE = 0.03
 #: ... and by this many standard deviations of the noise around there.
 _DEVIATIONS = 4.0
 #: A pixel is suspicious where at least this share of its rays is off, and 5 times as many as of its neighbours.
@@ -232,7 +232,7 @@ def suspicious_pixels(sinogram: Array) -> Suspects:
     """Detector pixels that leave their neighbours in line integrals (angles, detectors): single ones and small groups.
 
     For groups of up to n = 1, 3 and ``largest_run`` pixels, the neighbours are the median m of 2 n + 1 pixels. With the
-    range h of the data and the noise σ around there, a ray is off where ``|y - m| > max(0.05 h, 4 σ)``; a pixel is off
+    range h of the data and the noise σ around there, a ray is off where ``|y - m| > max(0.03 h, 4 σ)``; a pixel is off
     where 40 % of its rays are, and 5 times as many as of the pixels beside. It is noisy where its mean change from view
     to view is 5 times that of those beside, and stuck where it is a tenth, and its mean ``|y - m|`` above 0.02 h.
 

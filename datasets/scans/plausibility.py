@@ -12,6 +12,9 @@ from datasets.scans.scan import Scan
 
 # Views are looked at in so many parts, whose means hold little noise.
 _PARTS = 4
+# Air at an end of the detector: so many pixels at least, in so many views, and line integrals above this share of those
+# of the object.
+_BAND, _FEWEST_VIEWS, _BACKGROUND = 4, 8, 0.01
 # No detector sees exp(-15): line integrals above it are on another scale.
 _LARGEST = 15.0
 # Pitches in mm that detectors do not have, and mean attenuations in 1/mm that do not go with them. A pitch in m is a
@@ -58,6 +61,73 @@ def implausible(scan: Scan) -> tuple[str, ...]:
             f"{said}, as logarithms of transmissions are; line integrals are their negatives, so change the sign"
         )
     return (f"{said}, as transmissions or counts are; if they are no line integrals, give the value of air as --flat",)
+
+
+def background(scan: Scan, counted: bool) -> tuple[str, ...]:
+    """What to say about line integrals of air, outside of the object, that are not 0: flat fields that do not fit.
+
+    Air is sought at each end of the detector: a band of pixels (1/6, 1/12 or 1/24 of them, 4 at least) whose values are
+    the same in all views and for all pixels, apart from noise, and far below those of the object. So nothing is said
+    where the object reaches beyond that end, and within a region of interest. Its level b is the mean of
+    the pixels' medians, or -log of the median of the views' mean exp(-y), whichever is nearer to 0: noise of the
+    logarithm, and noise of the counts, leave one of the two as it is. It is said where it exceeds 1 % of the range of
+    the median view (real scans with up to 0.9 % are taken for good) and 8 standard errors.
+
+    ``counted``: the line integrals were made of counts and flat fields.
+    """
+    values = scan.sinogram.double()
+    count = max(_BAND, values.shape[1] // 24)
+    if len(values) < _FEWEST_VIEWS or values.shape[1] < 6 * count:
+        return ()
+    profile = values.median(0).values
+    height = float(profile.max() - profile.min())
+    found: dict[str, float] = {}
+    for width in (4 * count, 2 * count, count):  # the widest band of air has the least noise
+        for side, band in (("left", values[:, :width]), ("right", values[:, -width:].flip(1))):
+            b = None if side in found else _level(band, profile, height)
+            if b is not None:
+                found[side] = b
+    if not found:
+        return ()
+    sides = " and ".join(f"{found[side]:.3g} at the {side}" for side in ("left", "right") if side in found)
+    mean = sum(found.values()) / len(found)
+    given = "Subtract it from the values, or give counts with --flat, that of air"
+    if counted:
+        given = (
+            f"The flat fields are about {math.exp(mean):.5g} times the light of the scan: give --flat, a file with "
+            "fields whose counts above the dark ones are divided by that"
+        )
+        if "flat" in scan.metadata:
+            flat, dark = scan.metadata["flat"], scan.metadata["dark"]
+            given += f", or {dark + (flat - dark) / math.exp(mean):.6g} where all pixels are alike"
+    return (
+        f"{scan.path}: air is not 0: line integrals outside of the object are {sides} end of the detector, in all "
+        f"views, and become attenuation in the result, of air too. {given}",
+    )
+
+
+def _level(band: Tensor, profile: Tensor, height: float) -> float | None:
+    """The line integral of air in a band (views, pixels), its outermost pixel first; None where that is 0 or no air.
+
+    Medians over the views or pixels, and 1.25 times the standard errors of means for theirs: single rays without light
+    or hit by something else do not count.
+    """
+    width = band.shape[1]
+    pixels = band.median(0).values
+    level = float(pixels.mean())
+    noise = 1.4826 * float((band - pixels).abs().median())
+    error = 1.25 * noise / math.sqrt(band.numel())
+    transmitted = float(torch.exp(-band).mean(1).median())
+    b = min(level, -math.log(transmitted), key=abs) if transmitted > 0 else level
+    if (b > 0) != (level > 0) or abs(b) <= max(_BACKGROUND * height, 8 * error):
+        return None
+    step = float(pixels[: width // 2].mean() - pixels[width // 2 :].mean())
+    # an object that begins inside of the band has a step of b at least; 2: of the standard error of a difference
+    flat = abs(step) <= min(0.3 * abs(b), 0.03 * abs(b) + 3 * 2 * error)
+    here = band.median(1).values
+    same = float((here - level).abs().quantile(0.95)) <= 0.03 * height + 4 * 1.25 * noise / math.sqrt(width)
+    low = b < 0.25 * (float(profile.max()) - level)
+    return b if flat and same and low else None
 
 
 def _air_of_counts(values: Tensor) -> tuple[float, bool] | None:

@@ -14,11 +14,11 @@ from datasets.readers.hdf5 import check_finite, find_dataset, open_hdf5
 from datasets.readers.limits import load_arrays
 from datasets.readers.pictures import DataError
 from datasets.scans.angles import ordered_views, view_angles
-from datasets.scans.counts import HDF5_SUFFIXES, Attenuation, Field, attenuation, field_row, plain_array
+from datasets.scans.counts import HDF5_SUFFIXES, Attenuation, Field, attenuation, field_row, plain_array, starved
 from datasets.scans.detector import without_bad_pixels
 from datasets.scans.matlab import read_matlab
 from datasets.scans.nxtomo import attribute, read_frames
-from datasets.scans.plausibility import implausible
+from datasets.scans.plausibility import background, implausible
 from datasets.scans.rings import without_rings
 from datasets.scans.scan import Scan
 
@@ -32,8 +32,8 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
 
     Values that cannot be line integrals in the units of the file are refused, or said in ``Scan.warnings``; see
     ``datasets.scans.plausibility``. Detector pixels that did not measure are found and weigh 0; see
-    ``datasets.scans.detector.without_bad_pixels``. ``ring_filter`` removes rings, with a median over so many detector
-    pixels; see ``datasets.scans.rings``.
+    ``datasets.scans.detector.without_bad_pixels``. Rays without light and air that is not 0 are said. ``ring_filter``
+    removes rings, with a median over so many detector pixels; see ``datasets.scans.rings``.
 
     Raises:
         DataError: an unknown suffix, and whatever the reader raises; raw counts or transmissions that are taken for
@@ -48,7 +48,12 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
         scan = read_numbers(path, **options)
     else:
         scan = (read_nxtomo if _is_nxtomo(path) else read_dxchange)(path, **options)
+    counted = scan.weights is not None
     scan = without_bad_pixels(replace(scan, warnings=(*scan.warnings, *implausible(scan))))
+    said = background(scan, counted)
+    if scan.weights is not None:
+        said = (*starved(scan.weights, scan.metadata.get("bad_pixels", ()), path, options.get("photons")), *said)
+    scan = replace(scan, warnings=(*scan.warnings, *said))
     return scan if ring_filter is None else without_rings(scan, ring_filter)
 
 
@@ -178,10 +183,12 @@ def _from_counts(
         metadata={
             **metadata,
             "dead_pixels": np.flatnonzero(made.dead).tolist(),
+            "flat": float(white.mean()),
+            "dark": float(black.mean()),
             "length_unit": "detector pixel" if spacing is None else "mm",
         },
         path=path,
-        warnings=(*said, *views.warnings, *made.warnings),
+        warnings=(*said, *views.warnings),
         **{**geometry, "detector_spacing": 1.0 if spacing is None else spacing},
     )
 
@@ -252,7 +259,7 @@ def read_numbers(
         **numbers,
         metadata=stored.get("metadata", {}) if made is None else {"dead_pixels": np.flatnonzero(made.dead).tolist()},
         path=path,
-        warnings=(*said, *views.warnings, *(() if made is None else made.warnings)),
+        warnings=(*said, *views.warnings),
     )
 
 

@@ -132,6 +132,8 @@ def air(sinogram: Array) -> tuple[Array, float] | None:
     for side in sides:
         level = float(np.median(side))
         noise = 1.4826 * float(np.median(np.abs(side - level)))
+        if float(np.ptp(np.median(side, 0))) > 0.01 * height + 4 * noise / math.sqrt(len(side)):
+            return None  # an object whose edge stays there
         off = float(np.quantile(np.abs(side.mean(1) - level), 0.9))
         if off > 0.03 * height + 3 * noise / math.sqrt(margin):
             return None
@@ -246,9 +248,9 @@ def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf)
     """From the rays that were measured twice, in opposite directions: the centre at which they correlate best.
 
     With γ = atan((k - c) / ``length``), the ray (φ, k) is (φ + π - 2γ, 2c - k) again; ``length`` is the distance from
-    source to detector in detector pixels, infinite for parallel beams. The correlation (Pearson's, so that constant
-    backgrounds do not matter) is over all rays whose opposite lies on the detector. The uncertainty is
-    that of the mean of four, from every fourth view. None without a correlation of 0.5.
+    source to detector in detector pixels, infinite for parallel beams. The correlation (the partial
+    one, so that constant and sloping backgrounds do not matter) is over all rays whose opposite lies on the detector.
+    The uncertainty is that of the mean of four, from every fourth view. None without a correlation of 0.5.
     """
     smooth = np.asarray(convolve1d(sinogram, np.array([0.25, 0.5, 0.25]), axis=1, mode="nearest"))
     rays = _Rays(smooth, angles, length)
@@ -271,6 +273,12 @@ def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf)
     return CentreEstimate(centre, "opposite rays", 0.5 * float(np.std(parts, ddof=1)))
 
 
+def _without(values: Array, direction: Array) -> Array:
+    """The part of ``values`` that is orthogonal to ``direction``."""
+    square = float(direction @ direction)
+    return values - (float(values @ direction) / square if square > 0 else 0.0) * direction
+
+
 @dataclass(frozen=True)
 class _Rays:
     """Interpolates a sinogram at the opposites of its rays."""
@@ -280,6 +288,11 @@ class _Rays:
     length: float
 
     def correlation(self, centre: float, views: NDArray[np.int64]) -> float:
+        """Correlation of the rays of ``views`` with their opposites about ``centre``; -1 where nothing can be said.
+
+        It is the partial one, without what is 1 or k - c: a background that slopes is in opposite rays with opposite
+        signs, and would move the centre.
+        """
         pixels = self.sinogram.shape[1]
         k = np.arange(1, pixels - 1)  # smoothing spoils the outermost
         across = 2 * centre - k
@@ -299,7 +312,8 @@ class _Rays:
         a, b = self.sinogram[np.ix_(views, k)].ravel()[seen], opposite.ravel()[seen]
         if len(a) < 16:
             return -1.0
-        a, b = a - a.mean(), b - b.mean()
+        slope = np.broadcast_to(k - centre, gap.shape).ravel()[seen]
+        a, b = (_without(_without(v, np.ones_like(v)), slope - slope.mean()) for v in (a, b))
         norms = math.sqrt(float(a @ a) * float(b @ b))
         return float(a @ b) / norms if norms > 1e-4 * len(a) * self.sinogram.var() else -1.0
 

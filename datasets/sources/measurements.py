@@ -29,6 +29,15 @@ class Measurement(NamedTuple):
     index: int | torch.Tensor  # type: ignore[assignment]
 
 
+class WeightedMeasurement(NamedTuple):
+    """A measurement of which not everything was measured; with a batch axis in front out of a data loader."""
+
+    y: torch.Tensor
+    weights: torch.Tensor
+    """Of the shape of y: 1, or 0 where nothing was measured and y holds what stands in for it."""
+    index: int | torch.Tensor  # type: ignore[assignment]
+
+
 class MeasurementDataset(Dataset[Sample]):
     """Pictures x with measurements y = A x + σ n, n ~ N(0, I) fixed by (seed, index).
 

@@ -103,6 +103,8 @@ class AdversarialModule(BilevelModule):
             self._validation_data()
 
     def _objective(self, x: Tensor, y: Tensor) -> BilevelObjective:
+        if self._weights is not None:
+            raise ValueError("the adversarial training knows no weights, which these data have; leave them out")
         objective = AdversarialObjective(self.regularizer, x, y, self.operator, self.fidelity, self.penalty)
         if self._resumed is None:
             objective.calibrate()
@@ -204,11 +206,12 @@ class AdversarialModule(BilevelModule):
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
-    def _energy(self, y: Tensor) -> tuple[Energy, Tensor]:
+    def _energy(self, y: Tensor, weights: Tensor | None = None) -> tuple[Energy, Tensor]:
         """The energy of data y, and the naive reconstruction; data that are images are mirrored as the base does."""
         identity = self.operator is None or isinstance(self.operator, Identity)
-        data = mirrored(y, self.regularizer.margin) if identity else y
-        energy = Energy(data, self.regularizer, self.operator, self.fidelity, self.mu)
+        margin = self.regularizer.margin if identity else 0
+        fidelity = self._weighted(None if weights is None else mirrored(weights, margin))
+        energy = Energy(mirrored(y, margin), self.regularizer, self.operator, fidelity, self.mu)
         return energy, critic_reconstruction(energy.y, energy.operator)
 
     def _inside(self, z: Tensor, y: Tensor) -> Tensor:
@@ -217,15 +220,15 @@ class AdversarialModule(BilevelModule):
         return z[..., margin : margin + y.shape[2], margin : margin + y.shape[3]] if margin else z
 
     @torch.no_grad()
-    def reconstruct(self, y: Tensor) -> Reconstruction:
+    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
         """Minimizers with certified errors where the energy is strongly convex, else early stopped descent.
 
         Raises:
             ValueError: y is not data for the fidelity.
         """
-        energy, start = self._energy(y)
+        energy, start = self._energy(y, weights)
         if energy.strong_convexity > 0:
-            return super().reconstruct(y)
+            return super().reconstruct(y, weights)
         x = self._inside(descend(energy, start, self.descent_iterations)[0], y)
         status = torch.full((len(y),), int(Status.ITERATION_LIMIT), device=y.device)
         return Reconstruction.uncertified(x, status)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.storage import specification
-from models.training.module import Reconstruction, ReconstructionModule
+from models.training.module import Reconstruction, ReconstructionModule, batch_weights
 from recon.bilevel import MAID, BilevelObjective, Record, SquaredError, UpperLoss
 from recon.bilevel.objective import check_steps
 from recon.lower_level import (
@@ -103,6 +103,7 @@ class BilevelModule(ReconstructionModule):
         self.record: Record | None = None
         self._method: dict[str, Any] = {}
         self._checksum: str | None = None
+        self._weights: Tensor | None = None
         self._resumed: dict[str, Any] | None = None
 
     # --- training ----------------------------------------------------------------------------------------------------
@@ -151,9 +152,10 @@ class BilevelModule(ReconstructionModule):
                 f"the data are {x.dtype}, but the regularizer is {', '.join(map(str, dtypes))}; "
                 "give the data module an attribute dtype, or cast the module"
             )
+        self._weights = batch_weights(batch)
         objective = self._objective(x, y)
         if self._resumed is not None:
-            if self._resumed["data"] != checksum(x, y):
+            if self._resumed["data"] != self._checksum_of(x, y):
                 raise CheckpointError(
                     f"{self.trainer.ckpt_path}: belongs to other training data (or other noise) than these; "
                     "resume with the data, sigma and seed it was made with"
@@ -169,7 +171,7 @@ class BilevelModule(ReconstructionModule):
             x,
             y,
             self.operator,
-            self.fidelity,
+            self._weighted(self._weights),
             self.mu,
             self.loss,
             self.solver,
@@ -177,6 +179,14 @@ class BilevelModule(ReconstructionModule):
             adjoint_steps=self.adjoint_steps,
             unrolled_steps=self.unrolled_steps,
         )
+
+    def _weighted(self, weights: Tensor | None) -> DataFidelity:
+        """D, with the weights of a batch if it has any.
+
+        Raises:
+            ValueError: D knows no weights.
+        """
+        return self.fidelity if weights is None else self.fidelity.weighted(weights)
 
     # --- what is shown of it -----------------------------------------------------------------------------------------
 
@@ -216,16 +226,17 @@ class BilevelModule(ReconstructionModule):
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def reconstruct(self, y: Tensor) -> Reconstruction:
+    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
         """Minimizers of the energies of data y, ``(batch, *range_shape)``, with certified errors.
 
         Data that are images themselves (A is the identity) are mirrored at the boundary for regularizers that need it.
 
         Raises:
-            ValueError: y is not data for the fidelity, or the energy is not strongly convex.
+            ValueError: y is not data for the fidelity, which may know no weights, or the energy is not strongly convex.
         """
         margin = self.regularizer.margin if self.operator is None or isinstance(self.operator, Identity) else 0
-        energy = Energy(mirrored(y, margin), self.regularizer, self.operator, self.fidelity, self.mu)
+        fidelity = self._weighted(None if weights is None else mirrored(weights, margin))
+        energy = Energy(mirrored(y, margin), self.regularizer, self.operator, fidelity, self.mu)
         start = first_guess(energy.operator, energy.y)
         solution: Solution = self.solver(energy, start, self.reconstruction_accuracy)
         if margin:
@@ -288,8 +299,11 @@ class BilevelModule(ReconstructionModule):
         """Computed once: the data never change."""
         assert self.objective is not None
         if self._checksum is None:
-            self._checksum = checksum(self.objective.target, self.objective.y)
+            self._checksum = self._checksum_of(self.objective.target, self.objective.y)
         return self._checksum
+
+    def _checksum_of(self, x: Tensor, y: Tensor) -> str:
+        return checksum(x, y) if self._weights is None else checksum(x, y, self._weights)
 
 
 def record_values(record: Record) -> dict[str, float]:

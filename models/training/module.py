@@ -48,11 +48,17 @@ class Reconstruction(NamedTuple):
         return cls(x, error, status, error, torch.full_like(status, int(Grade.ESTIMATED)))
 
 
+def batch_weights(batch: tuple[Tensor, ...]) -> Tensor | None:
+    """The field ``weights`` of a batch, of the shape of its data y; None if it has none."""
+    return getattr(batch, "weights", None)
+
+
 class ReconstructionModule(pl.LightningModule):
     """The part that does not depend on what is learned. Subclasses learn, and implement what is abstract here.
 
     The module takes over the operator and the floating-point type (attributes ``operator``, ``dtype``) of the data
-    module. Batches are ``(x, y, index)``, and ``(y, index)`` in prediction.
+    module. Batches are ``(x, y, index)``, and ``(y, index)`` in prediction. A batch with a field ``weights`` of the
+    shape of y says how much each of its data counts: 0 where nothing was measured and y only stands in for it.
     """
 
     operator: LinearOperator | None
@@ -65,8 +71,11 @@ class ReconstructionModule(pl.LightningModule):
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def reconstruct(self, y: Tensor) -> Reconstruction:
-        """Images of data y, ``(batch, *range_shape)``."""
+    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
+        """Images of data y, ``(batch, *range_shape)``, with ``weights`` >= 0 of the same shape where not all count 1.
+
+        What does not compare Ax with y, such as networks, takes y as it is.
+        """
 
     @property
     @abstractmethod
@@ -120,7 +129,7 @@ class ReconstructionModule(pl.LightningModule):
         self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int
     ) -> Reconstruction:
         """Reconstruct, and note PSNR, SSIM (of magnitudes where images are complex), certified error and grade."""
-        result = self.reconstruct(batch[1])
+        result = self.reconstruct(batch[1], batch_weights(batch))
         x, target = self.display(result.x), self.display(batch[0])
         values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target)}
         values |= {name: getattr(result, name) for name in LARGEST}
@@ -131,8 +140,8 @@ class ReconstructionModule(pl.LightningModule):
     test_step = validation_step  # type: ignore[assignment]
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Reconstruction:
-        """Reconstruct; ``batch`` is (y, index)."""
-        return self.reconstruct(batch[0])
+        """Reconstruct; ``batch`` is (y, index), or (y, weights, index)."""
+        return self.reconstruct(batch[0], batch_weights(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val_psnr``, ``val_ssim`` (means over the images), ``val_error`` and ``val_grade`` (maxima)."""

@@ -254,7 +254,7 @@ class SupervisedModule(ReconstructionModule):
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def reconstruct(self, y: Tensor) -> Reconstruction:
+    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
         """F_theta(y, A) of data y, ``(batch, *range_shape)``; the error is infinite.
 
         Raises:

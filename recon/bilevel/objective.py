@@ -161,6 +161,8 @@ class BilevelObjective:
             raise ValueError("a subset needs at least one image")
         part = copy.copy(self)
         part.target, part.y, part.evaluations = self.target[index], self.y[index], 0.0
+        if hasattr(self, "fidelity"):  # saddle-point models bring their own data term
+            part.fidelity = self.fidelity.select(index, self.y)
         return part
 
     def start(self) -> Evaluation:
@@ -281,7 +283,8 @@ class BilevelObjective:
             yield slice(i, min(i + self.chunk_size, len(self.y)))
 
     def _energy(self, c: slice) -> Energy:
-        return Energy(self.y[c], self.regularizer, self.operator, self.fidelity, self.mu, checked=True)
+        fidelity = self.fidelity.select(c, self.y)
+        return Energy(self.y[c], self.regularizer, self.operator, fidelity, self.mu, checked=True)
 
     def _modulus(self) -> float:
         """mu of the lower level, for those who need a certificate."""

@@ -261,4 +261,5 @@ class Energy:
         part = object.__new__(Energy)
         part.__dict__.update(self.__dict__)
         part.y, part._pull, part._cancelled = self.y[index], self._pull[index], self._cancelled[index]
+        part.fidelity = self.fidelity.select(index, self.y)
         return part

@@ -36,6 +36,18 @@ class DataFidelity(nn.Module):
         """The diagonal of D'' at z, broadcastable to z."""
         raise NotImplementedError
 
+    def weighted(self, weights: Tensor) -> DataFidelity:
+        """D with every term times weights >= 0 of the shape of y, e.g. 0 where nothing was measured.
+
+        Raises:
+            ValueError: D knows no weights.
+        """
+        raise ValueError(f"{type(self).__name__} knows no weights, which these data need; use SquaredL2")
+
+    def select(self, index: Tensor | slice, y: Tensor) -> DataFidelity:
+        """D for the images ``index`` of the batch y alone."""
+        return self
+
     def rounding_terms(self, y: Tensor) -> Tensor:
         """The size of the terms that D' subtracts and that do not shrink with its value, per image, float64.
 
@@ -62,6 +74,9 @@ class SquaredL2(DataFidelity):
             raise ValueError(f"weight of the squared L2 fidelity is {weight}, but must be positive and finite")
         self.weight = weight
 
+    def weighted(self, weights: Tensor) -> DataFidelity:
+        return WeightedSquaredL2(self.weight * weights)
+
     def value(self, z: Tensor, y: Tensor) -> Tensor:
         return 0.5 * self.weight * (z - y).flatten(1).square().sum(1, dtype=torch.float64)
 
@@ -81,7 +96,8 @@ class SquaredL2(DataFidelity):
 class WeightedSquaredL2(DataFidelity):
     """D(z, y) = 1/2 sum_j w_j (z_j - y_j)^2 with weights w_j >= 0, e.g. the inverse variances of the noise.
 
-    ``weights`` has the shape of one image's data, or broadcasts to it: all images have the same.
+    ``weights`` has the shape of one image's data, or broadcasts to it: all images have the same. Or it has the shape of
+    y, with the batch: every image has its own.
     """
 
     def __init__(self, weights: Tensor) -> None:
@@ -96,14 +112,24 @@ class WeightedSquaredL2(DataFidelity):
         super().check(y)
         one = (1, *y.shape[1:])
         try:
-            fits = torch.broadcast_shapes(one, self.weights.shape) == one
+            fits = self._own(y) or torch.broadcast_shapes(one, self.weights.shape) == one
         except RuntimeError:
             fits = False
         if not fits:
             raise ValueError(
                 f"the weights have the shape {tuple(self.weights.shape)}, but must broadcast to the data of one image, "
-                f"{one[1:]}: all images have the same weights"
+                f"{one[1:]}, or have the shape of all data, {tuple(y.shape)}"
             )
+
+    def _own(self, y: Tensor) -> bool:
+        """Whether every image of y has weights of its own."""
+        return self.weights.shape == y.shape
+
+    def weighted(self, weights: Tensor) -> DataFidelity:
+        return WeightedSquaredL2(self.weights.to(weights) * weights)
+
+    def select(self, index: Tensor | slice, y: Tensor) -> DataFidelity:
+        return WeightedSquaredL2(self.weights[index]) if self._own(y) else self
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:
         return 0.5 * (self.weights.to(z) * (z - y).square()).flatten(1).sum(1, dtype=torch.float64)

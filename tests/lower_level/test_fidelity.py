@@ -111,12 +111,12 @@ def test_bad_arguments_are_refused() -> None:
 
 
 def test_weights_of_another_shape_are_refused() -> None:
-    """Also those of each image: solvers drop images that are done, and the weights would belong to others."""
+    """Those of each image, which solvers drop with the images that are done, have the shape of y."""
     y = torch.ones(2, 1, 3, 4)
-    for shape in ((2, 1, 3, 4), (3, 1, 1, 1), (3, 3), (1, 1, 1, 3, 4)):
+    for shape in ((2, 1, 1, 4), (3, 1, 3, 4), (3, 1, 1, 1), (3, 3), (1, 1, 1, 3, 4)):
         with pytest.raises(ValueError, match=r"must broadcast to the data of one image, \(1, 3, 4\)"):
             WeightedSquaredL2(torch.ones(shape)).check(y)
-    for shape in ((1, 3, 4), (1, 1, 3, 4), (3, 1), (4,), ()):
+    for shape in ((2, 1, 3, 4), (1, 3, 4), (1, 1, 3, 4), (3, 1), (4,), ()):
         WeightedSquaredL2(torch.ones(shape)).check(y)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from datasets.physics import MIN_TRANSMISSION, line_integrals
 from datasets.readers.pictures import DataError
-from datasets.scans.counts import attenuation, field_row
+from datasets.scans.counts import attenuation, field_row, starved
 from datasets.scans.reading import read_sinogram
 from tests.datasets.scans.discs import integrals, write_dxchange
 
@@ -67,14 +67,32 @@ def test_rays_without_light_are_counted_and_weigh_nothing() -> None:
     data[2, 3] = 90.0
     made = attenuation(data, np.full(20, 1100.0), np.full(20, 100.0), Path("a.h5"))
     assert (made.weights == 0).sum() == 41
-    assert "a.h5: 41 of 200 rays (20 %) have less light than 1/131070 of the flat field" in made.warnings[0]
-    assert "starvation" not in made.warnings[0]
+    (said,) = starved(made.weights, [], Path("a.h5"), None)
+    assert "a.h5: 41 of 200 rays (20 %) have less light than 1/131070 of the flat field" in said
+    assert "starvation" not in said
     data[:6] = 100.0
     known = attenuation(data, np.full(20, 1100.0), np.full(20, 100.0), Path("a.h5"), photons=50.0)
-    assert "120 of 200 rays (60 %) have less light than half a photon" in known.warnings[0]
-    assert "Photon starvation: most rays" in known.warnings[0]
+    (said,) = starved(known.weights, [], Path("a.h5"), 50.0)
+    assert "120 of 200 rays (60 %) have less light than half a photon" in said
+    assert "Photon starvation: most rays" in said
     assert float(known.sinogram[0, 0]) == pytest.approx(math.log(100))
-    assert attenuation(data + 100, np.full(20, 1100.0), np.full(20, 100.0), Path("a.h5")).warnings == ()
+    enough = attenuation(data + 100, np.full(20, 1100.0), np.full(20, 100.0), Path("a.h5"))
+    assert starved(enough.weights, [], Path("a.h5"), None) == ()
+
+
+def test_rays_of_dead_pixels_are_not_counted_again(tmp_path: Path) -> None:
+    """They are said as pixels; rays without light at other pixels are said as rays."""
+    z = integrals(DEGREES, 40, 1.2)
+    z[:, 17] = np.inf
+    (said,) = read_sinogram(write_dxchange(tmp_path / "a.h5", z, DEGREES)).warnings
+    assert "1 of 40 detector pixels did not measure (no light: 17)" in said
+    z[2, 25], z[3, 25] = np.inf, np.inf
+    pixels, rays = read_sinogram(write_dxchange(tmp_path / "a.h5", z, DEGREES)).warnings
+    assert "(no light: 17)" in pixels
+    assert "2 of 468 rays" in rays
+    # as many as this are no defects: the object lets no light pass
+    z[:, 12:28] = np.inf
+    assert "192 of 480 rays" in " ".join(read_sinogram(write_dxchange(tmp_path / "a.h5", z, DEGREES)).warnings)
 
 
 def test_fields_from_numbers_arrays_and_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from datasets import SheppLogan
 from datasets.readers.pictures import DataError
 from datasets.scans.reading import read_sinogram
 from recon.operators import ParallelBeam, RayTransform
-from tests.datasets.scans.discs import integrals
+from tests.datasets.scans.discs import PHANTOM, integrals, write_dxchange
 
 DEGREES = np.arange(30) * 6.0
 HALF, FULL = np.arange(60) * 6.0, np.arange(60) * 3.0
@@ -59,8 +60,8 @@ def test_transmissions_and_the_wrong_sign_are_refused(tmp_path: Path) -> None:
     [
         (integrals(DEGREES), DEGREES),
         (integrals(DEGREES) + noise(0.3, integrals(DEGREES)), DEGREES),
-        (integrals(DEGREES) + 0.01, DEGREES),
-        (integrals(DEGREES) - 0.01, DEGREES),
+        (integrals(DEGREES) + 0.004, DEGREES),
+        (integrals(DEGREES) - 0.004, DEGREES),
         (integrals(DEGREES, 40), DEGREES),  # the object leaves the field of view
         (integrals(HALF, 64, 0.5, 4.0), HALF),  # half acquisition
         (integrals(DEGREES, discs=RING), DEGREES),
@@ -70,6 +71,61 @@ def test_transmissions_and_the_wrong_sign_are_refused(tmp_path: Path) -> None:
 )
 def test_line_integrals_are_not_refused(tmp_path: Path, sinogram: np.ndarray, degrees: np.ndarray) -> None:
     assert warned(tmp_path, sinogram, degrees) == ""
+
+
+@pytest.mark.parametrize("centre", [47.5, 41.5, 30.0])
+@pytest.mark.parametrize(
+    ("photons", "level"),
+    [(photons, level) for photons in (None, 3e3, 1e5) for level in (-0.1, -0.02, 0.02, 0.2)]
+    + [(photons, level) for photons in (None, 1e5) for level in (-0.01, 0.01)],
+)
+def test_a_background_in_air_is_said(tmp_path: Path, photons: float | None, level: float, centre: float) -> None:
+    """Flat fields that do not fit, on the side of the object where air is; 30: only on the right."""
+    z = _counted(integrals(DEGREES, centre=centre), photons) + level
+    text = warned(tmp_path, z, DEGREES)
+    assert "air is not 0" in text
+    assert "Subtract it" in text
+    assert ("at the left" in text) == (centre == 47.5)
+    assert "at the right" in text
+
+
+def test_the_flat_field_that_fits_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    flat = np.full((2, 1, 96), 100 + 900 * 1.02)
+    path = write_dxchange(tmp_path / "a.h5", integrals(DEGREES), DEGREES, data_white=flat)
+    (text,) = read_sinogram(path).warnings
+    assert "about 1.02 times the light of the scan: give --flat" in text
+    assert "or 1000 where all pixels are alike" in text
+    scan = read_sinogram(path, flat=1000.0)
+    assert scan.warnings == ()
+    assert float(scan.sinogram[:, -4:].abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "discs",
+    [
+        [(0.0, 0.0, 60.0, 0.02), *PHANTOM[1:]],
+        [(0.0, 0.0, 37.0, 0.02), (0.0, 0.0, 6.0, 0.3)],  # dense and in the middle: constant in all views
+        [(0.0, 0.0, 26.0, 0.02)],
+        [(0.0, 0.0, 24.2, 0.02), *PHANTOM[1:]],
+        [(0.0, 0.0, 2000.0, 0.0002), *PHANTOM[1:]],
+    ],
+)
+@pytest.mark.parametrize("photons", [None, 30.0, 300.0, 1e4])
+def test_objects_beyond_the_detector_are_no_background(tmp_path: Path, discs: Any, photons: float | None) -> None:
+    """Regions of interest, among them round ones whose values at the edges never change; and counts that are few."""
+    for degrees in (DEGREES, FULL):
+        for some in (discs, PHANTOM):
+            z = _counted(integrals(degrees, discs=some), photons)
+            assert "air is not 0" not in warned(tmp_path, z, degrees)
+
+
+def _counted(z: np.ndarray, photons: float | None) -> np.ndarray:
+    """Line integrals of photons that were drawn."""
+    if photons is None:
+        return z
+    counts = np.random.default_rng(0).poisson(photons * np.exp(-z)).clip(0.5)
+    return np.asarray(-np.log(counts / photons))
 
 
 def test_the_inside_of_a_tube_is_not_refused(tmp_path: Path) -> None:

@@ -50,6 +50,17 @@ def test_backgrounds(centre: float, background: str, arc: float) -> None:
     assert found.doubt is None
 
 
+@pytest.mark.parametrize("slope", [-0.1, -0.05, -0.03, 0.03, 0.05, 0.1])
+@pytest.mark.parametrize("centre", [47.5, 42.5, 40.5, 39.0, 36.0])
+@pytest.mark.parametrize("turns", [0.5, 1.0])
+def test_backgrounds_that_slope_with_the_object_at_the_end(slope: float, centre: float, turns: float) -> None:
+    """No air is left on one side, nor known on the other, to measure the background: it must not matter."""
+    angles = np.arange(90) * 2 * math.pi * turns / 90
+    for line in (np.linspace(0, slope, 96), np.linspace(-slope / 2, slope / 2, 96)):
+        found = _found(sinogram(angles, PHANTOM, centre=centre) + line, angles)
+        assert found.centre == pytest.approx(centre, abs=0.1)
+
+
 @pytest.mark.parametrize("photons", [1e3, 1e4, 1e5])
 def test_noise(photons: float) -> None:
     rng = np.random.default_rng(0)
