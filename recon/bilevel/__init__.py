@@ -3,10 +3,13 @@
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
+from recon.bilevel.methods.certified_descent import LineSearch
 from recon.bilevel.methods.dfols import DFOLS
 from recon.bilevel.methods.hoag import HOAG, FixedAccuracy
-from recon.bilevel.methods.maid import MAID, PublishedMAID
-from recon.bilevel.methods.passes import DivergedError, InexactAdam, InexactSGD
+from recon.bilevel.methods.maid import MAID
+from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
+from recon.bilevel.methods.passes import InexactAdam, InexactSGD
+from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedLineSearch, PublishedMAID
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.piggyback import Piggyback
@@ -17,6 +20,7 @@ __all__ = [
     "HOAG",
     "MAID",
     "Accuracy",
+    "AccuracySchedule",
     "BilevelObjective",
     "DivergedError",
     "Evaluation",
@@ -24,12 +28,15 @@ __all__ = [
     "Hypergradient",
     "InexactAdam",
     "InexactSGD",
+    "LineSearch",
     "NegativePSNR",
     "Piggyback",
     "Progress",
+    "PublishedLineSearch",
     "PublishedMAID",
     "Record",
     "SaddleObjective",
     "SquaredError",
+    "UpperLevelMethod",
     "UpperLoss",
 ]

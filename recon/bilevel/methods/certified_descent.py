@@ -1,0 +1,135 @@
+"""Descent that certificates vouch for: what MAID and PublishedMAID share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recon.bilevel.evaluation import Accuracy, Evaluation
+from recon.bilevel.methods.direction import Direction, make_direction
+from recon.bilevel.methods.method import UpperLevelMethod
+from recon.bilevel.methods.parameters import check_at_least, check_choice, check_fraction, check_positive
+from recon.bilevel.objective import BilevelObjective
+from recon.lower_level import NotStronglyConvexError, Status
+
+CERTIFICATES, DIRECTIONS = ("goal_oriented", "first_order"), ("lbfgs", "gradient", "adagrad")
+
+
+@dataclass(frozen=True)
+class LineSearch:
+    """How steps along a direction are tried.
+
+    Parameters
+    ----------
+    trials : int
+        Points that are tried.
+    armijo : float
+        The share of a <z, d> by which a step a must decrease the objective.
+    shrink, growth : float
+        What a rejected step is multiplied by (at most, where a model of the objective gives less), and an accepted one
+        for the next search. The direction ``lbfgs`` always tries step 1 first.
+    largest_growth : float
+        ||theta+ - theta|| of a trial is at most this times the last accepted one, which keeps exponential parameters in
+        range while L-BFGS knows little.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range.
+    """
+
+    trials: int = 12
+    armijo: float = 1e-4
+    shrink: float = 0.5
+    growth: float = 1.2
+    largest_growth: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_fraction("line_search.", armijo=self.armijo, shrink=self.shrink)
+        check_at_least(1, "line_search.", trials=self.trials, growth=self.growth, largest_growth=self.largest_growth)
+
+
+class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
+    """Accepts a trial theta+ = theta - a d if U(theta+) + armijo a <z, d> <= L(theta), with bounds L <= f <= U.
+
+    The exact f then decreases by at least armijo a <z, d>. How accurate the bounds are is up to the subclasses.
+    """
+
+    def _take(self, **options: object) -> None:
+        super()._take(**options)
+        own = self.options
+        check_choice("certificate", own["certificate"], CERTIFICATES)
+        check_choice("direction", own["direction"], DIRECTIONS)
+        check_positive(**{name: own[name] for name in ("lr", "solution_accuracy", "adjoint_accuracy")})
+        check_at_least(1, memory=own["memory"])
+        check_at_least(0, tolerance=own["tolerance"])
+
+    def _check(self, objective: BilevelObjective) -> None:
+        if objective.unrolled_steps is not None:
+            raise ValueError(
+                f"{type(self).__name__} accepts steps by certificates, which no accuracy shortens after a fixed number "
+                "of unrolled_steps; use HOAG, FixedAccuracy, InexactAdam or InexactSGD, or leave unrolled_steps out"
+            )
+
+    def _begin(self, objective: BilevelObjective) -> None:
+        accuracy = self._accuracy()
+        gradient = objective.hypergradient(objective.evaluate(accuracy, None, self._second), accuracy)
+        bad = torch.nonzero(gradient.evaluation.status == Status.NOT_FINITE).flatten()
+        if bad.numel() or not bool(torch.isfinite(gradient.z).all()):
+            where = f"the energy of image {int(bad[0])}" if bad.numel() else "the hypergradient"
+            raise ValueError(f"{where} is NaN or infinite at the initial parameters; start from others")
+        self.progress.update(direction=None, longest=math.inf)
+        self._keep(gradient)
+
+    @property
+    def _second(self) -> bool:
+        return bool(self.options["certificate"] == "goal_oriented")
+
+    @property
+    def _search(self) -> LineSearch:
+        return LineSearch(**self.options["line_search"])
+
+    def _accuracy(self) -> Accuracy:
+        return Accuracy(self.options["solution_accuracy"], self.options["adjoint_accuracy"])
+
+    def _direction(self, z: Tensor) -> Direction:
+        return make_direction(self.options, z, self.progress["direction"])
+
+    def _limited(self, step: float, d: Tensor) -> float:
+        """The step along d, or the longest that may be tried."""
+        return min(step, self.progress["longest"] / max(float(d.norm()), 1e-300))
+
+    def _try(self, objective: BilevelObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
+        """The objective at a trial point, or ``None`` where no modulus of strong convexity certifies anything."""
+        try:
+            return objective.evaluate(accuracy, current, self._second)
+        except NotStronglyConvexError:
+            return None
+
+    def _accept(
+        self, objective: BilevelObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
+    ) -> None:
+        """Go on from the trial point ``new``, to which theta has made ``move``."""
+        old = self.progress["z"]
+        gradient = objective.hypergradient(new, accuracy)
+        self.progress["longest"] = self._search.largest_growth * float(move.norm())
+        direction.learn(move, gradient.z - old)
+        self._keep(gradient)
+        self.progress["direction"] = direction.state_dict()
+
+    def _stationary(self, objective: BilevelObjective) -> bool:
+        """Whether ||z|| <= tolerance, and stays so at a tenth of the errors until z has settled."""
+        tolerance = self.options["tolerance"]
+        while float(self.progress["z"].norm()) <= tolerance:
+            current, z = self.evaluation, self.progress["z"]
+            if current.at_precision_floor or not tolerance:
+                return True
+            errors = float(current.error.max()), float(current.adjoint_residual.max())
+            accuracy = Accuracy(*(max(0.1 * e, 1e-300) for e in errors))
+            self._keep(objective.hypergradient(objective.refine(current, accuracy), accuracy))
+            if float((self.progress["z"] - z).norm()) <= 0.1 * tolerance:
+                return float(self.progress["z"].norm()) <= tolerance
+        return False

@@ -1,0 +1,78 @@
+"""Options and states of upper-level methods as older versions wrote them, with all options on one level."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ParamSpec
+
+P = ParamSpec("P")
+
+#: where options are that had places of their own: the group and the name in it
+MOVED = {
+    "line_search": ("line_search", "trials"),
+    "armijo": ("line_search", "armijo"),
+    "step_shrink": ("line_search", "shrink"),
+    "step_growth": ("line_search", "growth"),
+    "largest_growth": ("line_search", "largest_growth"),
+    "accuracy_shrink": ("schedule", "shrink"),
+    "accuracy_growth": ("schedule", "growth"),
+    "descent_check": ("schedule", "descent_check"),
+    "eta": ("schedule", "eta"),
+}
+#: what MAID was with ``accuracy="schedule"``
+SCHEDULED = 'accuracy="schedule" of MAID is the class PublishedMAID by now, with the same certificate and direction'
+
+
+def takes_older(constructor: Callable[P, None]) -> Callable[P, None]:
+    """A constructor that also takes options by their older names, and warns that it will not for long."""
+    defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items()}
+
+    @functools.wraps(constructor)
+    def construct(*args: P.args, **options: P.kwargs) -> None:
+        given: dict[str, Any] = options
+        if given.get("accuracy") == "schedule" and "schedule" not in defaults:
+            raise TypeError(SCHEDULED)
+        for name, (group, field) in MOVED.items():
+            if name in given and group in defaults and (name != group or isinstance(given[name], int)):
+                warnings.warn(f"the option {name} is called {group}.{field} by now", DeprecationWarning, stacklevel=2)
+                value = given.pop(name)
+                given[group] = replace(given.get(group, defaults[group]), **{field: value})
+        constructor(*args, **options)
+
+    return construct
+
+
+def current_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that this or an older version wrote, as the ``known`` options of a method; what is gone is left out."""
+    found = {k: v for k, v in options.items() if k in known and isinstance(v, dict) == isinstance(known[k], dict)}
+    for name, (group, field) in MOVED.items():
+        if isinstance(known.get(group), dict) and name in options and not isinstance(options[name], dict):
+            found[group] = found.get(group, {}) | {field: options[name]}
+    return found
+
+
+def current_state(state: Mapping[str, Any], known: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """A ``state_dict()`` that this or an older version wrote, for a method with ``known`` options, some its ``own``.
+
+    Raises
+    ------
+    ValueError
+        It is that of another method.
+    """
+    (group,) = state["param_groups"]
+    if group.get("accuracy") == "schedule" and "schedule" not in known:
+        raise ValueError(SCHEDULED)
+    options = current_options(group, known)
+    missing = [name for name in own if name not in options]
+    if missing:
+        raise ValueError(f"the state is that of another method: it has no {', '.join(missing)}")
+    entries = {"method" if isinstance(key, str) else key: value for key, value in state["state"].items()}
+    if "passes" in group:
+        entries["method"] = {"iteration": group["passes"]}
+    if "done" in entries.get("method", {}):
+        entries["method"] = {"iteration" if k == "done" else k: v for k, v in entries["method"].items()}
+    return {**state, "state": entries, "param_groups": [options | {"params": group["params"]}]}
