@@ -11,6 +11,7 @@ from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.passes import InexactAdam, InexactSGD
 from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedLineSearch, PublishedMAID
 from recon.bilevel.methods.record import Progress, Record
+from recon.bilevel.methods.run import Training
 from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.saddle_objective import SaddleObjective
@@ -37,6 +38,7 @@ __all__ = [
     "Record",
     "SaddleObjective",
     "SquaredError",
+    "Training",
     "UpperLevelMethod",
     "UpperLoss",
 ]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -60,9 +60,7 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
         check_one_group(self)
         self._own = tuple(options)
         for name, value in options.items():
-            plain = (
-                value if isinstance(value, type) or not dataclasses.is_dataclass(value) else dataclasses.asdict(value)
-            )
+            plain = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
             self.defaults[name] = self.param_groups[0][name] = plain
 
     @torch.no_grad()
@@ -132,7 +130,7 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
 
     @evaluation.setter
     def evaluation(self, value: Evaluation) -> None:
-        self.progress["evaluation"] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        self.progress["evaluation"] = {f.name: getattr(value, f.name) for f in fields(value)}
 
     def _keep(self, gradient: Hypergradient) -> None:
         """Take note of the hypergradient at the current parameters, and of the evaluation that it belongs to."""

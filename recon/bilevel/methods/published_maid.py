@@ -103,7 +103,7 @@ class PublishedMAID(CertifiedDescent):
         lr: float = 1e-2,
         solution_accuracy: float = 1e-1,
         adjoint_accuracy: float = 1e-1,
-        line_search: LineSearch = PublishedLineSearch(),
+        line_search: PublishedLineSearch = PublishedLineSearch(),
         schedule: AccuracySchedule = AccuracySchedule(),
         certificate: str = "first_order",
         direction: str = "gradient",
