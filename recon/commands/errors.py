@@ -7,6 +7,7 @@ import inspect
 import re
 import unicodedata
 
+from recon.bilevel.methods.older import MOVED, SCHEDULED
 from recon.names import current_name
 
 # Lines of jsonargparse's nested reports that say nothing about the cause.
@@ -94,7 +95,7 @@ def _clean(line: str, path: str) -> str:
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", line):
         return f"{match[1]} has no {match[2]}{_members(match[1])}"
     if match := re.search(r"Option '([^']+)' is not accepted", line):
-        return f"{match[1]!r} is no option{_parameters(named[1] if named else path)}"
+        return _no_option(match[1], named[1] if named else path)
     return line.rstrip(". ")
 
 
@@ -107,11 +108,14 @@ def _members(name: str) -> str:
     return f"; valid are {', '.join(names)}" if names else ""
 
 
-def _parameters(path: str) -> str:
-    module, _, name = path.rpartition(".")
+def _no_option(name: str, path: str) -> str:
+    """That a class or function has no such option, and what it has."""
+    module, _, attribute = path.rpartition(".")
     try:
-        signature = inspect.signature(getattr(importlib.import_module(module), name))
+        parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
     except (ImportError, AttributeError, TypeError, ValueError):
-        return ""
-    names = [n for n in signature.parameters if n not in ("self", "params")]
-    return f" of {path}; valid are {', '.join(names)}"
+        return f"{name!r} is no option"
+    if name in MOVED and MOVED[name][0] in parameters:
+        return f"{name} is called {'.'.join(MOVED[name])} by now"
+    valid = ", ".join(n for n in parameters if n not in ("self", "params"))
+    return f"{name!r} is no option of {path}; valid are {valid}" + (f"; {SCHEDULED}" if name == "accuracy" else "")

@@ -23,8 +23,8 @@ MOVED = {
     "descent_check": ("schedule", "descent_check"),
     "eta": ("schedule", "eta"),
 }
-#: what MAID was with ``accuracy="schedule"``
-SCHEDULED = 'accuracy="schedule" of MAID is the class PublishedMAID by now, with the same certificate and direction'
+#: what an option of MAID has become
+SCHEDULED = "MAID with the accuracy schedule is PublishedMAID by now, with the same certificate and direction"
 
 
 def takes_older(constructor: Callable[P, None]) -> Callable[P, None]:
@@ -53,6 +53,12 @@ def current_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
         if isinstance(known.get(group), dict) and name in options and not isinstance(options[name], dict):
             found[group] = found.get(group, {}) | {field: options[name]}
     return found
+
+
+def current_method(saved: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its method, ``class`` and options, in the words that the method itself has today."""
+    scheduled = saved["class"].endswith(".MAID") and saved.get("accuracy") == "schedule"
+    return current_options(saved, known) | {"class": "recon.bilevel.PublishedMAID" if scheduled else saved["class"]}
 
 
 def current_state(state: Mapping[str, Any], known: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
