@@ -23,6 +23,8 @@ MOVED = {
     "descent_check": ("schedule", "descent_check"),
     "eta": ("schedule", "eta"),
 }
+#: the groups that the options of a class are in
+GROUPS = {"MAID": {"line_search"}, "PublishedMAID": {"line_search", "schedule"}}
 #: what an option of MAID has become
 SCHEDULED = "MAID with the accuracy schedule is PublishedMAID by now, with the same certificate and direction"
 
@@ -38,7 +40,7 @@ def takes_older(constructor: Callable[P, None]) -> Callable[P, None]:
             raise TypeError(SCHEDULED)
         for name, (group, field) in MOVED.items():
             if name in given and group in defaults and (name != group or isinstance(given[name], int)):
-                warnings.warn(f"the option {name} is called {group}.{field} by now", DeprecationWarning, stacklevel=2)
+                _warn(name)
                 value = given.pop(name)
                 given[group] = replace(given.get(group, defaults[group]), **{field: value})
         constructor(*args, **options)
@@ -53,6 +55,38 @@ def current_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
         if isinstance(known.get(group), dict) and name in options and not isinstance(options[name], dict):
             found[group] = found.get(group, {}) | {field: options[name]}
     return found
+
+
+def current_configuration(config: Any) -> Any:
+    """A configuration, in plain values, with the options of MAID and PublishedMAID where they are by now, however deep.
+
+    It warns of those that it moves. What has no place of its own any more stays, for whoever refuses it.
+    """
+    if isinstance(config, list):
+        return [current_configuration(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    found = {key: current_configuration(item) for key, item in config.items()}
+    groups = GROUPS.get(str(found.get("class_path")).rpartition(".")[2])
+    options = found.get("init_args")
+    if groups is None or not isinstance(options, dict):
+        return found
+    predicted = options.get("accuracy", "predicted") == "predicted"
+    options = {k: v for k, v in options.items() if k != "accuracy" or not predicted}
+    for name, (group, field) in MOVED.items():
+        if name not in options or isinstance(options[name], dict):
+            continue
+        if group in groups:
+            _warn(name)
+            value = options.pop(name)
+            options[group] = {**options.get(group, {}), field: value}
+        elif predicted:  # what MAID had, and did not use
+            del options[name]
+    return found | {"init_args": options}
+
+
+def _warn(name: str) -> None:
+    warnings.warn(f"the option {name} is called {'.'.join(MOVED[name])} by now", FutureWarning, stacklevel=3)
 
 
 def current_method(saved: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
