@@ -20,23 +20,18 @@ from torch import Tensor
 
 from benchmarks.common import arguments, as_row, denoising_data, print_table, reached, start, write_csv
 from models import FieldsOfExperts
-from recon.bilevel import MAID, BilevelObjective, PublishedLineSearch, PublishedMAID, Record, Training
+from recon.bilevel import MAID, Accelerations, BilevelObjective, PublishedMAID, Record, Training
 from recon.lower_level import FISTA, LBFGS, Solver
 from recon.metrics import psnr
 from recon.plotting import COLORS, save_figure
 
 PUBLISHED, FULL = "published", "4a + 4b + 4c, L-BFGS"
-#: as published, with moves of theta as long as those of MAID at most
-LIMITED = PublishedLineSearch(largest_growth=4.0)
 #: what each variant adds: a goal-oriented certificate, b quasi-Newton direction, c accuracy from the predicted decrease
 VARIANTS: dict[str, tuple[Callable[..., MAID | PublishedMAID], Callable[[], Solver]]] = {
     PUBLISHED: (PublishedMAID, FISTA),
-    "4a": (partial(PublishedMAID, certificate="goal_oriented", line_search=LIMITED), FISTA),
-    "4b": (partial(PublishedMAID, direction="lbfgs", lr=0.1, line_search=LIMITED), FISTA),
-    "4a + 4b": (
-        partial(PublishedMAID, certificate="goal_oriented", direction="lbfgs", lr=0.1, line_search=LIMITED),
-        FISTA,
-    ),
+    "4a": (partial(PublishedMAID, accelerations=Accelerations("goal_oriented", largest_growth=4.0)), FISTA),
+    "4b": (partial(PublishedMAID, lr=0.1, accelerations=Accelerations("first_order", "lbfgs", 80, 4.0)), FISTA),
+    "4a + 4b": (partial(PublishedMAID, lr=0.1, accelerations=Accelerations("goal_oriented", "lbfgs", 80, 4.0)), FISTA),
     "4a + 4b + 4c": (MAID, FISTA),
     FULL: (MAID, LBFGS),
 }

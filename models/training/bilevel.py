@@ -53,8 +53,7 @@ class BilevelModule(ReconstructionModule):
     ----------
     regularizer: R_theta; what is learned are its trainable parameters.
     optimizer: the upper-level method: parameters -> an optimizer whose ``step(objective=...)`` makes one iteration,
-        returns a :class:`recon.bilevel.Record`, and keeps all that a resumed run needs in its ``state_dict()``; MAID by
-        default.
+        returns a :class:`recon.bilevel.Record`, and keeps all that a resumed run needs in its ``state_dict()``.
     solver: of the lower level, in training and after it; L-BFGS by default.
     fidelity, mu: D and mu of the energy, see :class:`recon.lower_level.Energy`.
     operator: A; by default a copy of the data module's, or the identity.
@@ -74,7 +73,7 @@ class BilevelModule(ReconstructionModule):
     def __init__(
         self,
         regularizer: Regularizer,
-        optimizer: OptimizerCallable | None = None,
+        optimizer: OptimizerCallable = MAID,
         solver: Solver | None = None,
         fidelity: DataFidelity | None = None,
         operator: LinearOperator | None = None,
@@ -94,9 +93,7 @@ class BilevelModule(ReconstructionModule):
             raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
         check_steps(adjoint_steps, unrolled_steps)
         self.automatic_optimization = False
-        self.regularizer = regularizer
-        # not the default of the argument: jsonargparse would give its options to whatever method is chosen instead
-        self.make_optimizer: OptimizerCallable = optimizer if optimizer is not None else MAID
+        self.regularizer, self.make_optimizer = regularizer, optimizer
         self.solver: Solver = solver if solver is not None else LBFGS()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
         self.operator = operator

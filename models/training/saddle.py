@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.files.checkpoints import describe
 from models.training.bilevel import BilevelModule, Reconstruction
-from recon.bilevel import Piggyback, SaddleObjective, UpperLoss
+from recon.bilevel import MAID, Piggyback, SaddleObjective, UpperLoss
 from recon.lower_level import PDHG, SaddleModel
 from recon.operators import Identity, LinearOperator
 
@@ -42,7 +42,7 @@ class SaddleModule(BilevelModule):
     def __init__(
         self,
         regularizer: SaddleModel,
-        optimizer: OptimizerCallable | None = None,
+        optimizer: OptimizerCallable = MAID,
         solver: PDHG | None = None,
         piggyback: Piggyback | None = None,
         operator: LinearOperator | None = None,

@@ -3,13 +3,13 @@
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
-from recon.bilevel.methods.certified_descent import LineSearch
+from recon.bilevel.methods.certified_descent import Accelerations, PublishedLineSearch
 from recon.bilevel.methods.dfols import DFOLS
 from recon.bilevel.methods.hoag import HOAG, FixedAccuracy
-from recon.bilevel.methods.maid import MAID
+from recon.bilevel.methods.maid import MAID, LineSearch
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.passes import InexactAdam, InexactSGD
-from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedLineSearch, PublishedMAID
+from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedMAID
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.methods.run import Training
 from recon.bilevel.objective import BilevelObjective
@@ -20,6 +20,7 @@ __all__ = [
     "DFOLS",
     "HOAG",
     "MAID",
+    "Accelerations",
     "Accuracy",
     "AccuracySchedule",
     "BilevelObjective",

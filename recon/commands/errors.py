@@ -7,7 +7,7 @@ import inspect
 import re
 import unicodedata
 
-from recon.bilevel.methods.older import MOVED, SCHEDULED
+from recon.bilevel.methods.older import SCHEDULED, options_of, place_of
 from recon.names import current_name
 
 # Lines of jsonargparse's nested reports that say nothing about the cause.
@@ -112,10 +112,10 @@ def _no_option(name: str, path: str) -> str:
     """That a class or function has no such option, and what it has."""
     module, _, attribute = path.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+        known = options_of(getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError, TypeError, ValueError):
         return f"{name!r} is no option"
-    if name in MOVED and MOVED[name][0] in parameters:
-        return f"{name} is called {'.'.join(MOVED[name])} by now"
-    valid = ", ".join(n for n in parameters if n not in ("self", "params"))
+    if (place := place_of(name, known)) is not None:
+        return f"{name} is called {'.'.join(place)} by now"
+    valid = ", ".join(n for n in known if n not in ("self", "params"))
     return f"{name!r} is no option of {path}; valid are {valid}" + (f"; {SCHEDULED}" if name == "accuracy" else "")

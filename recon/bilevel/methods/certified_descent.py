@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,9 @@ from recon.bilevel.methods.parameters import check_at_least, check_choice, check
 from recon.bilevel.objective import BilevelObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
-CERTIFICATES, DIRECTIONS = ("goal_oriented", "first_order"), ("lbfgs", "gradient", "adagrad")
-
 
 @dataclass(frozen=True)
-class LineSearch:
+class PublishedLineSearch:
     """How steps along a direction are tried.
 
     Parameters
@@ -31,6 +30,35 @@ class LineSearch:
     shrink, growth : float
         What a rejected step is multiplied by (at most, where a model of the objective gives less), and an accepted one
         for the next search. The direction ``lbfgs`` always tries step 1 first.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range.
+    """
+
+    trials: int = 5
+    armijo: float = 1e-4
+    shrink: float = 0.5
+    growth: float = 1.2
+
+    def __post_init__(self) -> None:
+        check_fraction("line_search.", armijo=self.armijo, shrink=self.shrink)
+        check_at_least(1, "line_search.", trials=self.trials, growth=self.growth)
+
+
+@dataclass(frozen=True)
+class Accelerations:
+    """What a method has of the accelerations of :class:`MAID`; by default nothing.
+
+    Parameters
+    ----------
+    certificate : {"first_order", "goal_oriented"}
+        Bounds as published; or of second order in the errors, by the adjoint.
+    direction : {"gradient", "adagrad", "lbfgs"}
+        d, from z; ``adagrad`` divides by the root of the sum of squares so far.
+    memory : int
+        Pairs that ``lbfgs`` keeps.
     largest_growth : float
         ||theta+ - theta|| of a trial is at most this times the last accepted one, which keeps exponential parameters in
         range while L-BFGS knows little.
@@ -41,15 +69,15 @@ class LineSearch:
         An option is out of range.
     """
 
-    trials: int = 12
-    armijo: float = 1e-4
-    shrink: float = 0.5
-    growth: float = 1.2
-    largest_growth: float = 4.0
+    certificate: str = "first_order"
+    direction: str = "gradient"
+    memory: int = 80
+    largest_growth: float = math.inf
 
     def __post_init__(self) -> None:
-        check_fraction("line_search.", armijo=self.armijo, shrink=self.shrink)
-        check_at_least(1, "line_search.", trials=self.trials, growth=self.growth, largest_growth=self.largest_growth)
+        check_choice("certificate", self.certificate, ("goal_oriented", "first_order"))
+        check_choice("direction", self.direction, ("lbfgs", "gradient", "adagrad"))
+        check_at_least(1, memory=self.memory, largest_growth=self.largest_growth)
 
 
 class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
@@ -58,13 +86,20 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
     The exact f then decreases by at least armijo a <z, d>. How accurate the bounds are is up to the subclasses.
     """
 
+    @property
+    @abstractmethod
+    def _accelerations(self) -> Accelerations:
+        """The options of bounds and directions."""
+
+    @property
+    @abstractmethod
+    def _search(self) -> PublishedLineSearch:
+        """The options of the line search."""
+
     def _take(self, **options: object) -> None:
         super()._take(**options)
         own = self.options
-        check_choice("certificate", own["certificate"], CERTIFICATES)
-        check_choice("direction", own["direction"], DIRECTIONS)
         check_positive(**{name: own[name] for name in ("lr", "solution_accuracy", "adjoint_accuracy")})
-        check_at_least(1, memory=own["memory"])
         check_at_least(0, tolerance=own["tolerance"])
 
     def _check(self, objective: BilevelObjective) -> None:
@@ -86,17 +121,14 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
 
     @property
     def _second(self) -> bool:
-        return bool(self.options["certificate"] == "goal_oriented")
-
-    @property
-    def _search(self) -> LineSearch:
-        return LineSearch(**self.options["line_search"])
+        return self._accelerations.certificate == "goal_oriented"
 
     def _accuracy(self) -> Accuracy:
         return Accuracy(self.options["solution_accuracy"], self.options["adjoint_accuracy"])
 
     def _direction(self, z: Tensor) -> Direction:
-        return make_direction(self.options, z, self.progress["direction"])
+        own = self._accelerations
+        return make_direction(own.direction, own.memory, z, self.progress["direction"])
 
     def _limited(self, step: float, d: Tensor) -> float:
         """The step along d, or the longest that may be tried."""
@@ -115,7 +147,7 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
         """Go on from the trial point ``new``, to which theta has made ``move``."""
         old = self.progress["z"]
         gradient = objective.hypergradient(new, accuracy)
-        self.progress["longest"] = self._search.largest_growth * float(move.norm())
+        self.progress["longest"] = self._accelerations.largest_growth * float(move.norm())
         direction.learn(move, gradient.z - old)
         self._keep(gradient)
         self.progress["direction"] = direction.state_dict()

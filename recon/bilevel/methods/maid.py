@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
-from recon.bilevel.methods.certified_descent import CertifiedDescent, LineSearch
+from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, PublishedLineSearch
 from recon.bilevel.methods.direction import Direction
 from recon.bilevel.methods.older import takes_older
-from recon.bilevel.methods.parameters import check_fraction
+from recon.bilevel.methods.parameters import check_at_least, check_fraction
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import BilevelObjective
 
@@ -19,6 +20,33 @@ from recon.bilevel.objective import BilevelObjective
 SHARE = 0.4
 #: trial points of a line search at the floor of the floating-point type after which it is given up
 MOST_FLOORS = 3
+
+
+@dataclass(frozen=True)
+class LineSearch(PublishedLineSearch):
+    """How :class:`MAID` tries steps along a direction.
+
+    Parameters
+    ----------
+    trials : int
+        Points that are tried.
+    armijo, shrink, growth : float
+        As in :class:`PublishedLineSearch`.
+    largest_growth : float
+        As in :class:`Accelerations`.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range.
+    """
+
+    trials: int = 12
+    largest_growth: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(1, "line_search.", largest_growth=self.largest_growth)
 
 
 class MAID(CertifiedDescent):
@@ -31,7 +59,7 @@ class MAID(CertifiedDescent):
     with certified bounds L <= f <= U: the exact f decreases by at least armijo a <z, d>. The accuracies of the lower
     level come from the decrease a <z, d> / 2 that a step promises. This, certificates of second order and directions
     by L-BFGS are accelerations of the published method, which keep its guarantee; :class:`PublishedMAID` is the method
-    without them, and takes the last two one by one.
+    without them, and takes the last two as options.
 
     Everything that a resumed run needs is in ``state_dict()``: parameters of a failed search are put back.
 
@@ -89,6 +117,16 @@ class MAID(CertifiedDescent):
             memory=memory,
             tolerance=tolerance,
         )
+        _ = self._accelerations  # checks them
+
+    @property
+    def _search(self) -> LineSearch:
+        return LineSearch(**self.options["line_search"])
+
+    @property
+    def _accelerations(self) -> Accelerations:
+        own = self.options
+        return Accelerations(own["certificate"], own["direction"], own["memory"], self._search.largest_growth)
 
     def _iterate(self, objective: BilevelObjective) -> Record:
         """A line search whose accuracies come from the decrease that is promised."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recon.bilevel.evaluation import Evaluation
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.methods.older import current_state
+from recon.bilevel.methods.older import current_state, plain
 from recon.bilevel.methods.parameters import assign, check_one_group, flat
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import BilevelObjective
@@ -60,8 +60,7 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
         check_one_group(self)
         self._own = tuple(options)
         for name, value in options.items():
-            plain = asdict(value) if is_dataclass(value) else value  # type: ignore[arg-type]
-            self.defaults[name] = self.param_groups[0][name] = plain
+            self.defaults[name] = self.param_groups[0][name] = plain(value)
 
     @torch.no_grad()
     def step(  # type: ignore[override]

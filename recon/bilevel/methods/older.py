@@ -6,43 +6,66 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, is_dataclass, replace
 from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 
-#: where options are that had places of their own: the group and the name in it
+#: where options are that had places of their own: groups, and the name in there
 MOVED = {
-    "line_search": ("line_search", "trials"),
-    "armijo": ("line_search", "armijo"),
-    "step_shrink": ("line_search", "shrink"),
-    "step_growth": ("line_search", "growth"),
-    "largest_growth": ("line_search", "largest_growth"),
-    "accuracy_shrink": ("schedule", "shrink"),
-    "accuracy_growth": ("schedule", "growth"),
-    "descent_check": ("schedule", "descent_check"),
-    "eta": ("schedule", "eta"),
+    "line_search": (("line_search", "trials"),),
+    "armijo": (("line_search", "armijo"),),
+    "step_shrink": (("line_search", "shrink"),),
+    "step_growth": (("line_search", "growth"),),
+    "accuracy_shrink": (("schedule", "shrink"),),
+    "accuracy_growth": (("schedule", "growth"),),
+    "descent_check": (("schedule", "descent_check"),),
+    "eta": (("schedule", "eta"),),
+    "largest_growth": (("line_search", "largest_growth"), ("accelerations", "largest_growth")),
+    **{name: (("accelerations", name),) for name in ("certificate", "direction", "memory")},
 }
-#: the groups that the options of a class are in
-GROUPS = {"MAID": {"line_search"}, "PublishedMAID": {"line_search", "schedule"}}
 #: what an option of MAID has become
-SCHEDULED = "MAID with the accuracy schedule is PublishedMAID by now, with the same certificate and direction"
+SCHEDULED = "MAID with the accuracy schedule is PublishedMAID by now, its certificate and direction are accelerations"
+
+
+def plain(option: object) -> Any:
+    """An option, a group as a dictionary."""
+    return asdict(option) if is_dataclass(option) and not isinstance(option, type) else option
+
+
+def place_of(name: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Where an option that had a place of its own is among ``options``, some of which are groups; None if nowhere."""
+    groups = {key: group for key, group in options.items() if isinstance(group, dict)}
+    if name in options and name not in groups:
+        return None
+    return next(((group, field) for group, field in MOVED.get(name, ()) if field in groups.get(group, ())), None)
+
+
+def options_of(constructor: Callable[..., object]) -> dict[str, Any]:
+    """The options of a constructor with their defaults, groups as dictionaries."""
+    defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items()}
+    return {name: plain(value) for name, value in defaults.items()}
+
+
+def warn_of(name: str, place: tuple[str, str]) -> None:
+    """Say where an option is by now."""
+    warnings.warn(f"the option {name} is called {'.'.join(place)} by now", FutureWarning, stacklevel=3)
 
 
 def takes_older(constructor: Callable[P, None]) -> Callable[P, None]:
-    """A constructor that also takes options by their older names, and warns that it will not for long."""
-    defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items()}
+    """A constructor that also takes options by their older names, and warns of it."""
+    known, parameters = options_of(constructor), inspect.signature(constructor).parameters
 
     @functools.wraps(constructor)
     def construct(*args: P.args, **options: P.kwargs) -> None:
         given: dict[str, Any] = options
-        if given.get("accuracy") == "schedule" and "schedule" not in defaults:
+        if given.get("accuracy") == "schedule":
             raise TypeError(SCHEDULED)
-        for name, (group, field) in MOVED.items():
-            if name in given and group in defaults and (name != group or isinstance(given[name], int)):
-                _warn(name)
-                value = given.pop(name)
-                given[group] = replace(given.get(group, defaults[group]), **{field: value})
+        for name in [name for name in MOVED if name in given and not is_dataclass(given[name])]:
+            if (place := place_of(name, known)) is not None:
+                warn_of(name, place)
+                value, (group, field) = given.pop(name), place
+                given[group] = replace(given.get(group, parameters[group].default), **{field: value})
         constructor(*args, **options)
 
     return construct
@@ -51,42 +74,11 @@ def takes_older(constructor: Callable[P, None]) -> Callable[P, None]:
 def current_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Options that this or an older version wrote, as the ``known`` options of a method; what is gone is left out."""
     found = {k: v for k, v in options.items() if k in known and isinstance(v, dict) == isinstance(known[k], dict)}
-    for name, (group, field) in MOVED.items():
-        if isinstance(known.get(group), dict) and name in options and not isinstance(options[name], dict):
-            found[group] = found.get(group, {}) | {field: options[name]}
+    for name, value in options.items():
+        place = None if name in found else place_of(name, known)
+        if place is not None:
+            found[place[0]] = found.get(place[0], {}) | {place[1]: value}
     return found
-
-
-def current_configuration(config: Any) -> Any:
-    """A configuration, in plain values, with the options of MAID and PublishedMAID where they are by now, however deep.
-
-    It warns of those that it moves. What has no place of its own any more stays, for whoever refuses it.
-    """
-    if isinstance(config, list):
-        return [current_configuration(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    found = {key: current_configuration(item) for key, item in config.items()}
-    groups = GROUPS.get(str(found.get("class_path")).rpartition(".")[2])
-    options = found.get("init_args")
-    if groups is None or not isinstance(options, dict):
-        return found
-    predicted = options.get("accuracy", "predicted") == "predicted"
-    options = {k: v for k, v in options.items() if k != "accuracy" or not predicted}
-    for name, (group, field) in MOVED.items():
-        if name not in options or isinstance(options[name], dict):
-            continue
-        if group in groups:
-            _warn(name)
-            value = options.pop(name)
-            options[group] = {**options.get(group, {}), field: value}
-        elif predicted:  # what MAID had, and did not use
-            del options[name]
-    return found | {"init_args": options}
-
-
-def _warn(name: str) -> None:
-    warnings.warn(f"the option {name} is called {'.'.join(MOVED[name])} by now", FutureWarning, stacklevel=3)
 
 
 def current_method(saved: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:

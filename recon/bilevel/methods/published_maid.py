@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.methods.certified_descent import CertifiedDescent, LineSearch
+from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, PublishedLineSearch
 from recon.bilevel.methods.older import takes_older
 from recon.bilevel.methods.parameters import check_at_least, check_fraction
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import BilevelObjective
-
-
-@dataclass(frozen=True)
-class PublishedLineSearch(LineSearch):
-    """A line search with the defaults of :class:`PublishedMAID`.
-
-    Parameters
-    ----------
-    trials : int
-        Points that are tried before the accuracies are made smaller; one more after each time.
-    armijo, shrink, growth, largest_growth : float
-        As in :class:`LineSearch`.
-    """
-
-    trials: int = 5
-    largest_growth: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -66,8 +49,7 @@ class AccuracySchedule:
 class PublishedMAID(CertifiedDescent):
     """MAID as published: accuracies that shrink when a line search fails, and grow after a success.
 
-    A trial is accepted as in :class:`MAID`. With the certificate ``goal_oriented`` and the direction ``lbfgs`` it is a
-    step between the two.
+    A trial is accepted as in :class:`MAID`. With accelerations it is a step between the two.
 
     Parameters
     ----------
@@ -78,15 +60,11 @@ class PublishedMAID(CertifiedDescent):
     solution_accuracy, adjoint_accuracy : float
         epsilon and delta of the first evaluation.
     line_search : PublishedLineSearch
-        How steps are tried.
+        How steps are tried; ``trials`` grows by one whenever a search has failed.
     schedule : AccuracySchedule
         How the accuracies change.
-    certificate : {"first_order", "goal_oriented"}
-        Bounds as published; or of second order in the errors, by the adjoint.
-    direction : {"gradient", "adagrad", "lbfgs"}
-        d, from z, see :class:`MAID`.
-    memory : int
-        Pairs that ``lbfgs`` keeps.
+    accelerations : Accelerations
+        Bounds of second order, and other directions than z.
     tolerance : float
         Stop when ||z|| is at most this.
 
@@ -105,9 +83,7 @@ class PublishedMAID(CertifiedDescent):
         adjoint_accuracy: float = 1e-1,
         line_search: PublishedLineSearch = PublishedLineSearch(),
         schedule: AccuracySchedule = AccuracySchedule(),
-        certificate: str = "first_order",
-        direction: str = "gradient",
-        memory: int = 80,
+        accelerations: Accelerations = Accelerations(),
         tolerance: float = 0.0,
     ) -> None:
         super().__init__(
@@ -117,9 +93,7 @@ class PublishedMAID(CertifiedDescent):
             adjoint_accuracy=adjoint_accuracy,
             line_search=line_search,
             schedule=schedule,
-            certificate=certificate,
-            direction=direction,
-            memory=memory,
+            accelerations=accelerations,
             tolerance=tolerance,
         )
 
@@ -172,6 +146,14 @@ class PublishedMAID(CertifiedDescent):
             if not schedule.descent_check or descends or not evaluation.satisfies(accuracy):
                 return gradient
             self._scale_accuracy(schedule.shrink)
+
+    @property
+    def _search(self) -> PublishedLineSearch:
+        return PublishedLineSearch(**self.options["line_search"])
+
+    @property
+    def _accelerations(self) -> Accelerations:
+        return Accelerations(**self.options["accelerations"])
 
     @property
     def _schedule(self) -> AccuracySchedule:

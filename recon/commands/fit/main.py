@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
 import shutil
@@ -13,8 +12,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
-from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -34,8 +31,8 @@ from models.training.bilevel import BilevelModule
 from models.training.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
 from models.training.module import ReconstructionModule
 from models.training.supervised import SupervisedModule
-from recon.bilevel.methods.older import current_configuration
 from recon.commands.configuration.classes import check_classes
+from recon.commands.configuration.older import read_older
 from recon.commands.configuration.yaml_files import check_yaml
 from recon.commands.errors import printable
 from recon.commands.output.lock import locked
@@ -280,7 +277,7 @@ def run_cli(arguments: list[str]) -> ReconCLI:
 
 def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
     _quiet()
-    _read_older()
+    read_older()
     _check_order(arguments)
     _check_files(arguments)
     subcommands = ReconCLI.subcommands()
@@ -317,13 +314,6 @@ def _check_files(arguments: list[str]) -> None:
         name, _, value = first.partition("=")
         if name == "--config" and Path(value or second).is_file():
             check_yaml(Path(value or second))
-
-
-@functools.cache
-def _read_older() -> None:
-    """Have jsonargparse read options of older configurations, too."""
-    read = get_loader("yaml")
-    set_loader("yaml", lambda text: current_configuration(read(text)), (yaml.YAMLError,))
 
 
 def _quiet() -> None:
