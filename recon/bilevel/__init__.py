@@ -3,10 +3,10 @@
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
-from recon.bilevel.methods.certified_descent import Accelerations, PublishedLineSearch
+from recon.bilevel.methods.certified_descent import Accelerations, LineSearch
 from recon.bilevel.methods.dfols import DFOLS
 from recon.bilevel.methods.hoag import HOAG, FixedAccuracy
-from recon.bilevel.methods.maid import MAID, LineSearch
+from recon.bilevel.methods.maid import MAID, Limits
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.passes import InexactAdam, InexactSGD
 from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedMAID
@@ -30,11 +30,11 @@ __all__ = [
     "Hypergradient",
     "InexactAdam",
     "InexactSGD",
+    "Limits",
     "LineSearch",
     "NegativePSNR",
     "Piggyback",
     "Progress",
-    "PublishedLineSearch",
     "PublishedMAID",
     "Record",
     "SaddleObjective",

@@ -18,7 +18,7 @@ from recon.lower_level import NotStronglyConvexError, Status
 
 
 @dataclass(frozen=True)
-class PublishedLineSearch:
+class LineSearch:
     """How steps along a direction are tried.
 
     Parameters
@@ -37,7 +37,7 @@ class PublishedLineSearch:
         An option is out of range.
     """
 
-    trials: int = 5
+    trials: int = 12
     armijo: float = 1e-4
     shrink: float = 0.5
     growth: float = 1.2
@@ -92,9 +92,8 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
         """The options of bounds and directions."""
 
     @property
-    @abstractmethod
-    def _search(self) -> PublishedLineSearch:
-        """The options of the line search."""
+    def _search(self) -> LineSearch:
+        return LineSearch(**self.options["line_search"])
 
     def _take(self, **options: object) -> None:
         super()._take(**options)

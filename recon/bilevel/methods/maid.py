@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
-from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, PublishedLineSearch
+from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, LineSearch
 from recon.bilevel.methods.direction import Direction
 from recon.bilevel.methods.older import takes_older
 from recon.bilevel.methods.parameters import check_at_least, check_fraction
@@ -23,15 +23,13 @@ MOST_FLOORS = 3
 
 
 @dataclass(frozen=True)
-class LineSearch(PublishedLineSearch):
-    """How :class:`MAID` tries steps along a direction.
+class Limits:
+    """How far MAID goes at a time.
 
     Parameters
     ----------
-    trials : int
-        Points that are tried.
-    armijo, shrink, growth : float
-        As in :class:`PublishedLineSearch`.
+    slack : float
+        The share of the promised decrease that the intervals may take.
     largest_growth : float
         As in :class:`Accelerations`.
 
@@ -41,12 +39,12 @@ class LineSearch(PublishedLineSearch):
         An option is out of range.
     """
 
-    trials: int = 12
+    slack: float = 0.9
     largest_growth: float = 4.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(1, "line_search.", largest_growth=self.largest_growth)
+        check_fraction("limits.", slack=self.slack)
+        check_at_least(1, "limits.", largest_growth=self.largest_growth)
 
 
 class MAID(CertifiedDescent):
@@ -77,8 +75,8 @@ class MAID(CertifiedDescent):
         epsilon and delta of the first evaluation.
     line_search : LineSearch
         How steps are tried.
-    slack : float
-        The share of the promised decrease that the intervals may take.
+    limits : Limits
+        How far to go at a time.
     memory : int
         Pairs that ``lbfgs`` keeps.
     tolerance : float
@@ -100,11 +98,10 @@ class MAID(CertifiedDescent):
         solution_accuracy: float = 1.0,
         adjoint_accuracy: float = 1.0,
         line_search: LineSearch = LineSearch(),
-        slack: float = 0.9,
+        limits: Limits = Limits(),
         memory: int = 80,
         tolerance: float = 0.0,
     ) -> None:
-        check_fraction(slack=slack)
         super().__init__(
             params,
             certificate=certificate,
@@ -113,24 +110,24 @@ class MAID(CertifiedDescent):
             solution_accuracy=solution_accuracy,
             adjoint_accuracy=adjoint_accuracy,
             line_search=line_search,
-            slack=slack,
+            limits=limits,
             memory=memory,
             tolerance=tolerance,
         )
         _ = self._accelerations  # checks them
 
     @property
-    def _search(self) -> LineSearch:
-        return LineSearch(**self.options["line_search"])
+    def _limits(self) -> Limits:
+        return Limits(**self.options["limits"])
 
     @property
     def _accelerations(self) -> Accelerations:
         own = self.options
-        return Accelerations(own["certificate"], own["direction"], own["memory"], self._search.largest_growth)
+        return Accelerations(own["certificate"], own["direction"], own["memory"], self._limits.largest_growth)
 
     def _iterate(self, objective: BilevelObjective) -> Record:
         """A line search whose accuracies come from the decrease that is promised."""
-        theta, options, search = self._theta(), self.options, self._search
+        theta, options, search, slack = self._theta(), self.options, self._search, self._limits.slack
         self._inform(objective)
         if self._stationary(objective):
             return self._record(objective, Progress.CONVERGED, 0.0, 0)
@@ -138,7 +135,7 @@ class MAID(CertifiedDescent):
         direction = self._direction(z)
         d = direction.apply(z)
         slope, step = float(z @ d), self._limited(direction.first_step(options["lr"]), d)
-        margin, floor = options["slack"] * 0.5 * step * slope, False
+        margin, floor = slack * 0.5 * step * slope, False
         same: Evaluation | None = None  # of the point that is tried again
         floors = 0
         for trial in range(1, search.trials + 1):
@@ -156,7 +153,7 @@ class MAID(CertifiedDescent):
             same = None
             if new is None:
                 step *= search.shrink
-                margin = options["slack"] * 0.5 * step * slope
+                margin = slack * 0.5 * step * slope
                 continue
             if new.upper + search.armijo * step * slope <= current.lower:
                 self._accept(objective, direction, moved - theta, new, accuracy)
@@ -175,7 +172,7 @@ class MAID(CertifiedDescent):
             # minimizer of the parabola through both values and the slope
             fraction = 0.5 * step * slope / max(1e-300, step * slope - decrease)  # in this order NaN counts as 1e-300
             step *= min(max(fraction, 0.1), search.shrink)
-            margin = options["slack"] * 0.5 * step * slope
+            margin = slack * 0.5 * step * slope
         self._set(theta)
         return self._record(objective, self._failed(objective, current, direction, floor), 0.0, trial)
 

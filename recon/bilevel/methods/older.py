@@ -21,7 +21,8 @@ MOVED = {
     "accuracy_growth": (("schedule", "growth"),),
     "descent_check": (("schedule", "descent_check"),),
     "eta": (("schedule", "eta"),),
-    "largest_growth": (("line_search", "largest_growth"), ("accelerations", "largest_growth")),
+    "slack": (("limits", "slack"),),
+    "largest_growth": (("limits", "largest_growth"), ("accelerations", "largest_growth")),
     **{name: (("accelerations", name),) for name in ("certificate", "direction", "memory")},
 }
 #: what an option of MAID has become
@@ -74,10 +75,9 @@ def takes_older(constructor: Callable[P, None]) -> Callable[P, None]:
 def current_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """Options that this or an older version wrote, as the ``known`` options of a method; what is gone is left out."""
     found = {k: v for k, v in options.items() if k in known and isinstance(v, dict) == isinstance(known[k], dict)}
-    for name, value in options.items():
-        place = None if name in found else place_of(name, known)
-        if place is not None:
-            found[place[0]] = found.get(place[0], {}) | {place[1]: value}
+    for name in options.keys() - found.keys():
+        if (place := place_of(name, known)) is not None:
+            found[place[0]] = found.get(place[0], {}) | {place[1]: options[name]}
     return found
 
 

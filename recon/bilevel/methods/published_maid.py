@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, PublishedLineSearch
+from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, LineSearch
 from recon.bilevel.methods.older import takes_older
 from recon.bilevel.methods.parameters import check_at_least, check_fraction
 from recon.bilevel.methods.record import Progress, Record
@@ -59,8 +59,8 @@ class PublishedMAID(CertifiedDescent):
         First step: along z for ``gradient`` and ``adagrad``; for ``lbfgs`` the length of the first move in theta.
     solution_accuracy, adjoint_accuracy : float
         epsilon and delta of the first evaluation.
-    line_search : PublishedLineSearch
-        How steps are tried; ``trials`` grows by one whenever a search has failed.
+    line_search : LineSearch
+        How steps are tried, here with 5 ``trials``; one more after each search that has failed.
     schedule : AccuracySchedule
         How the accuracies change.
     accelerations : Accelerations
@@ -81,7 +81,7 @@ class PublishedMAID(CertifiedDescent):
         lr: float = 1e-2,
         solution_accuracy: float = 1e-1,
         adjoint_accuracy: float = 1e-1,
-        line_search: PublishedLineSearch = PublishedLineSearch(),
+        line_search: LineSearch = LineSearch(trials=5),
         schedule: AccuracySchedule = AccuracySchedule(),
         accelerations: Accelerations = Accelerations(),
         tolerance: float = 0.0,
@@ -146,10 +146,6 @@ class PublishedMAID(CertifiedDescent):
             if not schedule.descent_check or descends or not evaluation.satisfies(accuracy):
                 return gradient
             self._scale_accuracy(schedule.shrink)
-
-    @property
-    def _search(self) -> PublishedLineSearch:
-        return PublishedLineSearch(**self.options["line_search"])
 
     @property
     def _accelerations(self) -> Accelerations:
