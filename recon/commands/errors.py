@@ -96,6 +96,8 @@ def _clean(line: str, path: str) -> str:
         return f"{match[1]} has no {match[2]}{_members(match[1])}"
     if match := re.search(r"Option '([^']+)' is not accepted", line):
         return _no_option(match[1], named[1] if named else path)
+    if match := re.search(r"Unable to load config ['\"](.*)['\"]", line):
+        return f"{match[1]} is no group of options with their values"
     return line.rstrip(". ")
 
 
