@@ -63,7 +63,8 @@ def _condense(text: str) -> str:
     for line in text.splitlines():
         line = line.strip().removeprefix("- ")
         while match := _KEY.match(line):
-            keys.append(match[1])
+            if not (keys and keys[-1].split(".")[-1] == match[1]):  # of a group, once from outside and once from inside
+                keys.append(match[1])
             line = line[match.end() :]
         if match := _CLASS.match(line):
             path, line = match[1], line[match.end() :]

@@ -67,7 +67,7 @@ def test_configurations_with_all_options_on_one_level_are_read(tmp_path: Path) -
     flat = {"certificate": "goal_oriented", "direction": "lbfgs", "accuracy": "predicted", "lr": 0.1, "armijo": 0.0001}
     flat |= {"solution_accuracy": 1.0, "adjoint_accuracy": 1.0, "slack": 0.9, "step_shrink": 0.5, "step_growth": 1.2}
     flat |= {"accuracy_shrink": 0.5, "accuracy_growth": 1.05, "line_search": 12, "descent_check": False, "eta": 0.5}
-    flat |= {"memory": 80, "largest_growth": 4.0, "tolerance": 0.0}
+    flat |= {"memory": 4, "largest_growth": 4.0, "tolerance": 0.0}
     content = yaml.safe_load((FOLDER / "bilevel.yaml").read_text())
     content["model"]["init_args"]["optimizer"] = {"class_path": "recon.bilevel.MAID", "init_args": flat}
     config = tmp_path / "config.yaml"
