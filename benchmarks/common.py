@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from datasets import DenoisingDataModule
-from recon.bilevel import MAID, BilevelObjective, Record
+from recon.bilevel import Record
 from recon.files import write_files
 
 Row = Mapping[str, Any]
@@ -91,21 +91,6 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, cuda: b
 
 
 # --- runs of upper-level methods -------------------------------------------------------------------------------------
-
-
-def descend(
-    objective: BilevelObjective, optimizer: MAID, evaluations: float, progress: Callable[[Record], None] | None = None
-) -> tuple[list[Record], float]:
-    """Iterate until the budget of evaluations is spent or nothing is left to do; also returns the seconds it took."""
-    records: list[Record] = []
-    begin = time.perf_counter()
-    while objective.evaluations < evaluations:
-        records.append(optimizer.step(objective=objective))
-        if progress is not None:
-            progress(records[-1])
-        if records[-1].finished:
-            break
-    return records, time.perf_counter() - begin
 
 
 def reached(records: Iterable[Record], holds: Callable[[Record], bool]) -> float:

@@ -18,25 +18,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from torch import Tensor
 
-from benchmarks.common import arguments, as_row, denoising_data, descend, print_table, reached, start, write_csv
+from benchmarks.common import arguments, as_row, denoising_data, print_table, reached, start, write_csv
 from models import FieldsOfExperts
-from recon.bilevel import MAID, BilevelObjective, PublishedMAID, Record
+from recon.bilevel import MAID, Accelerations, BilevelObjective, PublishedMAID, Record, Training
 from recon.lower_level import FISTA, LBFGS, Solver
 from recon.metrics import psnr
 from recon.plotting import COLORS, save_figure
 
 PUBLISHED, FULL = "published", "4a + 4b + 4c, L-BFGS"
 #: what each variant adds: a goal-oriented certificate, b quasi-Newton direction, c accuracy from the predicted decrease
-VARIANTS: dict[str, tuple[Callable[..., MAID], Callable[[], Solver]]] = {
+VARIANTS: dict[str, tuple[Callable[..., MAID | PublishedMAID], Callable[[], Solver]]] = {
     PUBLISHED: (PublishedMAID, FISTA),
-    "4a": (partial(MAID, direction="gradient", accuracy="schedule"), FISTA),
-    "4b": (partial(MAID, certificate="first_order", accuracy="schedule"), FISTA),
-    "4a + 4b": (partial(MAID, accuracy="schedule"), FISTA),
+    "4a": (partial(PublishedMAID, accelerations=Accelerations("goal_oriented", largest_growth=4.0)), FISTA),
+    "4b": (partial(PublishedMAID, lr=0.1, accelerations=Accelerations("first_order", "lbfgs", 80, 4.0)), FISTA),
+    "4a + 4b": (partial(PublishedMAID, lr=0.1, accelerations=Accelerations("goal_oriented", "lbfgs", 80, 4.0)), FISTA),
     "4a + 4b + 4c": (MAID, FISTA),
     FULL: (MAID, LBFGS),
 }
-#: what the schedule of accuracies and the gradient step start from, as published
-SCHEDULED = {"solution_accuracy": 1e-1, "adjoint_accuracy": 1e-1, "line_search": 5}
 STARTS = (100.0, 1.0, 1e-2, 1e-5)
 
 
@@ -87,21 +85,16 @@ def race(problem: Problem, variant: str, budget: float, options: dict[str, Any],
     method, solver = VARIANTS[variant]
     objective = problem.objective(solver())
     optimizer = method(objective.params, **options)
-    records, seconds = descend(objective, optimizer, budget)
+    training = Training(objective, optimizer)
+    training.descend(budget)
+    last = training.records[-1]
     quality = float(psnr(optimizer.evaluation.x, problem.clean).mean())
     print(
-        f"{variant}, start {label}: {records[-1].upper:.4f} after {records[-1].evaluations:.0f} evaluations, "
-        f"{records[-1].iteration} iterations, {seconds:.1f} s",
+        f"{variant}, start {label}: {last.upper:.4f} after {last.evaluations:.0f} evaluations, "
+        f"{last.iteration} iterations, {training.seconds:.1f} s",
         flush=True,
     )
-    return Run(variant, label, records, seconds, quality)
-
-
-def options_of(variant: str) -> dict[str, Any]:
-    if "4c" in variant:
-        return {}
-    # a gradient step is measured along z, the first quasi-Newton step in theta: its own default
-    return SCHEDULED | ({} if "4b" in variant else {"lr": 1e-2})
+    return Run(variant, label, training.records, training.seconds, quality)
 
 
 def certified(run: Run, evaluations: float) -> float:
@@ -160,7 +153,7 @@ def main() -> None:
     budget, starts = (min(args.budget, 300.0), (1e2, 1e-2)) if args.quick else (args.budget, args.starts)
     problem = make_problem(args.problem, args.data, args.quick)
     names = [PUBLISHED, *(v for v in args.variants if v != PUBLISHED)]
-    runs = [race(problem, name, budget, options_of(name), "default") for name in names]
+    runs = [race(problem, name, budget, {}, "default") for name in names]
     accelerated = [race(problem, FULL, budget, {"solution_accuracy": s, "adjoint_accuracy": s}, s) for s in starts]
     marks = [budget / 8, budget / 4, budget / 2, budget]
     rows = [summary(run, runs[0], marks) for run in runs + accelerated]

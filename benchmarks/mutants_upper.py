@@ -186,52 +186,54 @@ UPPER: list[Mutation] = [
         "recon/bilevel/methods/maid.py",
         ACCEPTANCE,
         (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            'if new.value + options["armijo"] * step * slope <= current.lower:\n                self',
+            "if new.upper + search.armijo * step * slope <= current.lower",
+            "if new.value + search.armijo * step * slope <= current.lower",
         ),
         (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            'if new.upper + options["armijo"] * step * slope <= current.value:\n                self',
+            "if new.upper + search.armijo * step * slope <= current.lower",
+            "if new.upper + search.armijo * step * slope <= current.value",
+        ),
+        ("if new.upper + search.armijo * step * slope <= current.lower", "if new.upper <= current.lower"),
+        (
+            "if new.upper + search.armijo * step * slope <= current.lower",
+            "if new.upper + search.armijo * slope <= current.lower",
+        ),
+        ("margin, floor = slack * 0.5 * step * slope, False", "margin, floor = slack * step * slope, False"),
+    ),
+    *mutations_of(
+        "recon/bilevel/methods/published_maid.py",
+        ACCEPTANCE,
+        (
+            "new is not None and new.upper + search.armijo * step * slope <= current.lower",
+            "new is not None and new.value + search.armijo * step * slope <= current.lower",
         ),
         (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            "if new.upper <= current.lower:\n                self",
+            "new is not None and new.upper + search.armijo * step * slope <= current.lower",
+            "new is not None and new.upper + search.armijo * step * slope <= current.value",
         ),
         (
-            'if new.upper + options["armijo"] * step * slope <= current.lower:\n                self',
-            'if new.upper + options["armijo"] * slope <= current.lower:\n                self',
-        ),
-        (
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.lower',
-            'new is not None and new.value + options["armijo"] * step * slope <= current.lower',
-        ),
-        (
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.lower',
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.value',
-        ),
-        (
-            'new is not None and new.upper + options["armijo"] * step * slope <= current.lower',
+            "new is not None and new.upper + search.armijo * step * slope <= current.lower",
             "new is not None and new.upper <= current.lower",
         ),
         (
-            'margin, floor = options["slack"] * 0.5 * step * slope, False',
-            'margin, floor = options["slack"] * step * slope, False',
-        ),
-        (
-            'gradient.error <= (1 - options["eta"]) * float(gradient.z.norm())',
+            "gradient.error <= (1 - schedule.eta) * float(gradient.z.norm())",
             "gradient.error <= float(gradient.z.norm())",
         ),
         (
-            'gradient.error <= (1 - options["eta"]) * float(gradient.z.norm())',
-            'gradient.error <= options["eta"] * float(gradient.z.norm())',
+            "gradient.error <= (1 - schedule.eta) * float(gradient.z.norm())",
+            "gradient.error <= schedule.eta * float(gradient.z.norm())",
         ),
+        ("step *= search.shrink\n            if current", "step *= 1.0\n            if current"),
+    ),
+    *mutations_of(
+        "recon/bilevel/methods/certified_descent.py",
+        ACCEPTANCE,
         (
-            'while float(self._progress["z"].norm()) <= tolerance:',
-            'while float(self._progress["z"].norm()) <= 2 * tolerance:',
+            'while float(self.progress["z"].norm()) <= tolerance:',
+            'while float(self.progress["z"].norm()) <= 2 * tolerance:',
         ),
-        ('(self._progress["z"] - z).norm()) <= 0.1 * tolerance', '(self._progress["z"] - z).norm()) <= tolerance'),
-        ('return float(self._progress["z"].norm()) <= tolerance\n', "return True\n"),
-        ('step *= options["step_shrink"]\n            if current', "step *= 1.0\n            if current"),
+        ('(self.progress["z"] - z).norm()) <= 0.1 * tolerance', '(self.progress["z"] - z).norm()) <= tolerance'),
+        ('return float(self.progress["z"].norm()) <= tolerance\n', "return True\n"),
     ),
     *mutations_of(
         "recon/bilevel/methods/hoag.py",

@@ -18,14 +18,13 @@ from benchmarks.common import (
     arguments,
     as_row,
     denoising_data,
-    descend,
     print_table,
     reached,
     start,
     write_csv,
 )
 from models import TotalVariation
-from recon.bilevel import MAID, BilevelObjective, PublishedMAID, Record
+from recon.bilevel import MAID, BilevelObjective, PublishedMAID, Record, Training
 from recon.lower_level import FISTA, LBFGS, Energy, Regularizer
 from recon.metrics import psnr
 
@@ -49,8 +48,9 @@ def train(method: str, accuracy: float, clean: Tensor, noisy: Tensor, budget: fl
     objective = BilevelObjective(reg, clean, noisy, solver=FISTA() if method == "published" else LBFGS())
     kind = PublishedMAID if method == "published" else MAID
     optimizer = kind(objective.params, solution_accuracy=accuracy, adjoint_accuracy=accuracy, tolerance=tolerance)
-    records, seconds = descend(objective, optimizer, budget)
-    return Run(method, accuracy, reg, records, seconds)
+    training = Training(objective, optimizer)
+    training.descend(budget)
+    return Run(method, accuracy, reg, training.records, training.seconds)
 
 
 def mean_psnr(

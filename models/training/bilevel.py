@@ -17,6 +17,7 @@ from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.storage import specification
 from models.training.module import Reconstruction, ReconstructionModule, batch_weights
 from recon.bilevel import MAID, BilevelObjective, Record, SquaredError, UpperLoss
+from recon.bilevel.methods.older import current_method
 from recon.bilevel.objective import check_steps
 from recon.lower_level import (
     LBFGS,
@@ -115,14 +116,17 @@ class BilevelModule(ReconstructionModule):
             raise ValueError(f"{public_name(self.regularizer)} has no trainable parameter: nothing can be learned")
         optimizer = self.make_optimizer(params)
         # what was configured: the parameter groups change as the method adapts itself
-        plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (bool, int, float, str, type(None)))}
+        kinds = (bool, int, float, str, dict, type(None))
+        plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, kinds)}
         self._method = {"class": public_name(optimizer), **plain}
         return optimizer
 
     def on_fit_start(self) -> None:
         """Refuse a checkpoint of another problem before its state reaches the optimizer."""
         if self._resumed is not None:
-            self._require("problem", self._resumed["problem"], self._problem())
+            saved = self._resumed["problem"]
+            saved = saved | {"optimizer": current_method(saved["optimizer"], self._method)}
+            self._require("problem", saved, self._problem())
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> None:
         """One upper-level iteration; ``batch`` is the whole training set."""

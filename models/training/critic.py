@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from recon.bilevel import Progress, Record
+from recon.bilevel.methods.passes import Passes
 from recon.lower_level import (
     DataFidelity,
     HessianMap,
@@ -175,7 +176,7 @@ class AdversarialObjective:
         self.evaluations, self.weight = float(state["evaluations"]), float(state["weight"])
 
 
-class CriticAdam(torch.optim.Adam):
+class CriticAdam(Passes[AdversarialObjective], torch.optim.Adam):  # type: ignore[misc]
     """Adam on mini-batches of an :class:`AdversarialObjective`; ``step(objective=...)`` is one pass over its images.
 
     Order of the images and interpolation of pass k are decided by ``seed`` and k alone, so that a resumed training
@@ -186,8 +187,23 @@ class CriticAdam(torch.optim.Adam):
 
     Parameters
     ----------
-    lr, betas: of Adam. lr_decay: q >= 0. batch_size: images in a mini-batch; the last one may have fewer.
-    seed: of order and interpolation.
+    params : iterable of tensors
+        What is learned.
+    lr : float
+        Of Adam, in the first pass.
+    batch_size : int
+        Images in a mini-batch; the last one may have fewer.
+    lr_decay : float
+        How the step falls, at least 0.
+    betas : tuple of two floats
+        Of Adam.
+    seed : int
+        Of order and interpolation.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range, the parameters are in several groups, or (in ``step``) the gradient is not finite.
     """
 
     def __init__(
@@ -199,60 +215,36 @@ class CriticAdam(torch.optim.Adam):
         betas: tuple[float, float] = (0.5, 0.9),
         seed: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr is {lr}, but must be positive and finite")
-        if not 0 <= lr_decay < math.inf:
-            raise ValueError(f"lr_decay is {lr_decay}, but must be finite and not negative")
-        super().__init__(params, lr=lr, betas=betas)
-        own: dict[str, Any] = {"first_lr": lr, "batch_size": batch_size, "lr_decay": lr_decay, "seed": seed}
-        self.defaults.update(own)
-        if len(self.param_groups) != 1:
-            raise ValueError(f"CriticAdam takes one group of parameters, got {len(self.param_groups)}")
-        self.param_groups[0].update(own, passes=0)
+        torch.optim.Adam.__init__(self, params, lr=max(lr, 0.0), betas=betas)
+        self._take(first_lr=lr, batch_size=batch_size, lr_decay=lr_decay, seed=seed)
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: AdversarialObjective
-    ) -> Record:
-        """One pass through the images of ``objective``, whose parameters must be those of this optimizer.
-
-        Raises:
-            ValueError: the gradient is not finite.
-        """
-        if closure is not None:
-            closure()
-        options = self.param_groups[0]
-        k, count = options["passes"], len(objective.y)
-        options["lr"] = options["first_lr"] * (k + 1) ** -options["lr_decay"]
-        generator = torch.Generator().manual_seed(1_000_003 * options["seed"] + k)
-        order = torch.randperm(count, generator=generator)
+    def _iterate(self, objective: AdversarialObjective) -> Record:
+        """One pass."""
+        count, device = len(objective.y), objective.y.device
+        generator, batches = self._start_pass(count)
         t = torch.rand(count, generator=generator, dtype=torch.float64)
         loss = norm = 0.0
-        batches = order.split(options["batch_size"])
         for index in batches:
-            value, gradient = objective.gradient(index.to(objective.y.device), t[index].to(objective.y.device))
+            value, gradient = objective.gradient(index.to(device), t[index].to(device))
             size = math.sqrt(sum(float(g.double().square().sum()) for g in gradient))
             if not math.isfinite(size):
                 raise ValueError("the gradient of the critic is NaN or infinite; train with a smaller lr")
-            for p, g in zip(options["params"], gradient, strict=True):
-                p.grad = g.to(p.dtype)
-            super().step()
-            self.zero_grad()
+            self._descend(gradient)
             loss, norm = loss + value * len(index) / count, norm + size * len(index) / count
-        options["passes"] = k + 1
         return Record(
-            iteration=k + 1,
+            iteration=self.progress["iteration"] + 1,
             loss=loss,
             lower=loss,
             upper=loss,
             epsilon=0.0,
             delta=0.0,
             omega=0.0,
-            step=options["lr"],
+            step=self.options["lr"],
             trials=len(batches),
             evaluations=objective.evaluations,
             gradient_norm=norm,
             progress=Progress.ACCEPTED,
         )
+
+    def _move(self) -> None:
+        torch.optim.Adam.step(self)

@@ -3,11 +3,15 @@
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
+from recon.bilevel.methods.certified_descent import Accelerations, LineSearch
 from recon.bilevel.methods.dfols import DFOLS
 from recon.bilevel.methods.hoag import HOAG, FixedAccuracy
-from recon.bilevel.methods.maid import MAID, PublishedMAID
-from recon.bilevel.methods.passes import DivergedError, InexactAdam, InexactSGD
+from recon.bilevel.methods.maid import MAID, Limits
+from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
+from recon.bilevel.methods.passes import InexactAdam, InexactSGD
+from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedMAID
 from recon.bilevel.methods.record import Progress, Record
+from recon.bilevel.methods.run import Training
 from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.saddle_objective import SaddleObjective
@@ -16,7 +20,9 @@ __all__ = [
     "DFOLS",
     "HOAG",
     "MAID",
+    "Accelerations",
     "Accuracy",
+    "AccuracySchedule",
     "BilevelObjective",
     "DivergedError",
     "Evaluation",
@@ -24,6 +30,8 @@ __all__ = [
     "Hypergradient",
     "InexactAdam",
     "InexactSGD",
+    "Limits",
+    "LineSearch",
     "NegativePSNR",
     "Piggyback",
     "Progress",
@@ -31,5 +39,7 @@ __all__ = [
     "Record",
     "SaddleObjective",
     "SquaredError",
+    "Training",
+    "UpperLevelMethod",
     "UpperLoss",
 ]

@@ -7,6 +7,7 @@ import inspect
 import re
 import unicodedata
 
+from recon.bilevel.methods.older import SCHEDULED, options_of, place_of
 from recon.names import current_name
 
 # Lines of jsonargparse's nested reports that say nothing about the cause.
@@ -62,7 +63,8 @@ def _condense(text: str) -> str:
     for line in text.splitlines():
         line = line.strip().removeprefix("- ")
         while match := _KEY.match(line):
-            keys.append(match[1])
+            if not (keys and keys[-1].split(".")[-1] == match[1]):  # of a group, once from outside and once from inside
+                keys.append(match[1])
             line = line[match.end() :]
         if match := _CLASS.match(line):
             path, line = match[1], line[match.end() :]
@@ -94,7 +96,9 @@ def _clean(line: str, path: str) -> str:
     if match := re.search(r"module '([^']+)' has no attribute '([^']+)'", line):
         return f"{match[1]} has no {match[2]}{_members(match[1])}"
     if match := re.search(r"Option '([^']+)' is not accepted", line):
-        return f"{match[1]!r} is no option{_parameters(named[1] if named else path)}"
+        return _no_option(match[1], named[1] if named else path)
+    if match := re.search(r"Unable to load config ['\"](.*)['\"]", line):
+        return f"{match[1]} is no group of options with their values"
     return line.rstrip(". ")
 
 
@@ -107,11 +111,14 @@ def _members(name: str) -> str:
     return f"; valid are {', '.join(names)}" if names else ""
 
 
-def _parameters(path: str) -> str:
-    module, _, name = path.rpartition(".")
+def _no_option(name: str, path: str) -> str:
+    """That a class or function has no such option, and what it has."""
+    module, _, attribute = path.rpartition(".")
     try:
-        signature = inspect.signature(getattr(importlib.import_module(module), name))
+        known = options_of(getattr(importlib.import_module(module), attribute))
     except (ImportError, AttributeError, TypeError, ValueError):
-        return ""
-    names = [n for n in signature.parameters if n not in ("self", "params")]
-    return f" of {path}; valid are {', '.join(names)}"
+        return f"{name!r} is no option"
+    if (place := place_of(name, known)) is not None:
+        return f"{name} is called {'.'.join(place)} by now"
+    valid = ", ".join(n for n in known if n not in ("self", "params"))
+    return f"{name!r} is no option of {path}; valid are {valid}" + (f"; {SCHEDULED}" if name == "accuracy" else "")

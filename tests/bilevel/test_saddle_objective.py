@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recon.bilevel import (
     MAID,
     Accuracy,
+    AccuracySchedule,
     InexactAdam,
     NegativePSNR,
     Piggyback,
@@ -111,7 +112,7 @@ def test_maid_runs_unchanged(method: type[MAID], smooth: bool) -> None:
 
 def test_descent_check_with_the_bound_of_piggyback() -> None:
     of = objective()
-    record = PublishedMAID(of.params, descent_check=True).step(objective=of)
+    record = PublishedMAID(of.params, schedule=AccuracySchedule(descent_check=True)).step(objective=of)
     assert record.progress is Progress.ACCEPTED
     assert 0 < record.omega <= 0.5 * record.gradient_norm * 2
 

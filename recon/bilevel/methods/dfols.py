@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.loss import SquaredError
-from recon.bilevel.methods.parameters import assign, check_one_group, check_positive, flat
-from recon.bilevel.methods.passes import DivergedError
+from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
+from recon.bilevel.methods.parameters import check_positive
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import BilevelObjective
 from recon.lower_level import NotStronglyConvexError, Status
@@ -28,7 +28,7 @@ SHRINK, BARRIER = 0.1, 10.0
 LOOSE = 10.0
 
 
-class DFOLS(torch.optim.Optimizer):
+class DFOLS(UpperLevelMethod[BilevelObjective]):
     r"""DFO-LS, a trust-region method without derivatives, with dynamic accuracy (after Ehrhardt and Roberts 2021).
 
     Minimizes the sum of the squares of r_i(theta) = \|\|x~_i(theta) - x_i*\|\| with the package ``dfo-ls`` (Cartis,
@@ -46,15 +46,24 @@ class DFOLS(torch.optim.Optimizer):
 
     Parameters
     ----------
-    rhobeg, rhoend: first and last radius. solution_accuracy: epsilon_0.
-    dynamic: whether the accuracy follows the radius.
+    params : iterable of tensors
+        What is learned.
+    rhobeg, rhoend : float
+        First and last radius.
+    solution_accuracy : float
+        epsilon_0.
+    dynamic : bool
+        Whether the accuracy follows the radius.
 
     Raises
     ------
-    ValueError: an option is out of range, there are more than 100 parameters, or (in ``step``) the loss is not
+    ValueError
+        An option is out of range, there are more than 100 parameters, or (in ``step``) the loss is not
         ``SquaredError``.
-    ImportError: the package ``dfo-ls`` is not installed.
-    DivergedError: (a ValueError) the energy of the first point is not finite.
+    ImportError
+        The package ``dfo-ls`` is not installed.
+    DivergedError
+        (a ValueError, in ``step``) The energy of the first point is not finite.
     """
 
     def __init__(
@@ -68,61 +77,49 @@ class DFOLS(torch.optim.Optimizer):
         check_positive(rhobeg=rhobeg, rhoend=rhoend, solution_accuracy=solution_accuracy)
         if rhoend >= rhobeg:
             raise ValueError(f"rhoend is {rhoend}, but must be less than rhobeg, {rhobeg}")
-        options = {"rhobeg": rhobeg, "rhoend": rhoend, "solution_accuracy": solution_accuracy, "dynamic": dynamic}
-        super().__init__(params, options)
-        check_one_group(self)
-        count = sum(p.numel() for p in self.param_groups[0]["params"])
+        super().__init__(params, rhobeg=rhobeg, rhoend=rhoend, solution_accuracy=solution_accuracy, dynamic=dynamic)
+        count = sum(p.numel() for p in self.options["params"])
         if count > MOST_PARAMETERS:
             raise ValueError(
                 f"DFO-LS is for few parameters, at most {MOST_PARAMETERS}; the regularizer has {count}, use MAID"
             )
         _package()
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
-    ) -> Record:
-        """One evaluation of ``objective``, whose parameters must be those of this optimizer."""
-        if closure is not None:
-            closure()
+    def _check(self, objective: BilevelObjective) -> None:
         if type(objective.loss) is not SquaredError:
             raise ValueError(f"DFO-LS minimizes squared errors; the loss is {type(objective.loss).__name__}")
-        params, state = self.param_groups[0]["params"], self._progress
-        if not state:
-            # on the CPU, where the package computes
-            state.update(iteration=0, stage=0, best=flat(params).cpu(), start=flat(params).cpu(), residuals=[])
-        radii = self._radii()
+
+    def _begin(self, objective: BilevelObjective) -> None:
+        theta = self._theta().cpu()  # where the package computes
+        self.progress.update(stage=0, best=theta, start=theta, residuals=[])
+
+    def _iterate(self, objective: BilevelObjective) -> Record:
+        """One evaluation."""
+        state, radii = self.progress, self._radii()
         point = self._ask()
         while point is None and state["stage"] + 1 < len(radii):
             state.update(stage=state["stage"] + 1, start=state["best"], residuals=[])
             point = self._ask()
-        if point is None:
-            return self._record(objective, 0.0, Progress.CONVERGED)
+        if point is None:  # nothing was evaluated
+            return replace(self._record(objective, Progress.CONVERGED, 0.0), iteration=state["iteration"])
         before, first = state["best"], not state["residuals"]
-        try:
-            assign(params, point)
-            new = self._try(objective)
-        except BaseException:
-            assign(params, before)
-            raise
+        self._set(point)
+        new = self._try(objective)
         if first and new is None:
             raise DivergedError("the energy is NaN or infinite at the start; start from other parameters")
-        if new is None:
-            state["residuals"].append([BARRIER * r for r in state["residuals"][0]])
-        else:
-            state["residuals"].append(new.slope.tolist())
-        better = new is not None and (first or new.value < self._evaluation.value)
+        found = [BARRIER * r for r in state["residuals"][0]] if new is None else new.slope.tolist()
+        state["residuals"] = [*state["residuals"], found]
+        better = new is not None and (first or new.value < self.evaluation.value)
         if new is not None and better:
-            state["best"] = flat(params).cpu()
-            state["evaluation"] = {f.name: getattr(new, f.name) for f in dataclasses.fields(new)}
-        assign(params, state["best"])
-        state["iteration"] += 1
-        length = float((point - before).norm())
-        return self._record(objective, length, Progress.ACCEPTED if better else Progress.REJECTED)
+            state["best"], self.evaluation = self._theta().cpu(), new
+        self._set(state["best"])
+        return self._record(
+            objective, Progress.ACCEPTED if better else Progress.REJECTED, float((point - before).norm())
+        )
 
     def _radii(self) -> list[tuple[float, float]]:
         """First and last radius of each stage."""
-        options = self.param_groups[0]
+        options = self.options
         last, stages = float(options["rhobeg"]), []
         while last > options["rhoend"] * (1 + 1e-9):
             first = last
@@ -136,7 +133,7 @@ class DFOLS(torch.optim.Optimizer):
         DFO-LS is deterministic: it runs from the start of the stage through all points that are known. That takes
         milliseconds, and all of its state that has to be saved are their residuals.
         """
-        state = self._progress
+        state = self.progress
         known = iter(state["residuals"])
         first, last = self._radii()[state["stage"]]
 
@@ -159,49 +156,19 @@ class DFOLS(torch.optim.Optimizer):
 
     def _try(self, objective: BilevelObjective) -> Evaluation | None:
         """The objective at the point, or None where there are no minimizers."""
-        options, state = self.param_groups[0], self._progress
+        options, state = self.options, self.progress
         goal = options["solution_accuracy"]
         if options["dynamic"]:
             radii = self._radii()
             factor = 1.0 if state["stage"] + 1 == len(radii) else LOOSE
             goal = min(goal, factor * radii[state["stage"]][1] ** 2)
-        start = self._evaluation if "evaluation" in state else None
+        start = self.evaluation if "evaluation" in state else None
         try:
             new = objective.evaluate(Accuracy(goal, math.inf), start, goal_oriented=False)
         except NotStronglyConvexError:
             return None
         lost = bool((new.status == Status.NOT_FINITE).any()) or not math.isfinite(new.value)
         return None if lost else new
-
-    # --- state -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _progress(self) -> dict[str, Any]:
-        """What belongs to the whole run: saved and loaded by ``torch.optim.Optimizer`` as it is."""
-        return cast(dict[str, dict[str, Any]], self.state)["dfols"]
-
-    @property
-    def _evaluation(self) -> Evaluation:
-        return Evaluation(**self._progress["evaluation"])
-
-    def _record(self, objective: BilevelObjective, step: float, progress: Progress) -> Record:
-        at, state = self._evaluation, self._progress
-        return Record(
-            iteration=state["iteration"],
-            loss=at.value,
-            lower=at.lower,
-            upper=at.upper,
-            epsilon=float(at.error.max()),
-            delta=math.inf,
-            omega=math.inf,
-            step=step,
-            trials=1,
-            evaluations=objective.evaluations,
-            gradient_norm=math.nan,
-            progress=progress,
-            rounding=at.rounding,
-            grade=at.grade,
-        )
 
 
 class _Asked(Exception):

@@ -88,8 +88,8 @@ class QuasiNewton(Direction):
         return dict(self.history.state_dict())
 
 
-def make_direction(options: dict[str, Any], like: Tensor, state: dict[str, Any] | None) -> Direction:
-    """The direction named in ``options``, with its state."""
-    if options["direction"] == "lbfgs":
-        return QuasiNewton(like, options["memory"], state)
-    return AdaGrad(like, state) if options["direction"] == "adagrad" else Direction()
+def make_direction(name: str, memory: int, like: Tensor, state: dict[str, Any] | None) -> Direction:
+    """The direction of that name, with its state; ``memory``: pairs of ``lbfgs``."""
+    if name == "lbfgs":
+        return QuasiNewton(like, memory, state)
+    return AdaGrad(like, state) if name == "adagrad" else Direction()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.methods.parameters import assign, check_one_group, check_positive, flat
-from recon.bilevel.methods.passes import DivergedError
+from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
+from recon.bilevel.methods.parameters import check_choice, check_fraction, check_positive
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import BilevelObjective
 from recon.lower_level import NotStronglyConvexError, Status
@@ -23,7 +21,7 @@ SCHEDULES = ("quadratic", "cubic", "exponential", "constant")
 SLACK, SHORTER, INCREASE = 0.25, 0.95, 0.2
 
 
-class HOAG(torch.optim.Optimizer):
+class HOAG(UpperLevelMethod[BilevelObjective]):
     r"""Hyperparameter optimization with approximate gradient (Pedregosa, ICML 2016).
 
     ``step(objective=...)`` makes one gradient step theta+ = theta - z / L on the whole training set. The lower-level
@@ -44,14 +42,25 @@ class HOAG(torch.optim.Optimizer):
 
     Parameters
     ----------
-    schedule: ``quadratic``, ``cubic``, ``exponential``, or ``constant``.
-    lr: the first step, 1 / L. adaptive: whether L follows the rule, or stays.
-    solution_accuracy, adjoint_accuracy: epsilon_0, delta_0. decay: of the exponential schedule.
+    params : iterable of tensors
+        What is learned.
+    schedule : {"quadratic", "cubic", "exponential", "constant"}
+        How the accuracies fall.
+    lr : float
+        The first step, 1 / L.
+    solution_accuracy, adjoint_accuracy : float
+        epsilon_0 and delta_0.
+    decay : float
+        Of the exponential schedule.
+    adaptive : bool
+        Whether L follows the rule, or stays.
 
     Raises
     ------
-    ValueError: an option is out of range.
-    DivergedError: (a ValueError) the hypergradient, or without the adaptive rule the energy, is not finite.
+    ValueError
+        An option is out of range, or the parameters are in several groups.
+    DivergedError
+        (a ValueError, in ``step``) The hypergradient, or without the adaptive rule the energy, is not finite.
     """
 
     def __init__(
@@ -64,57 +73,44 @@ class HOAG(torch.optim.Optimizer):
         decay: float = 0.9,
         adaptive: bool = True,
     ) -> None:
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {schedule!r}, but must be one of {', '.join(SCHEDULES)}")
+        check_choice("schedule", schedule, SCHEDULES)
         positive = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
         check_positive(**positive)
-        if not 0 < decay < 1:
-            raise ValueError(f"decay is {decay}, but must be between 0 and 1")
-        super().__init__(params, {"schedule": schedule, **positive, "decay": decay, "adaptive": adaptive})
-        check_one_group(self)
+        check_fraction(decay=decay)
+        super().__init__(params, schedule=schedule, **positive, decay=decay, adaptive=adaptive)
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
-    ) -> Record:
-        """One gradient step on ``objective``, whose parameters must be those of this optimizer."""
-        if closure is not None:
-            closure()
-        options, state = self.param_groups[0], self._progress
-        if not state:
-            state.update(iteration=0, point=1, factor=1.0)
-            accuracy = self._accuracy()
-            self._keep(objective.hypergradient(objective.evaluate(accuracy, None, goal_oriented=False), accuracy))
-        theta, current, z, lr = flat(options["params"]), self._evaluation, state["z"], options["lr"]
+    def _begin(self, objective: BilevelObjective) -> None:
+        self.progress.update(point=1, factor=1.0)
+        accuracy = self._accuracy()
+        self._keep(objective.hypergradient(objective.evaluate(accuracy, None, goal_oriented=False), accuracy))
+
+    def _iterate(self, objective: BilevelObjective) -> Record:
+        """One gradient step."""
+        options, state = self.options, self.progress
+        theta, current, z, lr = self._theta(), self.evaluation, state["z"], options["lr"]
         length, before = lr * float(z.norm()), self._accuracy().solution
         state["point"] += 1
         accuracy = self._accuracy()
         following = lr
-        try:
-            assign(options["params"], theta - lr * z)
-            new = self._try(objective, accuracy, current)
-            accepted = new is not None
-            if new is not None and options["adaptive"]:
-                bound = SLACK * accuracy.solution + before * (SLACK + 1) * length - length**2 / lr
-                following = lr / SHORTER if new.value <= current.value + bound else lr
-                accepted = not new.value >= current.value + INCREASE * abs(current.value)
-            if new is not None and accepted:
-                self._keep(objective.hypergradient(new, accuracy))
-        except BaseException:
-            assign(options["params"], theta)
-            state["point"] -= 1
-            raise
-        if not accepted:
-            assign(options["params"], theta)
+        self._set(theta - lr * z)
+        new = self._try(objective, accuracy, current)
+        accepted = new is not None
+        if new is not None and options["adaptive"]:
+            bound = SLACK * accuracy.solution + before * (SLACK + 1) * length - length**2 / lr
+            following = lr / SHORTER if new.value <= current.value + bound else lr
+            accepted = not new.value >= current.value + INCREASE * abs(current.value)
+        if new is not None and accepted:
+            self._keep(objective.hypergradient(new, accuracy))
+        else:
+            self._set(theta)
             following = lr / 2
             state.update(point=state["point"] - 1, factor=0.5 * state["factor"])
         options["lr"] = following
-        state["iteration"] += 1
-        return self._record(objective, lr, Progress.ACCEPTED if accepted else Progress.REJECTED)
+        return self._record(objective, Progress.ACCEPTED if accepted else Progress.REJECTED, lr)
 
     def _try(self, objective: BilevelObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
         """The objective at the new point, or None where there is none and the step can be put back."""
-        adaptive = self.param_groups[0]["adaptive"]
+        adaptive = self.options["adaptive"]
         try:
             new = objective.evaluate(accuracy, current, goal_oriented=False)
         except NotStronglyConvexError:
@@ -129,22 +125,11 @@ class HOAG(torch.optim.Optimizer):
 
     def _accuracy(self) -> Accuracy:
         """epsilon_k and delta_k of the point at hand."""
-        options, k = self.param_groups[0], self._progress["point"]
+        options, k = self.options, self.progress["point"]
         schedules = {"quadratic": k**-2.0, "cubic": k**-3.0, "exponential": options["decay"] ** (k - 1)}
         # positive however far the schedule has fallen; solvers end at their floor long before
-        factor = max(self._progress["factor"] * schedules.get(options["schedule"], 1.0), 1e-200)
+        factor = max(self.progress["factor"] * schedules.get(options["schedule"], 1.0), 1e-200)
         return Accuracy(options["solution_accuracy"], options["adjoint_accuracy"]).scaled(factor)
-
-    # --- state -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _progress(self) -> dict[str, Any]:
-        """What belongs to the whole run: saved and loaded by ``torch.optim.Optimizer`` as it is."""
-        return cast(dict[str, dict[str, Any]], self.state)["hoag"]
-
-    @property
-    def _evaluation(self) -> Evaluation:
-        return Evaluation(**self._progress["evaluation"])
 
     def _keep(self, gradient: Hypergradient) -> None:
         lost = gradient.evaluation.status == Status.NOT_FINITE
@@ -152,34 +137,20 @@ class HOAG(torch.optim.Optimizer):
             raise DivergedError(
                 "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
             )
-        at = gradient.evaluation
-        self._progress["evaluation"] = {f.name: getattr(at, f.name) for f in dataclasses.fields(at)}
-        self._progress["z"] = gradient.z
-
-    def _record(self, objective: BilevelObjective, step: float, progress: Progress) -> Record:
-        at, state = self._evaluation, self._progress
-        return Record(
-            iteration=state["iteration"],
-            loss=at.value,
-            lower=at.lower,
-            upper=at.upper,
-            epsilon=float(at.error.max()),
-            delta=float(at.adjoint_residual.max()),
-            omega=math.inf,
-            step=step,
-            trials=1,
-            evaluations=objective.evaluations,
-            gradient_norm=float(state["z"].norm()),
-            progress=progress,
-            rounding=at.rounding,
-            grade=at.grade,
-        )
+        super()._keep(gradient)
 
 
 class FixedAccuracy(HOAG):
     """Gradient descent at one accuracy: the best constant is the honest opponent of adaptive ones, a tiny one "exact".
 
-    Parameters as in :class:`HOAG`; lr is 1 / L of every step unless ``adaptive``.
+    Parameters
+    ----------
+    params : iterable of tensors
+        What is learned.
+    lr : float
+        1 / L, of every step unless ``adaptive``.
+    solution_accuracy, adjoint_accuracy, adaptive
+        As in :class:`HOAG`.
     """
 
     def __init__(

@@ -4,67 +4,81 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
-from recon.bilevel.methods.parameters import check_one_group, check_positive
+from recon.bilevel.methods.method import DivergedError, Objective, UpperLevelMethod
+from recon.bilevel.methods.parameters import check_not_negative, check_positive
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import BilevelObjective
 from recon.lower_level import Status
 
 
-class DivergedError(ValueError):
-    """Parameters, of which nothing certifies that they converge, went where hypergradients are not finite."""
+class Passes(UpperLevelMethod[Objective]):
+    """An iteration is a pass through all images, in mini-batches, each of which is a step of an optimizer of torch.
 
+    In pass k = 0, 1, ... the step is lr_k = lr (k+1)^-lr_decay, and the order of the images is decided by ``seed`` and
+    k alone. A subclass is one of an optimizer of torch as well, whose constructor it calls, and then ``_take``.
+    """
 
-class _Passes(torch.optim.Optimizer):
-    """Passes through mini-batches; what makes a step of a mini-batch is the class that follows in the inheritance."""
-
-    def _take(self, **own: Any) -> None:
-        """Check and keep the options that are not those of the step itself."""
-        accuracies = {name: own[name] for name in ("solution_accuracy", "adjoint_accuracy")}
-        check_positive(lr=own["first_lr"], **accuracies)
-        for name in ("lr_decay", "accuracy_decay"):
-            if not 0 <= own[name] < math.inf:
-                raise ValueError(f"{name} is {own[name]}, but must be finite and not negative")
+    def _take(self, **options: object) -> None:
+        super()._take(**options)
+        own = self.options
+        check_positive(lr=own["first_lr"])
+        check_not_negative(lr_decay=own["lr_decay"])
         if own["batch_size"] < 1:
             raise ValueError(f"batch_size is {own['batch_size']}, but must be at least 1")
-        check_one_group(self)
-        self.defaults.update(own)
-        self.param_groups[0].update(own)
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
-    ) -> Record:
-        """One pass through the images of ``objective``, whose parameters must be those of this optimizer."""
-        if closure is not None:
-            closure()
-        options, state = self.param_groups[0], cast(dict[str, dict[str, Any]], self.state)["passes"]
-        if not state:
-            start = objective.start()
-            state.update(done=0, x=start.x, w=start.w)
-        k = state["done"]
+    def _start_pass(self, count: int) -> tuple[torch.Generator, Sequence[Tensor]]:
+        """Set the step of this pass; its random numbers, and the images of its mini-batches, out of ``count``."""
+        options, k = self.options, self.progress["iteration"]
         options["lr"] = options["first_lr"] * (k + 1) ** -options["lr_decay"]
+        generator = torch.Generator().manual_seed(1_000_003 * options["seed"] + k)
+        return generator, torch.randperm(count, generator=generator).split(options["batch_size"])
+
+    def _descend(self, gradients: Iterable[Tensor]) -> None:
+        """A step along these gradients of all parameters."""
+        for p, gradient in zip(self.options["params"], gradients, strict=True):
+            p.grad = gradient.view_as(p).to(p.dtype)
+        self._move()
+        self.zero_grad()
+
+    @abstractmethod
+    def _move(self) -> None:
+        """The step of the optimizer of torch."""
+
+
+class InexactPasses(Passes[BilevelObjective]):
+    """Passes on hypergradients whose accuracies in pass k are their first ones times (k+1)^-accuracy_decay."""
+
+    def _take(self, **options: object) -> None:
+        super()._take(**options)
+        own = self.options
+        check_positive(solution_accuracy=own["solution_accuracy"], adjoint_accuracy=own["adjoint_accuracy"])
+        check_not_negative(accuracy_decay=own["accuracy_decay"])
+
+    def _begin(self, objective: BilevelObjective) -> None:
+        start = objective.start()
+        self.progress.update(x=start.x, w=start.w)
+
+    def _iterate(self, objective: BilevelObjective) -> Record:
+        """One pass."""
+        options, k = self.options, self.progress["iteration"]
         accuracy = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"]).scaled(
             (k + 1) ** -options["accuracy_decay"]
         )
-        generator = torch.Generator().manual_seed(1_000_003 * options["seed"] + k)
-        order = torch.randperm(len(objective.y), generator=generator)
-        batches = []
-        for index in order.split(options["batch_size"]):
-            batches.append(self._descend(objective, index.to(objective.y.device), accuracy, state))
-        state["done"] = k + 1
-        return self._record(objective, batches)
+        _, batches = self._start_pass(len(objective.y))
+        return self._mean(
+            objective, [self._on_batch(objective, index.to(objective.y.device), accuracy) for index in batches]
+        )
 
-    def _descend(
-        self, objective: BilevelObjective, index: Tensor, accuracy: Accuracy, state: dict[str, Any]
-    ) -> tuple[Evaluation, float]:
+    def _on_batch(self, objective: BilevelObjective, index: Tensor, accuracy: Accuracy) -> tuple[Evaluation, float]:
         """One step on the images ``index``; the objective there, and ||z||."""
+        state = self.progress
         part = objective.subset(index)
         start = dataclasses.replace(part.start(), x=state["x"][index], w=state["w"][index])
         gradient = part.hypergradient(part.evaluate(accuracy, start, goal_oriented=False), accuracy)
@@ -74,30 +88,26 @@ class _Passes(torch.optim.Optimizer):
             raise DivergedError(
                 "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
             )
-        params = self.param_groups[0]["params"]
-        for p, z in zip(params, gradient.z.split([p.numel() for p in params]), strict=True):
-            p.grad = z.view_as(p).to(p.dtype)
-        super().step()
-        self.zero_grad()
+        self._descend(gradient.z.split([p.numel() for p in self.options["params"]]))
         at = gradient.evaluation
-        state["x"][index], state["w"][index] = at.x, at.w
+        state["x"][index], state["w"][index] = at.x, at.w  # in place: only warm starts
         return at, norm
 
-    def _record(self, objective: BilevelObjective, batches: list[tuple[Evaluation, float]]) -> Record:
+    def _mean(self, objective: BilevelObjective, batches: list[tuple[Evaluation, float]]) -> Record:
         weights = [len(at.x) / len(objective.y) for at, _ in batches]
 
         def mean(values: Iterable[float]) -> float:
             return sum(w * v for w, v in zip(weights, values, strict=True))
 
         return Record(
-            iteration=cast(dict[str, dict[str, Any]], self.state)["passes"]["done"],
+            iteration=self.progress["iteration"] + 1,
             loss=mean(at.value for at, _ in batches),
             lower=mean(at.lower for at, _ in batches),
             upper=mean(at.upper for at, _ in batches),
             epsilon=max(float(at.error.max()) for at, _ in batches),
             delta=max(float(at.adjoint_residual.max()) for at, _ in batches),
             omega=math.inf,
-            step=self.param_groups[0]["lr"],
+            step=self.options["lr"],
             trials=len(batches),
             evaluations=objective.evaluations,
             gradient_norm=mean(norm for _, norm in batches),
@@ -107,7 +117,7 @@ class _Passes(torch.optim.Optimizer):
         )
 
 
-class InexactAdam(_Passes, torch.optim.Adam):  # type: ignore[misc]
+class InexactAdam(InexactPasses, torch.optim.Adam):  # type: ignore[misc]
     """Adam on inexact hypergradients of mini-batches (after Salehi, Mukherjee, Roberts and Ehrhardt 2024).
 
     ``step(objective=...)`` goes once through the training images, in an order that ``seed`` and the number of the pass
@@ -124,10 +134,27 @@ class InexactAdam(_Passes, torch.optim.Adam):  # type: ignore[misc]
 
     Parameters
     ----------
-    lr, betas: of Adam. lr_decay: q >= 0.
-    batch_size: images in a mini-batch; the last one of a pass may have fewer.
-    solution_accuracy, adjoint_accuracy: epsilon_0, delta_0. accuracy_decay: p >= 0.
-    seed: of the order of the images.
+    params : iterable of tensors
+        What is learned.
+    lr : float
+        Of Adam, in the first pass.
+    batch_size : int
+        Images in a mini-batch; the last one of a pass may have fewer.
+    solution_accuracy, adjoint_accuracy : float
+        epsilon_0 and delta_0.
+    lr_decay, accuracy_decay : float
+        How the step and the accuracies fall, at least 0.
+    betas : tuple of two floats
+        Of Adam.
+    seed : int
+        Of the order of the images.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range, or the parameters are in several groups.
+    DivergedError
+        (a ValueError, in ``step``) The hypergradient is not finite.
     """
 
     def __init__(
@@ -142,7 +169,7 @@ class InexactAdam(_Passes, torch.optim.Adam):  # type: ignore[misc]
         betas: tuple[float, float] = (0.9, 0.99),
         seed: int = 0,
     ) -> None:
-        super().__init__(params, lr=max(lr, 0.0), betas=betas)
+        torch.optim.Adam.__init__(self, params, lr=max(lr, 0.0), betas=betas)
         self._take(
             first_lr=lr,
             batch_size=batch_size,
@@ -153,8 +180,11 @@ class InexactAdam(_Passes, torch.optim.Adam):  # type: ignore[misc]
             accuracy_decay=accuracy_decay,
         )
 
+    def _move(self) -> None:
+        torch.optim.Adam.step(self)
 
-class InexactSGD(_Passes, torch.optim.SGD):  # type: ignore[misc]
+
+class InexactSGD(InexactPasses, torch.optim.SGD):  # type: ignore[misc]
     """Stochastic gradient descent on inexact hypergradients (Salehi, Mukherjee, Roberts and Ehrhardt 2024).
 
     As :class:`InexactAdam`, with steps theta+ = theta - lr_k m, m = momentum m + z, of the hypergradient z of a
@@ -162,7 +192,19 @@ class InexactSGD(_Passes, torch.optim.SGD):  # type: ignore[misc]
 
     Parameters
     ----------
-    lr, momentum: of SGD. The others: as in :class:`InexactAdam`.
+    params : iterable of tensors
+        What is learned.
+    lr, momentum : float
+        Of SGD; the first in the first pass.
+    batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed
+        As in :class:`InexactAdam`.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range, or the parameters are in several groups.
+    DivergedError
+        (a ValueError, in ``step``) The hypergradient is not finite.
     """
 
     def __init__(
@@ -179,7 +221,7 @@ class InexactSGD(_Passes, torch.optim.SGD):  # type: ignore[misc]
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}, but must be at least 0 and less than 1")
-        super().__init__(params, lr=max(lr, 0.0), momentum=momentum)
+        torch.optim.SGD.__init__(self, params, lr=max(lr, 0.0), momentum=momentum)
         self._take(
             first_lr=lr,
             batch_size=batch_size,
@@ -189,3 +231,6 @@ class InexactSGD(_Passes, torch.optim.SGD):  # type: ignore[misc]
             adjoint_accuracy=adjoint_accuracy,
             accuracy_decay=accuracy_decay,
         )
+
+    def _move(self) -> None:
+        torch.optim.SGD.step(self)

@@ -49,13 +49,3 @@ class Record:
     def finished(self) -> bool:
         """Whether another iteration cannot do anything."""
         return self.progress in (Progress.CONVERGED, Progress.PRECISION_FLOOR)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one search along a direction came to: how it ended, the accepted step, points tried, and omega."""
-
-    progress: Progress
-    step: float
-    trials: int
-    omega: float = math.inf

@@ -8,6 +8,7 @@ whose own annotation says that it returns one. What cannot be known to fit is re
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 import typing
@@ -69,8 +70,17 @@ def _check_argument(value: Any, makers: Any, key: str, otherwise: Classes, name:
             if value is parameter.default:  # the code's own choice
                 return
             if parameter.annotation is not inspect.Parameter.empty:
-                allowed = allowed + _classes(_resolved(parameter.annotation, function))
+                own = _classes(_resolved(parameter.annotation, function))
+                _check_group(value, own, name)
+                allowed = allowed + own
     _check(value, allowed, name)
+
+
+def _check_group(value: Any, allowed: Classes, name: str) -> None:
+    """A place that takes a group of options, and no number: jsonargparse says nothing that could be understood."""
+    if allowed and all(map(dataclasses.is_dataclass, allowed)) and isinstance(value, (bool, int, float, str)):
+        valid = ", ".join(dict.fromkeys(field.name for group in allowed for field in dataclasses.fields(group)))
+        raise ValueError(f"{name} is {value!r}, but must map options to their values; valid are {valid}")
 
 
 def _require(made: Any, path: str, allowed: Classes, name: str) -> None:

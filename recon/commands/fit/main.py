@@ -32,6 +32,7 @@ from models.training.callbacks import ImageLogger, IterationProgress, LastCheckp
 from models.training.module import ReconstructionModule
 from models.training.supervised import SupervisedModule
 from recon.commands.configuration.classes import check_classes
+from recon.commands.configuration.older import read_older
 from recon.commands.configuration.yaml_files import check_yaml
 from recon.commands.errors import printable
 from recon.commands.output.lock import locked
@@ -276,6 +277,7 @@ def run_cli(arguments: list[str]) -> ReconCLI:
 
 def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
     _quiet()
+    read_older()
     _check_order(arguments)
     _check_files(arguments)
     subcommands = ReconCLI.subcommands()

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets import DenoisingDataModule, MRIDataModule
-from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record
+from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record, UpperLevelMethod
 from recon.commands.configuration.classes import check_classes
 from recon.commands.output.runs import finite, write_json
 from recon.commands.output.tables import claim, read, table
@@ -218,7 +218,7 @@ def read_figure(path: Path) -> dict[str, Any]:
 
 def make(
     regularizer: Mapping[str, Any], entry: Mapping[str, Any], x: torch.Tensor, y: torch.Tensor, **problem: Any
-) -> tuple[BilevelObjective, torch.optim.Optimizer | None]:
+) -> tuple[BilevelObjective, UpperLevelMethod[Any] | None]:
     """The learning problem of a run at its start, with the options ``problem``, and its method if it has one.
 
     Raises ``ValueError`` if they cannot be made.
@@ -229,7 +229,7 @@ def make(
     parser.add_argument("--solver", type=Solver)
     try:
         parsed = parser.parse_object({"regularizer": dict(regularizer), **entry})
-        check_classes(parsed, {"regularizer": Regularizer, "optimizer": torch.optim.Optimizer, "solver": Solver})
+        check_classes(parsed, {"regularizer": Regularizer, "optimizer": UpperLevelMethod, "solver": Solver})
         made = parser.instantiate(parsed)
     except Exception as error:  # jsonargparse raises its own, without a common base
         raise ValueError(" ".join(str(error).split())) from error

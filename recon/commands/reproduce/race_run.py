@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from models.files.checkpoint_file import checkpoint_bytes, load_checkpoint
-from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Progress, Record
+from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record, Training, UpperLevelMethod
 from recon.bilevel.methods.parameters import flat
 from recon.files import write_files
 from recon.lower_level import NotStronglyConvexError
@@ -26,8 +26,8 @@ EXACT = 1e-5
 FIRST_EXACT = 30.0
 #: parameters are kept for every iteration where there are no more
 FEW = 8
-#: iterations without any evaluation or change after which a run ends; seconds between checkpoints of a run
-MOST_IDLE, SAVE_EVERY = 50, 30.0
+#: seconds between checkpoints of a run
+SAVE_EVERY = 30.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Descent:
 def descend(
     name: str,
     objective: BilevelObjective,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: UpperLevelMethod[Any] | None,
     budget: float,
     true_losses: int = 0,
     checkpoint: Path | None = None,
@@ -67,81 +67,56 @@ def descend(
     """
     if optimizer is None:
         return Descent([], 0.0, START)
+    run = Training(objective, optimizer)
     iterations: list[Iteration] = []
-    status, seconds, idle = "budget spent", 0.0, 0
     ratio = max(1.01, max(budget / FIRST_EXACT, 1.0) ** (1 / max(true_losses - 1, 1)))
     due = FIRST_EXACT if true_losses else math.inf
     if checkpoint is not None and checkpoint.is_file():
-        iterations, seconds, due = resume(checkpoint, objective, optimizer)
+        iterations, due = resume(checkpoint, run)
     bar = Tqdm(total=round(budget), desc=name, leave=False, initial=round(objective.evaluations))
-    step: Any = optimizer.step
     saved = time.perf_counter()
-    while objective.evaluations < budget and not (iterations and iterations[-1].record.finished):
-        before, theta, begin = objective.evaluations, flat(objective.params), time.perf_counter()
-        try:
-            record = step(objective=objective)
-        except (DivergedError, NotStronglyConvexError):  # nothing certifies descent of most methods
-            status = DIVERGED
-            break
-        finally:
-            seconds += time.perf_counter() - begin
-        changed = bool((flat(objective.params) != theta).any())
-        theta = flat(objective.params)
-        true = math.nan, math.nan
+
+    def after(record: Record) -> None:
+        nonlocal due, saved
+        theta, true = flat(objective.params), (math.nan, math.nan)
         if objective.evaluations >= due or (true_losses and record.finished):
             true = exact_loss(objective)
             while due <= objective.evaluations:
                 due *= ratio
-        iterations.append(Iteration(record, seconds, theta.tolist() if len(theta) <= FEW else [], *true))
-        bar.update(round(objective.evaluations) - round(before))
+        iterations.append(Iteration(record, run.seconds, theta.tolist() if len(theta) <= FEW else [], *true))
+        bar.update(round(objective.evaluations) - bar.n)
         bar.set_postfix_str(f"loss {record.loss:.4g}, iteration {len(iterations)}")
-        idle = 0 if changed or objective.evaluations > before else idle + 1
-        if idle == MOST_IDLE:
-            status = record.progress.value
-            break
         if checkpoint is not None and time.perf_counter() - saved > SAVE_EVERY:
-            save(checkpoint, objective, optimizer, iterations, seconds, due)
+            save(checkpoint, run, iterations, due)
             saved = time.perf_counter()
-    if iterations and iterations[-1].record.finished:
-        status = iterations[-1].record.progress.value
+
+    try:
+        status = run.descend(budget, after=after)
+    except (DivergedError, NotStronglyConvexError):  # nothing certifies descent of most methods
+        status = DIVERGED
     bar.close()
-    return Descent(iterations, seconds, status)
+    return Descent(iterations, run.seconds, status)
 
 
-def save(
-    path: Path,
-    objective: BilevelObjective,
-    optimizer: torch.optim.Optimizer,
-    iterations: Sequence[Iteration],
-    seconds: float,
-    due: float,
-) -> None:
+def save(path: Path, run: Training, iterations: Sequence[Iteration], due: float) -> None:
     """Write everything that :func:`resume` needs."""
-    lines = [asdict(i) | {"record": asdict(i.record) | {"progress": i.record.progress.value}} for i in iterations]
-    content: dict[str, Any] = {"params": [p.detach() for p in objective.params], "optimizer": optimizer.state_dict()}
-    content |= {"objective": objective.state_dict(), "iterations": lines, "seconds": seconds, "due": due}
-    write_files({path: checkpoint_bytes(content)})
+    content = run.state_dict()
+    lines = zip(content.pop("records"), iterations, strict=True)
+    content["iterations"] = [asdict(iteration) | {"record": record} for record, iteration in lines]
+    write_files({path: checkpoint_bytes(content | {"due": due})})
 
 
-def resume(
-    path: Path, objective: BilevelObjective, optimizer: torch.optim.Optimizer
-) -> tuple[list[Iteration], float, float]:
-    """Put back what :func:`save` wrote; returns the iterations, seconds, and when an exact loss is due.
+def resume(path: Path, run: Training) -> tuple[list[Iteration], float]:
+    """Put back what :func:`save` wrote; returns the iterations, and when an exact loss is due.
 
     Raises ``ValueError`` if the file is damaged, or belongs to another run.
     """
     try:
-        content = load_checkpoint(path, objective.y.device)
-        with torch.no_grad():
-            for p, value in zip(objective.params, content["params"], strict=True):
-                p.copy_(value)
-        optimizer.load_state_dict(content["optimizer"])
-        objective.load_state_dict(content["objective"])
-        iterations = []
-        for line in content["iterations"]:
-            record = Record(**line["record"] | {"progress": Progress(line["record"]["progress"])})
-            iterations.append(Iteration(**line | {"record": record}))
-        return iterations, float(content["seconds"]), float(content["due"])
+        content = load_checkpoint(path, run.objective.y.device)
+        lines = content["iterations"]
+        run.load_state_dict(content | {"records": [line["record"] for line in lines]})
+        pairs = zip(lines, run.records, strict=True)
+        return [Iteration(**line | {"record": record}) for line, record in pairs], float(content["due"])
     except Exception as error:  # entries that are missing, or of another method
         reason = str(error).removeprefix(f"{path}: ") or type(error).__name__
         raise ValueError(

@@ -7,6 +7,9 @@ import gc
 import io
 import itertools
 import math
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,10 +18,22 @@ from torch import Tensor
 
 from models.regularizers.fields_of_experts import FieldsOfExperts
 from models.regularizers.total_variation import TotalVariation
-from recon.bilevel import MAID, BilevelObjective, Progress, PublishedMAID, Record
+from recon.bilevel import (
+    MAID,
+    Accelerations,
+    AccuracySchedule,
+    BilevelObjective,
+    Limits,
+    LineSearch,
+    Progress,
+    PublishedMAID,
+    Record,
+)
+from recon.bilevel.methods.certified_descent import CertifiedDescent
 from recon.lower_level import FISTA, LBFGS, Energy, Solution
 from tests.bilevel.counting import CountingTV
 from tests.bilevel.known import KnownQuadratic
+from tests.bilevel.methods.variants import variant
 from tests.lower_level.problems import Quadratic, exact_minimizer, make, normal, smooth_image
 
 Y, TARGET = normal(2, 1, 3, 4, seed=6), normal(2, 1, 3, 4, seed=7)
@@ -48,14 +63,14 @@ def solution() -> Tensor:
 class Watched:
     """Runs MAID and keeps the hypergradient that an accepted step started from."""
 
-    def __init__(self, optimizer: MAID, objective: BilevelObjective) -> None:
+    def __init__(self, optimizer: CertifiedDescent, objective: BilevelObjective) -> None:
         self.optimizer, self.objective, self.records = optimizer, objective, []
         self.promised = 0.0
         accept = optimizer._accept
 
         def watch(objective: BilevelObjective, direction: Any, move: Tensor, new: Any, accuracy: Any) -> None:
-            z = optimizer.state["maid"]["z"]  # type: ignore[index]
-            self.promised = -optimizer.param_groups[0]["armijo"] * float(z @ move)
+            z = optimizer.progress["z"]
+            self.promised = -optimizer.param_groups[0]["line_search"]["armijo"] * float(z @ move)
             accept(objective, direction, move, new, accuracy)
 
         optimizer._accept = watch  # type: ignore[method-assign]
@@ -96,11 +111,11 @@ def test_certified_descent_to_the_minimizer_from_every_accuracy(
     slow = (certificate, accuracy) == ("first_order", "schedule")
     for start in (100.0, 1e-5) if slow else (100.0, 1.0, 1e-2, 1e-5):
         objective = quadratic()
-        optimizer = MAID(
+        optimizer = variant(
             objective.params,
+            accuracy,
             certificate,
             direction,
-            accuracy,
             solution_accuracy=start,
             adjoint_accuracy=start,
             tolerance=2e-5,
@@ -121,7 +136,7 @@ def test_published_maid(descent_check: bool) -> None:
             lr=1.0,
             solution_accuracy=start,
             adjoint_accuracy=start,
-            descent_check=descent_check,
+            schedule=AccuracySchedule(descent_check=descent_check),
             tolerance=2e-5,
         )
         watched = Watched(optimizer, objective)
@@ -135,14 +150,18 @@ def test_published_maid(descent_check: bool) -> None:
 def test_descent_check_refines_until_the_hypergradient_is_a_descent_direction() -> None:
     objective = quadratic()
     optimizer = PublishedMAID(
-        objective.params, lr=1e-3, solution_accuracy=100, adjoint_accuracy=100, descent_check=True
+        objective.params,
+        lr=1e-3,
+        solution_accuracy=100,
+        adjoint_accuracy=100,
+        schedule=AccuracySchedule(descent_check=True),
     )
     record = optimizer.step(objective=objective)
     options = optimizer.param_groups[0]
     assert record.progress is Progress.ACCEPTED
     assert 0 < record.omega < math.inf
     assert options["solution_accuracy"] < 50
-    z = optimizer.state["maid"]["z"]  # type: ignore[index]
+    z = optimizer.progress["z"]
     assert float(z.norm()) > 0
 
 
@@ -177,7 +196,7 @@ TV_GOAL = 0.31  # the smallest loss is 0.3037, the first one 2.6
 
 
 @pytest.mark.parametrize("method", [MAID, PublishedMAID])
-def test_intervals_and_descent_for_total_variation(method: type[MAID]) -> None:
+def test_intervals_and_descent_for_total_variation(method: type[MAID | PublishedMAID]) -> None:
     objective = tv_objective()
     optimizer = method(objective.params)
     before = tv_loss(objective)
@@ -205,9 +224,9 @@ def test_no_starting_accuracy_changes_the_result_for_total_variation() -> None:
 
 @pytest.mark.parametrize(("certificate", "direction", "accuracy"), COMBINATIONS)
 def test_a_checkpoint_continues_bit_identically(certificate: str, direction: str, accuracy: str) -> None:
-    def fresh() -> tuple[BilevelObjective, MAID]:
+    def fresh() -> tuple[BilevelObjective, CertifiedDescent]:
         objective = tv_objective(chunk_size=2)
-        return objective, MAID(objective.params, certificate, direction, accuracy)
+        return objective, variant(objective.params, accuracy, certificate, direction)
 
     objective, optimizer = fresh()
     for _ in range(4):
@@ -241,7 +260,7 @@ def test_parameters_are_restored_after_a_failed_search(accuracy: str) -> None:
     with torch.no_grad():
         objective.params[0].copy_(normal(3, seed=2))
     theta = objective.params[0].detach().clone()
-    optimizer = MAID(objective.params, accuracy=accuracy)
+    optimizer = variant(objective.params, accuracy)
     for _ in range(3):
         record = optimizer.step(objective=objective)
         assert record.progress is Progress.LINE_SEARCH_FAILED
@@ -269,7 +288,7 @@ class Interrupting:
 def test_parameters_are_restored_after_an_exception(at: int, accuracy: str) -> None:
     solver = Interrupting(at)
     objective = quadratic(solver=solver)
-    optimizer = MAID(objective.params, accuracy=accuracy)
+    optimizer = variant(objective.params, accuracy)
     watched = Watched(optimizer, objective)
     interrupted = 0
     for _ in range(12):
@@ -283,13 +302,14 @@ def test_parameters_are_restored_after_an_exception(at: int, accuracy: str) -> N
     assert exact_loss(objective) < 0.999 * exact_loss(quadratic())  # it went on
 
 
-@pytest.mark.parametrize("method", [MAID, PublishedMAID])
-@pytest.mark.parametrize("descent_check", [False, True])
-def test_evaluations_equal_a_count_by_hand(method: type[MAID], descent_check: bool) -> None:
+@pytest.mark.parametrize(
+    "method", [MAID, PublishedMAID, partial(PublishedMAID, schedule=AccuracySchedule(descent_check=True))]
+)
+def test_evaluations_equal_a_count_by_hand(method: Callable[..., CertifiedDescent]) -> None:
     regularizer = CountingTV(-4.0, -3.0).double()
     objective = tv_objective(regularizer=regularizer, chunk_size=2)
     regularizer.count = 0  # without the look at its contract
-    optimizer = method(objective.params, descent_check=descent_check)
+    optimizer = method(objective.params)
     last = 0.0
     for _ in range(6):
         record = optimizer.step(objective=objective)
@@ -304,7 +324,7 @@ def test_evaluations_equal_a_count_by_hand(method: type[MAID], descent_check: bo
 )
 def test_single_precision_ends_at_its_floor(options: dict[str, str]) -> None:
     objective, exact = tv_objective(torch.float32), tv_objective()
-    optimizer = MAID(objective.params, **options)  # type: ignore[arg-type]
+    optimizer = variant(objective.params, **options)
     for _ in range(80):
         record = optimizer.step(objective=objective)
         if record.finished:
@@ -319,7 +339,7 @@ def test_single_precision_ends_at_its_floor(options: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("method", [MAID, PublishedMAID])
-def test_energies_that_are_not_finite_are_refused_by_name(method: type[MAID]) -> None:
+def test_energies_that_are_not_finite_are_refused_by_name(method: type[MAID | PublishedMAID]) -> None:
     objective = tv_objective(regularizer=TotalVariation(2000.0, -3.0).double())
     with pytest.raises(ValueError, match="energy of image 0 is NaN or infinite at the initial parameters"):
         method(objective.params).step(objective=objective)
@@ -368,21 +388,11 @@ def test_memory_does_not_grow_with_the_iterations() -> None:
     [
         ({"certificate": "third_order"}, "certificate is 'third_order', but must be one of goal_oriented, first_order"),
         ({"direction": "newton"}, "direction is 'newton', but must be one of lbfgs, gradient, adagrad"),
-        ({"accuracy": "exact"}, "accuracy is 'exact', but must be one of predicted, schedule"),
         ({"lr": 0.0}, "lr is 0.0, but must be positive"),
         ({"lr": math.inf}, "lr is inf"),
         ({"solution_accuracy": -1.0}, "solution_accuracy is -1.0"),
         ({"adjoint_accuracy": math.nan}, "adjoint_accuracy is nan"),
-        ({"armijo": 1.0}, "armijo is 1.0, but must be between 0 and 1"),
-        ({"slack": 0.0}, "slack is 0.0"),
-        ({"step_shrink": 1.0}, "step_shrink is 1.0"),
-        ({"step_growth": 0.9}, "step_growth is 0.9, but must be at least 1"),
-        ({"accuracy_shrink": 0.0}, "accuracy_shrink is 0.0"),
-        ({"accuracy_growth": 0.5}, "accuracy_growth is 0.5"),
-        ({"line_search": 0}, "line_search is 0"),
-        ({"eta": 1.5}, "eta is 1.5"),
         ({"memory": 0}, "memory is 0"),
-        ({"largest_growth": 0.5}, "largest_growth is 0.5"),
         ({"tolerance": -1.0}, "tolerance is -1.0, but must be at least 0"),
         ({"tolerance": math.nan}, "tolerance is nan"),
     ],
@@ -390,9 +400,42 @@ def test_memory_does_not_grow_with_the_iterations() -> None:
 def test_bad_options_are_refused_with_their_value(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MAID([torch.nn.Parameter(torch.zeros(2))], **options)
-    if next(iter(options)) in ("lr", "armijo", "eta", "line_search", "tolerance"):
+    if next(iter(options)) in ("lr", "tolerance"):
         with pytest.raises(ValueError, match=message):
             PublishedMAID([torch.nn.Parameter(torch.zeros(2))], **options)
+
+
+@pytest.mark.parametrize(
+    ("group", "options", "message"),
+    [
+        (LineSearch, {"armijo": 1.0}, "line_search.armijo is 1.0, but must be between 0 and 1"),
+        (LineSearch, {"shrink": 1.0}, "line_search.shrink is 1.0"),
+        (LineSearch, {"growth": 0.9}, "line_search.growth is 0.9, but must be at least 1"),
+        (LineSearch, {"trials": 0}, "line_search.trials is 0"),
+        (Limits, {"slack": 0.0}, "limits.slack is 0.0"),
+        (Limits, {"largest_growth": 0.5}, "limits.largest_growth is 0.5"),
+        (AccuracySchedule, {"shrink": 0.0}, "schedule.shrink is 0.0"),
+        (AccuracySchedule, {"growth": 0.5}, "schedule.growth is 0.5"),
+        (AccuracySchedule, {"eta": 1.5}, "schedule.eta is 1.5"),
+        (Accelerations, {"certificate": "third_order"}, "certificate is 'third_order'"),
+        (Accelerations, {"direction": "newton"}, "direction is 'newton'"),
+        (Accelerations, {"largest_growth": 0.5}, "largest_growth is 0.5"),
+        (Accelerations, {"memory": 0}, "memory is 0"),
+    ],
+)
+def test_bad_options_of_a_group_are_refused_with_their_value(
+    group: type, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        group(**options)
+
+
+def test_options_that_a_method_has_no_use_for_are_refused() -> None:
+    params = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(TypeError, match="schedule"):
+        MAID(params, schedule=AccuracySchedule())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="limits"):
+        PublishedMAID(params, limits=Limits())  # type: ignore[call-arg]
 
 
 def test_several_groups_of_parameters_are_refused() -> None:
@@ -402,12 +445,9 @@ def test_several_groups_of_parameters_are_refused() -> None:
 
 
 def test_published_maid_has_none_of_the_accelerations() -> None:
-    options = PublishedMAID([torch.nn.Parameter(torch.zeros(2))]).param_groups[0]
-    assert (options["certificate"], options["direction"], options["accuracy"]) == (
-        "first_order",
-        "gradient",
-        "schedule",
-    )
+    options = PublishedMAID([torch.nn.Parameter(torch.zeros(2))]).param_groups[0]["accelerations"]
+    assert (options["certificate"], options["direction"]) == ("first_order", "gradient")
+    assert options["largest_growth"] == math.inf
 
 
 @pytest.mark.parametrize("progress", list(Progress))

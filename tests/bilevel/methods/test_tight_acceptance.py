@@ -9,10 +9,21 @@ from typing import Any, cast
 import pytest
 import torch
 
-from recon.bilevel import HOAG, MAID, Accuracy, BilevelObjective, Evaluation, Progress
+from recon.bilevel import (
+    HOAG,
+    Accuracy,
+    AccuracySchedule,
+    BilevelObjective,
+    Evaluation,
+    Limits,
+    LineSearch,
+    Progress,
+)
 from recon.bilevel.hypergradient import Hypergradient
+from recon.bilevel.methods.certified_descent import CertifiedDescent
 from recon.lower_level import Status
 from recon.lower_level.grade import Grade
+from tests.bilevel.methods.variants import variant
 
 
 class Parabola:
@@ -50,9 +61,10 @@ class Parabola:
         return Accuracy(margin, margin)
 
 
-def run(problem: Parabola, **options: Any) -> tuple[MAID, Any]:
-    defaults = {"direction": "gradient", "certificate": "first_order", "lr": 1.0, "armijo": 0.4}
-    maid = MAID([problem.theta], **(defaults | options))
+def run(problem: Parabola, accuracy: str = "predicted", **options: Any) -> tuple[CertifiedDescent, Any]:
+    search = LineSearch(**({"armijo": 0.4} | options.pop("line_search", {})))
+    defaults = {"direction": "gradient", "certificate": "first_order", "lr": 1.0, "line_search": search}
+    maid = variant([problem.theta], accuracy, **(defaults | options))
     return maid, maid.step(objective=cast(BilevelObjective, problem))
 
 
@@ -80,22 +92,22 @@ def test_maid_accepts_where_the_exact_loss_must_have_decreased(
 @pytest.mark.parametrize(("armijo", "accepted"), [(0.499, True), (0.501, False)])
 @pytest.mark.parametrize("accuracy", ["predicted", "schedule"])
 def test_the_decrease_that_is_asked_for_is_that_of_the_step(armijo: float, accuracy: str, accepted: bool) -> None:
-    _, record = run(Parabola(1.0), accuracy=accuracy, armijo=armijo)
+    _, record = run(Parabola(1.0), accuracy=accuracy, line_search={"armijo": armijo})
     assert (record.step == 1.0) is accepted
-    _, record = run(Parabola(2.0), accuracy=accuracy, armijo=armijo, lr=0.5)  # 2 -> 1: 1.5 of 2
+    _, record = run(Parabola(2.0), accuracy=accuracy, line_search={"armijo": armijo}, lr=0.5)  # 2 -> 1: 1.5 of 2
     assert record.step == 0.5
 
 
 def test_intervals_may_take_the_share_slack_of_the_promised_decrease() -> None:
     problem = Parabola(2.0)
-    run(problem, slack=0.5, lr=0.5)
+    run(problem, limits=Limits(slack=0.5), lr=0.5)
     assert problem.margins[0] == pytest.approx(0.5 * 0.5 * 0.5 * 4.0)
 
 
 @pytest.mark.parametrize(("eta", "omega"), [(0.2, 1.0), (0.49, 1.0), (0.51, 0.5), (0.74, 0.5), (0.76, 0.25)])
 def test_the_descent_check_refines_until_omega_is_small(eta: float, omega: float) -> None:
     """omega <= (1 - eta) ||z|| with ||z|| = 2: the accuracy is halved, from one, until it holds."""
-    _, record = run(Parabola(2.0), accuracy="schedule", descent_check=True, eta=eta, lr=0.5)
+    _, record = run(Parabola(2.0), accuracy="schedule", schedule=AccuracySchedule(descent_check=True, eta=eta), lr=0.5)
     assert record.omega == omega
 
 
@@ -128,11 +140,11 @@ def test_at_the_floor_of_precision_the_hypergradient_need_not_settle(z: float, e
 
 
 def test_steps_grow_only_after_success_and_shrink_as_asked() -> None:
-    maid, record = run(Parabola(1.0), lr=1.0, step_growth=1.5, accuracy="schedule")
+    maid, record = run(Parabola(1.0), lr=1.0, line_search={"growth": 1.5}, accuracy="schedule")
     assert maid.param_groups[0]["lr"] == 1.5
     assert maid.param_groups[0]["solution_accuracy"] == pytest.approx(1.05)
     # 1.9 overshoots, half of it does not
-    _, record = run(Parabola(1.0), lr=1.9, accuracy="schedule", step_shrink=0.5)
+    _, record = run(Parabola(1.0), lr=1.9, accuracy="schedule", line_search={"shrink": 0.5})
     assert (record.trials, record.step) == (2, 0.95)
 
 

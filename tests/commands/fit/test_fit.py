@@ -163,7 +163,7 @@ def assert_equal(a: Any, b: Any) -> None:
     [
         (["--model.regularizer=models.Nonsense"], ["model.regularizer", "Nonsense", "FieldsOfExperts"]),
         (["--model.regularizer=torch.nn.Linear"], ["model.regularizer", "torch.nn.Linear", "Regularizer"]),
-        (["--model.optimizer.lrr=1"], ["model.optimizer", "lrr", "lr", "armijo"]),
+        (["--model.optimizer.lrr=1"], ["model.optimizer", "lrr", "lr", "line_search"]),
         (["--model.optimizer.lr=-1"], ["lr is -1", "positive"]),
         (["--model.mu=-1"], ["mu is -1", "not negative"]),
         (["--model.chunk_size=0"], ["chunk_size is 0", "at least 1"]),
@@ -242,7 +242,9 @@ def test_a_checkpoint_belongs_to_its_model_and_problem(
     assert "TotalVariation here" in message("test", "--model.regularizer=models.TotalVariation")
     assert "regularizer.log_weights" in message("validate", "--model.regularizer.filters=5")
     assert "smallest_width" in message("fit", "--model.regularizer.smallest_width=0.1")
-    assert "optimizer.armijo is 0.0001 there, but 0.01 here" in message("fit", "--model.optimizer.armijo=0.01")
+    assert "optimizer.line_search.armijo is 0.0001 there, but 0.01 here" in message(
+        "fit", "--model.optimizer.line_search.armijo=0.01"
+    )
     assert "recon.bilevel.PublishedMAID" in message("fit", "--model.optimizer=recon.bilevel.PublishedMAID")
     assert "solver" in message("fit", "--model.solver=recon.lower_level.FISTA")
     assert "mu is 0.0 there, but 0.5 here" in message("fit", "--model.mu=0.5")

@@ -18,6 +18,7 @@ from PIL import Image
 from datasets import DenoisingDataModule
 from models import TotalVariation
 from recon.bilevel import MAID, Accuracy, BilevelObjective, Progress, Record
+from recon.bilevel.methods.run import MOST_IDLE
 from recon.commands.main import main
 from recon.commands.reproduce import race, race_run
 
@@ -297,6 +298,28 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(tiny: Path, monkeypatch: pyte
         race.run("tiny", "quick", tiny / "out")
 
 
+@pytest.mark.parametrize("method", ["MAID", "PublishedMAID", "HOAG", "InexactAdam"])
+def test_a_run_goes_on_from_a_checkpoint_of_an_older_version(tiny: Path, method: str) -> None:
+    """Written after three iterations, when all options lay on one level and every method had a state of its own."""
+    optimizer = {"class_path": f"recon.bilevel.{method}"}
+    write(tiny, {**TINY, "budget": 300, "true_losses": 3, "runs": {"a": {"optimizer": optimizer}}})
+    race.run("tiny", "quick", tiny / "whole")
+    older = (Path(__file__).parent / "older" / f"{method}.ckpt").read_bytes()
+    for folder, content in (("out", older), ("other", (Path(__file__).parent / "older" / "HOAG.ckpt").read_bytes())):
+        race.run("tiny", "quick", tiny / folder)  # settings, and then as if it had been killed
+        (tiny / folder / "runs" / "a.json").unlink()
+        (tiny / folder / "runs" / "a.ckpt").write_bytes(content)
+    race.run("tiny", "quick", tiny / "out")
+    ours, whole = (rows(tiny / folder / "runs" / "a.csv") for folder in ("out", "whole"))
+    assert [row["iteration"] for row in ours] == [row["iteration"] for row in whole]
+    for mine, theirs in zip(ours, whole, strict=True):  # the first three are of another machine
+        for name in ("loss", "upper", "evaluations", "theta_0", "theta_1"):
+            assert float(mine[name]) == pytest.approx(float(theirs[name]), rel=1e-6, nan_ok=True), name
+    if method != "HOAG":
+        with pytest.raises(ValueError, match=r"a\.ckpt: is no checkpoint of this run; .*that of another method"):
+            race.run("tiny", "quick", tiny / "other")
+
+
 def test_there_is_no_exact_loss_without_minimizers() -> None:
     class Concave(TotalVariation):
         def convexity(self) -> float:
@@ -318,7 +341,7 @@ def test_a_run_in_which_nothing_happens_ends(tiny: Path) -> None:
     objective = BilevelObjective(TotalVariation(-4.0, -3.0).double(), *data.train_tensors())
     descent = race.descend("idle", objective, Idle(objective.params), 100)
     assert descent.status == "line search failed"
-    assert len(descent.iterations) == race_run.MOST_IDLE
+    assert len(descent.iterations) == MOST_IDLE
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")

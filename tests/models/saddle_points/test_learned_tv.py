@@ -20,7 +20,7 @@ from models.files.storage import ModelFileError, load_model, load_regularizer, s
 from models.saddle_points.learned_tv import InterpolationMap
 from models.training.callbacks import ImageLogger
 from models.training.saddle import SaddleModule
-from recon.bilevel import MAID, Accuracy, InexactAdam, Piggyback, SaddleObjective
+from recon.bilevel import MAID, Accuracy, InexactAdam, LineSearch, Piggyback, SaddleObjective
 from recon.lower_level import LBFGS, PDHG, Energy, SaddleModel, SaddlePoint
 from recon.lower_level.saddle.problem import check_transpose, power_method
 from recon.operators import Blur, LinearOperator, ParallelBeam, RayTransform
@@ -196,7 +196,7 @@ def test_maid_recovers_from_absurd_steps(lr: float, dtype: torch.dtype) -> None:
     target, y = (t.to(dtype) for t in data(1, (1, 8, 8)))
     learned = model(kernels=2).to(dtype)
     of = SaddleObjective(learned, target, y, solver=PDHG(2000, diagonal=True))
-    optimizer = MAID(of.params, lr=lr, line_search=60)
+    optimizer = MAID(of.params, lr=lr, line_search=LineSearch(trials=60))
     records = [optimizer.step(objective=of) for _ in range(3)]
     assert all(bool(torch.isfinite(p).all()) for p in of.params)
     assert records[-1].upper < records[0].upper

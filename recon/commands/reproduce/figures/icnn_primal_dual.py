@@ -25,7 +25,7 @@ from torch import Tensor
 
 from datasets.sources.images import BuiltinImages
 from models import ICNN, ICNNSaddle, NetworkIteration
-from recon.bilevel import BilevelObjective, InexactAdam
+from recon.bilevel import BilevelObjective, InexactAdam, Training
 from recon.files import prepare_folder, write_files
 from recon.lower_level import FISTA, LBFGS, Energy
 from recon.plotting import COLORS
@@ -148,8 +148,7 @@ def problems(sizes: Scale) -> Iterator[tuple[str, Energy]]:
     y = noisy(train)
     smooth = ICNN(sizes.filters, layers=sizes.layers, width=0.05).double()
     objective, optimizer = BilevelObjective(smooth, train, y), InexactAdam(smooth.parameters(), 0.03)
-    for _ in range(sizes.passes):
-        optimizer.step(objective=objective)
+    Training(objective, optimizer).descend(iterations=sizes.passes)
     sharp = ICNN(sizes.filters, layers=sizes.layers, width=0.0).double()
     sharp.load_state_dict(smooth.state_dict())
     held_out = [(name, BuiltinImages(name, sizes.size)) for name in ("test", "val")]

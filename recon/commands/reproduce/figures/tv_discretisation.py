@@ -29,7 +29,17 @@ from torch import Tensor
 from datasets import DenoisingDataModule
 from models import LearnedTV
 from models.files.storage import load_model, save_regularizer
-from recon.bilevel import MAID, Accuracy, DivergedError, InexactAdam, NegativePSNR, Piggyback, Record, SaddleObjective
+from recon.bilevel import (
+    MAID,
+    Accuracy,
+    DivergedError,
+    InexactAdam,
+    NegativePSNR,
+    Piggyback,
+    Record,
+    SaddleObjective,
+    Training,
+)
 from recon.commands.output.tables import claim, read, table
 from recon.files import write_files
 from recon.lower_level import PDHG, NotStronglyConvexError
@@ -229,15 +239,16 @@ def learn(
     else:
         of = data.learning(model, piggyback)
         optimizer = InexactAdam(of.params, lr=step or 1e-2, batch_size=len(data.x))
-    records: list[Record] = []
+    run = Training(of, optimizer)
     bar = Tqdm(total=round(budget), desc=METHODS[method], leave=False)
-    while not records or (records[-1].evaluations < budget and not records[-1].finished):
-        before = records[-1].evaluations if records else 0.0
-        records.append(optimizer.step(objective=of))
-        bar.update(round(records[-1].evaluations) - round(before))
-        bar.set_postfix_str(f"PSNR {-records[-1].loss:.3f} dB, iteration {len(records)}")
+
+    def show(record: Record) -> None:
+        bar.update(round(record.evaluations) - bar.n)
+        bar.set_postfix_str(f"PSNR {-record.loss:.3f} dB, iteration {record.iteration}")
+
+    run.descend(budget, after=show)
     bar.close()
-    return records
+    return run.records
 
 
 def sensitivity(size: Scale, data: Data, output: Path) -> None:
