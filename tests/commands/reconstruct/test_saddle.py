@@ -18,7 +18,7 @@ from recon.bilevel import MAID
 from recon.commands.reconstruct.saddle_solver import Whitened, multiply
 from recon.lower_level import PDHG, SaddlePoint
 from recon.operators import Blur, LinearOperator
-from recon.operators.linear import check_adjoint
+from recon.operators.checks import check_adjoint
 from tests.commands.reconstruct.slices import refused, run
 from tests.lower_level.problems import normal, smooth_image
 from tests.models.training.test_bilevel_module import Tiny, trainer
