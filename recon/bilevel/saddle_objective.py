@@ -17,8 +17,9 @@ from recon.bilevel.objective import BilevelObjective
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
 from recon.lower_level.precision import full_precision
+from recon.lower_level.saddle.maps import check_transpose
 from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
-from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint, check_transpose
+from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 
 
 class SaddleObjective(BilevelObjective):

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from models import LearnedTV
 from recon.lower_level import PDHG, SaddleModel, SaddlePoint, Solution
+from recon.lower_level.saddle.maps import check_transpose
 from recon.lower_level.saddle.pdhg import Iteration
-from recon.lower_level.saddle.problem import check_transpose, distances
-from recon.operators import Identity, LinearOperator
+from recon.lower_level.saddle.problem import distances
+from recon.operators import Identity
 from recon.reconstruction.problem import Problem, require_tried
 
 #: what is certified of saddle-point models and what is not, as every report says it
@@ -29,31 +30,6 @@ PLAIN_CERTIFICATE = (
     "primal-dual gap, where that is finite (error is null where it is not); accuracy is that of the residuals of both "
     "optimality conditions, the larger norm of two"
 )
-
-
-class Whitened(LinearOperator):
-    """W^(1/2) A: with data W^(1/2) y, 1/2 ||W^(1/2) (Ax - y)||^2 is the fidelity of noise with the covariance W^-1."""
-
-    def __init__(self, operator: LinearOperator, weights: Tensor) -> None:
-        """``weights``: W >= 0, of the shape of the data."""
-        root = weights.sqrt()
-        bound = operator.norm_bound * float(root.max())
-        super().__init__(
-            operator.domain_shape, operator.range_shape, bound, norm_bound_certified=operator.norm_bound_certified
-        )
-        self.operator, self.adjoint_exact = operator, operator.adjoint_exact
-        self.rounding_factor, self.adjoint_mismatch = operator.rounding_factor, operator.adjoint_mismatch
-        self.root: Tensor
-        self.register_buffer("root", root)
-
-    def unit_roundoff(self, dtype: torch.dtype) -> float:
-        return self.operator.unit_roundoff(dtype)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        return self.root * self.operator(x)
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return self.operator.adjoint(self.root * y)
 
 
 class _Watched(Iteration):
@@ -133,8 +109,8 @@ class SaddleSolver:
         if not self.denoises:
             operator = problem.operator
             if problem.weights is not None:
-                weights = problem.weights.to(problem.y)
-                operator, y = Whitened(operator, weights), weights.sqrt() * y
+                root = problem.weights.to(problem.y).sqrt()
+                operator, y = root * operator, root * y
             measured_by = getattr(model, "measured_by", None)
             if measured_by is None:
                 raise ValueError(f"{type(model).__name__} takes no operator, so it can only denoise images")
