@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -411,3 +412,13 @@ def test_classes() -> None:
         assert tuple(operator.parts) == parts
     assert_adjoint(a @ b)
     assert_linear(a - b)
+
+
+def test_documented_algebra(capsys: pytest.CaptureFixture[str]) -> None:
+    """The code of docs/own_operator.md runs as it is printed there, one block after the other."""
+    page = (Path(__file__).parents[2] / "docs" / "own_operator.md").read_text()
+    blocks = [block.split("```")[0] for block in page.split("```python")[1:3]]
+    exec("".join(blocks), {"__name__": "page"})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].startswith("||camera|| <= 0.5")
+    assert printed[2].startswith("certified: ||x - x^|| <= ")
