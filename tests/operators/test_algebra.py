@@ -124,6 +124,14 @@ def test_is_an_operator_with_derivatives_of_any_order(name: str) -> None:
     check_bounds(operator)
 
 
+def test_forward_mode_derivatives_of_foreign_code() -> None:
+    a, b = Dense(normal(3, 3)), Dense(normal(3, 3, seed=1))
+    x = normal(2, 3, seed=2).requires_grad_()
+    for operator in (a @ b.T, a - 2 * b, normal(6, seed=3) * stack([a, b])):
+        assert torch.autograd.gradcheck(operator, (x,), check_forward_ad=True)
+        assert torch.autograd.gradcheck(operator.T, (operator(x).detach().requires_grad_(),), check_forward_ad=True)
+
+
 def test_computes_what_its_name_says() -> None:
     a, b = Dense(normal(4, 3)), Dense(normal(4, 3, seed=1))
     c, w, x = Dense(normal(3, 5, seed=2)), normal(4, seed=3), normal(2, 3, seed=4)
