@@ -4,7 +4,70 @@ from __future__ import annotations
 
 from benchmarks.mutation import CONSTANTS, POTENTIALS, ROUNDING, SADDLE, Mutation, mutations_of
 
+#: all that say something about bounds, and are quick
+ALGEBRA = tuple(
+    f"tests/operators/test_algebra.py::test_{name}"
+    for name in (
+        "bounds_are_reached_where_the_parts_fit",
+        "lower_bounds_of_sums_are_reached",
+        "the_transpose_of_an_operator_with_more_data_than_pixels_has_a_kernel",
+        "what_adjoints_are_off_by_is_reached",
+        "one_part_that_is_not_exact_is_enough",
+        "rounding_factors",
+        "derivatives_in_what_is_learned_are_bounded",
+        "absolute_sums_give_safe_steps",
+        "parts_of_vectors",
+    )
+)
+
 LOWER: list[Mutation] = [
+    *mutations_of(
+        "recon/operators/algebra.py",
+        ALGEBRA,
+        ("a.norm_bound * b.norm_bound, a.lower_bound", "a.norm_bound, a.lower_bound"),
+        ("a.norm_bound * b.norm_bound, a.lower_bound", "b.norm_bound, a.lower_bound"),
+        ("a.lower_bound * b.lower_bound)", "a.lower_bound)"),
+        ("a.lower_bound * b.lower_bound)", "b.lower_bound)"),
+        ("+ b.adjoint_mismatch + a.adjoint_mismatch * b", "+ a.adjoint_mismatch * b"),
+        ("= a.adjoint_mismatch + b.adjoint_mismatch +", "= b.adjoint_mismatch +"),
+        (" + a.adjoint_mismatch * b.adjoint_mismatch\n", "\n"),
+        ("= a.rounding_factor + b.rounding_factor", "= a.rounding_factor"),
+        ("= a.rounding_factor + b.rounding_factor", "= max(a.rounding_factor, b.rounding_factor)"),
+        ("a.norm_bound * v.to(like.device, dtype)", "v.to(like.device, dtype)"),
+        ("s.amax().expand(self.range_shape)", "s.amin().expand(self.range_shape)"),
+        ("if sums is None or not a.norm_bound_certified", "if sums is None"),
+        ("(t, c * b.norm_bound)", "(t, c)"),
+        ("(t, c * a.norm_bound)", "(t, c)"),
+        ("a.norm_bound + b.norm_bound, max(lower, 0.0)", "max(a.norm_bound, b.norm_bound), max(lower, 0.0)"),
+        ("p.lower_bound - q.norm_bound if q.norm_bound_certified else 0.0", "p.lower_bound - q.norm_bound"),
+        ("p.lower_bound - q.norm_bound if q", "p.lower_bound if q"),
+        ("for p, q in ((a, b), (b, a))", "for p, q in ((a, b),)"),
+        ("a.adjoint_mismatch * a.norm_bound + b.adjoint_mismatch * b", "b.adjoint_mismatch * b"),
+        ("a.adjoint_mismatch * a.norm_bound + b.adjoint_mismatch * b.norm_bound", "a.adjoint_mismatch * a.norm_bound"),
+        ("a.norm_bound * largest", "a.norm_bound"),
+        ("largest = float(sizes.amax())", "largest = float(sizes.amin())"),
+        ("float(sizes.amin())", "largest"),
+        ("largest, a.adjoint_mismatch\n", "largest, 0.0\n"),
+        ("(t, self.largest * c)", "(t, c)"),
+        ("a.norm_bound * (1 + wrong)", "a.norm_bound"),
+        ("if known and square else 0.0", "if known else 0.0"),
+        ("if known and square else 0.0", "if square else 0.0"),
+        ("self.norm_bound_certified and known", "self.norm_bound_certified"),
+        ("known = a.adjoint_exact and not wrong", "known = not wrong"),
+        ("known = a.adjoint_exact and not wrong", "known = a.adjoint_exact"),
+        ("= wrong / (1 + wrong), a", "= 0.0, a"),
+        ("norm, lower = math.hypot(*(a.norm_bound", "norm, lower = max(*(a.norm_bound"),
+        ("math.hypot(*(a.lower_bound for", "sum(*(a.lower_bound for"),
+        ("math.hypot(*(a.adjoint_mismatch *", "max(*(a.adjoint_mismatch *"),
+        ("if not a.norm_bound_certified or", "if"),
+        ("like.new_full(shape, a.norm_bound)", "like.new_full(shape, 0.5 * a.norm_bound)"),
+        ("lower_bound=float(part == size)", "lower_bound=1.0"),
+        ("certified = all(", "certified = any("),
+        ("self.adjoint_exact = all(", "self.adjoint_exact = any("),
+        ("return max(a.unit_roundoff(", "return min(a.unit_roundoff("),
+        ("= max(1.0, *(a.rounding_factor", "= max(*(a.rounding_factor"),
+        ("= max(1.0, *(a.rounding_factor for a in parts))", "= max(1.0, parts[0].rounding_factor)"),
+    ),
     *mutations_of(
         "recon/lower_level/energy.py",
         ROUNDING,

@@ -26,6 +26,7 @@ from recon.operators import (
     Mask,
     ParallelBeam,
     RayTransform,
+    stack,
 )
 from recon.operators.odl import ODLOperator
 
@@ -195,6 +196,25 @@ def mri(rng: Rng) -> Measured:
     return Measured(operator, matrix, (2, height, width))
 
 
+def algebra(rng: Rng) -> Measured:
+    """Operators made of others: products, transposes, sums, multiples, weights and stacks."""
+    of = OPERATORS[str(rng.choice(["blur", "mask", "differences", "own_matrix", "odl_single"]))](rng)
+    a, m, image = of.operator, of.matrix, of.image
+    kept = rng.random(image) < rng.uniform(0.5, 1)
+    part, factor = Mask(torch.from_numpy(kept)), float(_single(rng.normal(size=1))[0])
+    projection = np.diag(kept.reshape(-1).astype(LD))
+    weights = _single(rng.uniform(0.3, 2, a.range_shape))
+    made: dict[str, tuple[LinearOperator, Array]] = {
+        "product": (a @ part, m @ projection),
+        "normal": (a.T @ a, m.T @ m),
+        "sum": (a + factor * (a @ part), m + factor * (m @ projection)),
+        "weights": (torch.from_numpy(weights) * a, weights.reshape(-1, 1).astype(LD) * m),
+        "stack": (stack([a, -factor * part]), np.concatenate([m, -factor * projection])),
+    }
+    operator, matrix = made[str(rng.choice(list(made)))]
+    return Measured(operator, matrix, image)
+
+
 OPERATORS: dict[str, Callable[[Rng], Measured]] = {
     "identity": identity,
     "blur": blur,
@@ -206,4 +226,5 @@ OPERATORS: dict[str, Callable[[Rng], Measured]] = {
     "odl_single": partial(from_odl, "float32"),
     "odl_double": partial(from_odl, "float64"),
     "mri": mri,
+    "algebra": algebra,
 }

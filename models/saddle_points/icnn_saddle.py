@@ -16,7 +16,6 @@ from recon.lower_level import (
     Energy,
     Functional,
     NotStronglyConvexError,
-    OperatorMap,
     SaddleMap,
     SaddleModel,
     SaddlePoint,
@@ -33,51 +32,62 @@ from recon.lower_level.solvers.stopping import certificate
 from recon.operators import Identity, LinearOperator
 
 
-class NetworkMap(SaddleMap):
+class NetworkMap(LinearOperator):
     """K(x, z_0, ..., z_{L-1}) = ((V x, z_0), (W_1 z_0, z_1), ..., W_L z_{L-1}, A x), A only if there is an operator.
 
     Norms of the blocks give norms and steps: those of W are the norms of the sums of their kernels, which is exact for
     positive kernels on large images, that of V is a maximum over frequencies (:func:`spectral_bound`).
+
+    Parameters
+    ----------
+    kernels : list of Tensor
+        V, W_1, ..., W_L.
+    image_shape : tuple of int
+        ``(channel, height, width)``.
+    data : SaddleMap, optional
+        A.
+
+    Raises
+    ------
+    ValueError
+        Images are smaller than the filters.
+    NotStronglyConvexError
+        Kernels are not finite: a trial of a line search may meet such.
     """
 
-    def __init__(
-        self, kernels: list[Tensor], image_shape: tuple[int, int, int], data: OperatorMap | None = None
-    ) -> None:
-        self.kernels, self.data, self.exact = kernels, data, data is None or data.exact
+    def __init__(self, kernels: list[Tensor], image_shape: tuple[int, int, int], data: SaddleMap | None = None) -> None:
         channels, rows, cols = image_shape
-        self.shapes: list[tuple[int, ...]] = []
+        shapes: list[tuple[int, ...]] = []
         for kernel in kernels:
             rows, cols = rows - kernel.shape[2] + 1, cols - kernel.shape[3] + 1
             if rows < 1 or cols < 1:
                 raise ValueError(f"images of {image_shape[1]}x{image_shape[2]} are smaller than the network's filters")
-            self.shapes.append((channels, kernel.shape[0], rows, cols))
-        self.image_shape, counts = image_shape, [math.prod(s) for s in self.shapes]
-        self.domain_sizes = [math.prod(image_shape), *counts[:-1]]
-        self.range_sizes = [2 * n for n in counts[:-1]] + [counts[-1]] + ([data.range_size] if data else [])
-        self.domain_size, self.range_size = sum(self.domain_sizes), sum(self.range_sizes)
+            shapes.append((channels, kernel.shape[0], rows, cols))
+        counts = [math.prod(s) for s in shapes]
+        domain_sizes = [math.prod(image_shape), *counts[:-1]]
+        range_sizes = [2 * n for n in counts[:-1]] + [counts[-1]] + ([data.range_size] if data else [])
         with torch.no_grad():
             first = math.sqrt(float(spectral_bound(kernels[0][:, 0], torch.ones(len(kernels[0])))))
             sums = [k.detach().double().sum((2, 3)) for k in kernels[1:]]
         if not (math.isfinite(first) and all(bool(torch.isfinite(m).all()) for m in sums)):
-            # as of weights that are not finite: a trial of a line search may meet them
             raise NotStronglyConvexError("norms of the layers of the network are not finite")
-        self.norms = [first, *(float(torch.linalg.matrix_norm(m, 2)) * (1 + 1e-12) for m in sums)]
+        norms = [first, *(float(torch.linalg.matrix_norm(m, 2)) * (1 + 1e-12) for m in sums)]
+        table = _block_norms(norms, data)
+        norm = float(torch.linalg.matrix_norm(table, 2))
         known = data is None or math.isfinite(data.norm_bound)
-        self.norm_bound = float(torch.linalg.matrix_norm(self._table(), 2)) if known else math.inf
+        super().__init__((sum(domain_sizes),), (sum(range_sizes),), norm, norm_bound_certified=known)
+        self.kernels, self.image_shape, self.shapes, self.norms = kernels, image_shape, shapes, norms
+        self.domain_sizes, self.range_sizes, self.data, self.table = domain_sizes, range_sizes, data, table
+        if data is not None:
+            a = data.operator
+            self.adjoint_exact, self.rounding_factor = a.adjoint_exact, max(1.0, a.rounding_factor)
+            self.adjoint_mismatch = a.adjoint_mismatch and a.adjoint_mismatch * a.norm_bound / norm
 
-    def _table(self) -> Tensor:
-        """The norms of the blocks of K, ``(blocks of y, blocks of x)``; pairs (W_l z_{l-1}, z_l) are two blocks."""
-        hidden = len(self.kernels) - 1
-        table = torch.zeros(2 * hidden + 1 + bool(self.data), hidden + 1, dtype=torch.float64)
-        for layer, norm in enumerate(self.norms):
-            table[2 * layer, layer] = norm
-            if layer < hidden:
-                table[2 * layer + 1, layer + 1] = 1.0
-        if self.data is not None:
-            table[-1, 0] = self.data.norm_bound
-        return table
+    def unit_roundoff(self, dtype: torch.dtype) -> float:
+        own = super().unit_roundoff(dtype)
+        return own if self.data is None else max(own, self.data.operator.unit_roundoff(dtype))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         image, *hidden = x.split(self.domain_sizes, 1)
         batch = len(x) * self.image_shape[0]
         inputs = [image.reshape(batch, 1, *self.image_shape[1:])]
@@ -91,7 +101,7 @@ class NetworkMap(SaddleMap):
             parts.append(self.data(image))
         return torch.cat(parts, 1)
 
-    def transpose(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         parts = y.split(self.range_sizes, 1)
         batch, own, found = len(y) * self.image_shape[0], None, []
         for layer, (kernel, shape) in enumerate(zip(self.kernels, self.shapes, strict=True)):
@@ -105,30 +115,39 @@ class NetworkMap(SaddleMap):
             found[0] = found[0] + self.data.transpose(parts[-1])
         return torch.cat(found, 1)
 
-    def eps(self, dtype: torch.dtype) -> float:
-        return super().eps(dtype) if self.data is None else self.data.eps(dtype)
-
     def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
         """Sums of the norms of blocks: the steps 1/sum are as safe as with entries (Pock and Chambolle 2011, Lemma 2).
 
         They are larger, since norms are smaller than sums of entries. Pairs of an epigraph get the larger one of two.
         """
-        table = self._table()
-        if not bool(torch.isfinite(table).all()):
+        if not self.norm_bound_certified:
             return None
-        rows = table.sum(1)
+        rows = self.table.sum(1)
         hidden = len(self.kernels) - 1
         per_block = [float(torch.maximum(rows[2 * i], rows[2 * i + 1])) for i in range(hidden)]
         per_block += rows[2 * hidden :].tolist()
         like = self.like()
         columns = torch.cat(
-            [like.new_full((n,), float(t)) for n, t in zip(self.domain_sizes, table.sum(0), strict=True)]
+            [like.new_full((n,), float(t)) for n, t in zip(self.domain_sizes, self.table.sum(0), strict=True)]
         )
         return columns, torch.cat([like.new_full((n,), t) for n, t in zip(self.range_sizes, per_block, strict=True)])
 
     def tensors(self) -> list[tuple[Tensor, float]]:
         # every tap is a shift, of norm at most one, of each channel onto each
         return [(k, math.sqrt(k.shape[2] * k.shape[3])) for k in self.kernels]
+
+
+def _block_norms(norms: list[float], data: SaddleMap | None) -> Tensor:
+    """The norms of the blocks of K, ``(blocks of y, blocks of x)``; pairs (W_l z_{l-1}, z_l) are two blocks."""
+    hidden = len(norms) - 1
+    table = torch.zeros(2 * hidden + 1 + bool(data), hidden + 1, dtype=torch.float64)
+    for layer, norm in enumerate(norms):
+        table[2 * layer, layer] = norm
+        if layer < hidden:
+            table[2 * layer + 1, layer + 1] = 1.0
+    if data is not None:
+        table[-1, 0] = data.operator.norm_bound
+    return table
 
 
 class ICNNSaddle(SaddleModel):
@@ -178,7 +197,7 @@ class ICNNSaddle(SaddleModel):
         if data_weight == 0:
             raise ValueError("data_weight is 0, but must be positive")
         self.relaxation, self.z_convexity = relaxation, z_convexity
-        self.data = None if operator is None or isinstance(operator, Identity) else OperatorMap(operator, image_shape)
+        self.data = None if operator is None or isinstance(operator, Identity) else SaddleMap(operator, image_shape)
 
     def saddle_point(self, y: Tensor) -> SaddlePoint:
         network = self.network
@@ -197,7 +216,7 @@ class ICNNSaddle(SaddleModel):
         else:
             g, f = [Squared(pixels, self.mu)], [*f, Squared(self.data.range_size, self.data_weight, data)]  # type: ignore[list-item]
         g.append(Squared(sum(k.domain_sizes[1:]), self.z_convexity))
-        return SaddlePoint(k, Blocks(g), Blocks(f), self.image_shape, check=False)
+        return SaddlePoint(SaddleMap(k), Blocks(g), Blocks(f), self.image_shape, check=False)
 
     def hidden(self, x: Tensor) -> Tensor:
         """(x, z) with z_l = sigma_0 of their arguments, flat: what is feasible, and best for this x."""

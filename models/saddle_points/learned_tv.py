@@ -15,16 +15,15 @@ from recon.lower_level import (
     FairNorm,
     Functional,
     HuberNorm,
-    OperatorMap,
+    NotStronglyConvexError,
     SaddleMap,
     SaddleModel,
     SaddlePoint,
     SmoothedNorm,
     Squared,
-    StackedMap,
     Vanishing,
 )
-from recon.operators import FiniteDifferences, Identity, LinearOperator
+from recon.operators import FiniteDifferences, Identity, LinearOperator, Restriction, stack
 
 Initial = Literal["identity", "averages", "random"]
 
@@ -38,33 +37,42 @@ _AVERAGES = (
 )
 
 
-class InterpolationMap(SaddleMap):
+class InterpolationMap(LinearOperator):
     """(u, v) -> Du - K^T v for images u, ``(1, H, W)``, and fields v, ``(2, J, H, W)``: v_j interpolates p by K_j.
 
     (K p)[c, j] = k[c, j] * p[c] is the correlation of the component c of p, zero outside the image, with the kernel
-    k[c, j]. D are forward differences with Neumann boundary.
+    k[c, j]. D are forward differences with Neumann boundary. (u, v) is one flat vector.
 
     Parameters
     ----------
-    kernels: ``(2, J, s, s)``, s odd. shape: ``(1, H, W)``.
+    kernels : Tensor
+        k, ``(2, J, s, s)``, s odd.
+    shape : tuple of int
+        ``(1, H, W)``.
 
-    Raises ``ValueError`` if the kernels are larger than the image.
+    Raises
+    ------
+    ValueError
+        The kernels are larger than the image.
+    NotStronglyConvexError
+        They are not finite: a trial of a line search may meet such.
     """
 
     def __init__(self, kernels: Tensor, shape: tuple[int, ...]) -> None:
         components, count, size, _ = kernels.shape
         if min(shape[1:]) < size:
             raise ValueError(f"interpolation kernels of {size}x{size} are larger than images of {shape[1]}x{shape[2]}")
-        self.kernels, self.count = kernels, count
-        self.differences = FiniteDifferences(shape)
-        self.height, self.width = shape[1:]
-        self.pixels = self.height * self.width
-        self.field_shape = (components, count, self.height, self.width)
-        self.domain_size, self.range_size = (1 + 2 * count) * self.pixels, 2 * self.pixels
-        #: ||K||^2 is the larger one of both components: they do not mix
+        differences, pixels = FiniteDifferences(shape), math.prod(shape[1:])
+        # ||K||^2 is the larger one of both components: they do not mix
         weights = kernels.new_ones(count, dtype=torch.float64)
         interpolation = max(float(spectral_bound(k, weights)) for k in kernels)
-        self.norm_bound = math.sqrt(self.differences.norm_bound**2 + interpolation * (1 + 1e-12))
+        if not math.isfinite(interpolation):
+            raise NotStronglyConvexError("norms of the interpolation kernels are not finite")
+        norm = math.sqrt(differences.norm_bound**2 + interpolation * (1 + 1e-12))
+        super().__init__(((1 + 2 * count) * pixels,), (2, *shape[1:]), norm)
+        self.kernels, self.count, self.differences, self.pixels = kernels, count, differences, pixels
+        self.height, self.width = shape[1:]
+        self.field_shape = (components, count, self.height, self.width)
 
     def interpolate(self, p: Tensor) -> Tensor:
         """K p, flat: ``(batch, 2 H W) -> (batch, 2 J H W)``."""
@@ -73,61 +81,28 @@ class InterpolationMap(SaddleMap):
         return F.conv2d(fields, self.kernels.reshape(-1, 1, size, size), padding=size // 2, groups=2).flatten(1)
 
     def gather(self, v: Tensor) -> Tensor:
-        """K^T v, flat."""
+        """K^T v, ``(batch, 2, H, W)``, for flat v."""
         size = self.kernels.shape[-1]
         fields = v.reshape(-1, 2 * self.count, self.height, self.width)
         kernels = self.kernels.reshape(-1, 1, size, size)
-        return F.conv_transpose2d(fields, kernels, padding=size // 2, groups=2).flatten(1)
+        return F.conv_transpose2d(fields, kernels, padding=size // 2, groups=2)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         image = x[:, : self.pixels].reshape(-1, 1, self.height, self.width)
-        return self.differences(image).flatten(1) - self.gather(x[:, self.pixels :])
+        return self.differences(image) - self.gather(x[:, self.pixels :])
 
-    def transpose(self, y: Tensor) -> Tensor:
-        image = self.differences.adjoint(y.reshape(-1, 2, self.height, self.width)).flatten(1)
-        return torch.cat([image, -self.interpolate(y)], 1)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return torch.cat([self.differences.adjoint(y).flatten(1), -self.interpolate(y)], 1)
 
     def absolute_sums(self) -> tuple[Tensor, Tensor]:
         """4 for the image, delta_j = max_c sum |k[c, j]| for v_j, and 2 + sum_j delta_j for p."""
         sums = self.kernels.detach().abs().sum((2, 3)).amax(0)
         fields = sums.view(1, -1, 1).expand(2, -1, self.pixels).flatten()
-        return torch.cat([sums.new_full((self.pixels,), 4.0), fields]), (2 + sums.sum()).expand(self.range_size)
+        return torch.cat([sums.new_full((self.pixels,), 4.0), fields]), (2 + sums.sum()).expand(self.range_shape or ())
 
     def tensors(self) -> list[tuple[Tensor, float]]:
         """The derivative in one entry is <v[c, j], shifted p[c]>: at most s^2 ||v||^2 ||p||^2 is the sum of squares."""
         return [(self.kernels, float(self.kernels.shape[-1]))]
-
-
-class _ImagePart(SaddleMap):
-    """A, on the image that x begins with."""
-
-    def __init__(self, operator: LinearOperator, size: int) -> None:
-        self.part = OperatorMap(operator)
-        self.domain_size, self.range_size = size, self.part.range_size
-        self.norm_bound, self.exact = self.part.norm_bound, self.part.exact
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.part(x[:, : self.part.domain_size])
-
-    def transpose(self, y: Tensor) -> Tensor:
-        return F.pad(self.part.transpose(y), (0, self.domain_size - self.part.domain_size))
-
-    def eps(self, dtype: torch.dtype) -> float:
-        return self.part.eps(dtype)
-
-    def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
-        r"""\|\|A\|\| for the rows and for the columns of the image, zero for those of the fields.
-
-        No sums of absolute values, but as safe in steps: \|\|Au\|\|^2 / \|\|A\|\| <= \|\|A\|\| \|\|u\|\|^2.
-        """
-        if not math.isfinite(self.norm_bound):
-            return None
-        columns = self.like().new_full((self.domain_size,), 0.0)
-        columns[: self.part.domain_size] = self.norm_bound
-        return columns, columns.new_full((self.range_size,), self.norm_bound)
-
-    def like(self) -> Tensor:
-        return self.part.like()
 
 
 class LearnedTV(SaddleModel):
@@ -221,7 +196,7 @@ class LearnedTV(SaddleModel):
             raise ValueError(f"data have the shape {tuple(y.shape[1:])}, but those of A are {operator.range_shape}")
         if shape is None or len(shape) != 3 or shape[0] != 1:
             raise ValueError(f"learned total variation needs images of the shape (1, height, width), not {shape}")
-        k: SaddleMap
+        k: LinearOperator
         k = first = InterpolationMap(self.kernels, tuple(shape))
         e, mu_v, nu = (0.0, 0.0, 0.0) if plain else (self.dual_convexity, self.field_convexity, self.smoothing)
         weight = self.log_weight.exp()
@@ -230,16 +205,15 @@ class LearnedTV(SaddleModel):
             field = HuberNorm(first.field_shape, weight, nu, mu=mu_v)
         else:
             field = (FairNorm if self.norm == "fair" else SmoothedNorm)(first.field_shape, weight, nu, mu=mu_v)
-        f: Functional = Vanishing(first.range_size) if plain else Squared(first.range_size, 1 / e)
+        f: Functional = Vanishing(2 * first.pixels) if plain else Squared(2 * first.pixels, 1 / e)
         data = y.flatten(1)
         if operator is None:
             image = Squared(first.pixels, 1.0, data)
         else:
             image = Squared(first.pixels, self.image_convexity)
-            part = _ImagePart(operator, first.domain_size)
-            k = StackedMap([first, part])
-            f = Blocks([f, Squared(part.range_size, 1.0, data)])
-        return SaddlePoint(k, Blocks([image, field]), f, tuple(shape), check=False)
+            k = stack([first, operator @ Restriction(image.size + field.size, shape)])
+            f = Blocks([f, Squared(data.shape[1], 1.0, data)])
+        return SaddlePoint(SaddleMap(k), Blocks([image, field]), f, tuple(shape), check=False)
 
 
 def initial_kernels(initial: str, count: int, size: int, seed: int) -> Tensor:

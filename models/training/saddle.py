@@ -13,7 +13,6 @@ from models.training.bilevel import BilevelModule, Reconstruction
 from recon.bilevel import MAID, Piggyback, SaddleObjective, UpperLoss
 from recon.lower_level import PDHG, SaddleModel
 from recon.operators import Identity, LinearOperator
-from recon.operators.whitened import Whitened
 
 
 class SaddleModule(BilevelModule):
@@ -104,7 +103,7 @@ class SaddleModule(BilevelModule):
         found = []
         try:
             for one, w in zip(y.split(1), weights, strict=True):
-                measured_by(Whitened(self.operator, w))
+                measured_by(w.sqrt() * self.operator)
                 found.append(self._solve(w.sqrt() * one))
         finally:
             measured_by(self.operator)

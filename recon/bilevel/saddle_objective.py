@@ -18,8 +18,9 @@ from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, er
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
 from recon.lower_level.grade import modelled_part, proved_part
 from recon.lower_level.precision import full_precision
+from recon.lower_level.saddle.maps import check_transpose
 from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
-from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint, check_transpose
+from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 
 
 class SaddleObjective(BilevelObjective):

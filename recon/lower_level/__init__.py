@@ -13,9 +13,10 @@ from recon.lower_level.regularizer import (
     Regularizer,
 )
 from recon.lower_level.saddle.functionals import Blocks, Functional, Squared, Vanishing
+from recon.lower_level.saddle.maps import SaddleMap
 from recon.lower_level.saddle.norms import FairNorm, HuberNorm, HuberReLU, SmoothedNorm
 from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
-from recon.lower_level.saddle.problem import OperatorMap, SaddleMap, SaddleModel, SaddlePoint, StackedMap
+from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 from recon.lower_level.solution import LinearSolution, Solution, Status
 from recon.lower_level.solvers.cg import conjugate_gradients
 from recon.lower_level.solvers.first_guess import first_guess
@@ -43,7 +44,6 @@ __all__ = [
     "KullbackLeibler",
     "LinearSolution",
     "NotStronglyConvexError",
-    "OperatorMap",
     "ProjectedLBFGS",
     "Recreatable",
     "Regularizer",
@@ -56,7 +56,6 @@ __all__ = [
     "Solver",
     "Squared",
     "SquaredL2",
-    "StackedMap",
     "Status",
     "Vanishing",
     "WeightedSquaredL2",

@@ -1,16 +1,10 @@
 """Forward operators as torch modules, with exact transposes and proven norm bounds."""
 
+from recon.operators.algebra import Composition, Restriction, Scaled, Stack, Sum, Transpose, stack
 from recon.operators.blur import Blur, gaussian_kernel
-from recon.operators.checks import BoundError, adjoint_mismatch, check_bounds
+from recon.operators.checks import BoundError, adjoint_mismatch, check_adjoint, check_bounds, lanczos_norm_bound
 from recon.operators.differences import FiniteDifferences
-from recon.operators.linear import (
-    Identity,
-    LinearOperator,
-    apply_linear,
-    check_adjoint,
-    fft_rounding,
-    lanczos_norm_bound,
-)
+from recon.operators.linear import Identity, LinearOperator, apply_linear, fft_rounding
 from recon.operators.mask import Mask
 from recon.operators.mri.cartesian import (
     CartesianMRI,
@@ -37,6 +31,7 @@ __all__ = [
     "Blur",
     "BoundError",
     "CartesianMRI",
+    "Composition",
     "ConeBeam",
     "FanBeam",
     "FilteredBackProjection",
@@ -49,6 +44,11 @@ __all__ = [
     "ODLOperator",
     "ParallelBeam",
     "RayTransform",
+    "Restriction",
+    "Scaled",
+    "Stack",
+    "Sum",
+    "Transpose",
     "adjoint_mismatch",
     "apply_linear",
     "channels_to_complex",
@@ -64,5 +64,6 @@ __all__ = [
     "magnitude",
     "root_sum_of_squares",
     "simulated_sensitivities",
+    "stack",
     "zero_filled",
 ]

@@ -1,9 +1,10 @@
-"""Linear operators between image and data spaces: the interface, the identity, and tools that work on any of them."""
+"""Linear operators between image and data spaces: the interface, the identity, and derivatives of foreign code."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,20 +22,42 @@ class LinearOperator(nn.Module):
     Subclasses implement ``_forward`` and ``_adjoint``; validation is done here. Both must be differentiable any number
     of times: build them from torch operations, or wrap foreign code with :func:`apply_linear`.
 
-    Attributes:
-        domain_shape, range_shape: shapes without the batch axis, e.g. ``(1, 256, 256)``; None accepts any shape.
-        norm_bound: upper bound of the spectral norm, ``||A x|| <= norm_bound ||x||`` in Euclidean norms.
-        lower_bound: ``m >= 0`` with ``||A x|| >= m ||x||``; 0 is always valid.
-        norm_bound_certified: True if ``norm_bound`` is proven, False if it is only an estimate. Certificates that use
-            the bound must pass this on.
-        adjoint_exact: False if ``adjoint`` is only about the transpose. Gradients are then not those of any function,
-            and nothing that solvers find is certified.
-        rounding_factor: c of the model of rounding errors: what is computed of A^T A x differs from it by about
-            c u ||A||^2 ||x||, u from :meth:`unit_roundoff`. 1 for sums of few or of independent terms.
-        adjoint_mismatch: e with ||(A' - A^T) y|| <= e ||A|| ||y|| for ``adjoint`` A', where that is more than rounding;
-            it is measured, and enters every residual.
-        complex_domain, complex_range: whether the images and the data are complex tensors. Then ``adjoint`` is the
-            conjugate transpose, and all inner products mean ``Re <., .>``.
+    ``A @ B``, ``A.T``, ``A + B``, ``A - B``, ``2 * A``, ``weights * A``, ``-A`` and :func:`recon.operators.stack` are
+    operators again: what is stated of the parts, as below, becomes what holds of the whole.
+
+    Parameters
+    ----------
+    domain_shape, range_shape : tuple of int or None
+        Shapes without the batch axis, e.g. ``(1, 256, 256)``; None accepts any shape. Where both are None, data have
+        the shape of the image.
+    norm_bound : float
+        Upper bound of the spectral norm, ``||A x|| <= norm_bound ||x||`` in Euclidean norms.
+    lower_bound : float
+        ``m >= 0`` with ``||A x|| >= m ||x||``; 0 is always valid.
+    norm_bound_certified : bool
+        True if ``norm_bound`` is proven, False if it is only an estimate. Certificates that use the bound must pass
+        this on.
+
+    Attributes
+    ----------
+    adjoint_exact : bool
+        False if ``adjoint`` is only about the transpose. Gradients are then not those of any function, and nothing that
+        solvers find is certified.
+    rounding_factor : float
+        c of the model of rounding errors: what is computed of A^T A x differs from it by about c u ||A||^2 ||x||, u
+        from :meth:`unit_roundoff`. 1 for sums of few or of independent terms, 0 for what only moves numbers. ||A|| is
+        ``norm_bound``, here and below.
+    adjoint_mismatch : float
+        e with ||(A' - A^T) y|| <= e ||A|| ||y|| for ``adjoint`` A', where that is more than rounding; it is measured,
+        and enters every residual.
+    complex_domain, complex_range : bool
+        Whether the images and the data are complex tensors. Then ``adjoint`` is the conjugate transpose, and all inner
+        products mean ``Re <., .>``.
+
+    Raises
+    ------
+    ValueError
+        Not ``0 <= lower_bound <= norm_bound < inf``, or a shape has an entry below one.
 
     The bounds are those of the operator in exact arithmetic; evaluation in floating point adds relative errors of the
     order of :meth:`unit_roundoff`.
@@ -54,11 +77,6 @@ class LinearOperator(nn.Module):
         lower_bound: float = 0.0,
         norm_bound_certified: bool = True,
     ) -> None:
-        """Store shapes and bounds.
-
-        Raises:
-            ValueError: unless ``0 <= lower_bound <= norm_bound < inf``, or if a shape has an entry below one.
-        """
         super().__init__()
         for shape in (domain_shape, range_shape):
             if shape is not None and (len(shape) == 0 or any(n < 1 for n in shape)):
@@ -76,8 +94,10 @@ class LinearOperator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A x``: ``(batch, *domain_shape) -> (batch, *range_shape)``.
 
-        Raises:
-            ValueError: if the shape or the dtype of ``x`` does not fit.
+        Raises
+        ------
+        ValueError
+            The shape or the dtype of ``x`` does not fit.
         """
         self._validate(x, self.domain_shape, self.complex_domain, "domain")
         return self._forward(x)
@@ -85,8 +105,10 @@ class LinearOperator(nn.Module):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return ``A^T y`` (Euclidean transpose): ``(batch, *range_shape) -> (batch, *domain_shape)``.
 
-        Raises:
-            ValueError: if the shape or the dtype of ``y`` does not fit.
+        Raises
+        ------
+        ValueError
+            The shape or the dtype of ``y`` does not fit.
         """
         self._validate(y, self.range_shape, self.complex_range, "range")
         return self._adjoint(y)
@@ -108,6 +130,60 @@ class LinearOperator(nn.Module):
     def normal_symbol(self) -> NormalSymbol | None:
         """What A^T A does to each frequency, about, for preconditioners; None (no preconditioner) by default."""
         return None
+
+    def absolute_sums(self) -> tuple[Tensor, Tensor] | None:
+        r"""t of ``domain_shape`` and s of ``range_shape`` with <Ax, y>^2 <= (sum t_j x_j^2) (sum s_i y_i^2), for steps.
+
+        Upper bounds of sum_i |A_ij| and of sum_j |A_ij| are such numbers (Pock and Chambolle 2011, Lemma 2). They have
+        to be constant in every group of pixels that a functional of x or of y couples (take the largest). None, the
+        default, where they are not known.
+        """
+        return None
+
+    def tensors(self) -> list[tuple[Tensor, float]]:
+        r"""The tensors t that depend on learned parameters, with c: \|\|d_t <Ax, y>\|\| <= c \|\|x\|\| \|\|y\|\|."""
+        return []
+
+    def like(self) -> Tensor:
+        """An empty tensor of the dtype and on the device of A, for those who have to make vectors."""
+        learned = (t.detach() for t, _ in self.tensors())
+        buffers = (b for b in self.buffers() if b.is_floating_point() and not b.is_sparse)
+        return next(chain(learned, buffers), torch.empty(0)).flatten()[:0]
+
+    # What the following make of operators needs this class, so that it can be imported only when they are called.
+
+    @property
+    def T(self) -> LinearOperator:
+        """y -> A^T y; for complex operators the conjugate transpose, as :meth:`adjoint`."""
+        from recon.operators.algebra import Transpose
+
+        return Transpose(self)
+
+    def __matmul__(self, other: LinearOperator) -> LinearOperator:
+        """x -> A(Bx)."""
+        from recon.operators.algebra import Composition
+
+        return Composition(self, other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        """x -> Ax + Bx."""
+        from recon.operators.algebra import Sum
+
+        return Sum(self, other) if isinstance(other, LinearOperator) else NotImplemented
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        """x -> Ax - Bx."""
+        return self + -1 * other if isinstance(other, LinearOperator) else NotImplemented
+
+    def __rmul__(self, factor: float | Tensor) -> LinearOperator:
+        """x -> c Ax for a number c, or w Ax for a tensor w with one factor for each datum."""
+        from recon.operators.algebra import Scaled
+
+        return Scaled(self, factor) if isinstance(factor, int | float | Tensor) else NotImplemented
+
+    def __neg__(self) -> LinearOperator:
+        """x -> -Ax."""
+        return -1 * self
 
     def _forward(self, x: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must implement _forward (or override forward)")
@@ -175,164 +251,14 @@ class _ApplyLinear(torch.autograd.Function):
 def apply_linear(x: Tensor, matvec: LinearMap, rmatvec: LinearMap) -> Tensor:
     """Return ``matvec(x)``, differentiable to any order although ``matvec`` itself is invisible to autograd.
 
-    Args:
-        x: tensor to map.
-        matvec: the linear map; must return a tensor that shares no memory with its argument.
-        rmatvec: its Euclidean (conjugate) transpose. Derivatives are wrong if it is not: see :func:`check_adjoint`.
+    Parameters
+    ----------
+    x : Tensor
+        What to map.
+    matvec : callable
+        The linear map; must return a tensor that shares no memory with its argument.
+    rmatvec : callable
+        Its Euclidean (conjugate) transpose. Derivatives are wrong if it is not: see
+        :func:`recon.operators.check_adjoint`.
     """
     return _ApplyLinear.apply(x, matvec, rmatvec)
-
-
-def random_tensor(
-    shape: Shape,
-    is_complex: bool = False,
-    *,
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Return standard normal entries of the given shape; ``dtype`` is the real one, also of complex tensors."""
-    if is_complex:
-        return torch.view_as_complex(torch.randn(*shape, 2, generator=generator, dtype=dtype).to(device))
-    return torch.randn(shape, generator=generator, dtype=dtype).to(device)
-
-
-def _inner(a: Tensor, b: Tensor) -> float:
-    return float(torch.vdot(a.reshape(-1), b.reshape(-1)).real)
-
-
-@torch.no_grad()
-def check_adjoint(
-    operator: LinearOperator,
-    *,
-    domain_shape: Shape | None = None,
-    range_shape: Shape | None = None,
-    batch: int = 1,
-    trials: int = 2,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> float:
-    """Return the largest relative mismatch ``|<A x, y> - <x, A^T y>| / (||A x|| ||y||)`` over seeded random vectors.
-
-    Every trial draws normal x and y and tests the pairs (x, y), (x, A x) and (A^T y, y). The last two are correlated;
-    for independent x and y of length n both products are smaller by sqrt(n), and so would be a mismatch.
-    An exact pair of operators gives about 1e-15 in float64. Where ``A x = 0`` the divisor is ``||x|| ||A^T y||``.
-
-    Args:
-        operator: the operator to test.
-        domain_shape, range_shape: needed only where the operator accepts any shape (then ``range_shape`` defaults
-            to ``domain_shape``).
-        batch, trials, seed, dtype, device: of the random vectors; ``dtype`` is the real one.
-
-    Raises:
-        ValueError: if a shape is unknown.
-    """
-    x_shape = operator.domain_shape or domain_shape
-    y_shape = operator.range_shape or range_shape or x_shape
-    if x_shape is None or y_shape is None:
-        raise ValueError(f"{type(operator).__name__} accepts any shape: check_adjoint needs domain_shape")
-    generator = torch.Generator().manual_seed(seed)
-    worst = 0.0
-    for _ in range(trials):
-        x = random_tensor((batch, *x_shape), operator.complex_domain, generator=generator, dtype=dtype, device=device)
-        y = random_tensor((batch, *y_shape), operator.complex_range, generator=generator, dtype=dtype, device=device)
-        for u, v in ((x, y), (x, operator(x)), (operator.adjoint(y), y)):
-            worst = max(worst, _adjoint_mismatch(operator, u, v))
-    return worst
-
-
-def _adjoint_mismatch(operator: LinearOperator, x: Tensor, y: Tensor) -> float:
-    ax, aty = operator(x), operator.adjoint(y)
-    difference = abs(_inner(ax, y) - _inner(x, aty))
-    if math.isnan(difference):
-        return math.inf
-    scale = float(ax.norm() * y.norm()) or float(x.norm() * aty.norm())
-    return difference / scale if scale > 0.0 else 0.0
-
-
-@torch.no_grad()
-def lanczos_norm_bound(
-    operator: LinearOperator,
-    *,
-    steps: int = 40,
-    failure_probability: float = 1e-10,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> float:
-    """Return an upper bound of ``||A||`` that holds with probability ``1 - failure_probability`` over the start vector.
-
-    Lanczos with full reorthogonalization on ``A^T A``, started uniformly on the unit sphere of R^n, gives the Ritz
-    value ``xi <= lambda_max``. After k steps (Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13, 1992, Theorem
-    4.2)
-
-        P(lambda_max (1 - eps) > xi) <= 1.648 sqrt(n) exp(-(2k - 1) sqrt(eps)),
-
-    so with eps solving this for the failure probability, ``sqrt(xi / (1 - eps))`` bounds ``||A||``. It exceeds the norm
-    by at most 7.6 % for n = 256^2 and the defaults. This is not a proof for the one operator at hand: operators that
-    use it set ``norm_bound_certified = False``. Cost: ``steps`` forward and adjoint calls; keeps ``steps`` images.
-
-    Raises:
-        ValueError: if the operator has no fixed domain shape, or the steps are too few for the failure probability.
-    """
-    n = _real_unknowns(operator)
-    relative_gap = (math.log(1.648 * math.sqrt(n) / failure_probability) / (2 * steps - 1)) ** 2
-    if relative_gap >= 1.0:
-        raise ValueError(f"{steps} Lanczos steps are too few for failure probability {failure_probability:g}")
-    _, ritz = lanczos(operator, steps, seed, dtype=dtype, device=device)
-    return math.sqrt(max(float(torch.linalg.eigvalsh(ritz)[-1]), 0.0) / (1.0 - relative_gap))
-
-
-@torch.no_grad()
-def lanczos(
-    operator: LinearOperator,
-    steps: int,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Lanczos with full reorthogonalization on A^T A from a random start.
-
-    Returns:
-        an orthonormal basis of the Krylov space, ``(k, n)`` with k <= ``steps`` and n real unknowns, and the
-        tridiagonal matrix ``(k, k)`` of A^T A in it, float64.
-
-    Raises:
-        ValueError: the operator has no fixed domain shape.
-    """
-    n = _real_unknowns(operator)
-    shape = (1, *(operator.domain_shape or ()))
-
-    def normal(q: Tensor) -> Tensor:
-        x = torch.view_as_complex(q.reshape(*shape, 2)) if operator.complex_domain else q.reshape(shape)
-        z = operator.adjoint(operator(x))
-        return (torch.view_as_real(z) if z.is_complex() else z).reshape(-1)
-
-    start = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
-    basis = (start / start.norm())[None]
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
-    for _ in range(min(steps, n)):
-        w = normal(basis[-1])
-        diagonal.append(float(w @ basis[-1]))
-        for _ in range(2):  # once is not enough in floating point
-            w = w - basis.T @ (basis @ w)
-        beta = float(w.norm())
-        # A tiny remainder means the Krylov space is exhausted: further steps would not change the Ritz value.
-        if beta <= 1e-12 * max(max(diagonal), 1e-300):
-            break
-        off_diagonal.append(beta)
-        basis = torch.cat([basis, (w / beta)[None]])
-    k = len(diagonal)
-    ritz = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    if k > 1:
-        off = torch.tensor(off_diagonal[: k - 1], dtype=torch.float64)
-        ritz = ritz + torch.diag(off, 1) + torch.diag(off, -1)
-    return basis[:k], ritz
-
-
-def _real_unknowns(operator: LinearOperator) -> int:
-    if operator.domain_shape is None:
-        raise ValueError(f"{type(operator).__name__} has no fixed domain_shape")
-    return math.prod(operator.domain_shape) * (2 if operator.complex_domain else 1)

@@ -14,9 +14,9 @@ from odl.core.space.pspace import ProductSpace
 from odl.core.space.weightings.weighting import ArrayWeighting, ConstWeighting
 from torch import Tensor
 
-from recon.operators import linear
-from recon.operators.checks import adjoint_mismatch, check_bounds
-from recon.operators.linear import LinearOperator, Shape, apply_linear, lanczos_norm_bound
+from recon.operators import checks
+from recon.operators.checks import adjoint_mismatch, check_bounds, lanczos_norm_bound
+from recon.operators.linear import LinearOperator, Shape, apply_linear
 
 # Below this many real unknowns and matrix entries the norm is computed exactly from the dense matrix.
 _DENSE_UNKNOWNS = 1024
@@ -135,13 +135,13 @@ class ODLOperator(LinearOperator):
 
     def _test_adjoint(self, tolerance: float) -> None:
         try:
-            mismatch = linear.check_adjoint(self)
+            mismatch = checks.check_adjoint(self)
         except NotImplementedError as error:  # some ODL adjoints exist as objects but cannot be evaluated
             raise ValueError(f"the adjoint of {_name(self.odl_operator)} is not implemented in ODL") from error
         if not mismatch <= tolerance:
             hint = ""
             weights, self._weights = self._weights, (1.0, 1.0)
-            if linear.check_adjoint(self) <= tolerance:
+            if checks.check_adjoint(self) <= tolerance:
                 hint = "; it is the Euclidean transpose instead, so adjoint_weighted=False fits"
             self._weights = weights
             raise ValueError(

@@ -26,7 +26,6 @@ from recon.lower_level import (
     FairNorm,
     HuberNorm,
     NotStronglyConvexError,
-    OperatorMap,
     SaddleMap,
     SaddleModel,
     SaddlePoint,
@@ -34,7 +33,7 @@ from recon.lower_level import (
     Squared,
     Status,
 )
-from recon.operators import FiniteDifferences
+from recon.operators import FiniteDifferences, LinearOperator
 from tests.lower_level.problems import normal, smooth_image
 from tests.lower_level.saddle.saddle_problems import FilterModel, MatrixMap
 
@@ -51,7 +50,7 @@ class TotalVariationModel(SaddleModel):
         self.log_width = nn.Parameter(torch.tensor(-2.0, dtype=torch.float64), requires_grad=smooth)
 
     def saddle_point(self, y: Tensor) -> SaddlePoint:
-        k = OperatorMap(FiniteDifferences(self.image_shape))
+        k = SaddleMap(FiniteDifferences(self.image_shape))
         field, weight = (2, *self.image_shape[1:]), self.log_weight.exp()
         f = SmoothedNorm(field, weight, self.log_width.exp()) if self.smooth else HuberNorm(field, weight, 0.3)
         return SaddlePoint(k, Squared(k.domain_size, 1.0, y.flatten(1)), f, self.image_shape, check=False)
@@ -156,19 +155,19 @@ def test_mini_batches_at_fixed_accuracy_and_for_a_fixed_number_of_iterations(ite
 def test_counts_every_product_of_the_lower_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is counted is at least what was computed with K, and no more than a few evaluations above it."""
     count = [0, 0]
-    forward, transpose = OperatorMap.__call__, OperatorMap.transpose
+    forward, transpose = SaddleMap.__call__, SaddleMap.transpose
 
-    def counted_forward(self: OperatorMap, x: Tensor) -> Tensor:
+    def counted_forward(self: SaddleMap, x: Tensor) -> Tensor:
         count[0] += len(x)
         return forward(self, x)
 
-    def counted_transpose(self: OperatorMap, y: Tensor) -> Tensor:
+    def counted_transpose(self: SaddleMap, y: Tensor) -> Tensor:
         count[1] += len(y)
         return transpose(self, y)
 
     of = objective()
-    monkeypatch.setattr(OperatorMap, "__call__", counted_forward)
-    monkeypatch.setattr(OperatorMap, "transpose", counted_transpose)
+    monkeypatch.setattr(SaddleMap, "__call__", counted_forward)
+    monkeypatch.setattr(SaddleMap, "transpose", counted_transpose)
     of.evaluate(Accuracy(1e-3, 1e-3))
     assert max(count) / 3 <= of.evaluations <= max(count) / 3 + 4
 
@@ -240,23 +239,26 @@ class Multiple(SaddleMap):
     """K x = k x."""
 
     def __init__(self, size: int, k: float | Tensor) -> None:
-        self.domain_size, self.range_size, self.k, self.norm_bound = (
-            size,
-            size,
-            k,
-            abs(float(torch.as_tensor(k).detach())),
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.k * x
-
-    transpose = __call__
-
-    def tensors(self) -> list[tuple[Tensor, float]]:
-        return [(self.k, 1.0)] if isinstance(self.k, Tensor) else []
+        super().__init__(Factor(size, k))
 
     def like(self) -> Tensor:
         return torch.empty(0, dtype=torch.float64)
+
+
+class Factor(LinearOperator):
+    """x -> k x."""
+
+    def __init__(self, size: int, k: float | Tensor) -> None:
+        super().__init__((size,), (size,), abs(float(torch.as_tensor(k).detach())))
+        self.k = k
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return self.k * x
+
+    _adjoint = _forward
+
+    def tensors(self) -> list[tuple[Tensor, float]]:
+        return [(self.k, 1.0)] if isinstance(self.k, Tensor) else []
 
 
 @pytest.mark.parametrize("far", [1.0, 100.0, 1000.0])

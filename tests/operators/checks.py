@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recon.operators import LinearOperator, check_adjoint
-from recon.operators.linear import random_tensor
+from recon.operators.checks import random_tensor
 
 
 def random_image(operator: LinearOperator, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

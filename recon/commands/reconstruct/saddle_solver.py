@@ -11,10 +11,10 @@ from torch import Tensor
 
 from models import LearnedTV
 from recon.lower_level import PDHG, SaddleModel, SaddlePoint, Solution
+from recon.lower_level.saddle.maps import check_transpose
 from recon.lower_level.saddle.pdhg import Iteration
-from recon.lower_level.saddle.problem import check_transpose, distances
+from recon.lower_level.saddle.problem import distances
 from recon.operators import Identity
-from recon.operators.whitened import Whitened
 from recon.reconstruction.problem import Problem, require_tried
 
 #: what is certified of saddle-point models and what is not, as every report says it
@@ -109,8 +109,8 @@ class SaddleSolver:
         if not self.denoises:
             operator = problem.operator
             if problem.weights is not None:
-                weights = problem.weights.to(problem.y)
-                operator, y = Whitened(operator, weights), weights.sqrt() * y
+                root = problem.weights.to(problem.y).sqrt()
+                operator, y = root * operator, root * y
             measured_by = getattr(model, "measured_by", None)
             if measured_by is None:
                 raise ValueError(f"{type(model).__name__} takes no operator, so it can only denoise images")

@@ -74,7 +74,7 @@ class Iteration:
         batch = len(x)
         sums = saddle.operator.absolute_sums() if diagonal else None
         if diagonal and sums is None:
-            raise ValueError(f"{type(saddle.operator).__name__} knows no absolute_sums: no diagonal preconditioning")
+            raise ValueError(f"{saddle.operator.name} knows no absolute_sums: no diagonal preconditioning")
         if sums is not None:
             self.tau, self.sigma = ((1 / t.clamp_min(1e-30)).to(x).expand(batch, -1) for t in sums)
         else:

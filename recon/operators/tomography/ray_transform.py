@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from recon.operators.checks import adjoint_mismatch
-from recon.operators.linear import LinearOperator, apply_linear, check_adjoint
+from recon.operators.checks import adjoint_mismatch, check_adjoint
+from recon.operators.linear import LinearOperator, apply_linear
 from recon.operators.odl import ODLOperator
 from recon.operators.symbol import NormalSymbol, impulse_symbol
 from recon.operators.tomography.beams import Geometry

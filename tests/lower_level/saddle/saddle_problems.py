@@ -20,23 +20,23 @@ from recon.lower_level import (
     SaddleSolution,
     SmoothedNorm,
     Squared,
-    StackedMap,
 )
+from recon.operators import LinearOperator, stack
 from tests.lower_level.problems import normal
 
 
-class MatrixMap(SaddleMap):
-    """K is a matrix, and its own parameter."""
+class Matrix(LinearOperator):
+    """A matrix that is its own parameter."""
 
     def __init__(self, matrix: Tensor) -> None:
+        rows, columns = matrix.shape
+        super().__init__((columns,), (rows,), float(torch.linalg.matrix_norm(matrix.detach(), 2)) * (1 + 1e-12))
         self.matrix = matrix
-        self.range_size, self.domain_size = matrix.shape
-        self.norm_bound = float(torch.linalg.matrix_norm(matrix.detach(), 2)) * (1 + 1e-12)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         return x @ self.matrix.T
 
-    def transpose(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         return y @ self.matrix
 
     def absolute_sums(self) -> tuple[Tensor, Tensor]:
@@ -46,25 +46,28 @@ class MatrixMap(SaddleMap):
     def tensors(self) -> list[tuple[Tensor, float]]:
         return [(self.matrix, 1.0)]
 
-    def like(self) -> Tensor:
-        return self.matrix.detach().flatten()[:0]
+
+class MatrixMap(SaddleMap):
+    """K is a matrix, and its own parameter."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(Matrix(matrix))
 
 
-class ConvolutionMap(SaddleMap):
-    """K x = (c_k * x)_k within the image, kernels ``(channels, 1, s, s)``."""
+class Convolution(LinearOperator):
+    """K x = (c_k * x)_k within the image, kernels ``(channels, 1, s, s)``; x is flat."""
 
     def __init__(self, kernels: Tensor, shape: tuple[int, int]) -> None:
-        self.kernels, self.shape = kernels, shape
         rows, cols = (n - s + 1 for n, s in zip(shape, kernels.shape[2:], strict=True))
-        self.range_shape = (len(kernels), rows, cols)
-        self.domain_size, self.range_size = math.prod(shape), math.prod(self.range_shape)
-        self.norm_bound = math.sqrt(float(kernels.detach().abs().sum((1, 2, 3)).square().sum()))
+        norm = math.sqrt(float(kernels.detach().abs().sum((1, 2, 3)).square().sum()))
+        super().__init__((math.prod(shape),), (len(kernels), rows, cols), norm)
+        self.kernels, self.shape = kernels, shape
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x.view(-1, 1, *self.shape), self.kernels).flatten(1)
+    def _forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x.view(-1, 1, *self.shape), self.kernels)
 
-    def transpose(self, y: Tensor) -> Tensor:
-        return F.conv_transpose2d(y.view(-1, *self.range_shape), self.kernels).flatten(1)
+    def _adjoint(self, y: Tensor) -> Tensor:
+        return F.conv_transpose2d(y, self.kernels).flatten(1)
 
     def tensors(self) -> list[tuple[Tensor, float]]:
         # every entry of a kernel is a shift, of norm at most one, between x and one part of y
@@ -88,20 +91,19 @@ class FilterModel(SaddleModel):
 
     def saddle_point(self, y: Tensor) -> SaddlePoint:
         centred = self.kernels - self.kernels.mean((2, 3), keepdim=True)
-        k: SaddleMap = ConvolutionMap(centred, self.shape)
-        assert isinstance(k, ConvolutionMap)
+        k: LinearOperator = Convolution(centred, self.shape)
+        field = k.range_shape or ()
         weight, width = self.log_weight.exp(), self.log_width.exp()
-        f: Functional = SmoothedNorm(k.range_shape, weight, width)
+        f: Functional = SmoothedNorm(field, weight, width)
         if not self.smooth:
-            f = HuberNorm(k.range_shape, weight, 0.3)
-        size = k.domain_size
+            f = HuberNorm(field, weight, 0.3)
+        size = math.prod(self.shape)
         g = Squared(size, self.log_data.exp(), y.flatten(1))
         if self.matrix is not None:
-            data = MatrixMap(self.matrix)
-            k = StackedMap([k, data])
-            f = Blocks([f, Squared(data.range_size, self.log_data.exp(), y.flatten(1))])
+            k = stack([k, Matrix(self.matrix)])
+            f = Blocks([f, Squared(len(self.matrix), self.log_data.exp(), y.flatten(1))])
             g = Squared(size, 0.1)
-        return SaddlePoint(k, g, f, (1, *self.shape), check=False)
+        return SaddlePoint(SaddleMap(k), g, f, (1, *self.shape), check=False)
 
 
 class FieldModel(SaddleModel):

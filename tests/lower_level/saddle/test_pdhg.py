@@ -16,18 +16,17 @@ from recon.lower_level import (
     Functional,
     HuberNorm,
     NotStronglyConvexError,
-    OperatorMap,
+    SaddleMap,
     SaddleModel,
     SaddlePoint,
     SmoothedNorm,
     Squared,
-    StackedMap,
     Status,
 )
 from recon.lower_level.saddle.problem import distances
-from recon.operators import FiniteDifferences
+from recon.operators import FiniteDifferences, stack
 from tests.lower_level.problems import normal, smooth_image
-from tests.lower_level.saddle.saddle_problems import FieldModel, FilterModel, MatrixMap, ReLUModel, solved
+from tests.lower_level.saddle.saddle_problems import FieldModel, FilterModel, Matrix, MatrixMap, ReLUModel, solved
 
 SHAPE = (1, 10, 9)
 
@@ -41,7 +40,7 @@ def denoising(kind: str, batch: int = 3, dtype: torch.dtype = torch.float64) -> 
         "smoothed": lambda: SmoothedNorm((2, 10, 9), 0.15, 0.02),
         "plain": lambda: HuberNorm((2, 10, 9), 0.15),
     }[kind]()
-    saddle = SaddlePoint(OperatorMap(FiniteDifferences(SHAPE)), Squared(90, 1.0, y.flatten(1)), f, SHAPE)
+    saddle = SaddlePoint(SaddleMap(FiniteDifferences(SHAPE)), Squared(90, 1.0, y.flatten(1)), f, SHAPE)
     return saddle, y.flatten(1), torch.zeros(batch, 180, dtype=dtype)
 
 
@@ -149,7 +148,7 @@ def test_images_stop_one_by_one_and_do_not_disturb_each_other() -> None:
 
 
 def test_counts_products_with_the_operator() -> None:
-    class Counting(OperatorMap):
+    class Counting(SaddleMap):
         forwards = transposes = 0
 
         def __call__(self, x: Tensor) -> Tensor:
@@ -210,7 +209,7 @@ def test_nonnegative_images_and_stacked_maps() -> None:
     """min_{x >= 0} 1/2|x - b|^2 + 1/2|Ax - c|^2: the optimality conditions by hand, in one and in two dual blocks."""
     a, b, c = normal(5, 4, seed=1), normal(2, 4, seed=2), normal(2, 5, seed=3)
     saddle = SaddlePoint(
-        StackedMap([MatrixMap(a[:2]), MatrixMap(a[2:])]), Squared(4, 1.0, b, nonnegative=True), Squared(5, 1.0, c),
+        SaddleMap(stack([Matrix(a[:2]), Matrix(a[2:])])), Squared(4, 1.0, b, nonnegative=True), Squared(5, 1.0, c),
         (1, 2, 2),
     )  # fmt: skip
     found = PDHG()(saddle, b, torch.zeros(2, 5, dtype=torch.float64), 1e-10)
@@ -220,19 +219,19 @@ def test_nonnegative_images_and_stacked_maps() -> None:
 
 
 def test_bad_input() -> None:
-    class Wrong(MatrixMap):
-        def transpose(self, y: Tensor) -> Tensor:
-            return 1.001 * super().transpose(y)
+    class Wrong(Matrix):
+        def _adjoint(self, y: Tensor) -> Tensor:
+            return 1.001 * super()._adjoint(y)
 
     eye = torch.eye(2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"transpose of Wrong fails the adjoint test"):
-        SaddlePoint(Wrong(eye), Squared(2), Squared(2), (1, 1, 2))
+        SaddlePoint(SaddleMap(Wrong(eye)), Squared(2), Squared(2), (1, 1, 2))
     with pytest.raises(ValueError, match="K maps 2 to 2"):
         SaddlePoint(MatrixMap(eye), Squared(3), Squared(2), (1, 1, 2))
     with pytest.raises(ValueError, match="too few"):
         SaddlePoint(MatrixMap(eye), Squared(2), Squared(2), (1, 1, 3))
     with pytest.raises(ValueError, match="different domains"):
-        StackedMap([MatrixMap(eye), MatrixMap(eye[:, :1])])
+        stack([Matrix(eye), Matrix(eye[:, :1])])
     with pytest.raises(ValueError, match="accuracy"):
         PDHG()(*denoising("huber"), 0.0)
     with pytest.raises(ValueError, match="max_iterations"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from models import ICNN, FieldsOfExperts, ICNNSaddle, PrimalDual
 from recon.bilevel import Accuracy, BilevelObjective, Piggyback, SaddleObjective
 from recon.lower_level import LBFGS, PDHG, Energy, KullbackLeibler, NotStronglyConvexError, Status
-from recon.lower_level.saddle.problem import check_transpose
+from recon.lower_level.saddle.maps import check_transpose
 from recon.operators import LinearOperator
 from tests.lower_level.problems import exact_minimizer, normal, norms, perturb
 

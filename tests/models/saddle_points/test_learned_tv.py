@@ -22,7 +22,7 @@ from models.training.callbacks import ImageLogger
 from models.training.saddle import SaddleModule
 from recon.bilevel import MAID, Accuracy, InexactAdam, LineSearch, Piggyback, SaddleObjective
 from recon.lower_level import LBFGS, PDHG, Energy, SaddleModel, SaddlePoint
-from recon.lower_level.saddle.problem import check_transpose, power_method
+from recon.lower_level.saddle.maps import SaddleMap, check_transpose, power_method
 from recon.operators import Blur, LinearOperator, ParallelBeam, RayTransform
 from tests.lower_level.problems import normal, smooth_image
 from tests.models.training.test_bilevel_module import Tiny, assert_same, trainer
@@ -43,13 +43,16 @@ def data(count: int = 2, shape: tuple[int, int, int] = SHAPE) -> tuple[Tensor, T
 @pytest.mark.parametrize(("kernels", "size", "shape"), [(1, 1, (1, 1, 4)), (3, 3, SHAPE), (2, 5, (1, 5, 9))])
 def test_map_is_its_definition(kernels: int, size: int, shape: tuple[int, int, int]) -> None:
     """Du - K^T v with K p correlations of zero-padded components; transpose, bound and absolute sums of its matrix."""
-    k = InterpolationMap(normal(2, kernels, size, size, scale=0.5), shape)
+    operator = InterpolationMap(normal(2, kernels, size, size, scale=0.5), shape)
+    k = SaddleMap(operator)
     check_transpose(k)
     with torch.no_grad():
         matrix = k(torch.eye(k.domain_size, dtype=torch.float64)).T
     assert torch.linalg.matrix_norm(matrix, 2) <= k.norm_bound * (1 + 1e-12)
     assert power_method(k) <= k.norm_bound
-    columns, rows = k.absolute_sums()
+    sums = k.absolute_sums()
+    assert sums is not None
+    columns, rows = sums
     assert (matrix.abs().sum(0) <= columns + 1e-12).all()
     assert (matrix.abs().sum(1) <= rows + 1e-12).all()
     p = normal(1, 2, *shape[1:], seed=5)
@@ -59,8 +62,8 @@ def test_map_is_its_definition(kernels: int, size: int, shape: tuple[int, int, i
     for a in range(size):
         for b in range(size):
             moved = padded[0, :, None, a : a + shape[1], b : b + shape[2]]
-            expected += k.kernels[:, :, a, b, None, None] * moved
-    torch.testing.assert_close(k.interpolate(p.flatten(1)), expected.reshape(1, -1))
+            expected += operator.kernels[:, :, a, b, None, None] * moved
+    torch.testing.assert_close(operator.interpolate(p.flatten(1)), expected.reshape(1, -1))
 
 
 def test_single_precision_with_an_operator_that_has_buffers_in_double_precision() -> None:

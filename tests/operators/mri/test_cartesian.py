@@ -23,7 +23,7 @@ from recon.operators import (
     root_sum_of_squares,
     zero_filled,
 )
-from recon.operators.linear import random_tensor
+from recon.operators.checks import random_tensor
 from recon.operators.mri.cartesian import centred_fft, centred_ifft
 from tests.operators.checks import assert_adjoint, assert_bounds, assert_operator, random_image, singular_values
 

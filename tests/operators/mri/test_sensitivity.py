@@ -24,7 +24,7 @@ from recon.operators import (
     simulated_sensitivities,
     zero_filled,
 )
-from recon.operators.linear import random_tensor
+from recon.operators.checks import random_tensor
 from recon.operators.mri.cartesian import centred_fft
 from recon.operators.mri.sampling import poisson_disc, random_lines
 from recon.operators.mri.sensitivity import calibration_region, sampled_points

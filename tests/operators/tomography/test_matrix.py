@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("astra", reason="needs the extra ct")
 
-from recon.operators.linear import lanczos_norm_bound
+from recon.operators.checks import lanczos_norm_bound
 from recon.operators.tomography import cache as matrix_cache
 from recon.operators.tomography import matrix as projector_matrix
 from recon.operators.tomography.matrix import ProjectorMatrix, check_memory, estimate_entries
