@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recon.bilevel.evaluation import Adjoint
 from recon.bilevel.hypergradient import ErrorBound
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
 from recon.lower_level.grade import Grade, modelled_part, proved_part
@@ -37,6 +38,11 @@ class AdjointSolution:
     status: Tensor
     evaluations: Tensor
     rounding: Tensor
+
+    @property
+    def parts(self) -> Adjoint:
+        """(X, Y) in one, with its residual."""
+        return Adjoint(torch.cat([self.X, self.Y], 1), self.residual, self.rounding)
 
 
 class PiggybackIteration(Iteration):

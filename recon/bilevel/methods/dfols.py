@@ -17,7 +17,7 @@ from recon.bilevel.loss import SquaredError
 from recon.bilevel.methods.parameters import assign, check_one_group, check_positive, flat
 from recon.bilevel.methods.passes import DivergedError
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 #: models of the residuals are interpolated in as many directions as there are parameters
@@ -80,7 +80,7 @@ class DFOLS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
+        self, closure: Callable[[], Any] | None = None, *, objective: InexactObjective
     ) -> Record:
         """One evaluation of ``objective``, whose parameters must be those of this optimizer."""
         if closure is not None:
@@ -157,7 +157,7 @@ class DFOLS(torch.optim.Optimizer):
             np.random.set_state(generator)
         return None
 
-    def _try(self, objective: BilevelObjective) -> Evaluation | None:
+    def _try(self, objective: InexactObjective) -> Evaluation | None:
         """The objective at the point, or None where there are no minimizers."""
         options, state = self.param_groups[0], self._progress
         goal = options["solution_accuracy"]
@@ -184,7 +184,7 @@ class DFOLS(torch.optim.Optimizer):
     def _evaluation(self) -> Evaluation:
         return Evaluation(**self._progress["evaluation"])
 
-    def _record(self, objective: BilevelObjective, step: float, progress: Progress) -> Record:
+    def _record(self, objective: InexactObjective, step: float, progress: Progress) -> Record:
         at, state = self._evaluation, self._progress
         return Record(
             iteration=state["iteration"],

@@ -15,7 +15,7 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.parameters import assign, check_one_group, check_positive, flat
 from recon.bilevel.methods.passes import DivergedError
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 SCHEDULES = ("quadratic", "cubic", "exponential", "constant")
@@ -75,7 +75,7 @@ class HOAG(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
+        self, closure: Callable[[], Any] | None = None, *, objective: InexactObjective
     ) -> Record:
         """One gradient step on ``objective``, whose parameters must be those of this optimizer."""
         if closure is not None:
@@ -112,7 +112,7 @@ class HOAG(torch.optim.Optimizer):
         state["iteration"] += 1
         return self._record(objective, lr, Progress.ACCEPTED if accepted else Progress.REJECTED)
 
-    def _try(self, objective: BilevelObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
+    def _try(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
         """The objective at the new point, or None where there is none and the step can be put back."""
         adaptive = self.param_groups[0]["adaptive"]
         try:
@@ -156,7 +156,7 @@ class HOAG(torch.optim.Optimizer):
         self._progress["evaluation"] = {f.name: getattr(at, f.name) for f in dataclasses.fields(at)}
         self._progress["z"] = gradient.z
 
-    def _record(self, objective: BilevelObjective, step: float, progress: Progress) -> Record:
+    def _record(self, objective: InexactObjective, step: float, progress: Progress) -> Record:
         at, state = self._evaluation, self._progress
         return Record(
             iteration=state["iteration"],

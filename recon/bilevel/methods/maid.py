@@ -15,7 +15,7 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.direction import Direction, make_direction
 from recon.bilevel.methods.parameters import assign, check_one_group, check_positive, flat
 from recon.bilevel.methods.record import Outcome, Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 #: of the decrease seen at a trial point, for the interval at each end when it is tried again
@@ -95,7 +95,7 @@ class MAID(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
+        self, closure: Callable[[], Any] | None = None, *, objective: InexactObjective
     ) -> Record:
         """One upper-level iteration on ``objective``, whose parameters must be those of this optimizer."""
         if closure is not None:
@@ -127,7 +127,7 @@ class MAID(torch.optim.Optimizer):
 
     # --- the two ways to choose accuracies ---------------------------------------------------------------------------
 
-    def _predicted(self, objective: BilevelObjective, theta: Tensor) -> Outcome:
+    def _predicted(self, objective: InexactObjective, theta: Tensor) -> Outcome:
         """Line search whose accuracies come from the decrease that is promised."""
         options = self.param_groups[0]
         self._inform(objective)
@@ -189,7 +189,7 @@ class MAID(torch.optim.Optimizer):
         options["lr"] *= 0.1
         return Outcome(progress, 0.0, trial)
 
-    def _scheduled(self, objective: BilevelObjective, theta: Tensor) -> Outcome:
+    def _scheduled(self, objective: InexactObjective, theta: Tensor) -> Outcome:
         """The published loop: accuracies shrink when a search fails and grow after a success."""
         options, state = self.param_groups[0], self._progress
         trials, budget, alpha = 0, options["line_search"], options["lr"]
@@ -226,14 +226,14 @@ class MAID(torch.optim.Optimizer):
             self._scale_accuracy(options["accuracy_shrink"])
             budget += 1
 
-    def _try(self, objective: BilevelObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
+    def _try(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
         """The objective at a trial point, or ``None`` where no modulus of strong convexity certifies anything."""
         try:
             return objective.evaluate(accuracy, current, self._second)
         except NotStronglyConvexError:
             return None
 
-    def _inform(self, objective: BilevelObjective) -> None:
+    def _inform(self, objective: InexactObjective) -> None:
         """Refine until errors are small against grad g: before that, z says little (w = 0 solves any loose system)."""
         current, before = self.evaluation, math.nan
         while True:
@@ -246,7 +246,7 @@ class MAID(torch.optim.Optimizer):
             current = objective.refine(current, accuracy)
             self._keep(objective.hypergradient(current, accuracy))
 
-    def _stationary(self, objective: BilevelObjective) -> bool:
+    def _stationary(self, objective: InexactObjective) -> bool:
         """Whether ||z|| <= tolerance, and stays so at a tenth of the errors until z has settled."""
         tolerance = self.param_groups[0]["tolerance"]
         while float(self._progress["z"].norm()) <= tolerance:
@@ -260,7 +260,7 @@ class MAID(torch.optim.Optimizer):
                 return float(self._progress["z"].norm()) <= tolerance
         return False
 
-    def _descending(self, objective: BilevelObjective) -> Hypergradient:
+    def _descending(self, objective: InexactObjective) -> Hypergradient:
         """z at the accuracy in force; refined until omega <= (1 - eta) ||z|| if the descent check is on."""
         options = self.param_groups[0]
         evaluation = self.evaluation
@@ -310,7 +310,7 @@ class MAID(torch.optim.Optimizer):
         self.evaluation, self._progress["z"] = gradient.evaluation, gradient.z
 
     def _accept(
-        self, objective: BilevelObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
+        self, objective: InexactObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
     ) -> None:
         old = self._progress["z"]
         gradient = objective.hypergradient(new, accuracy)
@@ -319,7 +319,7 @@ class MAID(torch.optim.Optimizer):
         self._keep(gradient)
         self._progress["direction"] = direction.state_dict()
 
-    def _record(self, objective: BilevelObjective, outcome: Outcome) -> Record:
+    def _record(self, objective: InexactObjective, outcome: Outcome) -> Record:
         at, state = self.evaluation, self._progress
         return Record(
             iteration=state["iteration"],

@@ -13,7 +13,7 @@ from torch import Tensor
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.methods.parameters import check_one_group, check_positive
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import Status
 
 
@@ -39,7 +39,7 @@ class _Passes(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None, *, objective: BilevelObjective
+        self, closure: Callable[[], Any] | None = None, *, objective: InexactObjective
     ) -> Record:
         """One pass through the images of ``objective``, whose parameters must be those of this optimizer."""
         if closure is not None:
@@ -62,7 +62,7 @@ class _Passes(torch.optim.Optimizer):
         return self._record(objective, batches)
 
     def _descend(
-        self, objective: BilevelObjective, index: Tensor, accuracy: Accuracy, state: dict[str, Any]
+        self, objective: InexactObjective, index: Tensor, accuracy: Accuracy, state: dict[str, Any]
     ) -> tuple[Evaluation, float]:
         """One step on the images ``index``; the objective there, and ||z||."""
         part = objective.subset(index)
@@ -83,7 +83,7 @@ class _Passes(torch.optim.Optimizer):
         state["x"][index], state["w"][index] = at.x, at.w
         return at, norm
 
-    def _record(self, objective: BilevelObjective, batches: list[tuple[Evaluation, float]]) -> Record:
+    def _record(self, objective: InexactObjective, batches: list[tuple[Evaluation, float]]) -> Record:
         weights = [len(at.x) / len(objective.y) for at, _ in batches]
 
         def mean(values: Iterable[float]) -> float:
