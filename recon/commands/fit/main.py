@@ -31,6 +31,7 @@ from models.training.module import ReconstructionModule
 from models.training.supervised import SupervisedModule
 from models.training.upper_level import UpperLevelModule
 from recon.commands.configuration.classes import check_classes
+from recon.commands.configuration.older_modules import check_options, read_older_modules
 from recon.commands.configuration.yaml_files import check_yaml
 from recon.commands.errors import printable
 from recon.commands.output.lock import locked
@@ -273,6 +274,8 @@ def run_cli(arguments: list[str]) -> ReconCLI:
 
 def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
     _quiet()
+    read_older_modules()
+    check_options(arguments)
     _check_order(arguments)
     _check_files(arguments)
     subcommands = ReconCLI.subcommands()
