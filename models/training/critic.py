@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -179,11 +179,11 @@ class AdversarialObjective(Objective):
         parts = self.regularizer.parameter_vjp(z, over_image(slope, z) * grad)
         return self.penalty * float(excess.double().square().mean()), list(parts)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         """The counter and the weight."""
         return super().state_dict() | {"weight": self.weight}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         super().load_state_dict(state)
         self.weight = float(state["weight"])
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +62,11 @@ class Objective(ABC):
     def params(self) -> list[nn.Parameter]:
         """theta, as the list of tensors that are learned."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         """The counter; data and parameters are saved by those who own them."""
         return {"evaluations": self.evaluations}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self.evaluations = float(state["evaluations"])
 
