@@ -303,7 +303,7 @@ LOWER: list[Mutation] = [
         ("move = n_big_y * eps +", "move ="),
         ("n_y * d_x + (n_big_x + d_x) * dual_error", "(n_big_x + d_x) * dual_error"),
         ("n_y * d_x + (n_big_x + d_x) * dual_error", "n_y * d_x"),
-        ("d_q = norm * d_x +", "d_q = d_x +"),
+        ("d_q = saddle.norm * d_x +", "d_q = d_x +"),
         ("omega + gain * (n * d_w + v * radius)", "omega + gain * (v * radius)"),
         ("omega + gain * (n * d_w + v * radius)", "omega + gain * (n * d_w)"),
         ("whole = whole + own + SUMMATION * unit * size", "whole = whole + own"),

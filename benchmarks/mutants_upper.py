@@ -53,7 +53,7 @@ UPPER: list[Mutation] = [
         (" + modelled_square(error, error - proved, smoothness)", ""),
     ),
     *mutations_of(
-        "recon/bilevel/evaluation.py",
+        "recon/bilevel/hypergradient.py",
         PARTS,
         ("proved = proved_part(found.omega, found.rounding)", "proved = found.omega"),
         ("exact * (proved_part(found.size, found.size_rounding) + proved)", "exact * (found.size + proved)"),
@@ -65,21 +65,24 @@ UPPER: list[Mutation] = [
         ('("adjoint_rounding", self.adjoint_residual)', '("adjoint_rounding", 0 * self.adjoint_residual)'),
     ),
     *mutations_of(
-        "recon/bilevel/objective.py",
+        "recon/bilevel/energy_objective.py",
         PARTS,
         (
-            "w, residual, rounding = solved.w, solved.residual_norm, solved.rounding",
-            "w, residual = solved.w, solved.residual_norm",
+            "return Adjoint(solved.w, solved.residual_norm, solved.rounding)",
+            "return Adjoint(solved.w, solved.residual_norm, 0 * solved.rounding)",
         ),
-        ('"adjoint_rounding": adjoint_rounding,', '"adjoint_rounding": 0 * adjoint_rounding,'),
+        ("adjoint_residual=residual, adjoint_rounding=rounding)", "adjoint_residual=residual)"),
+    ),
+    *mutations_of(
+        "recon/bilevel/objective.py",
+        PARTS,
         ("proved_part(error, evaluation.error_rounding[c])", "error"),
     ),
     *mutations_of(
         "recon/bilevel/saddle_objective.py",
         PARTS,
-        ("found.residual, found.rounding\n            weight", "found.residual, adjoint_rounding\n            weight"),
-        ("adjoint_rounding=adjoint_rounding)", "adjoint_rounding=0 * adjoint_rounding)"),
-        ('"adjoint_rounding": adjoint_rounding,', '"adjoint_rounding": 0 * adjoint_rounding,'),
+        ("adjoint_rounding=adjoint.rounding)", "adjoint_rounding=0 * adjoint.rounding)"),
+        ("adjoint_residual=residual, adjoint_rounding=rounding)", "adjoint_residual=residual)"),
         (
             "middle_term(variation, norm, mu, proved), by_computed)",
             "middle_term(variation, norm, mu, proved), by_residuals)",
@@ -91,6 +94,7 @@ UPPER: list[Mutation] = [
     *mutations_of(
         "recon/bilevel/piggyback.py",
         PARTS,
+        ("1), self.residual, self.rounding)", "1), self.residual, self.residual)"),
         ("solved.status, spent, solved.rounding)", "solved.status, spent, 0 * solved.rounding)"),
         ("found.error * primal, found.rounding * primal", "found.error * primal, 0 * found.rounding"),
         ("proved_part(at.residual, at.adjoint_rounding)", "at.residual"),
@@ -147,17 +151,26 @@ UPPER: list[Mutation] = [
         ("mine = torch.less_equal(*lengths)", "mine = torch.greater(*lengths)"),
     ),
     *mutations_of(
-        "recon/bilevel/evaluation.py",
+        "recon/bilevel/hypergradient.py",
         BOUNDS,
         ("omega = weight * found.omega + whole * (found.size + found.omega)", "omega = weight * found.omega"),
         ("whole * (found.size + found.omega)", "whole * found.size"),
         ("whole * (found.size + found.omega)", "whole * found.omega"),
         ("omega = weight * found.omega +", "omega = found.omega +"),
+    ),
+    *mutations_of(
+        "recon/bilevel/evaluation.py",
+        BOUNDS,
         (
             "(self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)",
             "self.error <= accuracy.solution",
         ),
         ("return bool(solved.all())", "return bool(solved.any())"),
+        (
+            "lower=mean - below, upper=mean + above",
+            "lower=mean - below, upper=mean + 0.5 * above",
+        ),
+        ("lower=mean - below, upper=mean + above", "lower=mean, upper=mean + above"),
     ),
     *mutations_of(
         "recon/bilevel/objective.py",
@@ -176,11 +189,13 @@ UPPER: list[Mutation] = [
             "interval.value - interval.below, interval.value + interval.above",
             "interval.value - interval.below, interval.value",
         ),
-        ("lower=mean - below, upper=mean + above", "lower=mean - below, upper=mean + 0.5 * above"),
-        ("lower=mean - below, upper=mean + above", "lower=mean, upper=mean + above"),
+        ("grade=torch.maximum(found.grade, own)", "grade=own"),
+    ),
+    *mutations_of(
+        "recon/bilevel/energy_objective.py",
+        BOUNDS,
         ("self.loss.quadratic and self.fidelity.quadratic:", "self.fidelity.quadratic:"),
         ("self.loss.quadratic and self.fidelity.quadratic:", "self.loss.quadratic:"),
-        ('{"grade": torch.maximum(grade, own)}', '{"grade": own}'),
     ),
     *mutations_of(
         "recon/bilevel/methods/maid.py",

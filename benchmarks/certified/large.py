@@ -20,7 +20,7 @@ from benchmarks.certified.learning import Learned, Loss
 from benchmarks.certified.newton import minimize_near
 from benchmarks.certified.operators import Measured, Rng
 from benchmarks.certified.terms import LD, extended, norm
-from recon.bilevel import BilevelObjective
+from recon.bilevel import BilevelObjective, Differentiation
 from recon.bilevel.evaluation import Accuracy
 from recon.bilevel.loss import SquaredError
 from recon.lower_level import LBFGS
@@ -44,7 +44,13 @@ def check_large(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
 
     model, loss = row.regular.regularizer, SquaredError()
     objective = BilevelObjective(
-        model, tall(row.truth), tall(row.y), mu=row.mu, loss=loss, solver=LBFGS(40), max_adjoint_iterations=40
+        model,
+        tall(row.truth),
+        tall(row.y),
+        mu=row.mu,
+        loss=loss,
+        solver=LBFGS(40),
+        differentiation=Differentiation(max_adjoint_iterations=40),
     )
     size = float(objective.target.double().norm())
     accuracy = size * 10.0 ** rng.uniform(-9 if dtype == torch.float32 else -14, -1)

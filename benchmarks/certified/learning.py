@@ -17,7 +17,7 @@ from benchmarks.certified.newton import Minimum, derivative, minimize_near, solv
 from benchmarks.certified.operators import Rng
 from benchmarks.certified.problems import Problem
 from benchmarks.certified.terms import LD, UNIT, Array, Energy, extended, norm
-from recon.bilevel import MAID, BilevelObjective, PublishedMAID
+from recon.bilevel import MAID, BilevelObjective, Differentiation, PublishedMAID
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
 from recon.lower_level import FISTA, LBFGS, NotStronglyConvexError
@@ -139,7 +139,7 @@ def make_learned(rng: Rng, problem: Problem) -> Learned:
         loss.project,
         FISTA() if rng.random() < 0.3 else LBFGS(),
         chunk_size=int(rng.integers(1, len(problem.y) + 1)),
-        max_adjoint_iterations=500,
+        differentiation=Differentiation(max_adjoint_iterations=500),
     )
     note = f"{problem.regular.name} mu={problem.mu:.3g} {type(loss.project).__name__}"
     return Learned(objective, problem.regular.regularizer, loss, problem.energy, n, note)

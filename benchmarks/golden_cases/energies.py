@@ -23,7 +23,7 @@ from benchmarks.golden_cases.common import (
 from benchmarks.golden_cases.methods import Objective, foe, learned_tv, piggyback, truncated, tv, unrolled
 from models import ICNN, ICNNSaddle, LearnedTV
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError
-from recon.lower_level import LBFGS, Energy, Grade, SaddlePoint, check_contract, cropped, mirrored, projected_gradient
+from recon.lower_level import LBFGS, Energy, Grade, SaddlePoint, check_contract, projected_gradient
 from recon.operators import (
     FilteredBackProjection,
     FiniteDifferences,
@@ -32,6 +32,7 @@ from recon.operators import (
     adjoint_mismatch,
     lanczos_norm_bound,
 )
+from recon.reconstruction import cropped, mirrored
 
 NAMES = (*REGULARIZERS, "critic")
 

@@ -18,6 +18,7 @@ from recon.bilevel import (
     HOAG,
     MAID,
     BilevelObjective,
+    Differentiation,
     FixedAccuracy,
     InexactAdam,
     InexactSGD,
@@ -120,12 +121,14 @@ def piggyback() -> SaddleObjective:
 
 def unrolled() -> BilevelObjective:
     """Differentiated through steps of gradient descent."""
-    return BilevelObjective(regularizer("crr"), *_noisy(2, 9, 10), Identity(), unrolled_steps=12)
+    return BilevelObjective(
+        regularizer("crr"), *_noisy(2, 9, 10), Identity(), differentiation=Differentiation(unrolled_steps=12)
+    )
 
 
 def truncated() -> BilevelObjective:
     """One step at the minimizer instead of the adjoint equations."""
-    return BilevelObjective(regularizer("crr"), *_noisy(2, 9, 10), adjoint_steps=1)
+    return BilevelObjective(regularizer("crr"), *_noisy(2, 9, 10), differentiation=Differentiation(adjoint_steps=1))
 
 
 SADDLE = ("maid", "maid 4a + 4b", "published", "hoag cubic", "adam")

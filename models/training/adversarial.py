@@ -11,12 +11,13 @@ import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
-from models.files.checkpoints import CheckpointError
-from models.training.bilevel import BilevelModule, Reconstruction
+from models.files.checkpoints import CheckpointError, describe
+from models.training.bilevel import EnergyModule
 from models.training.callbacks import LastCheckpoint
 from models.training.critic import AdversarialObjective, CriticAdam, critic_reconstruction, scale_parameter
+from models.training.module import Reconstruction
 from recon import metrics
-from recon.bilevel import BilevelObjective
+from recon.bilevel import SquaredError
 from recon.lower_level import DataFidelity, Energy, Regularizer, Solver, Status
 from recon.lower_level.solvers.descent import best_weight, descend
 from recon.operators import Identity, LinearOperator, RayTransform
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 TRIAL_ACCURACY = 4.0
 
 
-class AdversarialModule(BilevelModule):
+class AdversarialModule(EnergyModule):
     r"""Learns R as a critic: C = R / lambda is small on true images, large on naive reconstructions, 1-Lipschitz.
 
         min_theta mean C(x_i) - mean C(v_i) + penalty mean (\|\|grad C(z_i)\|\| - 1)_+^2,
@@ -48,17 +49,25 @@ class AdversarialModule(BilevelModule):
 
     Parameters
     ----------
-    regularizer: R, with a parameter ``log_scale`` (or ``log_weight``) of one number. Convex: :class:`models.ICNN`.
-    optimizer: as :class:`models.CriticAdam`.
-    penalty: of gradients that are too large.
-    tune: whether the weight is tuned on validation data in the end. tune_images: with how many, the first ones.
-    descent_iterations: for energies that are not convex.
-    solver, fidelity, operator, mu, reconstruction_accuracy: as in :class:`models.BilevelModule`.
+    regularizer : Regularizer
+        R, with a parameter ``log_scale`` (or ``log_weight``) of one number. Convex: :class:`models.ICNN`.
+    optimizer : callable
+        As :class:`models.CriticAdam`.
+    solver, fidelity, operator, mu, reconstruction_accuracy
+        As in :class:`models.BilevelModule`.
+    penalty : float
+        Of gradients that are too large.
+    tune_images : int, optional
+        With how many validation images, the first ones, the weight is tuned in the end; None leaves the published one.
+    descent_iterations : int
+        For energies that are not convex.
 
     Raises
     ------
-    ValueError: a number is out of range; in training, data that do not fit or have no noise, or no validation data.
-    CheckpointError: (a ValueError) a checkpoint of another regularizer or, in training, of another problem.
+    ValueError
+        A number is out of range; in training, data that do not fit or have no noise, or no validation data.
+    CheckpointError
+        (A ValueError) a checkpoint of another regularizer or, in training, of another problem.
     """
 
     def __init__(
@@ -70,22 +79,19 @@ class AdversarialModule(BilevelModule):
         operator: LinearOperator | None = None,
         mu: float = 0.0,
         penalty: float = 10.0,
-        tune: bool = True,
-        tune_images: int = 4,
+        tune_images: int | None = 4,
         descent_iterations: int = 200,
         reconstruction_accuracy: float = 1e-2,
     ) -> None:
-        super().__init__(
-            regularizer, optimizer, solver, fidelity, operator, mu, reconstruction_accuracy=reconstruction_accuracy
-        )
+        super().__init__(regularizer, optimizer, solver, fidelity, operator, mu, reconstruction_accuracy)
         if not 0 <= penalty < math.inf:
             raise ValueError(f"penalty is {penalty}, but must be finite and not negative")
-        if tune_images < 1:
+        if tune_images is not None and tune_images < 1:
             raise ValueError(f"tune_images is {tune_images}, but must be at least 1")
         if descent_iterations < 1:
             raise ValueError(f"descent_iterations is {descent_iterations}, but must be at least 1")
         scale_parameter(regularizer)
-        self.penalty, self.tune, self.tune_images = penalty, tune, tune_images
+        self.penalty, self.tune_images = penalty, tune_images
         self.most_iterations = self.descent_iterations = descent_iterations
         #: lambda of the published rule, and the one that R has now; set in training
         self.published_weight: float | None = None
@@ -99,10 +105,10 @@ class AdversarialModule(BilevelModule):
     def on_fit_start(self) -> None:
         """Refuse a checkpoint of another problem, and a training that could not be tuned in the end."""
         super().on_fit_start()
-        if self.tune:
-            self._validation_data()
+        if self.tune_images is not None:
+            self._validation_data(self.tune_images)
 
-    def _objective(self, x: Tensor, y: Tensor) -> BilevelObjective:
+    def _objective(self, x: Tensor, y: Tensor) -> AdversarialObjective:
         if self._weights is not None:
             raise ValueError("the adversarial training knows no weights, which these data have; leave them out")
         objective = AdversarialObjective(self.regularizer, x, y, self.operator, self.fidelity, self.penalty)
@@ -111,14 +117,13 @@ class AdversarialModule(BilevelModule):
         else:  # the same within rounding, which may depend on the machine
             objective.load_state_dict(self._resumed["objective"])
         self.published_weight = self.weight = objective.weight
-        # what the base class uses of an objective, this one has: target, y, state_dict, load_state_dict
-        return cast(BilevelObjective, objective)
+        return objective
 
     def on_train_end(self) -> None:
         """Tune the weight, and rewrite the last checkpoint with it."""
-        if not self.tune or self.objective is None:
+        if self.tune_images is None or self.objective is None:
             return
-        x, y = self._validation_data()
+        x, y = self._validation_data(self.tune_images)
         was_training = self.training
         self.eval()
         self.tune_weight(x, y)
@@ -128,8 +133,8 @@ class AdversarialModule(BilevelModule):
             if isinstance(callback, LastCheckpoint):
                 self.trainer.save_checkpoint(callback.path)
 
-    def _validation_data(self) -> tuple[Tensor, Tensor]:
-        """The first ``tune_images`` true images and data of the validation set."""
+    def _validation_data(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first ``count`` true images and data of the validation set."""
         module = getattr(self.trainer, "datamodule", None)
         if module is not None and self.trainer.limit_val_batches:
             loaders: Any = module.val_dataloader()
@@ -140,14 +145,13 @@ class AdversarialModule(BilevelModule):
         for batch in loaders if loaders is not None else ():
             images += batch[0].split(1)
             data += batch[1].split(1)
-            if len(images) >= self.tune_images:
+            if len(images) >= count:
                 break
         if not images:
             raise ValueError(
-                "the weight is tuned on validation data, but there are none; name some, or set tune of the model to "
-                "false for the published weight"
+                "the weight is tuned on validation data, but there are none; name some, or set tune_images of the "
+                "model to null for the published weight"
             )
-        count = self.tune_images
         return torch.cat(images[:count]).to(self.device), torch.cat(data[:count]).to(self.device)
 
     @torch.no_grad()
@@ -246,6 +250,9 @@ class AdversarialModule(BilevelModule):
             "ramp": "space",  # of critic_reconstruction; files without it are older, and learned from "frequency"
         }
 
+    def metadata(self) -> dict[str, Any]:
+        return super().metadata() | self.extra_metadata()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the weights; ``untuned`` is the scale of R that training goes on with."""
         super().on_save_checkpoint(checkpoint)
@@ -282,4 +289,5 @@ class AdversarialModule(BilevelModule):
             log.warning("%s, and now its descent starts from these; train anew for figures of its own", older)
 
     def _problem(self) -> dict[str, Any]:
-        return super()._problem() | {"penalty": float(self.penalty), "method": "adversarial"}
+        own = {"penalty": float(self.penalty), "method": "adversarial"}
+        return super()._problem() | own | {"loss": describe(SquaredError())}  # it has none, but checkpoints say one

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from recon.bilevel import Progress, Record
+from recon.bilevel import Objective, Progress, Record
+from recon.bilevel.loss import check_finite
 from recon.bilevel.methods.passes import Passes
 from recon.lower_level import (
     DataFidelity,
@@ -82,7 +82,7 @@ def scale_parameter(regularizer: Regularizer) -> nn.Parameter:
     )
 
 
-class AdversarialObjective:
+class AdversarialObjective(Objective):
     r"""f(theta) = mean C(x_i) - mean C(v_i) + gamma mean (\|\|grad C(z_i)\|\| - 1)_+^2,  C = R / lambda,
 
     for true images x_i, naive reconstructions v_i of their data and z_i = t_i x_i + (1 - t_i) v_i, t_i uniform in
@@ -91,12 +91,25 @@ class AdversarialObjective:
     The weight lambda is that of :func:`published_weight` throughout, so that R itself is always the regularizer that
     belongs to the data, and C the critic.
 
-    Parameters: regularizer; target: x, ``(n, channel, height, width)``; y: their data; operator; fidelity;
-    penalty: gamma.
+    Parameters
+    ----------
+    regularizer : Regularizer
+        R.
+    target : tensor
+        True images x, ``(n, channel, height, width)``.
+    y : tensor
+        Their data.
+    operator : LinearOperator, optional
+        A; the identity by default.
+    fidelity : DataFidelity, optional
+        D; 1/2||Ax - y||^2 by default.
+    penalty : float
+        gamma.
 
     Raises
     ------
-    ValueError: images or data are not finite or do not fit each other, or the data have no noise at all.
+    ValueError
+        Images or data are not finite or do not fit each other, or the data have no noise at all.
     """
 
     def __init__(
@@ -110,13 +123,9 @@ class AdversarialObjective:
     ) -> None:
         if not 0 <= penalty < math.inf:
             raise ValueError(f"penalty is {penalty}, but must be finite and not negative")
-        if len(target) == 0 or len(target) != len(y):
-            raise ValueError(f"there are {len(target)} true images and {len(y)} data; both must be as many, and some")
-        for name, values in {"true images": target, "data": y}.items():
-            bad = ~torch.isfinite(values).flatten(1).all(1)
-            if bad.any():
-                raise ValueError(f"{name}: image {int(bad.nonzero()[0])} holds values that are NaN or infinite")
-        self.regularizer, self.target, self.y, self.penalty = regularizer, target, y, penalty
+        super().__init__(target, y)
+        check_finite("data", y)
+        self.regularizer, self.penalty = regularizer, penalty
         operator = operator if operator is not None else Identity()
         self.naive = torch.cat([critic_reconstruction(part, operator) for part in y.split(1)])
         if self.naive.shape != target.shape:
@@ -129,7 +138,10 @@ class AdversarialObjective:
         self.weight = published_weight(operator, fidelity if fidelity is not None else SquaredL2(), target, y)
         if not self.weight > 0:
             raise ValueError("the data have no noise at all, so that the rule for the weight gives zero; set sigma > 0")
-        self.evaluations = 0.0
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        return self.regularizer.trainable()
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -150,7 +162,7 @@ class AdversarialObjective:
         That of the penalty, with g = grad C(z), is the derivative of <grad_x C(z), w> at the fixed direction
         w = 2 gamma (\|\|g\|\| - 1)_+ g / (n \|\|g\|\|), for which regularizers have fast code.
         """
-        x, v, params = self.target[index], self.naive[index], self.regularizer.trainable()
+        x, v, params = self.target[index], self.naive[index], self.params
         with torch.enable_grad():
             difference = (self.regularizer(x).mean() - self.regularizer(v).mean()) / self.weight
             found = torch.autograd.grad(difference, params, allow_unused=True, materialize_grads=True)
@@ -167,13 +179,13 @@ class AdversarialObjective:
         parts = self.regularizer.parameter_vjp(z, over_image(slope, z) * grad)
         return self.penalty * float(excess.double().square().mean()), list(parts)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         """The counter and the weight."""
-        return {"evaluations": self.evaluations, "weight": self.weight}
+        return super().state_dict() | {"weight": self.weight}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.evaluations, self.weight = float(state["evaluations"]), float(state["weight"])
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        super().load_state_dict(state)
+        self.weight = float(state["weight"])
 
 
 class CriticAdam(Passes[AdversarialObjective], torch.optim.Adam):  # type: ignore[misc]

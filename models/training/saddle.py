@@ -9,35 +9,47 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from models.files.checkpoints import describe
-from models.training.bilevel import BilevelModule, Reconstruction
-from recon.bilevel import MAID, Piggyback, SaddleObjective, UpperLoss
+from models.training.module import Reconstruction
+from models.training.upper_level import UpperLevelModule
+from recon.bilevel import MAID, Piggyback, SaddleObjective, SquaredError, UpperLoss
+from recon.bilevel.objective import check_chunk_size
 from recon.lower_level import PDHG, SaddleModel
 from recon.operators import Identity, LinearOperator
 
 
-class SaddleModule(BilevelModule):
+class SaddleModule(UpperLevelModule):
     """Learns theta of a saddle-point model: x^(theta) is the image in the saddle point of the problem of data y.
 
-    Training, logs and checkpoints are those of :class:`models.BilevelModule`.
+    Training, logs and checkpoints are those of :class:`models.training.upper_level.UpperLevelModule`.
 
     Parameters
     ----------
-    regularizer: the model; what is learned are its trainable parameters. It brings its data term along, and takes A
-        by ``measured_by``.
-    optimizer, loss, chunk_size, reconstruction_accuracy: as in BilevelModule.
-    solver: of saddle points; PDHG with adaptive steps by default.
-    piggyback: of adjoints; with a fixed number of iterations, of the saddle points in training, too.
-    operator: A; by default a copy of the data module's, or the identity.
-    plain: reconstruct with the plain form of the model, which is not strongly convex (training is as ever):
+    regularizer : SaddleModel
+        What is learned are its trainable parameters. It brings its data term along, and takes A by ``measured_by``.
+    optimizer : callable
+        The upper-level method, as in :class:`models.BilevelModule`.
+    solver : PDHG, optional
+        Of saddle points; with adaptive steps by default.
+    piggyback : Piggyback, optional
+        Of adjoints; with a fixed number of iterations, of the saddle points in training, too.
+    operator : LinearOperator, optional
+        A; by default a copy of the data module's, or the identity.
+    loss, chunk_size, reconstruction_accuracy
+        As in :class:`models.BilevelModule`.
+    plain : bool
+        Whether to reconstruct with the plain form of the model, which is not strongly convex (training is as ever):
         ``reconstruction_accuracy`` is then that of the residuals, see :class:`recon.lower_level.PDHG` with
         ``certified=False``, and errors are infinite unless the primal-dual gap bounds them.
 
     Raises
     ------
-    ValueError: as in BilevelModule; an operator is given, but the model takes none; there is no plain form.
+    ValueError
+        As in :class:`models.BilevelModule`; an operator is given, but the model takes none; there is no plain form.
+    CheckpointError
+        (A ValueError) a checkpoint of another model or, in training, of another problem.
     """
 
-    regularizer: SaddleModel  # type: ignore[assignment]
+    regularizer: SaddleModel
 
     def __init__(
         self,
@@ -51,14 +63,10 @@ class SaddleModule(BilevelModule):
         reconstruction_accuracy: float = 1e-2,
         plain: bool = False,
     ) -> None:
-        super().__init__(
-            cast(Any, regularizer),
-            optimizer,
-            operator=operator,
-            loss=loss,
-            chunk_size=chunk_size,
-            reconstruction_accuracy=reconstruction_accuracy,
-        )
+        super().__init__(regularizer, optimizer, operator, reconstruction_accuracy)
+        check_chunk_size(chunk_size)
+        self.loss = loss if loss is not None else SquaredError()
+        self.chunk_size = chunk_size
         self.saddle_solver = solver if solver is not None else PDHG()
         self.piggyback = piggyback if piggyback is not None else Piggyback(self.saddle_solver)
         self.plain = plain
@@ -118,6 +126,5 @@ class SaddleModule(BilevelModule):
         return self._checked(Reconstruction.of(solution, saddle.image(solution.x)))
 
     def _problem(self) -> dict[str, Any]:
-        problem = super()._problem()
-        del problem["fidelity"], problem["mu"]  # parts of the model
-        return problem | {"solver": describe(self.saddle_solver), "piggyback": describe(self.piggyback)}
+        own = {"solver": self.saddle_solver, "piggyback": self.piggyback, "loss": self.loss}
+        return super()._problem() | {name: describe(part) for name, part in own.items()}

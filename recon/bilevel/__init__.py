@@ -1,5 +1,6 @@
 """The learning problem: certified objectives, inexact hypergradients, and the methods that descend on them."""
 
+from recon.bilevel.energy_objective import BilevelObjective, Differentiation
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
@@ -12,7 +13,7 @@ from recon.bilevel.methods.passes import InexactAdam, InexactSGD
 from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedMAID
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.methods.run import Training
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective, Objective
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.saddle_objective import SaddleObjective
 
@@ -24,15 +25,18 @@ __all__ = [
     "Accuracy",
     "AccuracySchedule",
     "BilevelObjective",
+    "Differentiation",
     "DivergedError",
     "Evaluation",
     "FixedAccuracy",
     "Hypergradient",
     "InexactAdam",
+    "InexactObjective",
     "InexactSGD",
     "Limits",
     "LineSearch",
     "NegativePSNR",
+    "Objective",
     "Piggyback",
     "Progress",
     "PublishedMAID",

@@ -28,7 +28,7 @@ class Interval:
         """Image by image the shorter of two intervals."""
         lengths = (torch.nan_to_num(i.below + i.above, nan=torch.inf, posinf=torch.inf) for i in (self, other))
         mine = torch.less_equal(*lengths)
-        pick = [torch.where(mine, a, b) for a, b in zip(self._parts(), other._parts(), strict=True)]
+        pick = [torch.where(mine, a, b) for a, b in zip(self.parts, other.parts, strict=True)]
         return Interval(*pick)
 
     def outwards(self) -> Interval:
@@ -37,7 +37,9 @@ class Interval:
         below, above = self.below + noise, self.above + noise
         return Interval(self.value, below, above, torch.minimum(self.rounding + noise, torch.maximum(below, above)))
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Value, below, above, rounding."""
         return self.value, self.below, self.above, self.rounding
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from recon.bilevel.hypergradient import ErrorBound, Hypergradient
+from recon.bilevel.certificate import Interval
 from recon.lower_level import Status
-from recon.lower_level.grade import Grade, grade_bounds, modelled_part, proved_part, worst
+from recon.lower_level.grade import Grade, worst
 from recon.lower_level.solution import UNSAID
 
 
@@ -29,6 +30,36 @@ class Accuracy:
     def scaled(self, factor: float) -> Accuracy:
         """Both accuracies times ``factor``."""
         return Accuracy(factor * self.solution, factor * self.adjoint)
+
+
+class Adjoint(NamedTuple):
+    """Adjoint solutions w of some images, bounds of their residuals, and the modelled parts of those; per image."""
+
+    w: Tensor
+    residual: Tensor
+    rounding: Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What an evaluation found of the images that were solved together, per image.
+
+    interval, grade: of the loss, and what both it and ``error`` rest on. The others go into an :class:`Evaluation`
+    under the same name.
+    """
+
+    x: Tensor
+    w: Tensor
+    error: Tensor
+    error_rounding: Tensor
+    adjoint_residual: Tensor
+    adjoint_rounding: Tensor
+    slope: Tensor
+    sensitivity: Tensor
+    weight: Tensor
+    status: Tensor
+    interval: Interval
+    grade: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,13 +97,23 @@ class Evaluation:
             if not getattr(self, name).numel():  # older checkpoints
                 object.__setattr__(self, name, whole)
 
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk]) -> Evaluation:
+        """The evaluation of all images, from those of the chunks."""
+        names = [field.name for field in fields(Chunk) if field.name not in ("interval", "grade")]
+        joined = {name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in names}
+        ends = zip(*(chunk.interval.parts for chunk in chunks), strict=True)
+        mean, below, above, rounding = (float(torch.cat(parts).mean()) for parts in ends)
+        grade = int(worst(torch.cat([chunk.grade for chunk in chunks])))
+        return cls(**joined, value=mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=grade)
+
     def satisfies(self, accuracy: Accuracy) -> bool:
         """Whether every image has the accuracy asked for."""
         solved = (self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)
         return bool(solved.all())
 
-    def with_adjoints(self, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
-        """The same with other adjoints: w, ``adjoint_residual`` and ``adjoint_rounding``, chunk by chunk."""
+    def with_adjoints(self, parts: Sequence[Adjoint]) -> Evaluation:
+        """The same with other adjoints, chunk by chunk."""
         w, residual, rounding = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
         return replace(self, w=w, adjoint_residual=residual, adjoint_rounding=rounding)
 
@@ -80,33 +121,3 @@ class Evaluation:
     def at_precision_floor(self) -> bool:
         """Whether some image could not be solved more accurately in its floating-point type."""
         return bool((self.status == Status.PRECISION_FLOOR).any())
-
-
-class Errors:
-    """omega of the mean over all images, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.omegas: list[Tensor] = []
-        self.modelled: list[Tensor] = []
-        self.grade = Grade.PROVED
-
-    def add(self, found: ErrorBound, weight: Tensor, weight_error: Tensor, dtype: torch.dtype) -> None:
-        """``found`` bounds the derivative of q, which g multiplies by ``weight``.
-
-        ``weight_error``: of the weight; two rows, with the model of rounding errors and without.
-        """
-        whole, exact = weight_error
-        omega = weight * found.omega + whole * (found.size + found.omega)
-        proved = proved_part(found.omega, found.rounding)
-        proved = weight * proved + exact * (proved_part(found.size, found.size_rounding) + proved)
-        modelled = modelled_part(omega, proved)
-        self.omegas.append(omega)
-        self.modelled.append(modelled)
-        self.grade = worst(self.grade, grade_bounds(omega, modelled, dtype, found.basis))
-
-    def hypergradient(self, z: Tensor, evaluation: Evaluation) -> Hypergradient:
-        """z with the mean omega, infinite where none was added; not better than what ``evaluation`` rests on."""
-        if not self.omegas:
-            return Hypergradient(z, math.inf, math.inf, Grade.ESTIMATED, evaluation)
-        omega, modelled = (float(torch.cat(v).mean()) for v in (self.omegas, self.modelled))
-        return Hypergradient(z, omega, modelled, worst(self.grade, Grade(evaluation.grade)), evaluation)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from recon.bilevel.evaluation import Evaluation
 from recon.lower_level import Energy, JacobianBounds, Status, over_image, per_image_norm
-from recon.lower_level.grade import Grade, modelled_part, proved_part
+from recon.lower_level.grade import Grade, grade_bounds, modelled_part, proved_part, worst
 from recon.lower_level.precision import SUMMATION
 from recon.lower_level.solution import LinearSolution
-
-if TYPE_CHECKING:
-    from recon.bilevel.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,36 @@ class ErrorBound(NamedTuple):
     rounding: Tensor
     basis: Grade
     size_rounding: Tensor
+
+
+class Errors:
+    """omega of the mean over all images, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.omegas: list[Tensor] = []
+        self.modelled: list[Tensor] = []
+        self.grade = Grade.PROVED
+
+    def add(self, found: ErrorBound, weight: Tensor, weight_error: Tensor, dtype: torch.dtype) -> None:
+        """``found`` bounds the derivative of q, which g multiplies by ``weight``.
+
+        ``weight_error``: of the weight; two rows, with the model of rounding errors and without.
+        """
+        whole, exact = weight_error
+        omega = weight * found.omega + whole * (found.size + found.omega)
+        proved = proved_part(found.omega, found.rounding)
+        proved = weight * proved + exact * (proved_part(found.size, found.size_rounding) + proved)
+        modelled = modelled_part(omega, proved)
+        self.omegas.append(omega)
+        self.modelled.append(modelled)
+        self.grade = worst(self.grade, grade_bounds(omega, modelled, dtype, found.basis))
+
+    def hypergradient(self, z: Tensor, evaluation: Evaluation) -> Hypergradient:
+        """z with the mean omega, infinite where none was added; not better than what ``evaluation`` rests on."""
+        if not self.omegas:
+            return Hypergradient(z, math.inf, math.inf, Grade.ESTIMATED, evaluation)
+        omega, modelled = (float(torch.cat(v).mean()) for v in (self.omegas, self.modelled))
+        return Hypergradient(z, omega, modelled, worst(self.grade, Grade(evaluation.grade)), evaluation)
 
 
 def error_bound(

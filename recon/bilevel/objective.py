@@ -1,168 +1,162 @@
-"""The learning problem: f(theta) = mean of g(x^_i(theta), x_i*) over the training images, with certified intervals."""
+"""What learning problems share: training images, parameters, a counter, and intervals of what is minimized."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from typing import Any, Self
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
-from recon.bilevel.evaluation import Accuracy, Errors, Evaluation
-from recon.bilevel.hypergradient import (
-    Hypergradient,
-    error_bound,
-    gradient_descent,
-    truncated_adjoint,
-    unrolled_gradient,
-)
+from recon.bilevel.certificate import Interval, first_order
+from recon.bilevel.evaluation import Accuracy, Adjoint, Chunk, Evaluation
+from recon.bilevel.hypergradient import Errors, Hypergradient
 from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
-from recon.lower_level import (
-    FISTA,
-    LBFGS,
-    DataFidelity,
-    Energy,
-    ProjectedLBFGS,
-    Regularizer,
-    Solver,
-    SquaredL2,
-    Status,
-    check_contract,
-    first_guess,
-    over_image,
-    per_image_norm,
-)
-from recon.lower_level.grade import Grade, grade_bounds, proved_part, worst
+from recon.lower_level import Energy, Solution, Status, per_image_norm
+from recon.lower_level.grade import grade_bounds, proved_part
 from recon.lower_level.precision import full_precision
-from recon.operators import Identity, LinearOperator
-
-#: an accuracy that no solver reaches
-TINY = 1e-300
+from recon.lower_level.saddle.pdhg import SaddleSolution
+from recon.lower_level.saddle.problem import SaddlePoint
 
 
-def check_steps(adjoint_steps: int | None, unrolled_steps: int | None) -> None:
-    """Raise ``ValueError`` for numbers of steps that :class:`BilevelObjective` does not take."""
-    for name, steps in (("adjoint_steps", adjoint_steps), ("unrolled_steps", unrolled_steps)):
-        if steps is not None and steps < 1:
-            raise ValueError(f"{name} is {steps}, but must be at least 1, or None to solve")
-    if adjoint_steps is not None and unrolled_steps is not None:
-        raise ValueError("adjoint_steps and unrolled_steps exclude each other: leave one of them out")
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raise ``ValueError`` for a number of images that cannot be solved together; None stands for all."""
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
 
 
-class BilevelObjective:
-    """f(theta) = (1/N) sum_i g(x^_i(theta), x_i*), x^_i = argmin of the energy of image i.
+class Objective(ABC):
+    """What is minimized over theta: a function of training images, which counts what it has cost.
 
     Parameters
     ----------
-    regularizer: R_theta; its trainable parameters are theta.
-    target: true images x*, ``(N, channel, height, width)``.
-    y: data, ``(N, *operator.range_shape)``.
-    operator, fidelity, mu: of the energies, see :class:`recon.lower_level.Energy`.
-    loss: g. solver: of the lower level.
-    chunk_size: images solved together; memory grows with it, not with N (all by default).
-    max_adjoint_iterations: limit for conjugate gradients.
-    adjoint_steps: K, to differentiate K steps of gradient descent at the minimizer instead of solving the adjoint
-        equations, see :func:`recon.bilevel.hypergradient.truncated_adjoint`; 1 is the one-step or Jacobian-free
-        gradient. Cheap and biased: adjoint residuals are unknown, and certificates of first order.
-    unrolled_steps: K, to take K steps of gradient descent from the first guess for the minimizer, whatever accuracy is
-        asked for, and differentiate through them, see :func:`recon.bilevel.hypergradient.unrolled_gradient`. The
-        gradient is that of the mean of g(x_K), exact wherever the step does not jump, and biased for f. Intervals still
-        hold the exact f, but no accuracy shortens them: methods that need that (:class:`MAID`) refuse.
+    target : tensor
+        True images x*, ``(N, channel, height, width)``.
+    y : tensor
+        Data, ``(N, ...)``.
 
-    ``evaluations`` counts gradients and Hessian-vector products per image, mean over the images, trials included.
+    Attributes
+    ----------
+    evaluations : float
+        Gradients and Hessian-vector products so far, per image, mean over the images, trials included.
 
     Raises
     ------
-    ValueError: what would fail later: images or data that do not fit each other or the operator, no trainable
-        parameters, a solver with constraints (sections 3 and 4 of the mathematics hold for minimizers without), or an
-        operator whose adjoint is not exact (the adjoint equations have no symmetric matrix then).
-    ContractError: (a ValueError) the regularizer is none, see :func:`recon.lower_level.check_contract`.
+    ValueError
+        There are no images, or not as many as data; true images hold values that are NaN or infinite.
     """
 
-    adjoint_steps: int | None = None
+    def __init__(self, target: Tensor, y: Tensor) -> None:
+        if len(target) != len(y) or len(y) == 0:
+            raise ValueError(f"needs as many true images as data, and at least one; got {len(target)} and {len(y)}")
+        check_finite("true images", target)
+        self.target, self.y = target, y
+        self.evaluations = 0.0
+
+    @property
+    @abstractmethod
+    def params(self) -> list[nn.Parameter]:
+        """theta, as the list of tensors that are learned."""
+
+    def state_dict(self) -> dict[str, float]:
+        """The counter; data and parameters are saved by those who own them."""
+        return {"evaluations": self.evaluations}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.evaluations = float(state["evaluations"])
+
+    def _count(self, evaluations: Tensor) -> None:
+        self.evaluations += float(evaluations.sum()) / len(self.y)
+
+
+class InexactObjective(Objective):
+    """f(theta) = (1/N) sum_i g(x^_i(theta), x_i*), where x^_i is the solution of a lower-level problem.
+
+    Solutions are as accurate as methods ask for, and values come with intervals that hold the exact f. A kind of
+    lower-level problem is a subclass with what is abstract here.
+
+    Parameters
+    ----------
+    target, y
+        As in :class:`Objective`.
+    loss : UpperLoss, optional
+        g, or 1/2||x - x*||^2.
+    chunk_size : int, optional
+        Images solved together; memory grows with it, not with N. All by default.
+    max_adjoint_iterations : int
+        Limit for the solver of the adjoint equations.
+
+    Raises
+    ------
+    ValueError
+        As in :class:`Objective`; ``chunk_size`` is less than 1.
+    """
+
+    #: steps of gradient descent that stand for the solutions whatever accuracy is asked for: no accuracy shortens the
+    #: intervals then. None where solutions are as accurate as asked for
     unrolled_steps: int | None = None
 
     def __init__(
-        self,
-        regularizer: Regularizer,
-        target: Tensor,
-        y: Tensor,
-        operator: LinearOperator | None = None,
-        fidelity: DataFidelity | None = None,
-        mu: float = 0.0,
-        loss: UpperLoss | None = None,
-        solver: Solver | None = None,
-        chunk_size: int | None = None,
-        max_adjoint_iterations: int = 10_000,
-        adjoint_steps: int | None = None,
-        unrolled_steps: int | None = None,
-    ) -> None:
-        check_steps(adjoint_steps, unrolled_steps)
-        self.regularizer, self.mu = regularizer, mu
-        self.adjoint_steps, self.unrolled_steps = adjoint_steps, unrolled_steps
-        self.operator = operator if operator is not None else Identity()
-        self.fidelity = fidelity if fidelity is not None else SquaredL2()
-        self.solver: Solver = solver if solver is not None else LBFGS()
-        self._take(target, y, loss, chunk_size, max_adjoint_iterations)
-        self._check()
-
-    def _take(
         self, target: Tensor, y: Tensor, loss: UpperLoss | None, chunk_size: int | None, max_adjoint_iterations: int
     ) -> None:
-        """What objectives of all kinds have."""
-        if len(target) != len(y) or len(y) == 0:
-            raise ValueError(f"needs as many true images as data, and at least one; got {len(target)} and {len(y)}")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
-        check_finite("true images", target)
-        self.target, self.y = target, y
+        check_chunk_size(chunk_size)
+        super().__init__(target, y)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size = chunk_size if chunk_size is not None else len(y)
         self.max_adjoint_iterations = max_adjoint_iterations
-        self.evaluations = 0.0
 
-    def _check(self) -> None:
-        Energy(self.y, self.regularizer, self.operator, self.fidelity, self.mu)  # checks the data
-        images = self.y.shape[1:] if isinstance(self.operator, Identity) else self.operator.domain_shape
-        if images is not None and tuple(self.target.shape[1:]) != tuple(images):
-            raise ValueError(f"the true images have the shape {tuple(self.target.shape)}, not (N, {tuple(images)})")
-        if not self.params:
-            raise ValueError(f"{type(self.regularizer).__name__} has no trainable parameters: nothing can be learned")
-        if isinstance(self.solver, ProjectedLBFGS):
-            raise ValueError(
-                "ProjectedLBFGS cannot be used in training: minimizers over x >= 0 have no implicit derivative here; "
-                "train with LBFGS, and use ProjectedLBFGS to reconstruct"
-            )
-        if not self.operator.adjoint_exact:
-            raise ValueError(
-                f"{type(self.operator).__name__} cannot be used in training: its adjoint is not the exact transpose, "
-                'so that nothing can be certified, nor the adjoint equations be solved; CT has backend="matrix"'
-            )
-        check_contract(self.regularizer, self.target, overflow=True)
+    # --- what the lower-level problem says ---------------------------------------------------------------------------
 
-    @property
-    def _solves_adjoint(self) -> bool:
-        return self.adjoint_steps is None and self.unrolled_steps is None
+    @abstractmethod
+    def _first_guess(self, c: slice) -> Tensor:
+        """Where solvers start that know nothing, for the images ``c``."""
 
-    @property
-    def params(self) -> list[torch.nn.Parameter]:
-        """theta, as the list of tensors that are learned."""
-        return self.regularizer.trainable()
+    @abstractmethod
+    def _modulus(self) -> float:
+        """mu: adjoints to mu times the accuracy of the solutions are as good as these. Raises if there is none."""
+
+    @abstractmethod
+    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> Chunk:
+        """Solve for the images ``c``, and with ``second`` for their adjoints, if certificates can use them."""
+
+    @abstractmethod
+    def _differentiate(
+        self, c: slice, evaluation: Evaluation, accuracy: Accuracy, errors: Errors | None
+    ) -> tuple[Sequence[Tensor], Adjoint]:
+        """The sum of the gradients of the images ``c``, tensor by tensor of theta, and the adjoints it is made with.
+
+        Bounds of its error are added to ``errors``.
+        """
+
+    # --- what methods call -------------------------------------------------------------------------------------------
 
     def subset(self, index: Tensor) -> Self:
-        """The objective of the images ``index`` alone, with the same parameters and a counter of its own.
+        """The objective of some of the images, with the same parameters and a counter of its own.
 
-        Raises ``ValueError`` if there are none.
+        Parameters
+        ----------
+        index : tensor
+            Of the images.
+
+        Returns
+        -------
+        Self
+            Of the same class.
+
+        Raises
+        ------
+        ValueError
+            There are none.
         """
         if len(self.y[index]) == 0:
             raise ValueError("a subset needs at least one image")
         part = copy.copy(self)
         part.target, part.y, part.evaluations = self.target[index], self.y[index], 0.0
-        if hasattr(self, "fidelity"):  # saddle-point models bring their own data term
-            part.fidelity = self.fidelity.select(index, self.y)
         return part
 
     def start(self) -> Evaluation:
@@ -174,20 +168,27 @@ class BilevelObjective:
         w, weight = torch.zeros_like(x), torch.ones_like(inf)
         return Evaluation(x, w, a, b, c, d, weight, running, math.inf, -math.inf, math.inf, inf)
 
-    def _first_guess(self, c: slice) -> Tensor:
-        """A multiple of A^T y, see :func:`recon.lower_level.solvers.first_guess`."""
-        return first_guess(self.operator, self.y[c])
-
     @full_precision()
+    @torch.no_grad()
     def evaluate(self, accuracy: Accuracy, start: Evaluation | None = None, goal_oriented: bool = True) -> Evaluation:
-        """Solve every image to ``accuracy`` at the current parameters, warm-started at ``start``.
+        """Solve every image at the current parameters.
 
-        ``goal_oriented``: also solve the adjoint systems, for the second-order certificate. ``start`` may belong to
-        other parameters and is not changed.
+        Parameters
+        ----------
+        accuracy : Accuracy
+            Of the solutions and, if there are, of the adjoints.
+        start : Evaluation, optional
+            Where solvers start. It may belong to other parameters, and is not changed.
+        goal_oriented : bool
+            Whether the adjoint systems are solved, too, for the certificate of second order.
+
+        Returns
+        -------
+        Evaluation
+            The value, and an interval that holds the exact one.
         """
         start = start if start is not None else self.start()
-        parts = [self._evaluate_chunk(c, accuracy, start, goal_oriented) for c in self._chunks()]
-        return self._gather(parts)
+        return Evaluation.of([self._evaluate_chunk(c, accuracy, start, goal_oriented) for c in self._chunks()])
 
     def refine(self, evaluation: Evaluation, accuracy: Accuracy, goal_oriented: bool = True) -> Evaluation:
         """``evaluation``, which belongs to the current parameters, improved to ``accuracy`` where it is not yet."""
@@ -197,60 +198,33 @@ class BilevelObjective:
         return self.evaluate(accuracy, evaluation, goal_oriented)
 
     @full_precision()
+    @torch.no_grad()
     def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
-        """z = -(1/N) sum_i g_i' J_i^T w_i with ||B w_i - grad q_i|| <= ``accuracy.adjoint`` and g_i' = dg/dq.
+        """The gradient of f, by adjoints that are solved to ``accuracy.adjoint`` where they are not yet.
 
-        At the parameters of ``evaluation``, which in the result has the improved adjoints. ``bound``: also compute
-        omega >= ||z - grad f||.
+        Parameters
+        ----------
+        evaluation : Evaluation
+            At the current parameters.
+        accuracy : Accuracy
+            Of the adjoints.
+        bound : bool
+            Whether omega >= ||z - grad f|| is computed, too.
+
+        Returns
+        -------
+        Hypergradient
+            z, and ``evaluation`` with the improved adjoints.
         """
-        if self.unrolled_steps is not None:
-            return self._unrolled(evaluation, self.unrolled_steps)
-        total: list[Tensor] | None = None
+        total: Tensor | None = None
         adjoints, errors = [], Errors()
         for c in self._chunks():
-            energy, x = self._energy(c), evaluation.x[c]
-            w, residual, rounding = evaluation.w[c], evaluation.adjoint_residual[c], evaluation.adjoint_rounding[c]
-            if not bool((residual <= accuracy.adjoint).all()):
-                b = self.loss.grad(x, self.target[c])
-                if self.adjoint_steps is None:
-                    solved = energy.solve_adjoint(x, b, w, accuracy.adjoint, self.max_adjoint_iterations)
-                else:
-                    solved = truncated_adjoint(energy, x, b, self.adjoint_steps)
-                self._count(solved.evaluations)
-                w, residual, rounding = solved.w, solved.residual_norm, solved.rounding
-            weight = evaluation.weight[c]
-            grads = energy.parameter_vjp(x, over_image(weight, w) * w)
-            total = [
-                -g.double() if total is None else t - g.double() for g, t in zip(grads, total or grads, strict=True)
-            ]
-            if bound:
-                found = error_bound(
-                    energy,
-                    self.loss.smoothness,
-                    x,
-                    w,
-                    evaluation.error[c],
-                    residual,
-                    evaluation.error_rounding[c],
-                    rounding,
-                )
-                errors.add(found, weight, self._weight_error(c, evaluation), energy.working_dtype(x.dtype))
-            adjoints.append((w, residual, rounding))
+            gradients, adjoint = self._differentiate(c, evaluation, accuracy, errors if bound else None)
+            part = torch.cat([g.double().flatten() for g in gradients])
+            total = part if total is None else total + part
+            adjoints.append(adjoint)
         assert total is not None
-        z = torch.cat([g.flatten() for g in total]) / len(self.y)
-        return errors.hypergradient(z, evaluation.with_adjoints(adjoints))
-
-    def _unrolled(self, evaluation: Evaluation, steps: int) -> Hypergradient:
-        """The gradient of the mean of g(x_K), through K = ``steps`` steps that are made again."""
-        z = torch.zeros(sum(p.numel() for p in self.params), dtype=torch.float64, device=self.y.device)
-        for c in self._chunks():
-            energy, target = self._energy(c), self.target[c]
-            points = gradient_descent(energy, self._first_guess(c), steps)
-            b = over_image(evaluation.weight[c], target) * self.loss.grad(points[-1], target)
-            grads = unrolled_gradient(energy, points, b)
-            self._count(torch.full((len(target),), 2 * steps - 1))
-            z += torch.cat([g.flatten() for g in grads]) / len(self.y)
-        return Hypergradient(z, math.inf, math.inf, Grade.ESTIMATED, evaluation)
+        return errors.hypergradient(total / len(self.y), evaluation.with_adjoints(adjoints))
 
     def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
@@ -268,82 +242,43 @@ class BilevelObjective:
             solution = max(solution, math.sqrt(margin / sensitivity))
         return Accuracy(solution, mu * solution)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The counter; data and parameters are saved by those who own them."""
-        return {"evaluations": self.evaluations}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self.evaluations = float(state["evaluations"])
-
-    # -----------------------------------------------------------------------------------------------------------------
+    # --- what subclasses use -----------------------------------------------------------------------------------------
 
     def _chunks(self) -> Iterator[slice]:
         for i in range(0, len(self.y), self.chunk_size):
             yield slice(i, min(i + self.chunk_size, len(self.y)))
 
-    def _energy(self, c: slice) -> Energy:
-        fidelity = self.fidelity.select(c, self.y)
-        return Energy(self.y[c], self.regularizer, self.operator, fidelity, self.mu, checked=True)
+    def _by_first_order(
+        self, c: slice, solution: Solution | SaddleSolution, image: Tensor, x: Tensor, w: Tensor
+    ) -> Chunk:
+        """What is known of the images ``c`` without adjoints; the interval is that of q, see :meth:`_of_loss`.
 
-    def _modulus(self) -> float:
-        """mu of the lower level, for those who need a certificate."""
-        return self._energy(slice(0, 1)).require_strong_convexity()
+        image: of the solution; x, w: all of the solution, and the first guess of the adjoint.
+        """
+        target = self.target[c]
+        value, slope = self.loss.value(image, target), per_image_norm(self.loss.grad(image, target))
+        unknown = torch.full_like(slope, math.inf)
+        return Chunk(
+            x=x,
+            w=w,
+            error=solution.error,
+            error_rounding=solution.rounding,
+            adjoint_residual=unknown,
+            adjoint_rounding=unknown,
+            slope=slope,
+            sensitivity=unknown,
+            weight=self.loss.outer_slope(value, target),
+            status=solution.status,
+            interval=first_order(value, slope, solution.error, self.loss.smoothness, solution.rounding),
+            grade=solution.grade,
+        )
 
-    def _count(self, evaluations: Tensor) -> None:
-        self.evaluations += float(evaluations.sum()) / len(self.y)
-
-    @torch.no_grad()
-    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> dict[str, Tensor]:
-        energy = self._energy(c)
-        if self.unrolled_steps is None:
-            solution = self.solver(energy, start.x[c], accuracy.solution)
-        else:
-            points = gradient_descent(energy, self._first_guess(c), self.unrolled_steps)
-            solution = FISTA(max_iterations=1)(energy, points[-1], TINY)  # only the certificate there
-            self._count(torch.full((len(points[0]),), self.unrolled_steps))
-        self._count(solution.evaluations)
-        x, w, target = solution.x, start.w[c], self.target[c]
-        slope = self.loss.grad(x, target)
-        loss, size = self.loss.value(x, target), per_image_norm(slope)
-        interval = first_order(loss, size, solution.error, self.loss.smoothness, solution.rounding)
-        unknown = torch.full_like(size, math.inf)
-        residual, adjoint_rounding, sensitivity = unknown, unknown, unknown
-        if second and self._solves_adjoint and self.loss.quadratic and self.fidelity.quadratic:
-            solved = energy.solve_adjoint(x, slope, w, accuracy.adjoint, self.max_adjoint_iterations)
-            self._count(solved.evaluations)
-            w, residual, adjoint_rounding = solved.w, solved.residual_norm, solved.rounding
-            variation = self.regularizer.hessian_variation(w)
-            if variation is not None:
-                l_g, eps, r, modelled = self.loss.smoothness, solution.error, solution.gradient, solution.rounding
-                interval = interval.better(
-                    goal_oriented(energy, variation, loss, l_g, w, r, residual, eps, x, modelled, adjoint_rounding)
-                )
-                mu, one = energy.strong_convexity, torch.ones_like(size)
-                middle = middle_term(variation, mu * one, energy.data_convexity, one)
-                sensitivity = 2 * (mu + middle) + 0.5 * l_g
-        return {
-            "x": x,
-            "w": w,
-            "error": solution.error,
-            "error_rounding": solution.rounding,
-            "adjoint_residual": residual,
-            "adjoint_rounding": adjoint_rounding,
-            "slope": size,
-            "sensitivity": sensitivity,
-            "weight": self.loss.outer_slope(loss, target),
-            "status": solution.status,
-            **self._measured(
-                self._mapped(interval, target), solution.grade, energy.working_dtype(x.dtype), energy.basis
-            ),
-        }
-
-    @staticmethod
-    def _measured(interval: Interval, grade: Tensor, dtype: torch.dtype, basis: Grade) -> dict[str, Tensor]:
-        """The interval by the names of its parts, and its grade, at best that of the solution."""
+    def _of_loss(self, found: Chunk, c: slice, problem: Energy | SaddlePoint) -> Chunk:
+        """The same with the interval of g for that of q, and its grade, at best that of the solution."""
+        interval = self._mapped(found.interval, self.target[c])
         length = torch.maximum(interval.below, interval.above)
-        own = grade_bounds(length, interval.rounding, dtype, basis)
-        return vars(interval) | {"grade": torch.maximum(grade, own)}
+        own = grade_bounds(length, interval.rounding, problem.working_dtype(found.x.dtype), problem.basis)
+        return replace(found, interval=interval, grade=torch.maximum(found.grade, own))
 
     def _mapped(self, interval: Interval, target: Tensor) -> Interval:
         """The interval of g = outer(q), which is increasing and not convex, from that of q; its ends, outwards."""
@@ -366,11 +301,3 @@ class BilevelObjective:
         interval = first_order(value, evaluation.slope[c], error, self.loss.smoothness)
         largest = self.loss.outer_slope(value - interval.below, target)
         return torch.maximum(largest - weight, weight - self.loss.outer_slope(value + interval.above, target))
-
-    def _gather(self, parts: list[dict[str, Tensor]]) -> Evaluation:
-        whole = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
-        mean, below, above, rounding = (float(whole.pop(n).mean()) for n in ("value", "below", "above", "rounding"))
-        grade = worst(whole.pop("grade"))
-        return Evaluation(
-            **whole, value=mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=int(grade)
-        )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from recon.bilevel.evaluation import Adjoint
 from recon.bilevel.hypergradient import ErrorBound
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
 from recon.lower_level.grade import Grade, modelled_part, proved_part
@@ -37,6 +39,11 @@ class AdjointSolution:
     status: Tensor
     evaluations: Tensor
     rounding: Tensor
+
+    @property
+    def parts(self) -> Adjoint:
+        """(X, Y) in one, with its residual."""
+        return Adjoint(torch.cat([self.X, self.Y], 1), self.residual, self.rounding)
 
 
 class PiggybackIteration(Iteration):
@@ -224,6 +231,20 @@ class AdjointPoint:
     adjoint_rounding: Tensor | None = None
 
 
+class _Radii(NamedTuple):
+    """How far x, Kx, y, X and Y are from the exact ones, two rows each: the bound, and that without rounding errors.
+
+    certified: whether all constants are proved.
+    """
+
+    x: Tensor
+    kx: Tensor
+    y: Tensor
+    X: Tensor
+    Y: Tensor
+    certified: bool
+
+
 def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBound:
     r"""omega_i >= \|\|z_i - grad f_i\|\| and a bound of \|\|z_i\|\|, per image.
 
@@ -243,34 +264,12 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
     """
     with torch.no_grad():
         saddle = model.saddle_point(data)
-        primal, dual, norm = saddle.require_strong_convexity(), saddle.require_dual_convexity(), saddle.norm
         kx, inner = saddle.operator(at.x), saddle.operator(at.X)
         q = inner if at.dual_slope is None else inner + at.dual_slope
-        unit = saddle.operator.eps(at.x.dtype) / 2
-        curvature = saddle.g.smoothness if math.isfinite(saddle.g.smoothness) else primal
-        rounding = unit * ((curvature + norm**2 / dual) * per_image_norm(at.X) + at.residual)
-        # two rows from here: the bound, and what it is without rounding errors
-        residual = torch.stack([at.residual + rounding, proved_part(at.residual, at.adjoint_rounding)])
-        eps = torch.stack([at.error, proved_part(at.error, at.error_rounding)])
-        eps_s, dual_error = norm * eps, _dual_error(saddle, at, kx, eps)
-        solved = residual / primal
-        t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
-        t_f, proved_f = _finite(saddle.f.variation(q)[1] + _product(saddle.f.hessian_lipschitz, norm * solved))
-        # what is computed is linearized where x and Kx are rounded to, as in Energy.adjoint_rounding
-        moved = 4 * unit * (t_g[0] + norm**2 * t_f[0]) * per_image_norm(at.x)
-        residual = torch.stack([residual[0] + moved, residual[1]])
-        solved = residual / primal
-        a = ((t_g + at.smoothness / saddle.spread) * eps + norm * t_f * eps_s) / math.sqrt(primal)
-        b = at.dual_smoothness * dual_error / math.sqrt(dual)
-        root = torch.hypot(a, b)
-        d_x = solved + (a + root) / (2 * math.sqrt(primal))
-        d_y = 2 * residual / math.sqrt(primal * dual) + (b + root) / (2 * math.sqrt(dual))
-        d_y = d_y + at.dual_smoothness * dual_error / dual + t_f * eps_s
-        # the residual is that of X, and of Y = f''(Kx) q, from which the Y of a fixed number of iterations differs
-        d_y = d_y + per_image_norm(at.Y - saddle.f.hessian(kx)(q))
+        eps, eps_s, dual_error, d_x, d_y, certified = _radii(saddle, at, kx, q)
         sizes = [per_image_norm(v) for v in (at.x, at.y, at.X, at.Y, q)]
+    unit = saddle.operator.eps(at.x.dtype) / 2
     omega, size, own = torch.zeros_like(eps), torch.zeros_like(eps), torch.zeros_like(at.error)
-    certified = proved_g and proved_f
     with torch.enable_grad():
         live = model.saddle_point(data)
         n_x, n_y, n_big_x, n_big_y, n_q = sizes
@@ -279,7 +278,7 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
             if gain:
                 move = n_big_y * eps + (n_x + eps) * d_y + n_y * d_x + (n_big_x + d_x) * dual_error
                 omega, size = omega + gain * move, size + gain * (n_x * n_big_y + n_big_x * n_y)
-        d_q = norm * d_x + at.dual_smoothness * dual_error
+        d_q = saddle.norm * d_x + at.dual_smoothness * dual_error
         for part, point, w, n_w, radius, d_w in (
             (live.g, at.x, at.X, n_big_x, eps, d_x),
             (live.f, kx, q, n_q, eps_s, d_q),
@@ -297,6 +296,35 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
     whole = whole + own + SUMMATION * unit * size[0]
     basis = saddle.basis if certified else Grade.ESTIMATED
     return ErrorBound(whole, size[0], modelled_part(whole, exact), basis, modelled_part(*size))
+
+
+@torch.no_grad()
+def _radii(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor, q: Tensor) -> _Radii:
+    """Of the exact ones around ``at``, as derived in :func:`error_bound`."""
+    primal, dual, norm = saddle.require_strong_convexity(), saddle.require_dual_convexity(), saddle.norm
+    unit = saddle.operator.eps(at.x.dtype) / 2
+    curvature = saddle.g.smoothness if math.isfinite(saddle.g.smoothness) else primal
+    rounding = unit * ((curvature + norm**2 / dual) * per_image_norm(at.X) + at.residual)
+    # two rows from here: the bound, and what it is without rounding errors
+    residual = torch.stack([at.residual + rounding, proved_part(at.residual, at.adjoint_rounding)])
+    eps = torch.stack([at.error, proved_part(at.error, at.error_rounding)])
+    eps_s, dual_error = norm * eps, _dual_error(saddle, at, kx, eps)
+    solved = residual / primal
+    t_g, proved_g = _finite(saddle.g.variation(at.X)[1] + _product(saddle.g.hessian_lipschitz, solved))
+    t_f, proved_f = _finite(saddle.f.variation(q)[1] + _product(saddle.f.hessian_lipschitz, norm * solved))
+    # what is computed is linearized where x and Kx are rounded to, as in Energy.adjoint_rounding
+    moved = 4 * unit * (t_g[0] + norm**2 * t_f[0]) * per_image_norm(at.x)
+    residual = torch.stack([residual[0] + moved, residual[1]])
+    solved = residual / primal
+    a = ((t_g + at.smoothness / saddle.spread) * eps + norm * t_f * eps_s) / math.sqrt(primal)
+    b = at.dual_smoothness * dual_error / math.sqrt(dual)
+    root = torch.hypot(a, b)
+    d_x = solved + (a + root) / (2 * math.sqrt(primal))
+    d_y = 2 * residual / math.sqrt(primal * dual) + (b + root) / (2 * math.sqrt(dual))
+    d_y = d_y + at.dual_smoothness * dual_error / dual + t_f * eps_s
+    # the residual is that of X, and of Y = f''(Kx) q, from which the Y of a fixed number of iterations differs
+    d_y = d_y + per_image_norm(at.Y - saddle.f.hessian(kx)(q))
+    return _Radii(eps, eps_s, dual_error, d_x, d_y, proved_g and proved_f)
 
 
 def _dual_error(saddle: SaddlePoint, at: AdjointPoint, kx: Tensor, eps: Tensor) -> Tensor:

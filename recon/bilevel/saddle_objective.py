@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from recon.bilevel.certificate import Interval, first_order, middle_term, modelled_square
-from recon.bilevel.evaluation import Accuracy, Errors, Evaluation
-from recon.bilevel.hypergradient import Hypergradient
+from recon.bilevel.certificate import Interval, middle_term, modelled_square
+from recon.bilevel.evaluation import Accuracy, Adjoint, Chunk, Evaluation
+from recon.bilevel.hypergradient import Errors
 from recon.bilevel.loss import UpperLoss, check_finite
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.bilevel.piggyback import AdjointPoint, AdjointSolution, Piggyback, error_bound, parameter_gradient
 from recon.lower_level import HessianVariation, Status, over_image, per_image_dot, per_image_norm
 from recon.lower_level.grade import modelled_part, proved_part
-from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.maps import check_transpose
 from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
 from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 
 
-class SaddleObjective(BilevelObjective):
+class SaddleObjective(InexactObjective):
     """f(theta) = (1/N) sum_i l(x^_i(theta), x_i*), x^_i the image in the saddle point of the problem of data i.
 
-    Calls and counter are those of :class:`BilevelObjective`, so that every upper-level method runs on it unchanged. In
-    an :class:`Evaluation`, x holds the saddle points (x, y) and w the adjoint ones (X, Y), flat; ``error`` and
-    ``slope`` belong to the image; ``adjoint_residual`` is R with ||X - X^|| <= R / mu_g.
+    In an :class:`Evaluation`, x holds the saddle points (x, y) and w the adjoint ones (X, Y), flat; ``error`` and
+    ``slope`` belong to the image; ``adjoint_residual`` is R with ||X - X^|| <= R / mu_g. The hypergradient is
+    z = (1/N) sum_i l_i' d_theta <pairing of (x, y) and (X, Y)>, and omega that of
+    :func:`recon.bilevel.piggyback.error_bound`.
 
     Parameters
     ----------
-    model: theta, and the saddle-point problem of given data. target: true images, of the problem's ``image_shape``.
-    y: data, ``(N, ...)``. loss: l. solver: of saddle points where no adjoint is asked for. piggyback: of both together,
-        and of adjoints; with a fixed number of iterations it replaces the solver, and accuracies are not kept.
-    chunk_size: images solved together. max_adjoint_iterations: evaluations of one adjoint.
+    model : SaddleModel
+        theta, and the saddle-point problem of given data.
+    target : tensor
+        True images, of the problem's ``image_shape``.
+    y : tensor
+        Data, ``(N, ...)``.
+    loss : UpperLoss, optional
+        l, or 1/2||x - x*||^2.
+    solver : PDHG, optional
+        Of saddle points where no adjoint is asked for.
+    piggyback : Piggyback, optional
+        Of both together, and of adjoints; with a fixed number of iterations it replaces the solver, and accuracies are
+        not kept.
+    chunk_size : int, optional
+        Images solved together. All by default.
+    max_adjoint_iterations : int
+        Evaluations of one adjoint.
 
-    Raises ``ValueError`` for data that do not fit, and for a K whose transpose is wrong.
+    Raises
+    ------
+    ValueError
+        Data that do not fit, and a K whose transpose is wrong.
     """
 
     def __init__(
@@ -51,10 +68,10 @@ class SaddleObjective(BilevelObjective):
         chunk_size: int | None = None,
         max_adjoint_iterations: int = 10_000,
     ) -> None:
+        super().__init__(target, y, loss, chunk_size, max_adjoint_iterations)
         self.model = model
         self.saddle_solver = solver if solver is not None else PDHG()
         self.piggyback = piggyback if piggyback is not None else Piggyback(self.saddle_solver)
-        self._take(target, y, loss, chunk_size, max_adjoint_iterations)
         check_finite("data", y)
         saddle = self.saddle_point(slice(0, 1))
         check_transpose(saddle.operator)
@@ -62,12 +79,8 @@ class SaddleObjective(BilevelObjective):
             raise ValueError(f"true images have the shape {tuple(target.shape[1:])}, not {saddle.image_shape}")
 
     @property
-    def params(self) -> list[torch.nn.Parameter]:
+    def params(self) -> list[nn.Parameter]:
         return self.model.trainable()
-
-    def _first_guess(self, c: slice) -> Tensor:
-        """(x, y) as the model says."""
-        return self.model.initial(self.y[c])
 
     def saddle_point(self, c: slice) -> SaddlePoint:
         """The problems of the images ``c`` at the current parameters, without graph."""
@@ -78,43 +91,11 @@ class SaddleObjective(BilevelObjective):
         """The reconstructions, ``(N, channel, height, width)``."""
         return self.saddle_point(slice(0, 1)).image(evaluation.x)
 
-    @full_precision()
-    @torch.no_grad()
-    def hypergradient(self, evaluation: Evaluation, accuracy: Accuracy, bound: bool = False) -> Hypergradient:
-        """z = (1/N) sum_i l_i' d_theta <pairing of (x, y) and (X, Y)> with adjoints solved to ``accuracy.adjoint``.
-
-        As in :class:`BilevelObjective`; omega by :func:`recon.bilevel.piggyback.error_bound`.
-        """
-        total: list[Tensor] | None = None
-        adjoints, errors = [], Errors()
-        for c in self._chunks():
-            saddle, w = self.saddle_point(c), evaluation.w[c]
-            residual, adjoint_rounding = evaluation.adjoint_residual[c], evaluation.adjoint_rounding[c]
-            x, y = saddle.split(evaluation.x[c])
-            slope = self._slope(saddle, c, x)
-            if self.piggyback.iterations is None and not bool((residual <= accuracy.adjoint).all()):
-                found = self._adjoint(saddle, x, w, slope, accuracy.adjoint)
-                w, residual, adjoint_rounding = torch.cat([found.X, found.Y], 1), found.residual, found.rounding
-            weight = evaluation.weight[c]
-            big_x, big_y = saddle.split(w)
-            scaled = [over_image(weight, v) * v for v in (big_x, big_y, saddle.operator(big_x))]
-            grads = parameter_gradient(self.model, self.y[c], x, y, *scaled)
-            total = [
-                g.double() if total is None else t + g.double() for g, t in zip(grads, total or grads, strict=True)
-            ]
-            if bound:
-                error, rounding = (v[c] * saddle.spread for v in (evaluation.error, evaluation.error_rounding))
-                at = AdjointPoint(x, y, big_x, big_y, error, residual, self.loss.smoothness)
-                at = replace(at, error_rounding=rounding, adjoint_rounding=adjoint_rounding)
-                omega = error_bound(self.model, self.y[c], at)
-                self._count(4 * torch.ones_like(omega.omega))
-                errors.add(omega, weight, self._weight_error(c, evaluation), saddle.working_dtype(x.dtype))
-            adjoints.append((w, residual, adjoint_rounding))
-        assert total is not None
-        z = torch.cat([g.flatten() for g in total]) / len(self.y)
-        return errors.hypergradient(z, evaluation.with_adjoints(adjoints))
-
     # -----------------------------------------------------------------------------------------------------------------
+
+    def _first_guess(self, c: slice) -> Tensor:
+        """(x, y) as the model says."""
+        return self.model.initial(self.y[c])
 
     def _modulus(self) -> float:
         """sqrt(mu_u mu_g): with R = sqrt(mu_u mu_g) eps, R ||x - x^|| is as small as mu_u eps^2."""
@@ -125,50 +106,56 @@ class SaddleObjective(BilevelObjective):
         target = self.target[c] if index is None else self.target[c][index]
         return saddle.embed(self.loss.grad(saddle.image(x), target))
 
-    def _adjoint(self, saddle: SaddlePoint, x: Tensor, w: Tensor, slope: Tensor, accuracy: float) -> AdjointSolution:
+    def _solve_adjoint(self, saddle: SaddlePoint, c: slice, x: Tensor, w: Tensor, accuracy: float) -> AdjointSolution:
+        """(X, Y) for the saddle points whose x is given, from w."""
+        slope = self._slope(saddle, c, x)
         found = self.piggyback.adjoint(saddle, x, w, slope, accuracy, None, self.max_adjoint_iterations)
         self._count(found.evaluations)
         return found
 
-    @torch.no_grad()
-    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> dict[str, Tensor]:
-        saddle, z, w, target = self.saddle_point(c), start.x[c], start.w[c], self.target[c]
+    def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> Chunk:
+        saddle, z, w = self.saddle_point(c), start.x[c], start.w[c]
         second = second and self.loss.quadratic and self._has_derivatives(saddle)
-        found: AdjointSolution | None = None
+        adjoint: AdjointSolution | None = None
         if self.piggyback.iterations is not None or (second and self.piggyback.method == "pdhg"):
             slope = partial(self._slope, saddle, c)
-            solution, found = self.piggyback.together(saddle, z, w, slope, accuracy.solution, accuracy.adjoint)
-            self._count(solution.evaluations + found.evaluations)
+            solution, adjoint = self.piggyback.together(saddle, z, w, slope, accuracy.solution, accuracy.adjoint)
+            self._count(solution.evaluations + adjoint.evaluations)
         else:
             solution = self.saddle_solver(saddle, *saddle.split(z), accuracy.solution)
             self._count(solution.evaluations)
             if second and bool((solution.status != Status.NOT_FINITE).all()):
-                found = self._adjoint(saddle, solution.x, w, self._slope(saddle, c, solution.x), accuracy.adjoint)
-        x, image = solution.x, saddle.image(solution.x)
-        slope_at = self.loss.grad(image, target)
-        loss, size = self.loss.value(image, target), per_image_norm(slope_at)
-        interval = first_order(loss, size, solution.error, self.loss.smoothness, solution.rounding)
-        unknown = torch.full_like(size, math.inf)
-        residual, adjoint_rounding, sensitivity = unknown, unknown, unknown
-        if found is not None:
-            w, residual, adjoint_rounding = torch.cat([found.X, found.Y], 1), found.residual, found.rounding
+                adjoint = self._solve_adjoint(saddle, c, solution.x, w, accuracy.adjoint)
+        image = saddle.image(solution.x)
+        found = self._by_first_order(c, solution, image, torch.cat([solution.x, solution.y], 1), w)
+        if adjoint is not None:
+            w, residual, rounding = adjoint.parts
+            found = replace(found, w=w, adjoint_residual=residual, adjoint_rounding=rounding)
             if second:
-                interval, sensitivity = self._second_order(saddle, interval, solution, found.X, image, c)
-        return {
-            "x": torch.cat([x, solution.y], 1),
-            "w": w,
-            "error": solution.error,
-            "error_rounding": solution.rounding,
-            "adjoint_residual": residual,
-            "adjoint_rounding": adjoint_rounding,
-            "slope": size,
-            "sensitivity": sensitivity,
-            "weight": self.loss.outer_slope(loss, target),
-            "status": solution.status,
-            **self._measured(
-                self._mapped(interval, target), solution.grade, saddle.working_dtype(x.dtype), saddle.basis
-            ),
-        }
+                interval, sensitivity = self._second_order(saddle, found.interval, solution, adjoint.X, image, c)
+                found = replace(found, interval=interval, sensitivity=sensitivity)
+        return self._of_loss(found, c, saddle)
+
+    def _differentiate(
+        self, c: slice, evaluation: Evaluation, accuracy: Accuracy, errors: Errors | None
+    ) -> tuple[Sequence[Tensor], Adjoint]:
+        saddle = self.saddle_point(c)
+        adjoint = Adjoint(evaluation.w[c], evaluation.adjoint_residual[c], evaluation.adjoint_rounding[c])
+        x, y = saddle.split(evaluation.x[c])
+        if self.piggyback.iterations is None and not bool((adjoint.residual <= accuracy.adjoint).all()):
+            adjoint = self._solve_adjoint(saddle, c, x, adjoint.w, accuracy.adjoint).parts
+        weight = evaluation.weight[c]
+        big_x, big_y = saddle.split(adjoint.w)
+        scaled = [over_image(weight, v) * v for v in (big_x, big_y, saddle.operator(big_x))]
+        gradients = parameter_gradient(self.model, self.y[c], x, y, *scaled)
+        if errors is not None:
+            error, rounding = (v[c] * saddle.spread for v in (evaluation.error, evaluation.error_rounding))
+            at = AdjointPoint(x, y, big_x, big_y, error, adjoint.residual, self.loss.smoothness)
+            at = replace(at, error_rounding=rounding, adjoint_rounding=adjoint.rounding)
+            omega = error_bound(self.model, self.y[c], at)
+            self._count(4 * torch.ones_like(omega.omega))
+            errors.add(omega, weight, self._weight_error(c, evaluation), saddle.working_dtype(x.dtype))
+        return gradients, adjoint
 
     @staticmethod
     def _has_derivatives(saddle: SaddlePoint) -> bool:

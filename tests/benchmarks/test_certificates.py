@@ -20,7 +20,7 @@ from benchmarks.certified.networks import relaxed_network
 from benchmarks.certified.newton import minimize
 from benchmarks.certified.operators import OPERATORS
 from benchmarks.certified.saddles import learned_tv
-from recon.bilevel import objective
+from recon.bilevel import energy_objective
 from recon.lower_level import Energy, energy
 
 pytest.importorskip("astra", reason="needs the extra ct")
@@ -66,13 +66,13 @@ def _no_rounding_of_adjoints(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _small_omega(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = objective.error_bound
+    right = energy_objective.error_bound
 
     def wrong(*arguments: Any) -> Any:
         found = right(*arguments)
         return found._replace(omega=1e-3 * found.omega)
 
-    monkeypatch.setattr(objective, "error_bound", wrong)
+    monkeypatch.setattr(energy_objective, "error_bound", wrong)
 
 
 def _parameters_that_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SaddleObjective
 from recon.bilevel.certificate import Interval, goal_oriented
-from recon.bilevel.evaluation import Errors, Evaluation
-from recon.bilevel.hypergradient import ErrorBound, error_bound
+from recon.bilevel.evaluation import Evaluation
+from recon.bilevel.hypergradient import ErrorBound, Errors, error_bound
 from recon.bilevel.piggyback import AdjointPoint, Piggyback
 from recon.bilevel.piggyback import error_bound as saddle_error_bound
 from recon.lower_level import PDHG, Energy, Grade, HessianVariation, SaddleModel, SaddlePoint, SaddleSolution, Squared

@@ -11,8 +11,14 @@ from torch import Tensor
 
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError
 from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
-from recon.bilevel.evaluation import Errors
-from recon.bilevel.hypergradient import ErrorBound, _estimated_lipschitz, descent_step, error_bound, truncated_adjoint
+from recon.bilevel.hypergradient import (
+    ErrorBound,
+    Errors,
+    _estimated_lipschitz,
+    descent_step,
+    error_bound,
+    truncated_adjoint,
+)
 from recon.lower_level import Energy, HessianVariation, JacobianBounds, KullbackLeibler, Solution, Status
 from recon.lower_level.grade import Grade
 from recon.operators import LinearOperator

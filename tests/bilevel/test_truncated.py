@@ -9,7 +9,7 @@ import torch
 
 from models import TotalVariation
 from models.training.bilevel import BilevelModule
-from recon.bilevel import HOAG, MAID, Accuracy, BilevelObjective, PublishedMAID
+from recon.bilevel import HOAG, MAID, Accuracy, BilevelObjective, Differentiation, PublishedMAID
 from tests.bilevel.known import KnownQuadratic
 from tests.lower_level.problems import normal, smooth_image
 
@@ -19,7 +19,10 @@ FINE = Accuracy(1e-11, 1e-11)
 def objective_of(steps: int | None) -> BilevelObjective:
     regularizer = KnownQuadratic()
     return BilevelObjective(
-        regularizer, normal(4, 1, 3, 4, seed=7), normal(4, 1, 3, 4, seed=6), adjoint_steps=steps
+        regularizer,
+        normal(4, 1, 3, 4, seed=7),
+        normal(4, 1, 3, 4, seed=6),
+        differentiation=Differentiation(adjoint_steps=steps),
     )  # the energy is 1/2 ||x - y||^2 + 1/2 <x, H x> - <x, P theta>
 
 
@@ -56,7 +59,9 @@ def test_many_steps_solve_the_adjoint_equations() -> None:
 def test_methods_descend_with_it_and_count_what_it_costs(method: type[MAID] | type[HOAG]) -> None:
     target = smooth_image(2, 1, 6, 7)
     y = target + normal(2, 1, 6, 7, seed=9, scale=0.3)
-    objective = BilevelObjective(TotalVariation(-3.0, -1.0).double(), target, y, adjoint_steps=5)
+    objective = BilevelObjective(
+        TotalVariation(-3.0, -1.0).double(), target, y, differentiation=Differentiation(adjoint_steps=5)
+    )
     with torch.no_grad():
         at = objective.evaluate(Accuracy(1e-6, 1e-6))
         before, spent = at.value, objective.evaluations
@@ -73,7 +78,10 @@ def test_published_maid_goes_on_with_biased_gradients() -> None:
     """Adjoint residuals are unknown then: only the errors of the minimizers say whether accuracy is out of reach."""
     target = smooth_image(2, 1, 6, 7)
     objective = BilevelObjective(
-        TotalVariation(-3.0, -1.0).double(), target, target + normal(2, 1, 6, 7, seed=9, scale=0.3), adjoint_steps=1
+        TotalVariation(-3.0, -1.0).double(),
+        target,
+        target + normal(2, 1, 6, 7, seed=9, scale=0.3),
+        differentiation=Differentiation(adjoint_steps=1),
     )
     optimizer = PublishedMAID(objective.params)
     records = [optimizer.step(objective=objective) for _ in range(10)]
@@ -84,8 +92,8 @@ def test_bad_numbers_of_steps() -> None:
     with pytest.raises(ValueError, match="adjoint_steps is 0, but must be at least 1"):
         objective_of(0)
     with pytest.raises(ValueError, match="adjoint_steps is -1, but must be at least 1"):
-        BilevelModule(TotalVariation(), adjoint_steps=-1)
+        BilevelModule(TotalVariation(), differentiation=Differentiation(adjoint_steps=-1))
     with pytest.raises(ValueError, match="unrolled_steps is 0, but must be at least 1"):
-        BilevelModule(TotalVariation(), unrolled_steps=0)
+        BilevelModule(TotalVariation(), differentiation=Differentiation(unrolled_steps=0))
     with pytest.raises(ValueError, match="adjoint_steps and unrolled_steps exclude each other"):
-        BilevelModule(TotalVariation(), adjoint_steps=1, unrolled_steps=1)
+        BilevelModule(TotalVariation(), differentiation=Differentiation(adjoint_steps=1, unrolled_steps=1))

@@ -15,6 +15,7 @@ from recon.bilevel import (
     MAID,
     Accuracy,
     BilevelObjective,
+    Differentiation,
     FixedAccuracy,
     InexactAdam,
     NegativePSNR,
@@ -32,7 +33,9 @@ ANY, FINE = Accuracy(1.0, 1.0), Accuracy(1e-10, 1e-10)
 def objective_of(regularizer: Regularizer, steps: int | None, **options: object) -> BilevelObjective:
     target = smooth_image(3, 1, 7, 8)
     y = target + normal(3, 1, 7, 8, seed=9, scale=0.3)
-    return BilevelObjective(regularizer.double(), target, y, unrolled_steps=steps, **options)  # type: ignore[arg-type]
+    return BilevelObjective(
+        regularizer.double(), target, y, differentiation=Differentiation(unrolled_steps=steps), **options
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 6])
@@ -124,5 +127,5 @@ def test_methods_that_need_certificates_refuse(method: type[MAID]) -> None:
 
 
 def test_the_module_hands_it_on() -> None:
-    module = BilevelModule(TotalVariation(-3.0, -1.0).double(), unrolled_steps=3)
+    module = BilevelModule(TotalVariation(-3.0, -1.0).double(), differentiation=Differentiation(unrolled_steps=3))
     assert module._objective(smooth_image(1, 1, 6, 6), smooth_image(1, 1, 6, 6)).unrolled_steps == 3

@@ -13,7 +13,7 @@ from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.methods.direction import Direction, make_direction
 from recon.bilevel.methods.method import UpperLevelMethod
 from recon.bilevel.methods.parameters import check_at_least, check_choice, check_fraction, check_positive
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 
@@ -80,7 +80,7 @@ class Accelerations:
         check_at_least(1, memory=self.memory, largest_growth=self.largest_growth)
 
 
-class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
+class CertifiedDescent(UpperLevelMethod[InexactObjective]):
     """Accepts a trial theta+ = theta - a d if U(theta+) + armijo a <z, d> <= L(theta), with bounds L <= f <= U.
 
     The exact f then decreases by at least armijo a <z, d>. How accurate the bounds are is up to the subclasses.
@@ -101,14 +101,14 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
         check_positive(**{name: own[name] for name in ("lr", "solution_accuracy", "adjoint_accuracy")})
         check_at_least(0, tolerance=own["tolerance"])
 
-    def _check(self, objective: BilevelObjective) -> None:
+    def _check(self, objective: InexactObjective) -> None:
         if objective.unrolled_steps is not None:
             raise ValueError(
                 f"{type(self).__name__} accepts steps by certificates, which no accuracy shortens after a fixed number "
                 "of unrolled_steps; use HOAG, FixedAccuracy, InexactAdam or InexactSGD, or leave unrolled_steps out"
             )
 
-    def _begin(self, objective: BilevelObjective) -> None:
+    def _begin(self, objective: InexactObjective) -> None:
         accuracy = self._accuracy()
         gradient = objective.hypergradient(objective.evaluate(accuracy, None, self._second), accuracy)
         bad = torch.nonzero(gradient.evaluation.status == Status.NOT_FINITE).flatten()
@@ -133,7 +133,7 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
         """The step along d, or the longest that may be tried."""
         return min(step, self.progress["longest"] / max(float(d.norm()), 1e-300))
 
-    def _try(self, objective: BilevelObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
+    def _try(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
         """The objective at a trial point, or ``None`` where no modulus of strong convexity certifies anything."""
         try:
             return objective.evaluate(accuracy, current, self._second)
@@ -141,7 +141,7 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
             return None
 
     def _accept(
-        self, objective: BilevelObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
+        self, objective: InexactObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
     ) -> None:
         """Go on from the trial point ``new``, to which theta has made ``move``."""
         old = self.progress["z"]
@@ -151,7 +151,7 @@ class CertifiedDescent(UpperLevelMethod[BilevelObjective]):
         self._keep(gradient)
         self.progress["direction"] = direction.state_dict()
 
-    def _stationary(self, objective: BilevelObjective) -> bool:
+    def _stationary(self, objective: InexactObjective) -> bool:
         """Whether ||z|| <= tolerance, and stays so at a tenth of the errors until z has settled."""
         tolerance = self.options["tolerance"]
         while float(self.progress["z"].norm()) <= tolerance:

@@ -17,7 +17,7 @@ from recon.bilevel.loss import SquaredError
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.parameters import check_positive
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 #: models of the residuals are interpolated in as many directions as there are parameters
@@ -28,7 +28,7 @@ SHRINK, BARRIER = 0.1, 10.0
 LOOSE = 10.0
 
 
-class DFOLS(UpperLevelMethod[BilevelObjective]):
+class DFOLS(UpperLevelMethod[InexactObjective]):
     r"""DFO-LS, a trust-region method without derivatives, with dynamic accuracy (after Ehrhardt and Roberts 2021).
 
     Minimizes the sum of the squares of r_i(theta) = \|\|x~_i(theta) - x_i*\|\| with the package ``dfo-ls`` (Cartis,
@@ -85,15 +85,15 @@ class DFOLS(UpperLevelMethod[BilevelObjective]):
             )
         _package()
 
-    def _check(self, objective: BilevelObjective) -> None:
+    def _check(self, objective: InexactObjective) -> None:
         if type(objective.loss) is not SquaredError:
             raise ValueError(f"DFO-LS minimizes squared errors; the loss is {type(objective.loss).__name__}")
 
-    def _begin(self, objective: BilevelObjective) -> None:
+    def _begin(self, objective: InexactObjective) -> None:
         theta = self._theta().cpu()  # where the package computes
         self.progress.update(stage=0, best=theta, start=theta, residuals=[])
 
-    def _iterate(self, objective: BilevelObjective) -> Record:
+    def _iterate(self, objective: InexactObjective) -> Record:
         """One evaluation."""
         state, radii = self.progress, self._radii()
         point = self._ask()
@@ -154,7 +154,7 @@ class DFOLS(UpperLevelMethod[BilevelObjective]):
             np.random.set_state(generator)
         return None
 
-    def _try(self, objective: BilevelObjective) -> Evaluation | None:
+    def _try(self, objective: InexactObjective) -> Evaluation | None:
         """The objective at the point, or None where there are no minimizers."""
         options, state = self.options, self.progress
         goal = options["solution_accuracy"]

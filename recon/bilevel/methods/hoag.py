@@ -13,7 +13,7 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.parameters import check_choice, check_fraction, check_positive
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 SCHEDULES = ("quadratic", "cubic", "exponential", "constant")
@@ -21,7 +21,7 @@ SCHEDULES = ("quadratic", "cubic", "exponential", "constant")
 SLACK, SHORTER, INCREASE = 0.25, 0.95, 0.2
 
 
-class HOAG(UpperLevelMethod[BilevelObjective]):
+class HOAG(UpperLevelMethod[InexactObjective]):
     r"""Hyperparameter optimization with approximate gradient (Pedregosa, ICML 2016).
 
     ``step(objective=...)`` makes one gradient step theta+ = theta - z / L on the whole training set. The lower-level
@@ -79,12 +79,12 @@ class HOAG(UpperLevelMethod[BilevelObjective]):
         check_fraction(decay=decay)
         super().__init__(params, schedule=schedule, **positive, decay=decay, adaptive=adaptive)
 
-    def _begin(self, objective: BilevelObjective) -> None:
+    def _begin(self, objective: InexactObjective) -> None:
         self.progress.update(point=1, factor=1.0)
         accuracy = self._accuracy()
         self._keep(objective.hypergradient(objective.evaluate(accuracy, None, goal_oriented=False), accuracy))
 
-    def _iterate(self, objective: BilevelObjective) -> Record:
+    def _iterate(self, objective: InexactObjective) -> Record:
         """One gradient step."""
         options, state = self.options, self.progress
         theta, current, z, lr = self._theta(), self.evaluation, state["z"], options["lr"]
@@ -108,7 +108,7 @@ class HOAG(UpperLevelMethod[BilevelObjective]):
         options["lr"] = following
         return self._record(objective, Progress.ACCEPTED if accepted else Progress.REJECTED, lr)
 
-    def _try(self, objective: BilevelObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
+    def _try(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
         """The objective at the new point, or None where there is none and the step can be put back."""
         adaptive = self.options["adaptive"]
         try:

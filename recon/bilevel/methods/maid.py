@@ -14,7 +14,7 @@ from recon.bilevel.methods.direction import Direction
 from recon.bilevel.methods.older import takes_older
 from recon.bilevel.methods.parameters import check_at_least, check_fraction
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 
 #: of the decrease seen at a trial point, for the interval at each end when it is tried again
 SHARE = 0.4
@@ -125,7 +125,7 @@ class MAID(CertifiedDescent):
         own = self.options
         return Accelerations(own["certificate"], own["direction"], own["memory"], self._limits.largest_growth)
 
-    def _iterate(self, objective: BilevelObjective) -> Record:
+    def _iterate(self, objective: InexactObjective) -> Record:
         """A line search whose accuracies come from the decrease that is promised."""
         theta, options, search, slack = self._theta(), self.options, self._search, self._limits.slack
         self._inform(objective)
@@ -176,7 +176,7 @@ class MAID(CertifiedDescent):
         self._set(theta)
         return self._record(objective, self._failed(objective, current, direction, floor), 0.0, trial)
 
-    def _failed(self, objective: BilevelObjective, current: Evaluation, direction: Direction, floor: bool) -> Progress:
+    def _failed(self, objective: InexactObjective, current: Evaluation, direction: Direction, floor: bool) -> Progress:
         """Certified values without any descent: z is too inaccurate, unless the errors cannot be any smaller."""
         error, adjoint = float(current.error.max()), float(current.adjoint_residual.max())
         accuracy = Accuracy(max(0.1 * error, 1e-300), max(0.1 * (adjoint if adjoint < math.inf else error), 1e-300))
@@ -186,7 +186,7 @@ class MAID(CertifiedDescent):
         self.options["lr"] *= 0.1
         return Progress.PRECISION_FLOOR if floor or self.evaluation.at_precision_floor else Progress.LINE_SEARCH_FAILED
 
-    def _inform(self, objective: BilevelObjective) -> None:
+    def _inform(self, objective: InexactObjective) -> None:
         """Refine until errors are small against grad g: before that, z says little (w = 0 solves any loose system)."""
         current, before = self.evaluation, math.nan
         while True:

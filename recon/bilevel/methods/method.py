@@ -17,7 +17,7 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.older import current_state, plain
 from recon.bilevel.methods.parameters import assign, check_one_group, flat
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 
 #: what a method descends on
 Objective = TypeVar("Objective")
@@ -144,7 +144,7 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
         return assign(self.options["params"], theta)
 
     def _record(
-        self, objective: BilevelObjective, progress: Progress, step: float, trials: int = 1, omega: float = math.inf
+        self, objective: InexactObjective, progress: Progress, step: float, trials: int = 1, omega: float = math.inf
     ) -> Record:
         """The record of an iteration that ends at ``evaluation``."""
         at, z = self.evaluation, self.progress.get("z")

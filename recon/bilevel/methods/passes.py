@@ -14,7 +14,7 @@ from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.methods.method import DivergedError, Objective, UpperLevelMethod
 from recon.bilevel.methods.parameters import check_not_negative, check_positive
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 from recon.lower_level import Status
 
 
@@ -52,7 +52,7 @@ class Passes(UpperLevelMethod[Objective]):
         """The step of the optimizer of torch."""
 
 
-class InexactPasses(Passes[BilevelObjective]):
+class InexactPasses(Passes[InexactObjective]):
     """Passes on hypergradients whose accuracies in pass k are their first ones times (k+1)^-accuracy_decay."""
 
     def _take(self, **options: object) -> None:
@@ -61,11 +61,11 @@ class InexactPasses(Passes[BilevelObjective]):
         check_positive(solution_accuracy=own["solution_accuracy"], adjoint_accuracy=own["adjoint_accuracy"])
         check_not_negative(accuracy_decay=own["accuracy_decay"])
 
-    def _begin(self, objective: BilevelObjective) -> None:
+    def _begin(self, objective: InexactObjective) -> None:
         start = objective.start()
         self.progress.update(x=start.x, w=start.w)
 
-    def _iterate(self, objective: BilevelObjective) -> Record:
+    def _iterate(self, objective: InexactObjective) -> Record:
         """One pass."""
         options, k = self.options, self.progress["iteration"]
         accuracy = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"]).scaled(
@@ -76,7 +76,7 @@ class InexactPasses(Passes[BilevelObjective]):
             objective, [self._on_batch(objective, index.to(objective.y.device), accuracy) for index in batches]
         )
 
-    def _on_batch(self, objective: BilevelObjective, index: Tensor, accuracy: Accuracy) -> tuple[Evaluation, float]:
+    def _on_batch(self, objective: InexactObjective, index: Tensor, accuracy: Accuracy) -> tuple[Evaluation, float]:
         """One step on the images ``index``; the objective there, and ||z||."""
         state = self.progress
         part = objective.subset(index)
@@ -93,7 +93,7 @@ class InexactPasses(Passes[BilevelObjective]):
         state["x"][index], state["w"][index] = at.x, at.w  # in place: only warm starts
         return at, norm
 
-    def _mean(self, objective: BilevelObjective, batches: list[tuple[Evaluation, float]]) -> Record:
+    def _mean(self, objective: InexactObjective, batches: list[tuple[Evaluation, float]]) -> Record:
         weights = [len(at.x) / len(objective.y) for at, _ in batches]
 
         def mean(values: Iterable[float]) -> float:

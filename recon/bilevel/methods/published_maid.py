@@ -12,7 +12,7 @@ from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDesc
 from recon.bilevel.methods.older import takes_older
 from recon.bilevel.methods.parameters import check_at_least, check_fraction
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PublishedMAID(CertifiedDescent):
             tolerance=tolerance,
         )
 
-    def _iterate(self, objective: BilevelObjective) -> Record:
+    def _iterate(self, objective: InexactObjective) -> Record:
         """Line searches of growing budget; accuracies shrink when one fails and grow after a success."""
         theta, options, search, schedule = self._theta(), self.options, self._search, self._schedule
         trials, budget, alpha = 0, search.trials, options["lr"]
@@ -134,7 +134,7 @@ class PublishedMAID(CertifiedDescent):
             self._scale_accuracy(schedule.shrink)
             budget += 1
 
-    def _descending(self, objective: BilevelObjective) -> Hypergradient:
+    def _descending(self, objective: InexactObjective) -> Hypergradient:
         """z at the accuracy in force; refined until omega <= (1 - eta) ||z|| if the descent check is on."""
         schedule, evaluation = self._schedule, self.evaluation
         while True:

@@ -13,7 +13,7 @@ import torch
 from recon.bilevel.methods.method import UpperLevelMethod
 from recon.bilevel.methods.parameters import flat
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import BilevelObjective
+from recon.bilevel.objective import InexactObjective
 
 #: iterations without any evaluation or change after which a run ends
 MOST_IDLE = 50
@@ -24,7 +24,7 @@ class Training:
 
     Parameters
     ----------
-    objective : BilevelObjective
+    objective : InexactObjective
         The learning problem; theta is in its parameters.
     method : UpperLevelMethod
         On the same parameters.
@@ -37,7 +37,7 @@ class Training:
         What they took.
     """
 
-    def __init__(self, objective: BilevelObjective, method: UpperLevelMethod[Any]) -> None:
+    def __init__(self, objective: InexactObjective, method: UpperLevelMethod[Any]) -> None:
         self.objective, self.method = objective, method
         self.records: list[Record] = []
         self.seconds = 0.0

@@ -1,8 +1,10 @@
-"""Configurations of older versions, with all options of MAID on one level."""
+"""Configurations of older versions: classes by their older names, options where they were then."""
 
 from __future__ import annotations
 
 import functools
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -10,8 +12,14 @@ from jsonargparse import get_loader, set_loader
 
 from recon.bilevel import MAID, PublishedMAID
 from recon.bilevel.methods.older import MOVED, options_of, place_of, warn_of
+from recon.names import current_name
 
-_CLASSES = {cls.__name__: cls for cls in (MAID, PublishedMAID)}
+log = logging.getLogger(__name__)
+
+_METHODS = {cls.__name__: cls for cls in (MAID, PublishedMAID)}
+_STEPS = ("adjoint_steps", "unrolled_steps")
+#: what options of modules were called, and are called by now
+_CALLED = {name: f"differentiation.{name}" for name in _STEPS} | {"tune": "tune_images"}
 
 
 @functools.cache
@@ -21,20 +29,45 @@ def read_older() -> None:
     set_loader("yaml", lambda text: current_configuration(read(text)), (yaml.YAMLError,))
 
 
-def current_configuration(config: Any) -> Any:
-    """A configuration, in plain values, with the options of MAID and PublishedMAID where they are by now, however deep.
+def check_options(arguments: Iterable[str]) -> None:
+    """Raise ``ValueError`` for an option of the command line that has another name by now."""
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        place, _, name = option.rpartition(".")
+        if place in ("--model", "--model.init_args") and name in _CALLED:
+            rest = "; null leaves the published weight" if name == "tune" else ""
+            raise ValueError(f"{option} is {place}.{_CALLED[name]} by now{rest}")
 
-    What has no place any more stays, for whoever refuses it, but not what MAID did not use.
+
+def current_configuration(config: Any) -> Any:
+    """A configuration, in plain values, with classes and options where they are by now, however deep.
+
+    What has no place any more stays, for whoever refuses it, but not what a method did not use.
+
+    Parameters
+    ----------
+    config : plain values
+        As read from a file; it is not changed.
     """
     if isinstance(config, list):
         return [current_configuration(item) for item in config]
     if not isinstance(config, dict):
         return config
     found = {key: current_configuration(item) for key, item in config.items()}
-    cls = _CLASSES.get(str(found.get("class_path")).rpartition(".")[2])
-    if cls is None or not isinstance(found.get("init_args"), dict):
-        return found
-    options, known = dict(found["init_args"]), options_of(cls)
+    if isinstance(found.get("class_path"), str):
+        found["class_path"] = current_name(found["class_path"])
+        name = found["class_path"].rpartition(".")[2]
+        if isinstance(found.get("init_args"), dict):
+            found["init_args"] = _of_method(name, _of_module(name, found["init_args"]))
+    return found
+
+
+def _of_method(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Options of MAID and PublishedMAID, which were all on one level."""
+    cls = _METHODS.get(name)
+    if cls is None:
+        return given
+    options, known = dict(given), options_of(cls)
     unused = options.get("accuracy") == "predicted"
     for name in [name for name in MOVED if name in options and not isinstance(options[name], dict)]:
         place = place_of(name, known)
@@ -46,4 +79,18 @@ def current_configuration(config: Any) -> Any:
             del options[name]
     if unused:
         del options["accuracy"]
-    return found | {"init_args": options}
+    return options
+
+
+def _of_module(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Without ``adjoint_steps`` and ``unrolled_steps`` of ``BilevelModule``, and ``tune`` of ``AdversarialModule``."""
+    options = dict(given)
+    steps = {key: options.pop(key) for key in _STEPS if name == "BilevelModule" and key in options}
+    for key, value in steps.items():
+        if value is not None:
+            log.warning("%s of models.%s is %s by now", key, name, _CALLED[key])
+            options["differentiation"] = {**options.get("differentiation", {}), key: value}
+    if name == "AdversarialModule" and not options.pop("tune", True):
+        log.warning("tune of models.%s is tune_images by now, null for the published weight", name)
+        options["tune_images"] = None
+    return options

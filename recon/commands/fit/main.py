@@ -26,13 +26,12 @@ from models.files.checkpoint_file import load_checkpoint
 from models.files.checkpoints import AtomicCheckpointIO
 from models.files.setting import describe_setting
 from models.files.storage import save_regularizer, specification
-from models.training.adversarial import AdversarialModule
-from models.training.bilevel import BilevelModule
 from models.training.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
 from models.training.module import ReconstructionModule
 from models.training.supervised import SupervisedModule
+from models.training.upper_level import UpperLevelModule
 from recon.commands.configuration.classes import check_classes
-from recon.commands.configuration.older import read_older
+from recon.commands.configuration.older import check_options, read_older
 from recon.commands.configuration.yaml_files import check_yaml
 from recon.commands.errors import printable
 from recon.commands.output.lock import locked
@@ -203,7 +202,7 @@ class ReconCLI(LightningCLI):
         if self.datamodule is not None and self.trainer.limit_val_batches and not validated:
             self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
         summary = self._summary(self.model)
-        name = "regularizer" if isinstance(self.model, BilevelModule) else "reconstructor"
+        name = "regularizer" if isinstance(self.model, UpperLevelModule) else "reconstructor"
         save_regularizer(self.model.learned, self.run / f"{name}.safetensors", self._metadata(self.model))
         self._report(summary)
 
@@ -224,10 +223,8 @@ class ReconCLI(LightningCLI):
         """What reconstruction needs beside the model, what it is for, and where it comes from."""
         operator = model.operator if model.operator is not None else Identity()
         content: dict[str, Any] = {"operator": public_name(operator)}
-        if isinstance(model, BilevelModule):
-            content |= {"mu": model.mu, "fidelity": public_name(model.fidelity)}
-        if isinstance(model, AdversarialModule):
-            content |= model.extra_metadata()
+        if isinstance(model, UpperLevelModule):
+            content |= model.metadata()
         content["setting"] = describe_setting(operator, self.datamodule)
         if isinstance(self.datamodule, DenoisingDataModule):
             content["learned_from"] = self.datamodule.fingerprints("train")
@@ -242,7 +239,7 @@ class ReconCLI(LightningCLI):
             summary["val_grade"] = Grade(int(metrics["val_grade"])).word
         return summary | {
             "seconds": self.stopwatch.seconds,
-            "regularizer" if isinstance(model, BilevelModule) else "reconstructor": public_name(model.learned),
+            "regularizer" if isinstance(model, UpperLevelModule) else "reconstructor": public_name(model.learned),
             "config": str(self.config_file) if self.config_file is not None else None,
         }
 
@@ -278,6 +275,7 @@ def run_cli(arguments: list[str]) -> ReconCLI:
 def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
     _quiet()
     read_older()
+    check_options(arguments)
     _check_order(arguments)
     _check_files(arguments)
     subcommands = ReconCLI.subcommands()

@@ -192,7 +192,7 @@ def test_other_problems_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path).fit(module, datamodule=Five(sigma=0.1, seed=1, dtype="float32"), ckpt_path=last)
     foreign = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6", "loops": {}, "epoch": 0}, foreign)
-    with pytest.raises(CheckpointError, match=r"not a checkpoint of models\.supervised\.SupervisedModule"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of models\.SupervisedModule"):
         trainer(tmp_path).validate(module, datamodule=Five(dtype="float32"), ckpt_path=foreign, verbose=False)
 
 
