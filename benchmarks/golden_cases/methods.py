@@ -17,10 +17,13 @@ from recon.bilevel import (
     DFOLS,
     HOAG,
     MAID,
+    Accelerations,
+    AccuracySchedule,
     BilevelObjective,
     Differentiation,
     FixedAccuracy,
     InexactAdam,
+    LineSearch,
     InexactSGD,
     NegativePSNR,
     Piggyback,
@@ -56,13 +59,21 @@ Method = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 #: every method, with the options that configs/figures and configs use
 METHODS: dict[str, Method] = {
     "maid": lambda p: MAID(p),
-    "maid 4a": lambda p: MAID(p, direction="gradient", lr=0.01, line_search=5, **_scheduled()),
-    "maid 4a + 4b": lambda p: MAID(p, line_search=5, **_scheduled()),
+    "maid 4a": lambda p: PublishedMAID(p, accelerations=Accelerations("goal_oriented", largest_growth=4.0)),
+    "maid 4a + 4b": lambda p: PublishedMAID(
+        p, lr=0.1, accelerations=Accelerations("goal_oriented", "lbfgs", largest_growth=4.0)
+    ),
     "maid from 100": lambda p: MAID(p, solution_accuracy=100.0, adjoint_accuracy=100.0, tolerance=1e-4),
     "maid from 1e-5": lambda p: MAID(p, solution_accuracy=1e-5, adjoint_accuracy=1e-5, tolerance=1e-4),
     "maid tolerance": lambda p: MAID(p, tolerance=0.5),
     "maid adagrad": lambda p: MAID(p, direction="adagrad", certificate="first_order", memory=3, slack=0.5),
-    "maid descent check": lambda p: MAID(p, descent_check=True, eta=0.4, largest_growth=2.0, **_scheduled()),
+    "maid descent check": lambda p: PublishedMAID(
+        p,
+        lr=0.1,
+        line_search=LineSearch(),
+        schedule=AccuracySchedule(descent_check=True, eta=0.4),
+        accelerations=Accelerations("goal_oriented", "lbfgs", largest_growth=2.0),
+    ),
     "published": lambda p: PublishedMAID(p),
     "published slow decay": lambda p: PublishedMAID(p, accuracy_shrink=0.8, accuracy_growth=1.05),
     "published fast decay": lambda p: PublishedMAID(p, accuracy_shrink=0.1, accuracy_growth=1.0),
@@ -81,10 +92,6 @@ DERIVATIVE_FREE: dict[str, Method] = {
     "dfols": lambda p: DFOLS(p, solution_accuracy=1.0),
     "dfols fixed": lambda p: DFOLS(p, solution_accuracy=0.01, dynamic=False),
 }
-
-
-def _scheduled() -> dict[str, Any]:
-    return {"accuracy": "schedule", "solution_accuracy": 0.1, "adjoint_accuracy": 0.1}
 
 
 def _noisy(batch: int, *shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
