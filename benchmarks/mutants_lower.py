@@ -139,7 +139,7 @@ LOWER: list[Mutation] = [
         ("torch.where(torch.isfinite(bound), grade, int(Grade.ESTIMATED))", "grade"),
     ),
     *mutations_of(
-        "recon/lower_level/solvers/projected_lbfgs.py",
+        "recon/lower_level/solvers/lbfgs.py",
         "tests/lower_level/solvers/test_projected_lbfgs.py::test_the_certificate_holds_at_any_point",
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, grad.clamp_min(0))"),
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, 0 * grad)"),

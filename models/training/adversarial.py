@@ -17,7 +17,7 @@ from models.training.callbacks import LastCheckpoint
 from models.training.critic import AdversarialObjective, CriticAdam, critic_reconstruction, scale_parameter
 from recon import metrics
 from recon.bilevel import BilevelObjective
-from recon.lower_level import DataFidelity, Energy, Regularizer, Solver, Status
+from recon.lower_level import DataFidelity, Energy, Regularizer, Snapshot, Solver, Status
 from recon.lower_level.solvers.descent import best_weight, descend
 from recon.operators import Identity, LinearOperator
 from recon.reconstruction import mirrored
@@ -196,10 +196,10 @@ class AdversarialModule(BilevelModule):
         energy, start = self._energy(y)
         target, found = self.display(x), []
 
-        def watch(z: Tensor) -> None:
-            found.append(float(metrics.psnr(self.display(self._inside(z, y)), target).mean()))
+        def note(snapshot: Snapshot) -> None:
+            found.append(float(metrics.psnr(self.display(self._inside(snapshot.x, y)), target).mean()))
 
-        descend(energy, start, self.most_iterations, watch)
+        descend(energy, start, self.most_iterations, note)
         return found
 
     # --- reconstruction ----------------------------------------------------------------------------------------------

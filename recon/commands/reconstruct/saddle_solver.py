@@ -11,8 +11,7 @@ from torch import Tensor
 
 from models import LearnedTV
 from recon.lower_level import PDHG, SaddleModel, SaddlePoint, Solution
-from recon.lower_level.saddle.pdhg import Iteration
-from recon.lower_level.saddle.problem import check_transpose, distances
+from recon.lower_level.saddle.problem import check_transpose
 from recon.operators import Identity, LinearOperator
 from recon.reconstruction.problem import Problem, require_tried
 
@@ -54,18 +53,6 @@ class Whitened(LinearOperator):
 
     def _adjoint(self, y: Tensor) -> Tensor:
         return self.operator.adjoint(self.root * y)
-
-
-class _Watched(Iteration):
-    """Reports the bound of the distance by the residuals at every step; infinite if there is none."""
-
-    watch: Callable[[float], None]
-
-    def advance(self) -> tuple[Tensor, Tensor]:
-        p, d = super().advance()
-        primal, dual = p.double().norm(dim=1), d.double().norm(dim=1)
-        self.watch(float(distances(primal, dual, self.primal, self.dual)[0].norm()))
-        return p, d
 
 
 class SaddleSolver:
@@ -180,11 +167,10 @@ class SaddleSolver:
             z = images.new_zeros(len(images), saddle.operator.domain_size + saddle.operator.range_size)
             z[:, : saddle.pixels] = images.flatten(1)
         diagonal = saddle.operator.absolute_sums() is not None
-        iteration = _Watched(saddle, *saddle.split(z), diagonal)
-        iteration.watch = self.watch
         method = PDHG(self.max_evaluations, diagonal=diagonal, certified=certified)
+        accuracy /= math.sqrt(len(images))
+        found = method(saddle, *saddle.split(z), accuracy, lambda snapshot: self.watch(float(snapshot.error.norm())))
         with torch.no_grad():
-            found = method.run(iteration, accuracy / math.sqrt(len(images)))[0]
             gradient = saddle.g.grad(found.x) + saddle.operator.transpose(found.y)
         if bool(torch.isfinite(found.x).all() and torch.isfinite(found.y).all()):
             self._last = self._ends[weight] = torch.cat([found.x, found.y], 1)

@@ -97,15 +97,26 @@ class Collector:
         self.evaluations = torch.zeros(batch, dtype=torch.int64, device=device)
         self.active = torch.arange(batch, device=device)
 
-    def finish(self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, found: Certificate) -> Tensor:
+    def finish(
+        self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, evaluations: Tensor, found: Certificate
+    ) -> Tensor:
         """Store the images where ``done`` holds; returns the positions of those that go on."""
         index = self.active[done]
-        self.x[index], self.gradient[index] = x[done], gradient[done]
+        self.x[index], self.gradient[index], self.evaluations[index] = x[done], gradient[done], evaluations[done]
         self.status[index], self.error[index] = status[done], found.error[done]
         self.rounding[index], self.grade[index] = found.rounding[done], found.grade[done]
         rest = torch.nonzero(~done).flatten()
         self.active = self.active[rest]
         return rest
+
+    def merged(self, x: Tensor, evaluations: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """These of the whole batch, given those of the images that still run."""
+        if len(self.active) == len(self.x):
+            return x, evaluations, error
+        whole = self.x.clone(), self.evaluations.clone(), self.error.clone()
+        for mine, new in zip(whole, (x, evaluations, error), strict=True):
+            mine[self.active] = new
+        return whole
 
     def solution(self) -> Solution:
         """The collected batch."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from recon.lower_level.solvers import first_guess
+from recon.lower_level import first_guess
 from recon.operators import FiniteDifferences, Identity, ParallelBeam, RayTransform
 from tests.lower_level.problems import normal
 
