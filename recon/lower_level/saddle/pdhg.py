@@ -15,7 +15,7 @@ from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.problem import SaddlePoint, distances
 from recon.lower_level.solution import RUNNING, Status
 from recon.lower_level.solvers.iterate import Callback, Snapshot, ends
-from recon.lower_level.solvers.stopping import PATIENCE
+from recon.lower_level.solvers.stopping import PATIENCE, merged
 
 #: ratio of the residuals above which steps are balanced, and how fast the adaptation dies out (Goldstein et al. 2015)
 IMBALANCE, DECAY = 1.5, 0.95
@@ -325,10 +325,10 @@ class _Collected:
 
     def snapshot(self, steps: int, iteration: Iteration, error: Tensor) -> Snapshot:
         """The whole batch, given the errors of the images that still run."""
-        x, certified, evaluations = self.values[6].clone(), self.values[0].clone(), self.evaluations.clone()
-        x[self.active], certified[self.active] = iteration.x, error
-        evaluations[self.active] = _spent(steps, iteration)
-        return Snapshot(steps, iteration.saddle.image(x), evaluations, certified)
+        running = iteration.x, torch.full_like(self.active, _spent(steps, iteration)), error
+        known, _, _, _, _, _, x, *_ = self.values
+        x, evaluations, error = merged(self.active, running, (x, self.evaluations, known))
+        return Snapshot(steps, iteration.saddle.image(x), evaluations, error)
 
     def solution(self) -> tuple[SaddleSolution, list[Tensor]]:
         error, dual_error, rounding, residual, status, grade, x, y, s, *more = self.values

@@ -13,7 +13,7 @@ from torch import Tensor
 from recon.lower_level.energy import Energy
 from recon.lower_level.precision import full_precision
 from recon.lower_level.solution import RUNNING, Solution, Status
-from recon.lower_level.solvers.stopping import Collector, Stopping
+from recon.lower_level.solvers.stopping import Collector, Stopping, merged
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,9 @@ class SteppedSolver(Solver, Generic[S]):
     max_iterations: int
     certified = True
 
+    def prepare(self, energy: Energy, like: Tensor) -> None:
+        """Have the energy of the whole batch compute what steps ask it for, before images leave it."""
+
     @abstractmethod
     def init(self, energy: Energy, x0: Tensor) -> S:
         """The state at the start: a copy of x0 or of its projection, evaluated once."""
@@ -146,8 +149,10 @@ class SteppedSolver(Solver, Generic[S]):
     def start(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solve[S]:
         """A solve that has been evaluated at its start; arguments are those of the call."""
         stopping = Stopping(energy, accuracy, x0, self.certified)
+        self.prepare(energy, x0.detach())
         return Solve(self, energy, stopping, self.init(energy, x0.detach()), Collector(x0))
 
+    @full_precision()
     def resume(self, energy: Energy, saved: Saved) -> Solve[S]:
         """A solve that goes on where another one was saved.
 
@@ -176,6 +181,7 @@ class SteppedSolver(Solver, Generic[S]):
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is not what a solve of {type(self).__name__} saved: {error}") from error
         energy.check_start(collected.x)
+        self.prepare(energy, collected.x)
         part = energy.select(collected.active)
         stopping = Stopping(part, accuracy, state.x, self.certified)
         vars(stopping).update(_copied(saved["stopping"]))
@@ -221,9 +227,10 @@ class Solve(Generic[S]):
 
     def snapshot(self) -> Snapshot:
         """Where the whole batch is; tensors are not changed any more."""
-        state = self.state
+        state, ended = self.state, self.collected
         found = self.stopping.certificate(self.energy, state.x, self.solver.left(state))
-        return Snapshot(self.iteration, *self.collected.merged(state.x, state.evaluations, found.error))
+        running = state.x, state.evaluations, found.error
+        return Snapshot(self.iteration, *merged(ended.active, running, (ended.x, ended.evaluations, ended.error)))
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Everything that goes on, as plain tensors by part and name: copies, that ``torch.save`` takes."""

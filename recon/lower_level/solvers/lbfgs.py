@@ -29,10 +29,10 @@ class LineSearchState(State):
     fresh: Tensor
 
 
-LineSearch = TypeVar("LineSearch", bound=LineSearchState)
+L = TypeVar("L", bound=LineSearchState)
 
 
-class QuasiNewton(SteppedSolver[LineSearch]):
+class LineSearchSolver(SteppedSolver[L]):
     """What L-BFGS with and without constraints have in common: options, the test of a trial, and what follows.
 
     Parameters
@@ -70,6 +70,10 @@ class QuasiNewton(SteppedSolver[LineSearch]):
         self.memory, self.max_iterations, self.armijo, self.certified = memory, max_iterations, armijo, certified
         self.precondition = precondition
 
+    def prepare(self, energy: Energy, like: Tensor) -> None:
+        """The preconditioner, if it is asked for."""
+        self._inverse(energy, like)
+
     def _begun(self, energy: Energy, x: Tensor) -> LineSearchState:
         value, grad = energy.value_and_grad(x)
         spent, fresh = (torch.ones(len(x), dtype=dtype, device=x.device) for dtype in (torch.int64, torch.bool))
@@ -93,7 +97,7 @@ class QuasiNewton(SteppedSolver[LineSearch]):
         return ((new <= old + slope) | (flat & (after <= (2 * self.armijo - 1) * before))) & torch.isfinite(after)
 
     @staticmethod
-    def _moved(state: LineSearch, trial: Tensor, value: Tensor, grad: Tensor, before: Tensor, after: Tensor) -> None:
+    def _moved(state: L, trial: Tensor, value: Tensor, grad: Tensor, before: Tensor, after: Tensor) -> None:
         """Go to the trial where it was accepted, that is, ``state.fresh``."""
         here = over_image(state.fresh, trial)
         state.x, state.grad = torch.where(here, trial, state.x), torch.where(here, grad, state.grad)
@@ -113,7 +117,7 @@ class LBFGSState(LineSearchState):
     count: Tensor
 
 
-class LBFGS(QuasiNewton[LBFGSState]):
+class LBFGS(LineSearchSolver[LBFGSState]):
     r"""Limited-memory BFGS with Armijo backtracking (Nocedal and Wright 2006, algorithm 7.5).
 
     A trial step a along d is accepted if h(x + ad) <= h(x) + c a <grad h(x), d>, or, where h cannot resolve the
@@ -123,7 +127,7 @@ class LBFGS(QuasiNewton[LBFGSState]):
     Parameters
     ----------
     memory, max_iterations, armijo, certified, precondition
-        See :class:`QuasiNewton`.
+        See :class:`LineSearchSolver`.
     """
 
     state = LBFGSState
@@ -202,7 +206,7 @@ class ProjectedState(LineSearchState):
     steep: Tensor
 
 
-class ProjectedLBFGS(QuasiNewton[ProjectedState]):
+class ProjectedLBFGS(LineSearchSolver[ProjectedState]):
     r"""Minimize h over x >= 0: limited-memory BFGS on the free pixels (Bertsekas 1982; Schmidt et al. 2009).
 
     Pixels that a gradient step would put to zero, x_i <= gamma g_i, take just this step; the others take that of L-BFGS
@@ -217,7 +221,7 @@ class ProjectedLBFGS(QuasiNewton[ProjectedState]):
     Parameters
     ----------
     memory, max_iterations, armijo, certified, precondition
-        See :class:`QuasiNewton`.
+        See :class:`LineSearchSolver`.
     """
 
     state = ProjectedState

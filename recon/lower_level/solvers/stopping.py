@@ -84,6 +84,16 @@ def certificate(energy: Energy, x: Tensor, norm: Tensor, modulus: float) -> Cert
     return Certificate(error, rounding, grade_bounds(error, rounding, energy.working_dtype(x.dtype), energy.basis))
 
 
+def merged(active: Tensor, running: tuple[Tensor, ...], ended: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors of the whole batch from those of the images ``active`` and, of all others, from ``ended``."""
+    if len(active) == len(ended[0]):
+        return running
+    whole = tuple(tensor.clone() for tensor in ended)
+    for mine, new in zip(whole, running, strict=True):
+        mine[active] = new
+    return whole
+
+
 class Collector:
     """Gathers the images of a batch as they finish, each at its own time."""
 
@@ -108,15 +118,6 @@ class Collector:
         rest = torch.nonzero(~done).flatten()
         self.active = self.active[rest]
         return rest
-
-    def merged(self, x: Tensor, evaluations: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """These of the whole batch, given those of the images that still run."""
-        if len(self.active) == len(self.x):
-            return x, evaluations, error
-        whole = self.x.clone(), self.evaluations.clone(), self.error.clone()
-        for mine, new in zip(whole, (x, evaluations, error), strict=True):
-            mine[self.active] = new
-        return whole
 
     def solution(self) -> Solution:
         """The collected batch."""

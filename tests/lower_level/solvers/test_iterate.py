@@ -12,9 +12,20 @@ import torch
 from torch import Tensor
 
 from models import ICNN, LearnedTV, PrimalDual
-from recon.lower_level import FISTA, LBFGS, PDHG, Energy, ProjectedLBFGS, Snapshot, Status, SteppedSolver
+from recon.lower_level import (
+    FISTA,
+    LBFGS,
+    PDHG,
+    Energy,
+    KullbackLeibler,
+    ProjectedLBFGS,
+    Snapshot,
+    Status,
+    SteppedSolver,
+    first_guess,
+)
 from recon.lower_level.solvers.descent import descend
-from recon.operators import Blur
+from recon.operators import Blur, ParallelBeam, RayTransform
 from tests.lower_level.problems import exact_minimizer, make, normal, norms, smooth_image
 
 SOLVERS: dict[str, SteppedSolver[Any]] = {
@@ -32,7 +43,12 @@ ACCURACY = torch.tensor([1e-1, 1e-7, 1e-3], dtype=torch.float64)
 
 def energies() -> dict[str, Energy]:
     y = smooth_image(3, 1, 8, 7, seed=3) + normal(3, 1, 8, 7, scale=0.2)
-    return {"tv": Energy(y, make("tv")), "blur": Energy(y, make("crr"), Blur(0.7, (1, 8, 7), "periodic"), mu=0.1)}
+    rays = RayTransform(ParallelBeam.equispaced((8, 7), 8.0, 6), cache=False)
+    return {
+        "tv": Energy(y, make("tv")),
+        "blur": Energy(y, make("crr"), Blur(0.7, (1, 8, 7), "periodic"), mu=0.1),
+        "rays": Energy(rays(y.abs()), make("tv"), rays, KullbackLeibler(5.0), mu=20.0),  # has a preconditioner
+    }
 
 
 def kept(snapshots: list[Snapshot]) -> list[Snapshot]:
@@ -143,19 +159,21 @@ def test_a_subclass_of_energies_survives_select() -> None:
     assert energy.calls == 1 + int(solution.evaluations.max())
 
 
-@pytest.mark.parametrize("name", ["tv", "blur"])
+@pytest.mark.parametrize("name", ["tv", "rays"])
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_a_solve_that_was_saved_goes_on_bit_for_bit(solver: str, name: str) -> None:
     """From any iteration, through a file that holds nothing but tensors, on an energy that was made anew."""
     energy, method, files = energies()[name], SOLVERS[solver], list[bytes]()
-    solve = method.start(energy, energy.y, ACCURACY)
+    start = first_guess(energy.operator, energy.y)
+    assert (energy.preconditioner(start) is not None) == (name == "rays")
+    solve = method.start(energy, start, ACCURACY)
 
     def save(snapshot: Snapshot) -> None:
         file = io.BytesIO()
         torch.save(solve.state_dict(), file)
         files.append(file.getvalue())
 
-    expected, told = solve.run(save), method(energy, energy.y, ACCURACY)
+    expected, told = solve.run(save), method(energy, start, ACCURACY)
     assert len(files) > 5
     for file in (*files[:: max(1, len(files) // 6)], files[-1]):
         saved, seen = torch.load(io.BytesIO(file), weights_only=True), list[Snapshot]()
