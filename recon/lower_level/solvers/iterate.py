@@ -135,9 +135,9 @@ class SteppedSolver(Solver, Generic[S]):
         """What is left of the gradient at x: zero at the minimizer, and its norm over mu is the certificate."""
         return state.grad
 
-    def stalled(self, state: S) -> Tensor:
-        """Which images cannot make progress any more, ``(images,)``."""
-        return torch.zeros_like(state.evaluations, dtype=torch.bool)
+    def stalled(self, state: S) -> Tensor | None:
+        """Which images cannot make progress any more, ``(images,)``; None where that is not known."""
+        return None
 
     def __call__(
         self, energy: Energy, x0: Tensor, accuracy: float | Tensor, callback: Callback | None = None
@@ -242,8 +242,9 @@ class Solve(Generic[S]):
         """Take the images out that may stop; ``stopped``: all of them."""
         state, left = self.state, self.solver.left(self.state)
         status = self.stopping.status(self.energy, state.x, left)
-        status[self.solver.stalled(state) & (status == RUNNING)] = Status.PRECISION_FLOOR
-        late = (state.evaluations >= self.solver.max_iterations) | stopped
+        if (stalled := self.solver.stalled(state)) is not None:
+            status[stalled & (status == RUNNING)] = Status.PRECISION_FLOOR
+        late = state.evaluations >= (0 if stopped else self.solver.max_iterations)
         status[late & (status == RUNNING)] = Status.ITERATION_LIMIT
         done = status != RUNNING
         if not done.any():
