@@ -212,7 +212,7 @@ LOWER: list[Mutation] = [
         ('object.__setattr__(self, "rounding", self.residual_norm)', 'object.__setattr__(self, "rounding", 0.0)'),
     ),
     *mutations_of(
-        "recon/lower_level/solvers/projected_lbfgs.py",
+        "recon/lower_level/solvers/lbfgs.py",
         "tests/lower_level/solvers/test_projected_lbfgs.py::test_the_certificate_holds_at_any_point",
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, grad.clamp_min(0))"),
         ("torch.where(x > 0, grad, grad.clamp_max(0))", "torch.where(x > 0, grad, 0 * grad)"),

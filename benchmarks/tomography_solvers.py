@@ -18,32 +18,11 @@ from torch import Tensor
 from benchmarks.common import arguments, print_table, start, write_csv
 from datasets.sources.phantoms import SheppLogan
 from models import TotalVariation
-from recon.lower_level import LBFGS, Energy, ProjectedLBFGS, conjugate_gradients, projected_gradient
+from recon.lower_level import LBFGS, Energy, ProjectedLBFGS, Snapshot, conjugate_gradients
 from recon.operators import FilteredBackProjection, ParallelBeam, RayTransform
 
 GOALS = (1e-4, 1e-6)
 FIELD = 300.0  # mm
-
-
-class Recorded(Energy):
-    """Notes, for one image, the evaluation at which each goal is first reached, and the PSNR there."""
-
-    truth: Tensor
-    scale: float
-    positive: bool = False
-
-    def begin(self, positive: bool) -> None:
-        self.positive, self.count = positive, 0
-        self.hits: dict[float, tuple[int, float]] = {}
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = super().value_and_grad(x)
-        self.count += 1
-        norm = float((projected_gradient(x, grad) if self.positive else grad).norm())
-        for goal in GOALS:
-            if norm <= goal * self.scale and goal not in self.hits:
-                self.hits[goal] = (self.count, psnr(x, self.truth))
-        return value, grad
 
 
 def psnr(x: Tensor, truth: Tensor) -> float:
@@ -59,21 +38,27 @@ def measure(size: int, views: int, log_smoothing: float, log_weight: float) -> l
     y = y + 0.02 * float(y.abs().mean()) * noise
     x0 = FilteredBackProjection(geometry)(y)
     tv = TotalVariation(log_weight, log_smoothing).double().requires_grad_(False)
-    energy = Recorded(y, tv, operator, mu=1e-6 * operator.norm_bound**2)
-    energy.begin(False)
-    energy.truth, energy.scale = truth, math.inf
-    energy.scale = float(energy.grad(torch.zeros_like(x0)).norm())
+    energy = Energy(y, tv, operator, mu=1e-6 * operator.norm_bound**2)
+    scale = float(energy.grad(torch.zeros_like(x0)).norm())
     labels = {"size": size, "views": views, "smoothing": math.exp(log_smoothing)}
     rows, x = [], x0
     for solver, precondition in ((LBFGS, False), (LBFGS, True), (ProjectedLBFGS, False), (ProjectedLBFGS, True)):
-        energy.begin(solver is ProjectedLBFGS)
+        hits: dict[float, tuple[float, float]] = dict.fromkeys(GOALS, (math.inf, math.nan))
+
+        def note(now: Snapshot, hits: dict[float, tuple[float, float]] = hits) -> None:
+            """The evaluation at which each goal is first reached, and the PSNR there."""
+            gradient = float(now.error) * energy.strong_convexity
+            for goal in GOALS:
+                if gradient <= goal * scale and hits[goal][0] == math.inf:
+                    hits[goal] = (int(now.evaluations), psnr(now.x, truth))
+
         begin = time.perf_counter()
         solution = solver(certified=False, precondition=precondition, max_iterations=2000)(
-            energy, x0, GOALS[1] * energy.scale
+            energy, x0, GOALS[1] * scale, note
         )
         seconds, x = time.perf_counter() - begin, solution.x
-        counts = {f"{goal:g}": energy.hits.get(goal, (math.inf,))[0] for goal in GOALS}
-        pictures = {f"PSNR {goal:g}": energy.hits.get(goal, (0, math.nan))[1] for goal in GOALS}
+        counts = {f"{goal:g}": hits[goal][0] for goal in GOALS}
+        pictures = {f"PSNR {goal:g}": hits[goal][1] for goal in GOALS}
         last = {"relative certified error": float(solution.error / x.flatten().norm()), "seconds": seconds}
         name = f"{solver.__name__}{', preconditioned' if precondition else ''}"
         rows.append(labels | {"method": name} | counts | pictures | last)

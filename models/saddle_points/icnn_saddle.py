@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from recon.lower_level import (
     SaddleModel,
     SaddlePoint,
     SaddleSolution,
+    Snapshot,
     Solution,
     Solver,
     Squared,
@@ -28,6 +31,7 @@ from recon.lower_level import (
     per_image_norm,
 )
 from recon.lower_level.saddle.epigraph import Epigraph, ReLUSum, Shifted
+from recon.lower_level.solvers.iterate import Callback
 from recon.lower_level.solvers.stopping import certificate
 from recon.operators import Identity, LinearOperator
 
@@ -242,8 +246,12 @@ class PrimalDual(Solver):
         self.max_iterations, self.diagonal, self.certified = max_iterations, diagonal, certified
 
     @torch.no_grad()
-    def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
+    def __call__(
+        self, energy: Energy, x0: Tensor, accuracy: float | Tensor, callback: Callback | None = None
+    ) -> Solution:
         """Minimize h from ``x0`` to a certified distance ``accuracy`` (a number, or one per image).
+
+        ``callback`` is told the steps of PDHG, by which nothing is certified yet, see :class:`Solver`.
 
         Raises ``ValueError`` if R is no ICNN, or D not (c/2)||Ax - y||^2; :class:`NotStronglyConvexError` if a
         certificate is asked for and h has no positive modulus.
@@ -260,9 +268,12 @@ class PrimalDual(Solver):
         x = model.hidden(x0)
         y = x.new_zeros(len(x), saddle.operator.range_size)
         spent = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        residual, left = modulus * goal if self.certified else goal, self.max_iterations
+        residual, left, steps = modulus * goal if self.certified else goal, self.max_iterations, 0
         while True:
-            found = PDHG(max(left, 1), diagonal=self.diagonal, certified=False)(saddle, x, y, residual)
+            found = PDHG(max(left, 1), diagonal=self.diagonal, certified=False)(
+                saddle, x, y, residual, callback and partial(_told, callback, steps, spent)
+            )
+            steps += int(found.evaluations.max()) - 1
             spent, left = spent + found.evaluations, left - int(found.evaluations.max())
             solution = self._certified(energy, saddle, found, goal, spent, modulus)
             running = solution.status == Status.ITERATION_LIMIT
@@ -285,6 +296,11 @@ class PrimalDual(Solver):
             status = torch.where(late, int(Status.ITERATION_LIMIT), status)
         status = torch.where(torch.isfinite(norm), status, int(Status.NOT_FINITE))
         return Solution(x, gradient, error, status, spent + 1, rounding, grade)
+
+
+def _told(callback: Callback, steps: int, spent: Tensor, now: Snapshot) -> None:
+    """Tell the callback of a run of PDHG that others went before."""
+    callback(replace(now, iteration=steps + now.iteration, evaluations=spent + now.evaluations))
 
 
 def saddle_model(energy: Energy, like: Tensor) -> ICNNSaddle:

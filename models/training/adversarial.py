@@ -18,7 +18,7 @@ from models.training.critic import AdversarialObjective, CriticAdam, critic_reco
 from models.training.module import Reconstruction
 from recon import metrics
 from recon.bilevel import SquaredError
-from recon.lower_level import DataFidelity, Energy, Regularizer, Solver, Status
+from recon.lower_level import DataFidelity, Energy, Regularizer, Snapshot, Solver, Status
 from recon.lower_level.solvers.descent import best_weight, descend
 from recon.operators import Identity, LinearOperator, RayTransform
 from recon.reconstruction import mirrored
@@ -202,10 +202,10 @@ class AdversarialModule(EnergyModule):
         energy, start = self._energy(y)
         target, found = self.display(x), []
 
-        def watch(z: Tensor) -> None:
-            found.append(float(metrics.psnr(self.display(self._inside(z, y)), target).mean()))
+        def note(snapshot: Snapshot) -> None:
+            found.append(float(metrics.psnr(self.display(self._inside(snapshot.x, y)), target).mean()))
 
-        descend(energy, start, self.most_iterations, watch)
+        descend(energy, start, self.most_iterations, note)
         return found
 
     # --- reconstruction ----------------------------------------------------------------------------------------------

@@ -21,9 +21,8 @@ from recon.lower_level.solution import LinearSolution, Solution, Status
 from recon.lower_level.solvers.cg import conjugate_gradients
 from recon.lower_level.solvers.first_guess import first_guess
 from recon.lower_level.solvers.fista import FISTA
-from recon.lower_level.solvers.lbfgs import LBFGS
-from recon.lower_level.solvers.projected_lbfgs import ProjectedLBFGS, projected_gradient
-from recon.lower_level.solvers.solver import Solver
+from recon.lower_level.solvers.iterate import Snapshot, Solve, Solver, SteppedSolver
+from recon.lower_level.solvers.lbfgs import LBFGS, ProjectedLBFGS, projected_gradient
 
 __all__ = [
     "FISTA",
@@ -52,11 +51,14 @@ __all__ = [
     "SaddlePoint",
     "SaddleSolution",
     "SmoothedNorm",
+    "Snapshot",
     "Solution",
+    "Solve",
     "Solver",
     "Squared",
     "SquaredL2",
     "Status",
+    "SteppedSolver",
     "Vanishing",
     "WeightedSquaredL2",
     "check_contract",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -76,6 +78,8 @@ class Energy:
         self._offset: float | None = None
         self._watch = watch_of(regularizer)
         self._seen: Iterate | None = None
+        #: preconditioners by shape, type and device of the images
+        self._inverses: dict[tuple[object, ...], Preconditioner | None] = {}
         #: ||A|| ||D'(0, y)||, per image
         self._pull = self.operator.norm_bound * per_image_norm(self.fidelity.grad(torch.zeros_like(self.y), self.y))
         #: ||A|| times the terms that D' subtracts, per image
@@ -234,8 +238,14 @@ class Energy:
         """P about h'' for images of the shape of ``like``, diagonal in frequency; None without a ``normal_symbol``.
 
         P = c A^T A + ``FLAT`` R''(0) + mu, with the mean c of D'' at z = y. R''(0) is what R does where the image is
-        flat; at edges it does much less. It costs one product with it for one image, and none with A.
+        flat; at edges it does much less. It costs one product with it for one image, once, and none with A.
         """
+        kind = (like.shape[1:], like.dtype, like.device)
+        if kind not in self._inverses:
+            self._inverses[kind] = self._made_preconditioner(like)
+        return self._inverses[kind]
+
+    def _made_preconditioner(self, like: Tensor) -> Preconditioner | None:
         normal = self.operator.normal_symbol()
         if normal is None:
             return None
@@ -256,10 +266,10 @@ class Energy:
             hessian, b, w0, accuracy, max_iterations, rounding=rounding, preconditioner=preconditioner
         )
 
-    def select(self, index: Tensor) -> Energy:
-        """The energies of the images ``index`` alone."""
-        part = object.__new__(Energy)
-        part.__dict__.update(self.__dict__)
+    def select(self, index: Tensor) -> Self:
+        """The energies of the images ``index`` alone, of the same class."""
+        part = copy.copy(self)
+        part._inverses = {kind: p and p.select(index) for kind, p in self._inverses.items()}
         part.y, part._pull, part._cancelled = self.y[index], self._pull[index], self._cancelled[index]
         part.fidelity = self.fidelity.select(index, self.y)
         return part

@@ -22,7 +22,6 @@ from recon.lower_level import (
     SquaredL2,
     Status,
     WeightedSquaredL2,
-    projected_gradient,
 )
 from recon.operators import LinearOperator
 
@@ -160,19 +159,6 @@ class Weighted(Regularizer):
         return self.weight * self.regularizer.convexity()
 
 
-class _WatchedEnergy(Energy):
-    """Reports the certified distance to the minimizer at every evaluation."""
-
-    watch: Callable[[float], None]
-    nonnegative: bool
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        value, grad = super().value_and_grad(x)
-        left = projected_gradient(x, grad) if self.nonnegative else grad
-        self.watch(float(left.norm()) / self.strong_convexity)
-        return value, grad
-
-
 class WeightedSolver(Protocol):
     """What chooses weights and reports results needs of a solver, whatever the lower level is."""
 
@@ -213,8 +199,7 @@ class Solver:
             NotStronglyConvexError: (a ValueError) nothing could be certified.
         """
         problem, prior = self.problem, Weighted(self.regularizer, weight)
-        energy = _WatchedEnergy(problem.y, prior, problem.operator, problem.fidelity(), self.mu)
-        energy.watch, energy.nonnegative = self.watch, self.nonnegative
+        energy = Energy(problem.y, prior, problem.operator, problem.fidelity(), self.mu)
         energy.require_strong_convexity()
         return energy
 
@@ -240,7 +225,8 @@ class Solver:
 
     def _solve(self, energy: Energy, start: Tensor, accuracy: float) -> Solution:
         method = ProjectedLBFGS if self.nonnegative else LBFGS
-        return method(max_iterations=self.max_evaluations)(energy, start, accuracy)
+        solver = method(max_iterations=self.max_evaluations)
+        return solver(energy, start, accuracy, lambda snapshot: self.watch(float(snapshot.error)))
 
 
 def require_tried(problem: Problem, weight: float, solution: Solution) -> None:

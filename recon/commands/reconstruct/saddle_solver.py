@@ -12,8 +12,6 @@ from torch import Tensor
 from models import LearnedTV
 from recon.lower_level import PDHG, SaddleModel, SaddlePoint, Solution
 from recon.lower_level.saddle.maps import check_transpose
-from recon.lower_level.saddle.pdhg import Iteration
-from recon.lower_level.saddle.problem import distances
 from recon.operators import Identity
 from recon.reconstruction.problem import Problem, require_tried
 
@@ -30,18 +28,6 @@ PLAIN_CERTIFICATE = (
     "primal-dual gap, where that is finite (error is null where it is not); accuracy is that of the residuals of both "
     "optimality conditions, the larger norm of two"
 )
-
-
-class _Watched(Iteration):
-    """Reports the bound of the distance by the residuals at every step; infinite if there is none."""
-
-    watch: Callable[[float], None]
-
-    def advance(self) -> tuple[Tensor, Tensor]:
-        p, d = super().advance()
-        primal, dual = p.double().norm(dim=1), d.double().norm(dim=1)
-        self.watch(float(distances(primal, dual, self.primal, self.dual)[0].norm()))
-        return p, d
 
 
 class SaddleSolver:
@@ -156,11 +142,10 @@ class SaddleSolver:
             z = images.new_zeros(len(images), saddle.operator.domain_size + saddle.operator.range_size)
             z[:, : saddle.pixels] = images.flatten(1)
         diagonal = saddle.operator.absolute_sums() is not None
-        iteration = _Watched(saddle, *saddle.split(z), diagonal)
-        iteration.watch = self.watch
         method = PDHG(self.max_evaluations, diagonal=diagonal, certified=certified)
+        accuracy /= math.sqrt(len(images))
+        found = method(saddle, *saddle.split(z), accuracy, lambda snapshot: self.watch(float(snapshot.error.norm())))
         with torch.no_grad():
-            found = method.run(iteration, accuracy / math.sqrt(len(images)))[0]
             gradient = saddle.g.grad(found.x) + saddle.operator.transpose(found.y)
         if bool(torch.isfinite(found.x).all() and torch.isfinite(found.y).all()):
             self._last = self._ends[weight] = torch.cat([found.x, found.y], 1)

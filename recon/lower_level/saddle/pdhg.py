@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from recon.lower_level.grade import grade_bounds, modelled_part
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.problem import SaddlePoint, distances
 from recon.lower_level.solution import RUNNING, Status
-from recon.lower_level.solvers.stopping import PATIENCE
+from recon.lower_level.solvers.iterate import Callback, Snapshot, ends
+from recon.lower_level.solvers.stopping import PATIENCE, merged
 
 #: ratio of the residuals above which steps are balanced, and how fast the adaptation dies out (Goldstein et al. 2015)
 IMBALANCE, DECAY = 1.5, 0.95
@@ -156,11 +158,20 @@ class PDHG:
 
     Parameters
     ----------
-    max_iterations: evaluations of one image after which it counts as not converged.
-    adaptive: balance tau/sigma by the residuals, image by image.
-    diagonal: diagonal preconditioning; K must know its ``absolute_sums``.
-    certified: False asks the accuracy of max(\|\|p\|\|, \|\|d\|\|), for problems without moduli; errors are reported
-        where they are known.
+    max_iterations : int
+        Steps of one image after which it counts as not converged: an evaluation each, besides that of the start.
+    adaptive : bool
+        Balance tau/sigma by the residuals, image by image.
+    diagonal : bool
+        Diagonal preconditioning; K must know its ``absolute_sums``.
+    certified : bool
+        False asks the accuracy of max(\|\|p\|\|, \|\|d\|\|), for problems without moduli; errors are reported where
+        they are known.
+
+    Raises
+    ------
+    ValueError
+        ``max_iterations`` is less than 1.
     """
 
     def __init__(
@@ -173,18 +184,43 @@ class PDHG:
 
     @full_precision()
     @torch.no_grad()
-    def __call__(self, saddle: SaddlePoint, x: Tensor, y: Tensor, accuracy: float | Tensor) -> SaddleSolution:
-        """Solve from (x, y) to ||u - u^|| <= ``accuracy`` for the image u of x, a number or one per image.
+    def __call__(
+        self, saddle: SaddlePoint, x: Tensor, y: Tensor, accuracy: float | Tensor, callback: Callback | None = None
+    ) -> SaddleSolution:
+        """Solve from (x, y) to ||u - u^|| <= ``accuracy`` for the image u of x.
 
-        Raises :class:`NotStronglyConvexError` if a certificate is asked for and g has no positive modulus.
+        Parameters
+        ----------
+        saddle : SaddlePoint
+            The problems of the batch.
+        x, y : Tensor
+            Where to start, flat.
+        accuracy : float or Tensor
+            A number, or one per image.
+        callback : callable, optional
+            ``callback(snapshot)`` is told the images and their certified errors after every step, see
+            :class:`recon.lower_level.Snapshot`. If it raises ``StopIteration``, images that are still running end
+            there with ``Status.ITERATION_LIMIT``.
+
+        Returns
+        -------
+        SaddleSolution
+            Points, their certificates, and why the solver stopped.
+
+        Raises
+        ------
+        NotStronglyConvexError
+            A certificate is asked for and g has no positive modulus.
         """
         if self.certified:
             saddle.require_strong_convexity()
-        return self.run(Iteration(saddle, x, y, self.diagonal), accuracy)[0]
+        return self.run(Iteration(saddle, x, y, self.diagonal), accuracy, callback)[0]
 
     @full_precision()
     @torch.no_grad()
-    def run(self, iteration: Iteration, accuracy: float | Tensor) -> tuple[SaddleSolution, list[Tensor]]:
+    def run(
+        self, iteration: Iteration, accuracy: float | Tensor, callback: Callback | None = None
+    ) -> tuple[SaddleSolution, list[Tensor]]:
         """Advance until every image may stop; the solution, and what else the iteration carries."""
         goal = torch.as_tensor(accuracy, dtype=torch.float64, device=iteration.x.device).expand(len(iteration.x))
         if not bool((goal > 0).all()):
@@ -206,7 +242,8 @@ class PDHG:
             bad = ~torch.isfinite(primal + dual)
             status[bad] = Status.NOT_FINITE
             error, dual_error = (torch.where(bad | e.isnan(), math.inf, e) for e in (error, dual_error))
-            if steps >= self.max_iterations:
+            stopped = ends(callback, partial(collected.snapshot, steps, iteration, error))
+            if stopped or steps >= self.max_iterations:
                 status[status == RUNNING] = Status.ITERATION_LIMIT
             done = status != RUNNING
             if done.any():
@@ -260,6 +297,11 @@ class _Track:
         self.goal, self.best, self.stale = self.goal[index], self.best[index], self.stale[index]
 
 
+def _spent(steps: int, iteration: Iteration) -> int:
+    """Evaluations after so many steps."""
+    return iteration.cost * (steps + 1)  # K x at the start counts as one
+
+
 class _Collected:
     """Gathers the images of a batch as they finish, each at its own time."""
 
@@ -276,10 +318,17 @@ class _Collected:
         index = self.active[done]
         for mine, new in zip(self.values, values, strict=True):
             mine[index] = new[done]
-        self.evaluations[index] = iteration.cost * (evaluations + 1)  # K x at the start counts as one
+        self.evaluations[index] = _spent(evaluations, iteration)
         rest = torch.nonzero(~done).flatten()
         self.active = self.active[rest]
         return rest
+
+    def snapshot(self, steps: int, iteration: Iteration, error: Tensor) -> Snapshot:
+        """The whole batch, given the errors of the images that still run."""
+        running = iteration.x, torch.full_like(self.active, _spent(steps, iteration)), error
+        known, _, _, _, _, _, x, *_ = self.values
+        x, evaluations, error = merged(self.active, running, (x, self.evaluations, known))
+        return Snapshot(steps, iteration.saddle.image(x), evaluations, error)
 
     def solution(self) -> tuple[SaddleSolution, list[Tensor]]:
         error, dual_error, rounding, residual, status, grade, x, y, s, *more = self.values

@@ -25,7 +25,7 @@ def conjugate_gradients(
     rounding: float = math.inf,
     preconditioner: Preconditioner | None = None,
 ) -> LinearSolution:
-    """Solve B w = b to ||Bw - b|| <= ``accuracy`` per image (absolute), from ``w0``.
+    """Solve B w = b to ||Bw - b|| <= ``accuracy`` per image, from ``w0``.
 
     The recurred residual says when to look. By how much it can differ from the true one is bounded, to first order,
     by ``rounding`` times the sum over the iterations of ||w|| + 2||step|| (Greenbaum 1997); ``rounding`` is u ||B||
@@ -33,8 +33,35 @@ def conjugate_gradients(
     ||w||, which is added to its norm. Where that gap is below a hundredth of the accuracy,
     it is added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is
     still too large restarts. If a restart does not reduce it any more, the image is at the floor of its precision.
-    ``residual`` is b - B w0, if the caller knows it already. ``preconditioner`` applies P^{-1} with P about B: it
-    changes the directions; residuals and accuracies stay those of Bw - b in the Euclidean norm. Images leave when done.
+    Images leave when done.
+
+    Parameters
+    ----------
+    hessian : HessianMap
+        w -> B w, positive definite, for the batch.
+    b, w0 : Tensor
+        Right-hand sides, and where to start.
+    accuracy : float or Tensor
+        Absolute; a number, or one per image.
+    max_iterations : int
+        Products with B of one image after which it counts as not converged.
+    residual : Tensor, optional
+        b - B w0, if the caller knows it already.
+    rounding : float
+        u ||B||.
+    preconditioner : Preconditioner, optional
+        Applies P^{-1} with P about B: it changes the directions; residuals and accuracies stay those of Bw - b in the
+        Euclidean norm.
+
+    Returns
+    -------
+    LinearSolution
+        w, its residuals and bounds of them, and why the iteration stopped.
+
+    Raises
+    ------
+    ValueError
+        An accuracy is not positive.
     """
     batch, device = b.shape[0], b.device
     goal = torch.as_tensor(accuracy, dtype=torch.float64, device=device).expand(batch).clone()

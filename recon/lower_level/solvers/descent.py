@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from recon.lower_level import Energy, over_image, per_image_norm
+from recon.lower_level.batch import over_image, per_image_norm
+from recon.lower_level.energy import Energy
+from recon.lower_level.solvers.iterate import Callback, Snapshot, ends
+from recon.lower_level.solvers.stopping import certificate
 
 #: share of the decrease that the gradient promises which a step must achieve
 _ARMIJO = 1e-4
@@ -18,30 +22,37 @@ MAX_TRIALS = 32
 
 
 @torch.no_grad()
-def descend(
-    energy: Energy, x0: Tensor, iterations: int, watch: Callable[[Tensor], None] = lambda x: None
-) -> tuple[Tensor, Tensor]:
+def descend(energy: Energy, x0: Tensor, iterations: int, callback: Callback | None = None) -> tuple[Tensor, Tensor]:
     r"""Gradient descent x <- x - s grad h(x) with h(x - s grad h(x)) <= h(x) - 1e-4 s \|\|grad h(x)\|\|^2.
 
     Every iteration is one evaluation. A step that fails the inequality, or leads to values that are not finite, is not
     made and halves s; others multiply it by 1.5. The first s is one over the Lipschitz constant of the energy's data
     term. Images do not see each other.
 
-    Args:
-        energy: any, convex or not.
-        x0: where to start.
-        iterations: how many; early stopping is part of the regularization.
-        watch: is told x before the first and after every iteration.
+    Parameters
+    ----------
+    energy : Energy
+        Any, convex or not.
+    x0 : Tensor
+        Where to start.
+    iterations : int
+        How many, at most; early stopping is part of the regularization.
+    callback : callable, optional
+        ``callback(snapshot)`` is told the start and every iteration, see :class:`recon.lower_level.Snapshot`; raising
+        ``StopIteration`` makes it the last one.
 
-    Returns:
-        x and the gradient of h there.
+    Returns
+    -------
+    x, gradient : Tensor
+        The last point, and the gradient of h there.
     """
     x = x0.detach().clone()
     value, grad = energy.value_and_grad(x)
     data = energy.operator.norm_bound**2 * energy.fidelity.smoothness(energy.y) + energy.mu
     step = torch.full_like(value, 1 / data)
-    watch(x)
-    for _ in range(iterations):
+    for iteration in range(iterations + 1):
+        if ends(callback, partial(_snapshot, energy, iteration, x, grad)) or iteration == iterations:
+            break
         trial = x - over_image(step, x) * grad
         trial_value, trial_grad = energy.value_and_grad(trial)
         # a comparison with NaN is false
@@ -51,8 +62,13 @@ def descend(
         x, grad = torch.where(here, trial, x), torch.where(here, trial_grad, grad)
         value = torch.where(good, trial_value, value)
         step = step * torch.where(good, _GROWTH, _SHRINKAGE)
-        watch(x)
     return x, grad
+
+
+def _snapshot(energy: Energy, iteration: int, x: Tensor, grad: Tensor) -> Snapshot:
+    modulus = energy.strong_convexity if energy.strong_convexity > 0 else math.nan
+    error = certificate(energy, x, per_image_norm(grad), modulus).error
+    return Snapshot(iteration, x, torch.full((len(x),), iteration + 1, device=x.device), error)
 
 
 def best_weight(quality: Callable[[float], float], start: float) -> tuple[float, list[tuple[float, float]]]:
@@ -61,12 +77,24 @@ def best_weight(quality: Callable[[float], float], start: float) -> tuple[float,
     Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a
     factor of 2, and of 2^(1/2), are tried. Finds the maximum of functions that grow up to it and fall after it.
 
-    Args:
-        quality: of a weight, e.g. the mean PSNR on validation data.
-        start: the first weight.
+    Parameters
+    ----------
+    quality : callable
+        Of a weight, e.g. the mean PSNR on validation data.
+    start : float
+        The first weight.
 
-    Raises:
-        ValueError: ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
+    Returns
+    -------
+    weight : float
+        The best one.
+    tried : list of (float, float)
+        All weights that were tried, in order, and their quality.
+
+    Raises
+    ------
+    ValueError
+        ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
     """
     if not 0 < start < math.inf:
         raise ValueError(f"the first weight is {start}, but must be positive and finite")

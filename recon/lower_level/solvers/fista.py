@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.energy import Energy
-from recon.lower_level.precision import full_precision
-from recon.lower_level.solution import RUNNING, Solution, Status
-from recon.lower_level.solvers.solver import Solver
-from recon.lower_level.solvers.stopping import Collector, Stopping
+from recon.lower_level.solvers.iterate import State, SteppedSolver
 
 
-class FISTA(Solver):
+@dataclass
+class FISTAState(State):
+    """v as ``x``, the point ``previous`` before it, t as ``momentum``, and L per image."""
+
+    previous: Tensor
+    momentum: Tensor
+    lipschitz: Tensor
+
+
+class FISTA(SteppedSolver[FISTAState]):
     """Strongly convex FISTA (Chambolle and Pock 2016, algorithm 5), every image with its own step and stopping.
 
     With step 1/L, q = mu/L, t_0 = 0, x_{-1} = x_0:
@@ -27,13 +34,24 @@ class FISTA(Solver):
 
     Parameters
     ----------
-    max_iterations: evaluations of one image after which it counts as not converged.
-    backtracking: estimate L per image, from ``initial_lipschitz`` upwards, by doubling it while
-        h(x+) > h(v) - ||grad h(v)||^2 / (2L). Needs a second evaluation per iteration, which is counted. Used in any
-        case where no L is known.
-    initial_lipschitz: first guess of L for backtracking; by default 10 mu.
-    accelerated: False gives gradient descent with step 1/L, for comparisons.
+    max_iterations : int
+        Evaluations of one image after which it counts as not converged.
+    backtracking : bool
+        Estimate L per image, from ``initial_lipschitz`` upwards, by doubling it while
+        h(x+) > h(v) - ||grad h(v)||^2 / (2L). Needs a second evaluation per iteration, which is counted: an iteration
+        that has begun is finished, beyond ``max_iterations``, too. Used in any case where no L is known.
+    initial_lipschitz : float, optional
+        First guess of L for backtracking; by default 10 mu.
+    accelerated : bool
+        False gives gradient descent with step 1/L, for comparisons.
+
+    Raises
+    ------
+    ValueError
+        ``max_iterations`` is less than 1, or ``initial_lipschitz`` is not positive.
     """
+
+    state = FISTAState
 
     def __init__(
         self,
@@ -49,42 +67,33 @@ class FISTA(Solver):
         self.max_iterations, self.backtracking = max_iterations, backtracking
         self.initial_lipschitz, self.accelerated = initial_lipschitz, accelerated
 
-    @full_precision()
-    def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
-        """Minimize h from ``x0`` to certified distance ``accuracy`` (a number, or one per image)."""
+    def init(self, energy: Energy, x0: Tensor) -> FISTAState:
+        """x_0, with a step that the smoothness allows, or a first guess of it."""
         mu = energy.require_strong_convexity()
-        stopping, out = Stopping(energy, accuracy, x0), Collector(x0)
-        backtracking = self.backtracking or not math.isfinite(energy.smoothness)
-        start = energy.smoothness if not backtracking else self.initial_lipschitz or 10 * mu
-        v = x0.detach().clone()
-        x, t = v, torch.zeros(len(v), dtype=torch.float64, device=v.device)
-        lipschitz = torch.full_like(t, max(start, mu))
-        while True:
-            value, grad = energy.value_and_grad(v)
-            out.evaluations[out.active] += 1
-            status = stopping.status(energy, v, grad)
-            late = out.evaluations[out.active] >= self.max_iterations
-            status[late & (status == RUNNING)] = Status.ITERATION_LIMIT
-            done = status != RUNNING
-            if done.any():
-                rest = out.finish(done, status, v, grad, stopping.certificate(energy, v, grad))
-                if rest.numel() == 0:
-                    return out.solution()
-                energy = energy.select(rest)
-                stopping.select(rest)
-                x, v, t, lipschitz, value, grad = x[rest], v[rest], t[rest], lipschitz[rest], value[rest], grad[rest]
-            if backtracking:
-                lipschitz, raised = self._backtrack(energy, v, value, grad, lipschitz, out)
-                t = torch.where(raised, torch.zeros_like(t), t)
-            new = v - grad / over_image(lipschitz, v)
-            q = (mu / lipschitz).clamp_max(1 - 1e-12)
-            a = 1 - q * t * t
-            t_new = (a + torch.sqrt(a * a + 4 * t * t)) / 2
-            # momentum for the next point: one more step of the recursion, with x the point before `new`
-            t_next = self._next(q, t_new)
-            beta = (t_new - 1) * (1 - t_next * q) / (t_next * (1 - q)) if self.accelerated else torch.zeros_like(q)
-            v = new + over_image(beta, v) * (new - x)
-            x, t = new, t_new
+        start = self.initial_lipschitz or 10 * mu if self._backtracks(energy) else energy.smoothness
+        x = x0.clone()
+        value, grad = energy.value_and_grad(x)
+        spent, momentum = torch.ones(len(x), dtype=torch.int64, device=x.device), torch.zeros_like(value)
+        return FISTAState(x, value, grad, spent, x, momentum, torch.full_like(momentum, max(start, mu)))
+
+    def step(self, energy: Energy, state: FISTAState) -> None:
+        """One gradient step from v = ``state.x``, and the next v."""
+        if self._backtracks(energy):
+            raised = self._backtrack(energy, state)
+            state.momentum = torch.where(raised, torch.zeros_like(state.momentum), state.momentum)
+        new = state.x - state.grad / over_image(state.lipschitz, state.x)
+        q = (energy.strong_convexity / state.lipschitz).clamp_max(1 - 1e-12)
+        t = self._next(q, state.momentum)
+        # momentum for the next point: one more step of the recursion, with x the point before `new`
+        t_next = self._next(q, t)
+        beta = (t - 1) * (1 - t_next * q) / (t_next * (1 - q)) if self.accelerated else torch.zeros_like(q)
+        state.x = new + over_image(beta, new) * (new - state.previous)
+        state.previous, state.momentum = new, t
+        state.value, state.grad = energy.value_and_grad(state.x)
+        state.evaluations = state.evaluations + 1
+
+    def _backtracks(self, energy: Energy) -> bool:
+        return self.backtracking or not math.isfinite(energy.smoothness)
 
     @staticmethod
     def _next(q: Tensor, t: Tensor) -> Tensor:
@@ -92,22 +101,21 @@ class FISTA(Solver):
         return (a + torch.sqrt(a * a + 4 * t * t)) / 2
 
     @staticmethod
-    def _backtrack(
-        energy: Energy, v: Tensor, value: Tensor, grad: Tensor, lipschitz: Tensor, out: Collector
-    ) -> tuple[Tensor, Tensor]:
-        """Raise L per image until the descent inequality holds; also returns where it was raised."""
-        start, norm2 = lipschitz.clone(), per_image_norm(grad).square()
+    def _backtrack(energy: Energy, state: FISTAState) -> Tensor:
+        """Raise L per image until the descent inequality holds; returns where it was raised."""
+        v, value, grad, start = state.x, state.value, state.grad, state.lipschitz
+        norm2 = per_image_norm(grad).square()
         for _ in range(100):
-            trial = v - grad / over_image(lipschitz, v)
+            trial = v - grad / over_image(state.lipschitz, v)
             trial_value, trial_grad = energy.value_and_grad(trial)
-            out.evaluations[out.active] += 1
-            violated = trial_value > value - norm2 / (2 * lipschitz)
+            state.evaluations = state.evaluations + 1
+            violated = trial_value > value - norm2 / (2 * state.lipschitz)
             # where values cannot resolve the decrease, co-coercivity of the gradients decides
             flat = (trial_value - value).abs() <= 1e-6 * value.abs()
             change = grad - trial_grad
-            steep = per_image_norm(change).square() > lipschitz * per_image_dot(change, v - trial)
+            steep = per_image_norm(change).square() > state.lipschitz * per_image_dot(change, v - trial)
             violated = torch.where(flat, steep, violated) | ~torch.isfinite(trial_value)
             if not violated.any():
                 break
-            lipschitz = torch.where(violated, 2 * lipschitz, lipschitz)
-        return lipschitz, lipschitz > start
+            state.lipschitz = torch.where(violated, 2 * state.lipschitz, state.lipschitz)
+        return state.lipschitz > start

@@ -1,39 +1,58 @@
-"""L-BFGS for a batch of strongly convex energies; every image has its own history, step and stopping."""
+"""L-BFGS for a batch of strongly convex energies, free or over x >= 0; every image has its own history and step."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
-from recon.lower_level.precision import full_precision
-from recon.lower_level.solution import RUNNING, Solution, Status
+from recon.lower_level.solvers.iterate import State, SteppedSolver
 from recon.lower_level.solvers.preconditioner import Preconditioner
 from recon.lower_level.solvers.quasi_newton import InverseHessian
-from recon.lower_level.solvers.solver import Solver
-from recon.lower_level.solvers.stopping import Collector, Stopping
 
 SMALLEST_STEP = 1e-8
+_SMALLEST_PROJECTED_STEP = 1e-10
+_STEEP_BELOW = 1e-3  # steps along a quasi-Newton direction that got shorter than this try the projected gradient
 
 
-class LBFGS(Solver):
-    r"""Limited-memory BFGS with Armijo backtracking (Nocedal and Wright 2006, algorithm 7.5).
+@dataclass
+class LineSearchState(State):
+    """The direction, the step along it that is tried next, and which images are ``fresh``: need a new direction."""
 
-    A trial step a along d is accepted if h(x + ad) <= h(x) + c a <grad h(x), d>, or, where h cannot resolve the
-    decrease any more, if the slope at the trial is at most (1 - 2c) \|<grad h(x), d>\| (the approximate Wolfe test of
-    Hager and Zhang 2005): near the minimizer gradients stay accurate long after values have stopped changing.
+    direction: Tensor
+    step: Tensor
+    fresh: Tensor
+
+
+L = TypeVar("L", bound=LineSearchState)
+
+
+class LineSearchSolver(SteppedSolver[L]):
+    """What L-BFGS with and without constraints have in common: options, the test of a trial, and what follows.
 
     Parameters
     ----------
-    memory: number of (step, change of gradient) pairs per image.
-    max_iterations: evaluations of one image after which it counts as not converged.
-    armijo: c.
-    certified: refuse energies without a known modulus of strong convexity; otherwise ``accuracy`` bounds the gradient.
-    precondition: start from :meth:`Energy.preconditioner` instead of a multiple of the identity where there is one.
-        It changes the directions; what is certified stays the same.
+    memory : int
+        Number of (step, change of gradient) pairs per image.
+    max_iterations : int
+        Evaluations of one image after which it counts as not converged.
+    armijo : float
+        c of the line search.
+    certified : bool
+        Refuse energies without a known modulus of strong convexity; otherwise ``accuracy`` bounds the gradient.
+    precondition : bool
+        Start from :meth:`Energy.preconditioner` instead of a multiple of the identity where there is one. It changes
+        the directions; what is certified stays the same.
+
+    Raises
+    ------
+    ValueError
+        ``memory`` or ``max_iterations`` is less than 1, or ``armijo`` not in (0, 1/2).
     """
 
     def __init__(
@@ -51,55 +70,17 @@ class LBFGS(Solver):
         self.memory, self.max_iterations, self.armijo, self.certified = memory, max_iterations, armijo, certified
         self.precondition = precondition
 
-    @full_precision()
-    def __call__(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solution:
-        """Minimize h from ``x0`` to certified distance ``accuracy`` (a number, or one per image)."""
-        stopping = Stopping(energy, accuracy, x0, self.certified)
-        out = Collector(x0)
-        x = x0.detach().clone()
+    def prepare(self, energy: Energy, like: Tensor) -> None:
+        """The preconditioner, if it is asked for."""
+        self._inverse(energy, like)
+
+    def _begun(self, energy: Energy, x: Tensor) -> LineSearchState:
         value, grad = energy.value_and_grad(x)
-        out.evaluations += 1
-        history = InverseHessian(x.flatten(1), self.memory)
-        fresh = torch.ones(len(x), dtype=torch.bool, device=x.device)  # images that need a new direction
-        resolution = 1e-6 if x.dtype == torch.float32 else 1e-12  # of values of h, whose sums are in double precision
-        direction, step = torch.zeros_like(x), torch.ones(len(x), dtype=torch.float64, device=x.device)
-        inverse = energy.preconditioner(x) if self.precondition else None
-        for iteration in range(self.max_iterations + 1):
-            status = stopping.status(energy, x, grad)
-            status[(step < SMALLEST_STEP) & (status == RUNNING)] = Status.PRECISION_FLOOR
-            if iteration == self.max_iterations:
-                status[status == RUNNING] = Status.ITERATION_LIMIT
-            done = status != RUNNING
-            if done.any():
-                rest = out.finish(done, status, x, grad, stopping.certificate(energy, x, grad))
-                if rest.numel() == 0:
-                    break
-                energy = energy.select(rest)
-                stopping.select(rest)
-                history.select(rest)
-                x, value, grad = x[rest], value[rest], grad[rest]
-                direction, step, fresh = direction[rest], step[rest], fresh[rest]
-                inverse = inverse.select(rest) if inverse is not None else None
-            if fresh.any():
-                if inverse is None:
-                    new = -history.apply(grad.flatten(1), self._initial_scale(energy, grad)).view_as(x)
-                else:
-                    first, one = inverse(grad).flatten(1), torch.ones_like(step)
-                    new = -history.apply(grad.flatten(1), one, first).view_as(x)
-                direction = torch.where(over_image(fresh, x), new, direction)
-            trial = torch.addcmul(x, over_image(step, x), direction)
-            trial_value, trial_grad = energy.value_and_grad(trial)
-            out.evaluations[out.active] += 1
-            before, after = per_image_dot(grad, direction), per_image_dot(trial_grad, direction)
-            fresh = self._accepted(value, trial_value, step, before, after, resolution)
-            self._remember(history, fresh, trial - x, trial_grad - grad, inverse)
-            here = over_image(fresh, x)
-            x, grad = torch.where(here, trial, x), torch.where(here, trial_grad, grad)
-            value = torch.where(fresh, trial_value, value)
-            # a rejected step is shortened to where the slope would vanish if it were linear, within [0.1, 0.5]
-            secant = torch.nan_to_num(before / (before - after), nan=0.1).clamp(0.1, 0.5)
-            step = torch.where(fresh, torch.ones_like(step), step * secant)
-        return out.solution()
+        spent, fresh = (torch.ones(len(x), dtype=dtype, device=x.device) for dtype in (torch.int64, torch.bool))
+        return LineSearchState(x, value, grad, spent, torch.zeros_like(x), torch.ones_like(value), fresh)
+
+    def _inverse(self, energy: Energy, like: Tensor) -> Preconditioner | None:
+        return energy.preconditioner(like) if self.precondition else None
 
     @staticmethod
     def _initial_scale(energy: Energy, grad: Tensor) -> Tensor:
@@ -108,11 +89,75 @@ class LBFGS(Solver):
         return 1 / grad.flatten(1).norm(dim=1).clamp_min(1.0)
 
     def _accepted(
-        self, old: Tensor, new: Tensor, step: Tensor, before: Tensor, after: Tensor, resolution: float
+        self, old: Tensor, new: Tensor, slope: Tensor, before: Tensor, after: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        decrease = new <= old + self.armijo * step * before
+        """Which trials are good: ``slope`` is the c-th part of the decrease that the gradient promises, negative."""
+        resolution = 1e-6 if dtype == torch.float32 else 1e-12  # of values of h, whose sums are in double precision
         flat = (new - old).abs() <= resolution * old.abs()
-        return (decrease | (flat & (after <= (2 * self.armijo - 1) * before))) & torch.isfinite(after)
+        return ((new <= old + slope) | (flat & (after <= (2 * self.armijo - 1) * before))) & torch.isfinite(after)
+
+    @staticmethod
+    def _moved(state: L, trial: Tensor, value: Tensor, grad: Tensor, before: Tensor, after: Tensor) -> None:
+        """Go to the trial where it was accepted, that is, ``state.fresh``."""
+        here = over_image(state.fresh, trial)
+        state.x, state.grad = torch.where(here, trial, state.x), torch.where(here, grad, state.grad)
+        state.value = torch.where(state.fresh, value, state.value)
+        # a rejected step is shortened to where the slope would vanish if it were linear, within [0.1, 0.5]
+        secant = torch.nan_to_num(before / (before - after), nan=0.1).clamp(0.1, 0.5)
+        state.step = torch.where(state.fresh, torch.ones_like(state.step), state.step * secant)
+        state.evaluations = state.evaluations + 1
+
+
+@dataclass
+class LBFGSState(LineSearchState):
+    """With the history, see :class:`recon.lower_level.solvers.quasi_newton.InverseHessian`."""
+
+    pairs: Tensor
+    gram: Tensor
+    count: Tensor
+
+
+class LBFGS(LineSearchSolver[LBFGSState]):
+    r"""Limited-memory BFGS with Armijo backtracking (Nocedal and Wright 2006, algorithm 7.5).
+
+    A trial step a along d is accepted if h(x + ad) <= h(x) + c a <grad h(x), d>, or, where h cannot resolve the
+    decrease any more, if the slope at the trial is at most (1 - 2c) \|<grad h(x), d>\| (the approximate Wolfe test of
+    Hager and Zhang 2005): near the minimizer gradients stay accurate long after values have stopped changing.
+
+    Parameters
+    ----------
+    memory, max_iterations, armijo, certified, precondition
+        See :class:`LineSearchSolver`.
+    """
+
+    state = LBFGSState
+
+    def init(self, energy: Energy, x0: Tensor) -> LBFGSState:
+        """x0, without history."""
+        history = InverseHessian(x0.flatten(1), self.memory)
+        return LBFGSState(**vars(self._begun(energy, x0.clone())), **history.state_dict())
+
+    def stalled(self, state: LBFGSState) -> Tensor:
+        """Directions of descent along which nothing is accepted."""
+        return state.step < SMALLEST_STEP
+
+    def step(self, energy: Energy, state: LBFGSState) -> None:
+        """One trial along the direction, a new one where the last trial was accepted."""
+        x, grad, step, inverse = state.x, state.grad, state.step, self._inverse(energy, state.x)
+        history = InverseHessian.of(state.pairs, state.gram, state.count)
+        if state.fresh.any():
+            if inverse is None:
+                new = -history.apply(grad.flatten(1), self._initial_scale(energy, grad)).view_as(x)
+            else:
+                first, one = inverse(grad).flatten(1), torch.ones_like(step)
+                new = -history.apply(grad.flatten(1), one, first).view_as(x)
+            state.direction = torch.where(over_image(state.fresh, x), new, state.direction)
+        trial = torch.addcmul(x, over_image(step, x), state.direction)
+        value, trial_grad = energy.value_and_grad(trial)
+        before, after = per_image_dot(grad, state.direction), per_image_dot(trial_grad, state.direction)
+        state.fresh = self._accepted(state.value, value, self.armijo * step * before, before, after, x.dtype)
+        self._remember(history, state.fresh, trial - x, trial_grad - grad, inverse)
+        self._moved(state, trial, value, trial_grad, before, after)
 
     @staticmethod
     def _remember(
@@ -127,3 +172,158 @@ class LBFGS(Solver):
             history.update(rows, s, y, z)
         else:
             history.update(rows, s[rows], y[rows], None if z is None else z[rows])
+
+
+def projected_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    r"""p with p_i = g_i where x_i > 0 and min(g_i, 0) where x_i = 0, for x >= 0: what is left of g on x >= 0.
+
+    For mu-strongly convex h with g = grad h(x) and its minimizer x^ over x >= 0,
+
+        \|\|x - x^\|\| <= \|\|p\|\| / mu.
+
+    Proof. Optimality of x^ is <grad h(x^), x - x^> >= 0. With strong monotonicity of the gradient,
+
+        mu \|\|x - x^\|\|^2 <= <g - grad h(x^), x - x^> <= <g, x - x^>,
+
+    and g_i (x_i - x^_i) <= p_i (x_i - x^_i) for every i: if x_i > 0, both are the same; if x_i = 0, then
+    x_i - x^_i <= 0 and g_i >= p_i. So mu \|\|x - x^\|\|^2 <= <p, x - x^> <= \|\|p\|\| \|\|x - x^\|\|.
+
+    An error of the computed g changes p by no more, because both cases are nonexpansive in g.
+    """
+    return torch.where(x > 0, grad, grad.clamp_max(0))
+
+
+@dataclass
+class ProjectedState(LineSearchState):
+    """With pairs s, y as in :class:`_Pairs`, the length ``gamma`` of a gradient step that puts pixels to zero, the
+    step ``safe`` that the smoothness allows, and which images go along the gradient, ``steep``."""
+
+    s: Tensor
+    y: Tensor
+    count: Tensor
+    gamma: Tensor
+    safe: Tensor
+    steep: Tensor
+
+
+class ProjectedLBFGS(LineSearchSolver[ProjectedState]):
+    r"""Minimize h over x >= 0: limited-memory BFGS on the free pixels (Bertsekas 1982; Schmidt et al. 2009).
+
+    Pixels that a gradient step would put to zero, x_i <= gamma g_i, take just this step; the others take that of L-BFGS
+    whose pairs are restricted to them, so that it approximates the inverse of the Hessian of the free pixels. Trials
+    are projected, x(a) = max(x + a d, 0), and accepted if h(x(a)) <= h(x) + c <g, x(a) - x>, or, where h cannot resolve
+    the decrease, by the slope at x(a) as in :class:`LBFGS`. Directions that allow only tiny steps give way to -g / L.
+
+    ``Solution.error`` is (\|\|p\|\| + rounding) / mu with the :func:`projected_gradient` p; ``Solution.gradient`` is g
+    itself. Solutions are not differentiable in the parameters where pixels are about to become free, and the adjoint
+    equations of training know nothing of the free pixels: :class:`recon.bilevel.BilevelObjective` refuses this solver.
+
+    Parameters
+    ----------
+    memory, max_iterations, armijo, certified, precondition
+        See :class:`LineSearchSolver`.
+    """
+
+    state = ProjectedState
+
+    def init(self, energy: Energy, x0: Tensor) -> ProjectedState:
+        """max(x0, 0), without history."""
+        begun = self._begun(energy, x0.clamp_min(0))
+        s, y = (begun.x.new_zeros(len(x0), self.memory, *x0.shape[1:]) for _ in range(2))
+        # first the step that the smoothness allows, then those of Barzilai and Borwein
+        safe = self._initial_scale(energy, begun.grad).double()
+        count = torch.zeros_like(begun.evaluations)
+        return ProjectedState(**vars(begun), s=s, y=y, count=count, gamma=safe, safe=safe, steep=~begun.fresh)
+
+    def left(self, state: ProjectedState) -> Tensor:
+        """The projected gradient."""
+        return projected_gradient(state.x, state.grad)
+
+    def stalled(self, state: ProjectedState) -> Tensor:
+        """Nothing is accepted along the gradient itself."""
+        return state.steep & (state.step < _SMALLEST_PROJECTED_STEP)
+
+    def step(self, energy: Energy, state: ProjectedState) -> None:
+        """One trial along the path, a new one where the last trial was accepted or steps got tiny."""
+        x, grad, inverse = state.x, state.grad, self._inverse(energy, state.x)
+        history = _Pairs(state.s, state.y, state.count)
+        turned = ~state.steep & (state.step < _STEEP_BELOW)
+        if bool((state.fresh | turned).any()):
+            new = _direction(x, grad, state.gamma, history, inverse)
+            direction = torch.where(over_image(state.fresh, x), new, state.direction)
+            state.direction = torch.where(over_image(turned, x), -over_image(state.safe, x) * grad, direction)
+            state.step = torch.where(turned, 1.0, state.step)
+            state.steep = turned | (state.steep & ~state.fresh)
+        trial = torch.addcmul(x, over_image(state.step, x), state.direction).clamp_min(0)
+        value, trial_grad = energy.value_and_grad(trial)
+        s, y = trial - x, trial_grad - grad
+        before, after = per_image_dot(grad, s), per_image_dot(trial_grad, s)
+        accepted = self._accepted(state.value, value, self.armijo * before, before, after, x.dtype)
+        state.fresh = accepted & (before < 0)
+        state.gamma = torch.where(history.update(state.fresh, s, y), _spectral(s, y), state.gamma)
+        self._moved(state, trial, value, trial_grad, before, after)
+
+
+def _direction(x: Tensor, grad: Tensor, gamma: Tensor, history: _Pairs, inverse: Preconditioner | None) -> Tensor:
+    """That of L-BFGS on the free pixels, of a gradient step of length gamma on those which it puts to zero."""
+    scale = over_image(gamma, x)
+    free = (x > scale * grad.clamp_min(0)) | ((x == 0) & (grad < 0))
+    return torch.where(free, -history.apply(grad, free, gamma, inverse), -scale * grad)
+
+
+def _spectral(s: Tensor, y: Tensor) -> Tensor:
+    return (per_image_dot(s, y) / per_image_dot(y, y)).double()
+
+
+@dataclass
+class _Pairs:
+    """The newest pairs (s, y) of every image, and the product with the L-BFGS matrix restricted to some pixels.
+
+    s, y: ``(batch, memory, ...)``; count: of all pairs so far, ``(batch,)``. They are updated in place.
+    """
+
+    s: Tensor
+    y: Tensor
+    count: Tensor
+
+    def update(self, accepted: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        """Keep the pairs of the images where ``accepted``, if they are of use; returns of which they are."""
+        useful = accepted & (per_image_dot(s, y) > 1e-10 * s.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1))
+        rows = torch.nonzero(useful).flatten()
+        head = self.count[rows] % self.s.shape[1]
+        self.s[rows, head], self.y[rows, head] = s[rows], y[rows]
+        self.count[rows] += 1
+        return useful
+
+    def apply(self, grad: Tensor, free: Tensor, gamma: Tensor, inverse: Preconditioner | None) -> Tensor:
+        """H g: two loops over the pairs, all vectors restricted to the pixels ``free``.
+
+        A restricted pair without positive curvature is left out. With a preconditioner, H_0 = P^{-1} between two
+        restrictions, times the Barzilai-Borwein scale of the newest pair in its metric.
+        """
+        memory, images = self.s.shape[1], torch.arange(len(grad), device=grad.device)
+        slots = [(self.count - 1 - k) % memory for k in range(memory)]  # from the newest, empty ones last
+        q = grad * free
+        stack: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        scale, unset = gamma.to(grad), torch.ones_like(gamma, dtype=torch.bool)
+        if inverse is not None:
+            scale = torch.ones_like(scale)
+        for slot in slots:
+            s, y = self.s[images, slot] * free, self.y[images, slot] * free
+            sy = per_image_dot(s, y)
+            good = sy > 1e-10 * s.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
+            if not good.any():
+                continue
+            rho = torch.where(good, 1 / sy, 0.0)
+            first = good & unset
+            if first.any():
+                z = y if inverse is None else inverse(y) * free
+                scale = torch.where(first, sy / per_image_dot(y, z), scale)
+                unset = unset & ~first
+            a = rho * per_image_dot(s, q)
+            q = q - over_image(a, q) * y
+            stack.append((s, y, rho, a))
+        r = over_image(scale, q) * (q if inverse is None else inverse(q) * free)
+        for s, y, rho, a in reversed(stack):
+            r = r + over_image(a - rho * per_image_dot(y, r), r) * s
+        return r

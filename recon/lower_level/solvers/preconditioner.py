@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,8 +42,8 @@ class Preconditioner:
         """That of the images ``index`` alone."""
         if len(self.symbol) == 1:
             return self
-        part = object.__new__(Preconditioner)
-        part.symbol, part.complex_pairs = self.symbol[index], self.complex_pairs
+        part = copy.copy(self)
+        part.symbol = self.symbol[index]
         return part
 
 

@@ -23,10 +23,21 @@ class InverseHessian:
 
     def __init__(self, like: Tensor, memory: int) -> None:
         batch, n = like.shape
-        self.memory = memory
         self.pairs = like.new_zeros(batch, 2 * memory, n)  # s_0 ... s_{m-1}, y_0 ... y_{m-1}
         self.gram = like.new_zeros(batch, 2 * memory, 2 * memory, dtype=torch.float64)
         self.count = torch.zeros(batch, dtype=torch.int64, device=like.device)
+
+    @classmethod
+    def of(cls, pairs: Tensor, gram: Tensor, count: Tensor) -> InverseHessian:
+        """That of these tensors, as in :meth:`state_dict`; they are updated in place."""
+        history = object.__new__(cls)
+        history.pairs, history.gram, history.count = pairs, gram, count
+        return history
+
+    @property
+    def memory(self) -> int:
+        """The number of pairs that are kept."""
+        return self.pairs.shape[1] // 2
 
     def update(self, rows: Tensor, s: Tensor, y: Tensor, z: Tensor | None = None) -> None:
         """Append the pairs (s, y) to the histories of the images ``rows``; <s, y> > 0 is the caller's business.
@@ -73,10 +84,6 @@ class InverseHessian:
         weights.scatter_(1, order + m, -gamma * p)
         return gamma.to(g) * first + (weights.to(g)[:, None, :] @ self.pairs)[:, 0]
 
-    def select(self, index: Tensor) -> None:
-        """Keep the images ``index`` only."""
-        self.pairs, self.gram, self.count = self.pairs[index], self.gram[index], self.count[index]
-
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a checkpoint needs."""
         return {"pairs": self.pairs, "gram": self.gram, "count": self.count}
@@ -84,4 +91,3 @@ class InverseHessian:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self.pairs, self.gram, self.count = state["pairs"], state["gram"], state["count"]
-        self.memory = self.pairs.shape[1] // 2

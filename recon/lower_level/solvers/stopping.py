@@ -84,6 +84,16 @@ def certificate(energy: Energy, x: Tensor, norm: Tensor, modulus: float) -> Cert
     return Certificate(error, rounding, grade_bounds(error, rounding, energy.working_dtype(x.dtype), energy.basis))
 
 
+def merged(active: Tensor, running: tuple[Tensor, ...], ended: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors of the whole batch from those of the images ``active`` and, of all others, from ``ended``."""
+    if len(active) == len(ended[0]):
+        return running
+    whole = tuple(tensor.clone() for tensor in ended)
+    for mine, new in zip(whole, running, strict=True):
+        mine[active] = new
+    return whole
+
+
 class Collector:
     """Gathers the images of a batch as they finish, each at its own time."""
 
@@ -97,10 +107,12 @@ class Collector:
         self.evaluations = torch.zeros(batch, dtype=torch.int64, device=device)
         self.active = torch.arange(batch, device=device)
 
-    def finish(self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, found: Certificate) -> Tensor:
+    def finish(
+        self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, evaluations: Tensor, found: Certificate
+    ) -> Tensor:
         """Store the images where ``done`` holds; returns the positions of those that go on."""
         index = self.active[done]
-        self.x[index], self.gradient[index] = x[done], gradient[done]
+        self.x[index], self.gradient[index], self.evaluations[index] = x[done], gradient[done], evaluations[done]
         self.status[index], self.error[index] = status[done], found.error[done]
         self.rounding[index], self.grade[index] = found.rounding[done], found.grade[done]
         rest = torch.nonzero(~done).flatten()

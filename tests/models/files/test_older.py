@@ -6,7 +6,6 @@ import csv
 from pathlib import Path
 
 import pytest
-import yaml
 
 import models
 from models.files.storage import load_model

@@ -204,7 +204,7 @@ def test_descent_reaches_the_minimizer_of_a_convex_energy() -> None:
     energy = Energy(y, icnn(log_scale=-1.0), mu=0.1)
     expected = LBFGS()(energy, y, 1e-8).x
     values: list[Tensor] = []
-    x, grad = descend(energy, y, 300, lambda z: values.append(energy.value_and_grad(z)[0]))
+    x, grad = descend(energy, y, 300, lambda now: values.append(energy.value_and_grad(now.x)[0]))
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(grad, energy.grad(x))
     assert len(values) == 301

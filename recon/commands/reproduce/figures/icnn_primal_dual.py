@@ -27,7 +27,7 @@ from datasets.sources.images import BuiltinImages
 from models import ICNN, ICNNSaddle, NetworkIteration
 from recon.bilevel import BilevelObjective, InexactAdam, Training
 from recon.files import prepare_folder, write_files
-from recon.lower_level import FISTA, LBFGS, Energy
+from recon.lower_level import FISTA, LBFGS, Energy, Snapshot
 from recon.plotting import COLORS
 
 NAME = "icnn_primal_dual"
@@ -236,32 +236,22 @@ def subgradient(energy: Energy, x0: Tensor, step: float, iterations: int) -> Tra
     return trace
 
 
-class _Traced(Energy):
-    """Notes where the gradient of a smoothed energy is evaluated, and what the energy with kinks is there."""
-
-    trace: Trace
-    sharp: Energy
-    started: float
-    paused: float = 0.0
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = super().value_and_grad(x)
-        now = time.perf_counter()
-        _note(self.trace, self.sharp, x, now - self.started - self.paused)
-        self.paused += time.perf_counter() - now
-        return found
-
-
 def smoothed(energy: Energy, x0: Tensor, width: float, iterations: int, solver: type[FISTA] | type[LBFGS]) -> Trace:
     """A solver on the network smoothed over ``width``, watched by the energy of the network with kinks."""
     arguments = energy.regularizer.constructor_arguments() | {"width": width}
     network = ICNN(**arguments).to(x0.dtype)
     network.load_state_dict(energy.regularizer.state_dict())
-    traced = _Traced(energy.y, network)
-    traced.trace, traced.sharp = Trace(f"{solver.__name__}, width {width:g}", width), energy
-    traced.started = time.perf_counter()
-    solver(max_iterations=iterations)(traced, x0, 1e-9)
-    return traced.trace
+    trace, smooth, paused = Trace(f"{solver.__name__}, width {width:g}", width), Energy(energy.y, network), 0.0
+
+    def note(snapshot: Snapshot) -> None:
+        nonlocal paused
+        now = time.perf_counter()
+        _note(trace, energy, snapshot.x, now - started - paused)
+        paused += time.perf_counter() - now
+
+    started = time.perf_counter()
+    solver(max_iterations=iterations)(smooth, x0, 1e-9, note)
+    return trace
 
 
 @torch.no_grad()

@@ -1,0 +1,260 @@
+"""One loop for solvers of energies: what callbacks are told, what limits mean, and states to go on from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from recon.lower_level.energy import Energy
+from recon.lower_level.precision import full_precision
+from recon.lower_level.solution import RUNNING, Solution, Status
+from recon.lower_level.solvers.stopping import Collector, Stopping, merged
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a callback is told after every iteration, of the whole batch; images that stopped are as they ended.
+
+    Parameters
+    ----------
+    iteration : int
+        0 at the start, where the first evaluation is.
+    x : Tensor
+        What the solver would return now.
+    evaluations : Tensor
+        Of every image so far, ``(batch,)``.
+    error : Tensor
+        Certified distance of x to the minimizer per image, ``(batch,)``; infinite where nothing is certified.
+    """
+
+    iteration: int
+    x: Tensor
+    evaluations: Tensor
+    error: Tensor
+
+
+#: is told every iteration; raising ``StopIteration`` ends the solve there, as in scipy
+Callback = Callable[[Snapshot], None]
+#: plain tensors by part and name, as :meth:`Solve.state_dict` returns them
+Saved = Mapping[str, Mapping[str, Tensor]]
+
+
+def ends(callback: Callback | None, snapshot: Callable[[], Snapshot]) -> bool:
+    """Tell the callback, if there is one; returns whether it ends the solve."""
+    try:
+        if callback is not None:
+            callback(snapshot())
+    except StopIteration:
+        return True
+    return False
+
+
+class Solver(ABC):
+    """Minimizes energies, ``solver(energy, x0, accuracy) -> Solution``. Configurations take subclasses of it."""
+
+    @abstractmethod
+    def __call__(
+        self, energy: Energy, x0: Tensor, accuracy: float | Tensor, callback: Callback | None = None
+    ) -> Solution:
+        """Minimize h from ``x0`` to certified distance ``accuracy``.
+
+        Parameters
+        ----------
+        energy : Energy
+            h, for every image of the batch.
+        x0 : Tensor
+            Where to start.
+        accuracy : float or Tensor
+            A number, or one per image.
+        callback : callable, optional
+            ``callback(snapshot)`` is told the start and every iteration, see :class:`Snapshot`. If it raises
+            ``StopIteration``, images that are still running end there with ``Status.ITERATION_LIMIT``.
+
+        Returns
+        -------
+        Solution
+            Points, their certificates, and why the solver stopped.
+        """
+
+
+@dataclass
+class State:
+    """Where the images stand that still run: tensors only, each with one row for every such image.
+
+    Parameters
+    ----------
+    x : Tensor
+        The point that is certified and returned.
+    value, grad : Tensor
+        h and its gradient there.
+    evaluations : Tensor
+        Spent so far, ``(images,)``.
+    """
+
+    x: Tensor
+    value: Tensor
+    grad: Tensor
+    evaluations: Tensor
+
+    def select(self, index: Tensor) -> None:
+        """Keep the images ``index`` only."""
+        vars(self).update({name: tensor[index] for name, tensor in vars(self).items()})
+
+
+S = TypeVar("S", bound=State)
+
+
+class SteppedSolver(Solver, Generic[S]):
+    """A solver that is a start and a step: the loop, stopping image by image, callbacks and limits are made of them.
+
+    An image stops with ``Status.ITERATION_LIMIT`` as soon as it has spent ``max_iterations`` evaluations.
+    """
+
+    #: class of the state
+    state: type[S]
+    max_iterations: int
+    certified = True
+
+    def prepare(self, energy: Energy, like: Tensor) -> None:
+        """Have the energy of the whole batch compute what steps ask it for, before images leave it."""
+
+    @abstractmethod
+    def init(self, energy: Energy, x0: Tensor) -> S:
+        """The state at the start: a copy of x0 or of its projection, evaluated once."""
+
+    @abstractmethod
+    def step(self, energy: Energy, state: S) -> None:
+        """Go on by one iteration, in place; ``energy`` is that of the images in ``state``, whose ``x`` is replaced."""
+
+    def left(self, state: S) -> Tensor:
+        """What is left of the gradient at x: zero at the minimizer, and its norm over mu is the certificate."""
+        return state.grad
+
+    def stalled(self, state: S) -> Tensor | None:
+        """Which images cannot make progress any more, ``(images,)``; None where that is not known."""
+        return None
+
+    def __call__(
+        self, energy: Energy, x0: Tensor, accuracy: float | Tensor, callback: Callback | None = None
+    ) -> Solution:
+        """Minimize h from ``x0`` to certified distance ``accuracy``, see :class:`Solver`."""
+        return self.start(energy, x0, accuracy).run(callback)
+
+    @full_precision()
+    def start(self, energy: Energy, x0: Tensor, accuracy: float | Tensor) -> Solve[S]:
+        """A solve that has been evaluated at its start; arguments are those of the call."""
+        stopping = Stopping(energy, accuracy, x0, self.certified)
+        self.prepare(energy, x0.detach())
+        return Solve(self, energy, stopping, self.init(energy, x0.detach()), Collector(x0))
+
+    @full_precision()
+    def resume(self, energy: Energy, saved: Saved) -> Solve[S]:
+        """A solve that goes on where another one was saved.
+
+        Parameters
+        ----------
+        energy : Energy
+            The same as before, of the whole batch.
+        saved : mapping
+            What :meth:`Solve.state_dict` returned.
+
+        Returns
+        -------
+        Solve
+            Its ``run()`` returns what that of the other one would have returned, bit for bit.
+
+        Raises
+        ------
+        ValueError
+            ``saved`` is no state of such a solver, or not one of this energy.
+        """
+        try:
+            state = self.state(**_copied(saved["state"]))
+            collected, iteration = Collector(saved["collected"]["x"]), int(saved["progress"]["iteration"])
+            vars(collected).update(_copied(saved["collected"]))
+            accuracy = saved["stopping"]["accuracy"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is not what a solve of {type(self).__name__} saved: {error}") from error
+        energy.check_start(collected.x)
+        self.prepare(energy, collected.x)
+        part = energy.select(collected.active)
+        stopping = Stopping(part, accuracy, state.x, self.certified)
+        vars(stopping).update(_copied(saved["stopping"]))
+        return Solve(self, part, stopping, state, collected, iteration)
+
+
+class Solve(Generic[S]):
+    """One solve on its way, which can be saved in a callback, and gone on with by :meth:`SteppedSolver.resume`."""
+
+    def __init__(
+        self,
+        solver: SteppedSolver[S],
+        energy: Energy,
+        stopping: Stopping,
+        state: S,
+        collected: Collector,
+        iteration: int = 0,
+    ) -> None:
+        """``energy``, ``stopping`` and ``state`` are those of the images in ``collected.active``."""
+        self.solver, self.energy, self.stopping, self.state = solver, energy, stopping, state
+        self.collected, self.iteration = collected, iteration
+
+    @full_precision()
+    def run(self, callback: Callback | None = None) -> Solution:
+        """Go on until every image may stop.
+
+        Parameters
+        ----------
+        callback : callable, optional
+            As in :class:`Solver`; a solve that goes on tells the iteration that it was saved at once more.
+
+        Returns
+        -------
+        Solution
+            That of the whole batch.
+        """
+        while self.collected.active.numel():
+            self._finish(ends(callback, self.snapshot))
+            if self.collected.active.numel():
+                self.solver.step(self.energy, self.state)
+                self.iteration += 1
+        return self.collected.solution()
+
+    def snapshot(self) -> Snapshot:
+        """Where the whole batch is; tensors are not changed any more."""
+        state, ended = self.state, self.collected
+        found = self.stopping.certificate(self.energy, state.x, self.solver.left(state))
+        running = state.x, state.evaluations, found.error
+        return Snapshot(self.iteration, *merged(ended.active, running, (ended.x, ended.evaluations, ended.error)))
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that goes on, as plain tensors by part and name: copies, that ``torch.save`` takes."""
+        parts = {"state": self.state, "stopping": self.stopping, "collected": self.collected}
+        progress = {"iteration": torch.tensor(self.iteration)}
+        return {"progress": progress, **{name: _copied(vars(part)) for name, part in parts.items()}}
+
+    def _finish(self, stopped: bool) -> None:
+        """Take the images out that may stop; ``stopped``: all of them."""
+        state, left = self.state, self.solver.left(self.state)
+        status = self.stopping.status(self.energy, state.x, left)
+        if (stalled := self.solver.stalled(state)) is not None:
+            status[stalled & (status == RUNNING)] = Status.PRECISION_FLOOR
+        late = state.evaluations >= (0 if stopped else self.solver.max_iterations)
+        status[late & (status == RUNNING)] = Status.ITERATION_LIMIT
+        done = status != RUNNING
+        if not done.any():
+            return
+        found = self.stopping.certificate(self.energy, state.x, left)
+        rest = self.collected.finish(done, status, state.x, state.grad, state.evaluations, found)
+        self.energy = self.energy.select(rest)
+        self.stopping.select(rest)
+        state.select(rest)
+
+
+def _copied(values: Mapping[str, object]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
