@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from datasets.readers.pictures import SUFFIXES
-
 if TYPE_CHECKING:
     from recon.commands.reconstruct.tasks.task import Task
 
@@ -142,9 +140,7 @@ def _add_files(made: argparse.ArgumentParser, tasks: Mapping[str, type[Task]]) -
         "--data",
         required=True,
         nargs="+",
-        help=f"images or folders of them ({', '.join(SUFFIXES)}, DICOM); sinograms: HTC2022 .mat, DXchange .h5, "
-        "LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry; k-space: complex .npy, fastMRI or "
-        "ISMRMRD .h5; slices: NIfTI",
+        help="; ".join([*(task.files for task in tasks.values()), "slices: NIfTI"]),
     )
     made.add_argument("--output", required=True, help="folder, made if it is missing")
     made.add_argument("--task", choices=list(tasks), help="guessed from the files; pictures are denoised by default")

@@ -16,7 +16,8 @@ from datasets.modules.tomography import MU_UNIT
 from datasets.noise import gaussian_noise
 from datasets.physics import MIN_COUNT, attenuation_to_hu, line_integrals, transmission_counts, transmission_weights
 from datasets.readers.pictures import DataError
-from datasets.scans.counts import HDF5_SUFFIXES, starvation, tiff_shape
+from datasets.scans.counts import starvation, tiff_shape
+from datasets.scans.reading import SINOGRAM_SUFFIXES
 from recon.commands.reconstruct.options import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE
 from recon.commands.reconstruct.report import Result
 from recon.commands.reconstruct.tasks.ct_data import CTOptions, Sinogram, chosen_views, read, read_geometry, selected
@@ -37,7 +38,11 @@ class CT(Measured):
 
     name = "ct"
     plain, plain_title, plain_is_start = "fbp", "FBP", True
-    suffixes = (".mat", ".npz", *HDF5_SUFFIXES)
+    files = (
+        "sinograms: HTC2022 .mat, DXchange .h5, LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry"
+    )
+    # arrays may hold anything
+    suffixes = tuple(suffix for suffix in SINOGRAM_SUFFIXES if suffix != ".npy")
     of_measurements = ("rotation_centre", "counts", "flat", "dark", "angles", "ring_filter", "reference")
     of_simulations = ("seed",)
     options = ("geometry", "size", "pixel_size", "views", "angle_range", "photons", *of_measurements[:-1], "seed")
@@ -48,7 +53,6 @@ class CT(Measured):
         "seed": NOT_NEGATIVE,
     }
     relative_mu = 1e-5
-    modality = "CT"
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:

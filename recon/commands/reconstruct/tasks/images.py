@@ -21,6 +21,7 @@ from datasets import DataError, read_dicom, read_image, write_dicom
 from datasets.physics import MAX_HU
 from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
+from datasets.readers.pictures import SUFFIXES
 from recon.commands.errors import printable
 from recon.commands.reconstruct.regularized import metadata_mu
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
@@ -44,6 +45,7 @@ class Images(Task):
     """Denoising of pictures and slices; whatever no other task takes is one."""
 
     name = "denoising"
+    files = f"images or folders of them ({', '.join(SUFFIXES)}, DICOM)"
     accuracy = 1e-2
     psnr_convention = "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped"
     remedies = "--dtype float64, a larger --accuracy or a larger --max-evaluations"

@@ -43,16 +43,16 @@ class Measured(Task):
     #: mu by default, relative to ||A||^2
     relative_mu: ClassVar[float]
     #: of DICOM slices to simulate measurements of
-    modality: ClassVar[Modality]
+    modality: ClassVar[Modality] = "CT"
     #: options that mean nothing for data that were measured, and for pictures whose data are simulated
-    of_simulations: ClassVar[tuple[str, ...]]
-    of_measurements: ClassVar[tuple[str, ...]]
+    of_simulations: ClassVar[tuple[str, ...]] = ()
+    of_measurements: ClassVar[tuple[str, ...]] = ("reference",)
 
     # --- what a task of this kind says -------------------------------------------------------------------------------
 
-    @abstractmethod
     def simulates(self, path: Path) -> bool:
         """Whether a file is a picture, whose measurement is simulated."""
+        return False
 
     @abstractmethod
     def build(self, job: Job, reference: Tensor | None) -> Problem:

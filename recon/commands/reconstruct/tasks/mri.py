@@ -40,6 +40,7 @@ class MRI(Measured):
 
     name = "mri"
     plain, plain_title = "zero_filled", "zero-filled RSS"
+    files = "k-space: complex .npy, fastMRI or ISMRMRD .h5"
     suffixes = HDF5_SUFFIXES
     of_measurements = ("noise_scan", "reference")
     of_simulations = ("size", "mask", "acceleration", "coils", "seed")

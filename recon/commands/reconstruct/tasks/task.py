@@ -48,7 +48,8 @@ class Task(ABC):
     #: the method of this task that solves nothing, and whether its picture is that of the first guess
     plain: ClassVar[str | None] = None
     plain_is_start: ClassVar[bool] = False
-    #: suffixes of the files that are of this task, in small letters, see :meth:`holds`
+    #: the files that are of this task, for --help; their suffixes in small letters, see :meth:`holds`
+    files: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     #: options that other tasks have not, unless they name them too; those that imply the task; valid values
     options: ClassVar[tuple[str, ...]] = ()
