@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,7 @@ from datasets.scans.plausibility import background, implausible
 from datasets.scans.rings import without_rings
 from datasets.scans.scan import Scan
 
-SINOGRAM_SUFFIXES = (".mat", *HDF5_SUFFIXES, ".npy", ".npz")
-# Sinograms too, but in a folder they are pictures.
+# Sinograms, but in a folder they are pictures.
 _TIFF = (".tif", ".tiff")
 
 
@@ -40,14 +40,10 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
             line integrals; a ring filter that is no odd number.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (*SINOGRAM_SUFFIXES, *_TIFF):
-        valid = ", ".join((*SINOGRAM_SUFFIXES, *_TIFF))
-        raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {valid}")
-    if suffix not in HDF5_SUFFIXES:
-        scan = read_numbers(path, **options)
-    else:
-        scan = (read_nxtomo if _is_nxtomo(path) else read_dxchange)(path, **options)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {', '.join(READERS)}")
+    scan = reader(path, **options)
     counted = scan.weights is not None
     scan = without_bad_pixels(replace(scan, warnings=(*scan.warnings, *implausible(scan))))
     said = background(scan, counted)
@@ -55,6 +51,10 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
         said = (*starved(scan.weights, scan.metadata.get("bad_pixels", ()), path, options.get("photons")), *said)
     scan = replace(scan, warnings=(*scan.warnings, *said))
     return scan if ring_filter is None else without_rings(scan, ring_filter)
+
+
+def _read_hdf5(path: Path, **options: Any) -> Scan:
+    return (read_nxtomo if _is_nxtomo(path) else read_dxchange)(path, **options)
 
 
 def _is_nxtomo(path: Path) -> bool:
@@ -354,3 +354,14 @@ def _number(stored: dict[str, Any], key: str, path: Path) -> float | None:
     if value.size != 1 or not np.issubdtype(value.dtype, np.number):
         raise DataError(f"{path}: {key} has the shape {value.shape}; it must be one number")
     return float(value.item())
+
+
+#: the reader of each kind of file, by its suffix; it takes the path and options of :func:`read_sinogram`
+READERS: dict[str, Callable[..., Scan]] = {
+    ".mat": read_numbers,
+    **dict.fromkeys(HDF5_SUFFIXES, _read_hdf5),
+    ".npy": read_numbers,
+    ".npz": read_numbers,
+    **dict.fromkeys(_TIFF, read_numbers),
+}
+SINOGRAM_SUFFIXES = tuple(suffix for suffix in READERS if suffix not in _TIFF)

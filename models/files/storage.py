@@ -64,7 +64,8 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
     content = safetensors.torch.save(tensors)
     form = RECONSTRUCTOR_FORMAT if isinstance(regularizer, Reconstructor) else FORMAT
     head: dict[str, Any] = {"format": form, **specification(regularizer)}
-    head |= {"version": _version(), "sha256": hashlib.sha256(content).hexdigest(), "metadata": dict(metadata or {})}
+    digest = hashlib.sha256(content).hexdigest()
+    head |= {"version": library_version(), "sha256": digest, "metadata": dict(metadata or {})}
     try:
         text = json.dumps(head, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -203,7 +204,8 @@ def _paths(path: str | Path) -> tuple[Path, Path]:
     return stem.with_name(stem.name + WEIGHTS), stem.with_name(stem.name + DESCRIPTION)
 
 
-def _version() -> str:
+def library_version() -> str:
+    """Of this library, ``unknown`` where it is not installed."""
     try:
         return version("recon-bilevel")
     except PackageNotFoundError:  # run from a folder, without installation

@@ -32,7 +32,8 @@ from models.training.bilevel import BilevelModule
 from models.training.callbacks import IterationProgress
 from recon.bilevel import MAID, Record
 from recon.commands.output.lock import locked
-from recon.files import prepare_folder, write_files
+from recon.commands.output.summary import write_summary
+from recon.files import prepare_folder
 from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim
 from recon.plotting import Panel, busiest_square, comparison_figure, filters_figure, save_figure, training_figure
@@ -126,11 +127,12 @@ def _run(size: Size, output: Path) -> int:
     save_figure(_denoising_picture(runs, pictures), output / "denoising.png")
     save_figure(training_figure({run.name: run.records for run in runs}), output / "training.png")
     save_figure(_filters_picture(runs[-1].module.regularizer), output / "filters.png")
-    summary = summarize(runs, pictures) | {"seconds": round(time.perf_counter() - start, 2)}
-    write_files({output / "summary.json": summary})
+    summary, seconds = summarize(runs, pictures), time.perf_counter() - start
+    missed = summary["certified_error"] > ACCURACY
+    write_summary(output, "demo", seconds, "accuracy not reached" if missed else "finished", summary)
     console.print(_table(runs, summary))
-    console.print(f"{summary['seconds']:.0f} seconds; pictures, table and regularizers are in {output}")
-    if summary["certified_error"] > ACCURACY:
+    console.print(f"{seconds:.0f} seconds; pictures, table and regularizers are in {output}")
+    if missed:
         print(f"recon demo: a picture was not solved to the accuracy {ACCURACY:g}", file=sys.stderr)
         return 1
     return 0
@@ -211,7 +213,7 @@ def denoise(run: Run, pictures: Sequence[TestPicture]) -> None:
 
 
 def summarize(runs: Sequence[Run], pictures: Sequence[TestPicture]) -> dict[str, Any]:
-    """What ``summary.json`` holds: means over the pictures, the cost and the certificates, and every picture."""
+    """The numbers of ``summary.json``: means over the pictures, the cost and the certificates, and every picture."""
     candidates = {"noisy": [p.y for p in pictures]} | {run.name.lower(): run.images for run in runs}
     images: dict[str, dict[str, float]] = {p.name: {} for p in pictures}
     for name, results in candidates.items():

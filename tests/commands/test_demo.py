@@ -10,6 +10,7 @@ from PIL import Image
 from models import FieldsOfExperts, TotalVariation
 from models.files.storage import load_regularizer
 from recon.commands.demo import ACCURACY, main
+from tests.commands.summaries import check_summary
 
 
 def test_tiny_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,6 +25,7 @@ def test_tiny_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert min(image.size) > 200
 
     summary = json.loads((output / "summary.json").read_text())
+    check_summary(output, "demo")
     for name in ("noisy", "tv", "foe"):
         assert 15 < summary[f"psnr_{name}"] < 40
         assert 0 < summary[f"ssim_{name}"] < 1

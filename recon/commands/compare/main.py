@@ -19,6 +19,7 @@ import hashlib
 import math
 import re
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ from recon.commands.errors import sentence
 from recon.commands.output.lock import locked
 from recon.commands.output.one_by_one import Outcome, one_by_one
 from recon.commands.output.runs import CHECKPOINTS, latest_checkpoint
+from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim
 from recon.files import write_files
 from recon.operators import Identity
@@ -90,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(comparison: Comparison, output: Path) -> int:
+    begin = time.perf_counter()
     task = make_task(comparison)
     entries = {name: identity(comparison, name) for name in comparison.methods}
     check(comparison, task)
@@ -108,7 +111,8 @@ def _compare(comparison: Comparison, output: Path) -> int:
 
     def report(outcome: Outcome[Result]) -> None:
         if outcome.results:
-            write_tables(outcome.results, settings, output, outcome.entries())
+            write_tables(outcome.results, output)
+            _summarize(outcome, settings, output, time.perf_counter() - begin)
 
     outcome = one_by_one(
         {name: name for name in comparison.methods}, lambda name: _result(name, comparison, task, output), report
@@ -116,9 +120,17 @@ def _compare(comparison: Comparison, output: Path) -> int:
     if outcome.results:
         print_table(outcome.results)
         write_pictures(outcome.results, task, output, comparison.show)
+        _summarize(outcome, settings, output, time.perf_counter() - begin)
         print(f"tables and pictures are in {output}")
     outcome.print_failures("recon compare")
     return 1 if outcome.failures else 0
+
+
+def _summarize(outcome: Outcome[Result], settings: Mapping[str, Any], output: Path, seconds: float) -> None:
+    """Write ``summary.json``: the settings, a row of means for each method, what failed and what is to come."""
+    status = "incomplete" if outcome.pending else "failed" if outcome.failures else "finished"
+    numbers = {"settings": dict(settings), "methods": [result.summary() for result in outcome.results]}
+    write_summary(output, "compare", seconds, status, {**numbers, **outcome.entries()})
 
 
 def _checksum(samples: Any) -> str:

@@ -175,10 +175,8 @@ def check_shown(show: int, task: Task) -> None:
         raise ValueError(f"show is {show}, but there are {len(samples)} test images, from 0 on")
 
 
-def write_tables(
-    results: Sequence[Result], settings: Mapping[str, Any], output: Path, state: Mapping[str, Any]
-) -> None:
-    """``images.csv``, ``table.csv``, ``table.md`` and ``summary.json``; the latter also with ``state``: what failed.
+def write_tables(results: Sequence[Result], output: Path) -> None:
+    """``images.csv``, ``table.csv`` and ``table.md``.
 
     Raises:
         OSError: the files cannot be written.
@@ -193,7 +191,6 @@ def write_tables(
             output / IMAGES: table([row for result in results for row in result.rows]),
             output / "table.csv": table(summaries),
             output / "table.md": markdown.encode(),
-            output / "summary.json": {"settings": dict(settings), "methods": summaries, **state},
         }
     )
 

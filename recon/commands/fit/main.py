@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ from recon.commands.output.runs import (
     latest_checkpoint,
     new_run,
     run_of_checkpoint,
-    write_json,
 )
+from recon.commands.output.summary import write_summary
 from recon.files import write_files
 from recon.lower_level import Grade
 from recon.names import public_name
@@ -117,6 +118,7 @@ class ReconCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add loggers, checkpoints, pictures and the progress bar; what the configuration names stays."""
+        self._begin = time.perf_counter()
         if self._resumed_run is not None:
             self.run = self._resumed_run
         else:
@@ -213,7 +215,10 @@ class ReconCLI(LightningCLI):
     after_validate = after_test
 
     def _report(self, summary: dict[str, Any]) -> None:
-        write_json(self.run / "summary.json", summary)
+        seconds, status = time.perf_counter() - self._begin, "finished"
+        numbers = {name: value for name, value in summary.items() if name not in ("seconds", "status")}
+        command = str(self.subcommand)
+        write_summary(self.run, command, summary.get("seconds", seconds), summary.get("status", status), numbers)
         table = Table(title=escape(printable(self.run)), show_header=False)
         for name, value in summary.items():
             table.add_row(name, f"{value:.6g}" if isinstance(value, float) else escape(printable(value)))

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from recon.commands.errors import printable
 from recon.commands.output.runs import write_json
+from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, read
 from recon.commands.reproduce import race
 from recon.files import write_files
@@ -169,7 +170,11 @@ def write_page(figures: Mapping[str, str], scale: str, output: Path) -> None:
         f"<p>{links}</p>{''.join(sections)}</html>\n"
     )
     write_files({output / "index.html": page.encode()})
-    write_json(output / "summary.json", {"figure": "all", "scale": scale, "figures": summary})
+    seconds = sum(float(entry.get("seconds", 0.0)) for entry in summary)
+    missing = any(entry["end"] in ("not made", "interrupted") for entry in summary)
+    status = "incomplete" if missing else "finished" if all(e["end"] == "finished" for e in summary) else "failed"
+    numbers = {"figure": "all", "scale": scale, "figures": summary}
+    write_summary(output, "reproduce all", seconds, status, numbers)
 
 
 def compared(published: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:

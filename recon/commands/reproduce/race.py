@@ -19,6 +19,7 @@ import io
 import json
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -35,7 +36,8 @@ from rich.table import Table
 from datasets import DenoisingDataModule, MRIDataModule
 from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record, UpperLevelMethod
 from recon.commands.configuration.classes import check_classes
-from recon.commands.output.runs import finite, write_json
+from recon.commands.output.runs import finite
+from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, read, table
 from recon.commands.reproduce.race_pictures import COLUMNS, images_of, iterations_of, plot, slug
 from recon.commands.reproduce.race_run import Descent, Iteration, descend
@@ -90,7 +92,7 @@ def run(figure: str, scale: str, output: Path) -> None:
         ValueError: the configuration or the data cannot be used, or the folder has the results of other settings.
         OSError: a file is missing, or cannot be written.
     """
-    content = read_figure(FOLDER / figure / f"{scale}.yaml")
+    begin, content = time.perf_counter(), read_figure(FOLDER / figure / f"{scale}.yaml")
     data, source = _data(content["data"], scale)
     kind = MODULES[data.pop("class", DenoisingDataModule.__name__)]
     module = kind(**data)
@@ -135,9 +137,9 @@ def run(figure: str, scale: str, output: Path) -> None:
         if held:
             write_files({output / "intervals.csv": table(held)})
         summary["intervals"] = {"checked": len(held), "held": sum(row["held"] for row in held)}
-    write_json(output / "summary.json", summary)
     _print(rows, console)
     plot(output)
+    write_summary(output, f"reproduce {figure}", time.perf_counter() - begin, "finished", summary)
 
 
 def _keep(

@@ -27,6 +27,7 @@ from recon.commands.compare.methods import Task, baseline, load_method, solve
 from recon.commands.main import main
 from recon.operators import Identity
 from tests.commands.reconstruct.slices import write_slice
+from tests.commands.summaries import check_summary
 
 SIDE, SIGMA = 16, 0.1
 COMPARISONS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*/compare*.yaml"))
@@ -100,6 +101,7 @@ def test_values_are_those_computed_by_hand(folder: Path, capsys: pytest.CaptureF
         assert float(row["psnr_image_range"]) == pytest.approx(10 * math.log10(extent**2 / mse), abs=1e-4)
         assert float(row["residual"]) == pytest.approx(float((z - y).norm() / y.norm()), rel=1e-5)
         assert 0 < float(row["ssim"]) < 1
+    check_summary(folder / "out", "compare")
     summary = json.loads((folder / "out" / "summary.json").read_text())["methods"]
     assert summary[0]["certified"] is False
     assert summary[0]["largest_error"] is None

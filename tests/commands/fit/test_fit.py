@@ -21,6 +21,7 @@ from PIL import Image
 from models import FieldsOfExperts
 from models.files.storage import load_regularizer
 from recon.commands.main import main
+from tests.commands.summaries import check_summary
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -85,6 +86,7 @@ def test_round_trip(config: Path, tmp_path: Path) -> None:
     assert summary["status"] == "iteration limit"
     assert summary["lower"] <= summary["loss"] <= summary["upper"]
     assert summary["config"] == str(config)
+    check_summary(run, "fit", "iteration limit")
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
     assert [bool(row["val_psnr"]) for row in rows] == [False, True] * 3
@@ -104,6 +106,7 @@ def test_round_trip(config: Path, tmp_path: Path) -> None:
     for command, name in (("validate", "val_psnr"), ("test", "test_psnr")):
         folder = tmp_path / "outputs" / "foe" / "tiny" / f"{command}_0"
         saved = json.loads((folder / "summary.json").read_text())
+        check_summary(folder, command)
         assert saved[name] == pytest.approx(float(read_metrics(folder)[0][name]), rel=1e-6)
     predicted = tmp_path / "outputs" / "foe" / "tiny" / "predict_0"
     assert sorted(p.name for p in predicted.iterdir()) == ["000_d.npy", "000_d.png", "001_e.npy", "001_e.png"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from recon.commands.compare import main as compare
 from recon.commands.main import main
-from recon.commands.reconstruct import images as reconstruct_images
+from recon.commands.reconstruct import driver
 
 NAMES = ("a", "b", "c")
 
@@ -60,14 +60,14 @@ def test_a_black_picture_takes_nothing_from_the_others(
 def test_the_report_is_there_after_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill in the third picture leaves the certificates of two, and says what is missing."""
     data, count = pictures(tmp_path, ""), iter(range(10))
-    original: Callable[..., Any] = reconstruct_images._reconstruct
+    original: Callable[..., Any] = driver._result
 
     def killed(*arguments: Any) -> Any:
         if next(count) == 2:
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(reconstruct_images, "_reconstruct", killed)
+    monkeypatch.setattr(driver, "_result", killed)
     status, output = reconstruct(data)
     assert status == 130
     report = report_of(output)

@@ -50,7 +50,7 @@ def test_folder_with_references(model: Path, data: Path, capsys: pytest.CaptureF
     status, output = run(model, data, "--reference", str(data.parent / "true"), "--accuracy", "1e-3")
     assert status == 0
     names = [f"{n}{s}" for n in ("a", "b", "color") for s in (".npy", ".png", "_comparison.png")]
-    assert sorted(p.name for p in output.iterdir()) == sorted([*names, "report.json"])
+    assert sorted(p.name for p in output.iterdir()) == sorted([*names, "report.json", "summary.json"])
     report = json.loads((output / "report.json").read_text())
     assert report["converged"] is True
     for entry in report["images"]:
@@ -59,7 +59,7 @@ def test_folder_with_references(model: Path, data: Path, capsys: pytest.CaptureF
         assert entry["status"] == "converged"
         assert 0 < entry["error"] <= 1e-3
         assert entry["error_rms_per_pixel"] == pytest.approx(entry["error"] / np.prod(entry["shape"]) ** 0.5)
-        assert entry["psnr"] > entry["psnr_data"] > 15
+        assert entry["psnr"] > entry["baseline_psnr"] > 15
         assert 0 < entry["ssim"] <= 1
         assert entry["evaluations"] > 1
     assert "converged" in capsys.readouterr().out
@@ -240,7 +240,7 @@ def test_tv_by_the_discrepancy_principle(data: Path) -> None:
     for entry in entries:
         assert entry["regularizer"] == "TotalVariation"
         assert entry["residual"] == pytest.approx(0.1, rel=0.03)
-        assert entry["psnr"] > entry["psnr_data"] + 3
+        assert entry["psnr"] > entry["baseline_psnr"] + 3
 
 
 def test_tv_by_a_sweep(data: Path) -> None:

@@ -97,7 +97,7 @@ def test_nifti_is_a_picture_with_its_spacing(tmp_path: Path) -> None:
     file = write_nifti(tmp_path / "slice.nii", values, (0.5, 0.75))
     assert guessed_task([file], None) == "denoising"
     _, output, report = run(file, "--method", "tv", "--weight", "1e-6", "--accuracy", "1e-3")
-    assert report["pixel_size_mm"] == [0.5, 0.75]
+    assert report["details"]["pixel_size_mm"] == [0.5, 0.75]
     np.testing.assert_allclose(np.load(output / "slice.npy"), values, atol=1e-3)
     _, output, report = run(
         write_nifti(file, 1000 * values, (0.5, 0.75)),

@@ -75,7 +75,7 @@ def test_ct_tv_beats_fbp_and_fits_the_noise(scan: Path, capsys: pytest.CaptureFi
     assert "maximum of the reference" in report["psnr_convention"]
     assert report["details"]["geometry"]["type"] == "parallel"
     assert report["unit"] == "1/mm"
-    files = ["report.json", "scan.npy", "scan.tif", "scan_comparison.png"]
+    files = ["report.json", "scan.npy", "scan.tif", "scan_comparison.png", "summary.json"]
     assert sorted(p.name for p in output.iterdir()) == files
     image = np.load(output / "scan.npy")
     assert np.allclose(tifffile.imread(output / "scan.tif"), image, atol=1e-6)

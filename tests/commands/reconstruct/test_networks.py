@@ -12,8 +12,9 @@ import torch
 from models import LearnedPrimalDual, UNet
 from models.files.setting import describe_operator
 from models.files.storage import load_reconstructor, save_regularizer
-from recon.commands.reconstruct.measured import _problem
 from recon.commands.reconstruct.options import parser
+from recon.commands.reconstruct.tasks import TASKS
+from recon.commands.reconstruct.tasks.task import Job
 from recon.operators import Identity, LinearOperator, ParallelBeam, RayTransform
 from recon.reconstruction.problem import Problem
 from recon.reconstruction.reconstructor import Reconstructor
@@ -39,9 +40,9 @@ def projector(views: int = 12) -> RayTransform:
 
 
 def problem_of(data: Path, task: str, options: tuple[str, ...], dtype: str = "float64") -> Problem:
-    args = parser().parse_args(["--data", str(data), "--output", "-", *options])
+    args = parser(TASKS).parse_args(["--data", str(data), "--output", "-", *options])
     args.dtype = dtype
-    return _problem(data, 0, task, args)
+    return TASKS[task](args).problem(Job(0, data, None), 0)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def noticing(path: Path, **options: Any) -> Scan:
         return replace(read_sinogram(path, **options), warnings=(NOTICED,))
 
-    monkeypatch.setattr("recon.commands.reconstruct.ct_data.read_sinogram", noticing)
+    monkeypatch.setattr("recon.commands.reconstruct.tasks.ct_data.read_sinogram", noticing)
     monkeypatch.setattr("datasets.modules.sinograms.read_sinogram", noticing)
     values = np.random.default_rng(0).random((8, 12))
     np.savez(tmp_path / "scan.npz", sinogram=values, angles_degrees=np.arange(8) * 22.5, detector_spacing=10.0)

@@ -11,6 +11,7 @@ import pytest
 from recon.commands.main import main
 from recon.commands.reproduce.figures import icnn_primal_dual as figure
 from recon.lower_level import LBFGS, Energy
+from tests.commands.summaries import check_summary
 
 TINY = replace(
     figure.SCALES["quick"], size=16, pictures=2, filters=2, passes=1, iterations=200, repeats=2, widths=(0.1,)
@@ -38,6 +39,8 @@ def test_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert int(r["iterations_to_target"]) <= TINY.iterations
     ratios = [float(r["iterations_ratio"]) for r in targets if r["method"] == figure.PRIMAL_DUAL]
     assert ratios[2] == pytest.approx(sum(ratios[:2]) / 2, rel=1e-3)
+    medians = check_summary(tmp_path, "reproduce icnn-primal-dual")["medians"]
+    assert medians[figure.PRIMAL_DUAL]["iterations_ratio"] == pytest.approx(ratios[2])
     iterates = rows(tmp_path / f"{figure.NAME}.csv")
     assert list(iterates[0]) == figure.COLUMNS
     for r in targets[:2]:

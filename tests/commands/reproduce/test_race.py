@@ -21,6 +21,7 @@ from recon.bilevel import MAID, Accuracy, BilevelObjective, Progress, Record
 from recon.bilevel.methods.run import MOST_IDLE
 from recon.commands.main import main
 from recon.commands.reproduce import race, race_run
+from tests.commands.summaries import check_summary
 
 CONFIGURATIONS = sorted(race.FOLDER.glob("*/*.yaml"))
 TINY: dict[str, Any] = {
@@ -77,6 +78,7 @@ def test_a_race(tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert float(maid[-1]["evaluations"]) == float(results["MAID"]["evaluations"]) >= 60
     summary = json.loads((out / "summary.json").read_text())
     assert summary["source"] == "built-in"
+    check_summary(out, "reproduce tiny")
     assert [entry["run"] for entry in summary["runs"]] == list(TINY["runs"])
     # "far" ended where it began: its loss is that of the initial parameters
     data = race.DenoisingDataModule(limit=2, size=16, sigma=0.1, dtype="float64")

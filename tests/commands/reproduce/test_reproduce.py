@@ -15,6 +15,7 @@ from recon.commands.main import main
 from recon.commands.output.tables import claim, read
 from recon.commands.reproduce import main as reproduce
 from recon.commands.reproduce.figures import tv_discretisation as tv
+from tests.commands.summaries import check_summary
 
 FIGURES = ("reconstructions.png", "filters.png", "training.png", "sensitivity.png")
 
@@ -34,6 +35,8 @@ def test_tv_discretisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert main(["reproduce", "tv-discretisation", "--output", str(tmp_path)]) == 0
     assert all((tmp_path / name).stat().st_size > 1000 for name in FIGURES)
     assert [row["method"] for row in rows(tmp_path / "results.csv")] == ["standard", "fixed", "adaptive"]
+    summary = check_summary(tmp_path, "reproduce tv-discretisation")
+    assert list(summary["methods"]) == ["standard", "fixed", "adaptive"]
     training = rows(tmp_path / "training.csv")
     assert all(
         float(r["lower"]) <= float(r["loss"]) <= float(r["upper"]) for r in training if r["method"] == "adaptive"

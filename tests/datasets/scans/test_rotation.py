@@ -22,7 +22,7 @@ from datasets.scans.rotation import (
     rotation_centre,
 )
 from datasets.scans.scan import Scan
-from recon.commands.reconstruct.ct_data import CTOptions, read
+from recon.commands.reconstruct.tasks.ct_data import CTOptions, read
 from recon.operators import FanBeam, RayTransform
 from tests.datasets.scans.disc_scans import BODY, HOLE, INSERT, Disc, dxchange, half_turn, sinogram
 

@@ -26,6 +26,8 @@ from torch import Tensor
 from datasets.sources.images import BuiltinImages
 from models import ICNN, ICNNSaddle, NetworkIteration
 from recon.bilevel import BilevelObjective, InexactAdam, Training
+from recon.commands.output.summary import write_summary
+from recon.commands.output.tables import read as read_table
 from recon.files import prepare_folder, write_files
 from recon.lower_level import FISTA, LBFGS, Energy, Snapshot
 from recon.plotting import COLORS
@@ -125,7 +127,7 @@ def run(scale: str, output: Path) -> None:
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, but must be one of {', '.join(SCALES)}")
     prepare_folder(output)
-    sizes = SCALES[scale]
+    begin, sizes = time.perf_counter(), SCALES[scale]
     found = [compare(energy, picture, sizes) for picture, energy in problems(sizes)]
     write_files(
         {
@@ -135,6 +137,14 @@ def run(scale: str, output: Path) -> None:
         }
     )
     plot(output)
+    needed = ("iterations_to_target", "seconds_to_target", "iterations_ratio", "seconds_ratio")
+    medians = {
+        row["method"]: {name: float(row[name]) if row[name] else None for name in needed}
+        for row in read_table(output / f"{NAME}_targets.csv")
+        if row["picture"] == "median"
+    }
+    numbers = {"figure": "icnn-primal-dual", "scale": scale, "target": TARGET, "medians": medians}
+    write_summary(output, "reproduce icnn-primal-dual", time.perf_counter() - begin, "finished", numbers)
 
 
 def problems(sizes: Scale) -> Iterator[tuple[str, Energy]]:

@@ -40,6 +40,8 @@ from recon.bilevel import (
     SaddleObjective,
     Training,
 )
+from recon.commands.output.runs import finite
+from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, read, table
 from recon.files import write_files
 from recon.lower_level import PDHG, NotStronglyConvexError
@@ -138,11 +140,15 @@ def run(scale: str, output: Path) -> None:
     """
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, but must be one of {', '.join(SCALES)}")
-    data = load(scale)
+    begin, data = time.perf_counter(), load(scale)
     claim(output, {"figure": "tv-discretisation", "scale": scale, **asdict(SCALES[scale]), **REGULARIZATION})
     train(SCALES[scale], data, output)
     sensitivity(SCALES[scale], data, output)
     plot(output)
+    rows = read(output / "results.csv")
+    means = {row["method"]: finite({key: float(row[key]) for key in ("psnr", "evaluations")}) for row in rows}
+    numbers = {"figure": "tv-discretisation", "scale": scale, "methods": means}
+    write_summary(output, "reproduce tv-discretisation", time.perf_counter() - begin, "finished", numbers)
 
 
 def train(size: Scale, data: Data, output: Path) -> None:

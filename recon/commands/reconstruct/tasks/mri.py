@@ -1,17 +1,27 @@
-"""``recon reconstruct`` for MRI: k-space of one slice, measured or simulated, with the operator that explains it."""
+"""MRI: k-space of one slice, measured or simulated, with the operator that explains it."""
 
 from __future__ import annotations
 
+import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.kspace.ismrmrd import holds_ismrmrd
 from datasets.modules.kspace import KSpaceDataModule
 from datasets.noise import gaussian_noise
-from recon.commands.reconstruct.pictures import is_picture, read_picture
-from recon.operators import CartesianMRI, root_sum_of_squares, simulated_sensitivities, zero_filled
+from datasets.readers.hdf5 import open_hdf5
+from datasets.scans.counts import HDF5_SUFFIXES
+from recon.commands.reconstruct.options import AT_LEAST_ONE, NOT_NEGATIVE, Range
+from recon.commands.reconstruct.tasks.measured import Measured
+from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture, read_picture
+from recon.commands.reconstruct.tasks.task import Job
+from recon.operators import CartesianMRI, channels_to_complex, root_sum_of_squares, simulated_sensitivities, zero_filled
 from recon.operators.mri.sampling import PATTERNS, Pattern
 from recon.reconstruction.problem import DicomTarget, Problem
 
@@ -23,6 +33,78 @@ MASKS: dict[str, Pattern] = {
     "poisson": "poisson_disc",
 }
 ACCELERATION = 4.0
+
+
+class MRI(Measured):
+    """Magnetic resonance imaging on Cartesian grids: k-space, and pictures whose k-space is simulated."""
+
+    name = "mri"
+    plain, plain_title = "zero_filled", "zero-filled RSS"
+    files = "k-space: complex .npy, fastMRI or ISMRMRD .h5"
+    suffixes = HDF5_SUFFIXES
+    of_measurements = ("noise_scan", "reference")
+    of_simulations = ("size", "mask", "acceleration", "coils", "seed")
+    options = ("noise_scan", *of_simulations)
+    ranges: ClassVar = {
+        "acceleration": Range("finite and at least 1", lambda v: 1 <= v < math.inf),
+        **dict.fromkeys(("size", "coils"), AT_LEAST_ONE),
+        "seed": NOT_NEGATIVE,
+    }
+    relative_mu = 1e-3
+    modality = "MR"
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        group = parser.add_argument_group("MRI, measured")
+        group.add_argument(
+            "--noise-scan",
+            help="noise without signal, measured as the data: complex .npy (coils, samples), or ISMRMRD .h5; coils are "
+            "whitened by it (default: from the data file)",
+        )
+        group = parser.add_argument_group("simulation from pictures")
+        group.add_argument("--mask", choices=list(MASKS), help="of k-space (default: random lines with a full centre)")
+        group.add_argument("--acceleration", type=float, help="k-space points for each sampled one (default: 4)")
+        group.add_argument("--coils", type=int, help="(default: 1)")
+        group.add_argument("--seed", type=int, help="of noise and mask (default: 0)")
+
+    @classmethod
+    def holds(cls, path: Path) -> bool:
+        """Whether a file has k-space: HDF5 may hold a scan as well, and arrays of complex values are nothing else."""
+        if not super().holds(path):
+            return holds_complex(path)
+        with open_hdf5(path) as file:
+            return "kspace" in file or holds_ismrmrd(file)
+
+    def check(self) -> None:
+        super().check()
+        if self.args.nonnegative:
+            raise ValueError("--nonnegative does not go with MRI, whose images are complex")
+        if self.args.noise is not None and self.args.noise_scan is not None:
+            raise ValueError("--noise and --noise-scan exclude each other; give one of them")
+
+    def simulates(self, path: Path) -> bool:
+        return is_picture(path)
+
+    def build(self, job: Job, reference: Tensor | None) -> Problem:
+        args = self.args
+        options = MRIOptions(
+            index=args.index,
+            noise=args.noise,
+            noise_scan=args.noise_scan,
+            size=args.size,
+            mask=args.mask or "random",
+            acceleration=args.acceleration or ACCELERATION,
+            coils=args.coils or 1,
+            seed=args.seed or 0,
+            number=job.number,
+        )
+        return mri_problem(job.data, options, self.dtype, args.device, reference)
+
+    def numbers(self, problem: Problem, image: Tensor, x: Tensor | None) -> np.ndarray:
+        """The complex image; the magnitudes of the plain method."""
+        if x is None:
+            return image.numpy()
+        return problem.scale * channels_to_complex(x[0].detach().cpu().double()).numpy()
 
 
 @dataclass(frozen=True)

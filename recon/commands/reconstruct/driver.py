@@ -1,0 +1,228 @@
+"""``recon reconstruct``, whatever the task: one file after the other, a report after each, a table in the end."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from models.files.storage import load_model
+from recon.commands.errors import printable
+from recon.commands.output.one_by_one import Outcome, one_by_one
+from recon.commands.output.summary import SUMMARY, summary
+from recon.commands.reconstruct.networks import Network
+from recon.commands.reconstruct.regularized import Reconstruction, Settings, check_variational, reconstruct
+from recon.commands.reconstruct.report import REPORT, Quality, Result, report
+from recon.commands.reconstruct.tasks.task import Job, Model, Task, named
+from recon.files import write_files
+from recon.lower_level import Regularizer, SaddleModel
+from recon.reconstruction.problem import Problem
+from recon.reconstruction.reconstructor import Reconstructor
+
+
+def reconstruct_files(task: Task) -> int:
+    """Reconstruct every file of a task.
+
+    Parameters
+    ----------
+    task : Task
+        With the options that were given.
+
+    Returns
+    -------
+    int
+        0 if all reached their accuracy, else 1.
+
+    Raises
+    ------
+    ValueError
+        Files that cannot be used or do not fit together, values out of range, a model that certifies nothing.
+    OSError
+        A file is missing, or the output cannot be written.
+    """
+    begin, written = time.perf_counter(), list[str]()
+    task.check()
+    jobs = task.jobs()
+    model, mu = _model(task)
+    with _progress() as show:
+
+        def work(job: Job) -> Result:
+            result, files = _result(job, task, model, mu, show)
+            written.extend(file.name for file in files)
+            return result
+
+        def write(outcome: Outcome[Result]) -> None:
+            content = report(outcome, _about(task, model))
+            about = summary("reconstruct", time.perf_counter() - begin, _status(outcome), _numbers(outcome, task))
+            about |= {"written": [*written, REPORT]}
+            write_files({task.output / REPORT: content, task.output / SUMMARY: about})
+
+        outcome = one_by_one({str(job.data): job for job in jobs}, work, write)
+    return _finish(outcome, task)
+
+
+def _model(task: Task) -> tuple[Model, float]:
+    """What ``--model`` names, on the device and in the precision of the task, and the mu that it was trained with."""
+    args = task.args
+    loaded, metadata = load_model(args.model, args.trust) if args.model else (None, {})
+    if isinstance(loaded, Reconstructor):
+        return Network.of(loaded, metadata, args), 0.0
+    args.dtype = args.dtype or "float64"
+    if loaded is None:
+        return None, 0.0
+    check_variational(loaded, Settings.of(args), args)
+    loaded.to(device=args.device, dtype=task.dtype).requires_grad_(False)
+    return loaded, task.trained_mu(loaded, metadata)
+
+
+def _result(job: Job, task: Task, model: Model, mu: float, show: Callable[[str], None]) -> tuple[Result, list[Path]]:
+    """Read a file, reconstruct, write the result; returns its entry, and what was written."""
+    args = task.args
+    show(f"{job.data.name}: reading, operator")
+    problem = task.problem(job, model.margin if isinstance(model, Regularizer) else 0)
+    if args.choose == "sweep" and problem.reference is None:
+        raise ValueError(
+            f"{job.data}: --choose sweep compares with a reference; give --reference, or --choose discrepancy"
+        )
+    before = _quality(problem.baseline, problem, task)  # shapes that do not fit are found before the work
+    begin = time.perf_counter()
+    x, made, warnings = None, None, list[str]()
+    if isinstance(model, Network):
+        x, warnings = model(problem)
+    elif args.method is None or args.method != task.plain:
+        made = _solved(problem, task, model, mu, show)
+        x = made.solution.x
+    image = problem.baseline if x is None else task.image(problem, x)
+    seconds = time.perf_counter() - begin
+    after = before if x is None else _quality(image, problem, task)
+    result = Result(
+        name=problem.name,
+        data=str(job.data),
+        reference=None if job.reference is None else str(job.reference),
+        shape=list(image.shape),
+        unit=problem.unit,
+        simulated=problem.simulated,
+        noise=problem.noise * problem.scale,
+        noise_rule=problem.noise_rule,
+        details=dict(problem.details),
+        warnings=list(problem.warnings),
+        seconds=round(seconds, 3),
+        psnr=after.psnr,
+        ssim=after.ssim,
+    )
+    if made is not None:
+        result = result.solved(problem, made, image).beside(problem, before)
+    elif x is not None and isinstance(model, Network):
+        result = result.passed(problem, model, x, warnings).beside(problem, before)
+    elif task.plain_is_start:
+        result = replace(result, residual=problem.residual(problem.start) * problem.scale)
+    return result, task.write(problem, result, image, x)
+
+
+def _solved(
+    problem: Problem, task: Task, model: Regularizer | SaddleModel | None, mu: float, show: Callable[[str], None]
+) -> Reconstruction:
+    """The regularized reconstruction, as the options say."""
+    args = task.args
+
+    def watch(phase: str, evaluation: int, error: float) -> None:
+        certified = f"certified {error * problem.scale:.2g} {problem.unit}"
+        show(f"{problem.name}: {phase}, evaluation {evaluation}, {certified}")
+
+    def psnr(x: Tensor) -> float:
+        value = _quality(task.image(problem, x), problem, task).psnr
+        return math.inf if value is None else value
+
+    chosen = args.mu or mu or task.default_mu(problem)
+    if args.plain and not args.mu:
+        chosen = None  # as the model says, in the plain form
+    settings = Settings.of(args)
+    with named(problem.data):
+        if args.accuracy is not None or task.accuracy is None:
+            return reconstruct(problem, model, chosen, settings, psnr, watch)
+        made = reconstruct(problem, model, chosen, replace(settings, accuracy=task.accuracy), psnr, watch)
+        return replace(made, accuracy_rule=made.accuracy_rule.replace("given", "by default"))
+
+
+def _quality(image: Tensor, problem: Problem, task: Task) -> Quality:
+    return Quality() if problem.reference is None else task.quality(image, problem.reference)
+
+
+def _about(task: Task, model: Model) -> dict[str, Any]:
+    """What the report says of all results."""
+    args = task.args
+    return {
+        "task": task.name,
+        "method": task.method,
+        "model": args.model,
+        "nonnegative": args.nonnegative,
+        "plain": args.plain,
+        "certificate": task.certificate(model),
+        "psnr_convention": task.psnr_convention,
+        "dtype": args.dtype,
+        "device": args.device,
+    }
+
+
+def _status(outcome: Outcome[Result]) -> str:
+    if outcome.pending:
+        return "incomplete"
+    if outcome.failures:
+        return "failed"
+    return "finished" if all(result.reached for result in outcome.results) else "accuracy not reached"
+
+
+def _numbers(outcome: Outcome[Result], task: Task) -> dict[str, Any]:
+    """The main numbers of the summary; None where one is unknown of some image."""
+    results = outcome.results
+    errors, values = [r.error for r in results], [r.psnr for r in results]
+    known = [v for v in values if v is not None]
+    return {
+        "task": task.name,
+        "method": task.method,
+        "model": task.args.model,
+        "images": len(results),
+        "failures": len(outcome.failures),
+        "pending": len(outcome.pending),
+        "evaluations": sum((r.evaluations or 0) + r.evaluations_choosing for r in results),
+        "largest_error": None if None in errors else max((e for e in errors if e is not None), default=None),
+        "psnr": math.fsum(known) / len(known) if known and len(known) == len(values) else None,
+    }
+
+
+def _finish(outcome: Outcome[Result], task: Task) -> int:
+    """Show the table, and name what failed or did not reach its accuracy; returns the exit status."""
+    results, missed = outcome.results, [r for r in outcome.results if not r.reached]
+    console = Console()
+    console.print(task.table(results))
+    for text in dict.fromkeys(text for r in results for text in r.warnings):
+        print(f"recon reconstruct: warning: {printable(text)}", file=sys.stderr)
+    for text in task.notes(results):
+        console.print(escape(text), highlight=False)
+    if missed:
+        names = ", ".join(f"{r.name} ({r.status})" for r in missed)
+        print(
+            f"recon reconstruct: {len(missed)} of {len(results)} {task.goal()}: {names}; try {task.remedies}",
+            file=sys.stderr,
+        )
+    outcome.print_failures("recon reconstruct")
+    return 1 if missed or outcome.failures else 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done; ``with _progress() as show: show("text")``."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("")
+        yield lambda text: progress.update(task, description=printable(text))

@@ -1,0 +1,241 @@
+"""Pictures to denoise: each with a regularizer, and a certificate of the accuracy.
+
+The reconstruction of data y is x^ = argmin 1/2||x - y||^2 + weight R(x) + (mu/2)||x||^2, over x >= 0 if asked to. What
+is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whole image on the scale of its values
+(8-bit files: [0, 1]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from datasets import DataError, read_dicom, read_image, write_dicom
+from datasets.physics import MAX_HU
+from datasets.readers.dicom.slices import holds_dicom
+from datasets.readers.nifti import is_nifti, read_nifti
+from datasets.readers.pictures import SUFFIXES
+from recon.commands.errors import printable
+from recon.commands.reconstruct.regularized import metadata_mu
+from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
+from recon.commands.reconstruct.tasks.pictures import picture_files
+from recon.commands.reconstruct.tasks.task import Job, Task, check_names, check_overwritten, named
+from recon.files import check_finite, write_files
+from recon.lower_level import Energy, Regularizer, SaddleModel
+from recon.operators import Identity
+from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
+from recon.reconstruction import mirrored
+from recon.reconstruction.problem import Problem, Weighted
+from recon.reconstruction.weight import image_noise
+
+# CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
+_HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
+# what noise may make of a picture on [0, 1], in NIfTI files, whose scale can be anything
+_LOWEST, _HIGHEST = -1.0, 2.0
+
+
+class Images(Task):
+    """Denoising of pictures and slices; whatever no other task takes is one."""
+
+    name = "denoising"
+    files = f"images or folders of them ({', '.join(SUFFIXES)}, DICOM)"
+    accuracy = 1e-2
+    psnr_convention = "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped"
+    remedies = "--dtype float64, a larger --accuracy or a larger --max-evaluations"
+
+    @classmethod
+    def holds(cls, path: Path) -> bool:
+        return True
+
+    def check(self) -> None:
+        args = self.args
+        if (args.method is None) == (args.model is None):
+            raise ValueError(
+                "images are denoised with a trained regularizer, or TV; give either --model or --method tv"
+            )
+        if args.method not in (None, "tv"):
+            raise ValueError(f"--method {args.method} does not go with --task denoising; valid is tv")
+        if args.index:
+            raise ValueError(f"--index is {args.index}, but an image file holds one image, 0")
+        if args.choose == "sweep" and args.reference is None:
+            raise ValueError("--choose sweep compares with a reference; give --reference, or --choose discrepancy")
+
+    def jobs(self) -> list[Job]:
+        """All pictures, with references of the same names; they are readable before anything is computed."""
+        files = [file for path in self.args.data for file in picture_files(Path(path))]
+        check_names(files)
+        jobs = [Job(k, file, found) for k, (file, found) in enumerate(zip(files, self._references(files), strict=True))]
+        written = [path for job in jobs for path in (*self._files(job.data.stem), self._dicom_file(job.data.stem))]
+        check_overwritten(written, [*files, *(job.reference for job in jobs if job.reference)], self.output)
+        for job in jobs:
+            _read(job)
+        return jobs
+
+    def _references(self, files: Sequence[Path]) -> Sequence[Path | None]:
+        if self.args.reference is None:
+            return [None] * len(files)
+        reference = Path(self.args.reference)
+        found = picture_files(reference)
+        if len(files) == 1 and not reference.is_dir():
+            return found
+        by_name = {file.stem: file for file in found}
+        for file in files:
+            if file.stem not in by_name:
+                raise DataError(
+                    f"{self.args.reference}: has no reference for {file}; its name must be {file.stem}, too"
+                )
+        return [by_name[file.stem] for file in files]
+
+    def trained_mu(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> float:
+        """That of regularizers, if they were trained for denoising and their energy is strongly convex."""
+        file, args = self.args.model, self.args
+        for part, valid in {"operator": "Identity", "fidelity": "SquaredL2"}.items():
+            found = str(metadata.get(part, valid))
+            if found.rpartition(".")[2] != valid:
+                raise ValueError(f"{file}: trained with the {part} {found}; this program denoises, which is {valid}")
+        mu = metadata_mu(metadata, file)
+        if isinstance(model, SaddleModel):
+            return 0.0
+        pixel = next(model.parameters(), torch.zeros(())).new_zeros(1, 1, 1, 1)
+        try:
+            Energy(pixel, Weighted(model, args.weight or 1.0), mu=args.mu or mu).require_strong_convexity()
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        return mu
+
+    def problem(self, job: Job, margin: int) -> Problem:
+        """Denoising of a picture, mirrored at its edges for models that were trained so."""
+        y, target = _read(job)
+        noise = self.args.noise
+        with named(job.data):  # images that are smaller than the filters
+            batch = y[None].to(self.args.device, self.dtype)
+            data = mirrored(batch, margin)
+            spacing = read_nifti(job.data).pixel_size if is_nifti(job.data) else None
+            return Problem(
+                name=job.data.stem,
+                data=job.data,
+                task=self.name,
+                y=data,
+                operator=Identity(),
+                start=data,
+                baseline=y,
+                method="data",
+                scale=1.0,
+                unit="1",
+                noise=image_noise(batch) if noise is None else noise / (_HU_RANGE if holds_dicom(job.data) else 1.0),
+                noise_rule="estimated from second differences of the image" if noise is None else "given",
+                measured=data.numel(),
+                reference=target,
+                details={} if spacing is None else {"pixel_size_mm": list(spacing)},
+            )
+
+    def image(self, problem: Problem, x: Tensor) -> Tensor:
+        """The middle of x, without what was mirrored."""
+        height, width = problem.baseline.shape[1:]
+        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+        return x[0, :, top : top + height, left : left + width].cpu()
+
+    def quality(self, image: Tensor, reference: Tensor) -> Quality:
+        return Quality.of(image, reference, 1.0)
+
+    def _files(self, name: str) -> tuple[Path, Path, Path]:
+        """Picture, numbers and comparison."""
+        return (self.output / f"{name}.png", self.output / f"{name}.npy", self.output / f"{name}_comparison.png")
+
+    def _dicom_file(self, name: str) -> Path:
+        return self.output / f"{name}.dcm"
+
+    def write(self, problem: Problem, result: Result, image: Tensor, x: Tensor | None) -> list[Path]:
+        png, npy, comparison = self._files(problem.name)
+        pixels = image.numpy()[0] if len(image) == 1 else np.moveaxis(image.numpy(), 0, -1)  # what this program reads
+        check_finite(pixels, str(npy))
+        check_finite(vars(result), str(npy))
+        write_files({png: pixels, npy: pixels, comparison: _picture(problem, result, image)})
+        if not holds_dicom(problem.data):
+            return [png, npy, comparison]
+        dicom = self._dicom_file(problem.name)
+        write_dicom(dicom, _HU_RANGE * image[0] + _HU_ZERO, problem.data, "denoised by recon")
+        return [png, npy, comparison, dicom]
+
+    def table(self, results: Sequence[Result]) -> Table:
+        """One row for every image; PSNR of the data and of the reconstruction."""
+        table = Table(title="Reconstructions, PSNR in dB")
+        table.add_column("image", overflow="fold")
+        for column in ("status", "weight", "‖x − x̂‖ ≤", "evals", "s", "PSNR", "SSIM"):
+            table.add_column(column, justify="right")
+        for r in results:
+            gain = "" if r.psnr is None or r.baseline_psnr is None else f"{r.baseline_psnr:.2f} → {r.psnr:.2f}"
+            table.add_row(
+                escape(printable(r.name)),
+                graded(r),
+                "–" if r.weight is None else f"{r.weight:.2g}",
+                "none" if r.error is None else f"{r.error:.1e}",
+                evaluations(r),
+                f"{r.seconds:.1f}",
+                gain,
+                "" if r.ssim is None else f"{r.ssim:.3f}",
+            )
+        return table
+
+    def goal(self) -> str:
+        accuracy = self.accuracy if self.args.accuracy is None else self.args.accuracy
+        return f"images did not reach the accuracy {accuracy:g}"
+
+
+def _read(job: Job) -> tuple[Tensor, Tensor | None]:
+    """Data and reference, ``(channel, height, width)``, float64."""
+    y = _image(job.data)
+    if job.reference is None:
+        return y, None
+    # a gray image may be compared with a colour one: with its luminance
+    target = _image(job.reference, gray=y.shape[0] == 1)
+    if target.shape != y.shape:
+        raise DataError(
+            f"{job.reference}: has the shape {tuple(target.shape)}, but the data {job.data} have {tuple(y.shape)}"
+        )
+    return y, target
+
+
+def _image(path: Path, gray: bool = False) -> Tensor:
+    """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped."""
+    if is_nifti(path):
+        return _on_unit_scale(read_nifti(path).image, path)[None]
+    if not holds_dicom(path):
+        return read_image(path, gray=gray)
+    return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
+
+
+def _on_unit_scale(values: Tensor, path: Path) -> Tensor:
+    """NIfTI as it is, where it can be a noisy picture on [0, 1]: no other scale is known."""
+    low, high = float(values.min()), float(values.max())
+    if low < _LOWEST or high > _HIGHEST:
+        raise DataError(
+            f"{path}: values from {low:g} to {high:g}; pictures are denoised on the scale [0, 1], so divide them, or "
+            "simulate k-space with --task mri"
+        )
+    return values
+
+
+def _picture(problem: Problem, result: Result, x: Tensor) -> bytes:
+    y, target = problem.baseline, problem.reference
+    panels = [
+        Panel("data", y, _decibels(result.baseline_psnr)),
+        Panel("reconstruction", x, _decibels(result.psnr)),
+    ]
+    if target is not None:
+        panels.append(Panel("reference", target))
+    side = min(y.shape[1:]) // 5
+    zoom = busiest_square(x if target is None else target, side) if side >= 8 else None
+    return figure_bytes(comparison_figure([panels], [zoom]))
+
+
+def _decibels(value: float | None) -> str:
+    """A PSNR with its unit; nothing where there is none."""
+    return "" if value is None else f"{value:.2f} dB"
