@@ -1,8 +1,8 @@
 """How many defects of detector pixels are found, and how many pixels without one are taken for bad ones.
 
-On scans that no threshold of ``datasets.scans.detector`` was chosen on: thoraces of random ellipses (lungs, heart, ribs,
-spine, vessels), parallel and fan, and, where ``RECON_DATA`` or ../shared/data has it, rows of a real synchrotron scan
-of a tooth. One pixel of each scan gets one defect; amplitudes are relative to the largest line integral.
+On scans that no threshold of ``datasets.scans.detector`` was chosen on: thoraces of random ellipses (lungs, heart,
+spine, ribs, vessels), parallel and fan, and, where ``RECON_DATA`` or ../shared/data has it, rows of a real synchrotron
+scan of a tooth. One pixel of each scan gets one defect; amplitudes are relative to the largest line integral.
 
     python -m benchmarks.bad_pixels --scans 40 --seed 1
 """
