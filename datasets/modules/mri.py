@@ -106,7 +106,7 @@ class Sampling:
 
     Parameters
     ----------
-    pattern : {"random_lines", "equispaced", "radial", "poisson_disc", ...}
+    pattern : str
         Of the mask, see :mod:`recon.operators.mri.sampling`.
     acceleration : float
         Grid points for each sampled one, at least 1.
