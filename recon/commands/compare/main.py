@@ -49,7 +49,7 @@ from recon.commands.output.one_by_one import Outcome, one_by_one
 from recon.commands.output.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.output.tables import claim
 from recon.files import write_files
-from recon.operators import Identity
+from recon.operators import Identity, LinearOperator
 
 KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
 METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked", "trust"}, "config": set[str]()}
@@ -205,6 +205,8 @@ def make_task(comparison: Comparison) -> Task:
     """
     module = make_data(comparison.data)
     operator = module.operator if module.operator is not None else Identity()
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(f"the operator of the data is a {type(operator).__name__}, but must be a LinearOperator")
     first: Any = module.test_dataloader().dataset[0]
     accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
     return Task(module, operator, accuracy, comparison.validation_images)

@@ -1,10 +1,10 @@
 """Figures that set upper-level methods against each other on one learning problem, from ``configs/figures``.
 
-Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI; or a file), ``regularizer``, ``budget``, ``runs``
-and, where they are needed, ``mu`` of the energy, ``reference``, the name of the run that the others are measured by,
-and ``true_losses``, at about how many iterations of each run the exact loss is computed as well, which is not counted.
-A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is the initial parameters. All
-runs start at the same parameters, with the same data. They use a GPU where there is one.
+Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI; or a file of these), ``regularizer``,
+``budget``, ``runs`` and, where they are needed, ``mu`` of the energy, ``reference``, the name of the run that the
+others are measured by, and ``true_losses``, at about how many iterations of each run the exact loss is computed as
+well, which is not counted. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is
+the initial parameters. All runs start at the same parameters, with the same data. They use a GPU where there is one.
 
 ``race_run`` makes a run; until it is finished, ``runs/NAME.ckpt`` has what it needs to go on, bit for bit. ``run``
 writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv), ``runs/NAME.csv``

@@ -287,6 +287,7 @@ def test_tomography_with_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     content = yaml.safe_load((configs / "compare_quick.yaml").read_text())
     content["data"]["init_args"] |= {"size": 16, "views": 12, "limit": 2}
     network = yaml.safe_load((configs / "unet_quick.yaml").read_text())
+    network["data"] = str(configs / network["data"])
     network["model"]["init_args"]["steps"] = 4
     network["model"]["init_args"]["reconstructor"]["init_args"] = {"scales": 2, "channels": 2}
     network["trainer"] |= {"accelerator": "cpu", "limit_val_batches": 1, "check_val_every_n_epoch": 1}
