@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from datasets import DenoisingDataModule
+from datasets import DenoisingDataModule, PatchPictures
 from recon.bilevel import Record
 from recon.files import write_files
 
@@ -60,7 +60,8 @@ def denoising_data(
 ) -> tuple[Tensor, Tensor]:
     """True and noisy images, ``(N, 1, height, width)`` each; the noise of an image is the same in every benchmark."""
     name: Literal["float32", "float64"] = "float32" if dtype == torch.float32 else "float64"
-    return DenoisingDataModule(train=path, sigma=sigma, limit=limit, size=size, dtype=name).train_tensors()
+    pictures = PatchPictures(size=size, limit=limit)
+    return DenoisingDataModule(train=path, sigma=sigma, pictures=pictures, dtype=name).train_tensors()
 
 
 # --- clocks ----------------------------------------------------------------------------------------------------------

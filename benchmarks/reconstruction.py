@@ -16,15 +16,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.progress import track
 from torch import Tensor
 
 from benchmarks.common import arguments, print_table, start, write_csv
-from datasets import DenoisingDataModule
+from datasets import SimulatedDataModule
 from models import TotalVariation
 from models.files.storage import load_regularizer
-from recon.commands.configuration.classes import check_classes
+from recon.commands.configuration.data import data_section, make_data
 from recon.commands.configuration.yaml_files import read_yaml
 from recon.lower_level import LBFGS, Energy, Regularizer, Solution, first_guess
 from recon.metrics import psnr, ssim
@@ -69,21 +68,17 @@ def main() -> None:
     write_csv(args.output / f"reconstruction_{args.config.parent.name}.csv", rows)
 
 
-def configured(args: argparse.Namespace) -> tuple[DenoisingDataModule, float]:
+def configured(args: argparse.Namespace) -> tuple[SimulatedDataModule, float]:
     """The data module of the configuration, and its mu.
 
     Raises ``ValueError`` for classes that cannot stand where the configuration has them; nothing is made then.
     """
     config = read_yaml(args.config)
-    section = config["data"]
+    section = data_section(config, args.config.parent)
     for key, value in {"train": args.train, "test": args.test}.items():
         if value is not None:
             section["init_args"][key] = value
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=DenoisingDataModule)
-    parsed = parser.parse_object({"data": section})
-    check_classes(parsed, {"data": DenoisingDataModule})
-    return parser.instantiate(parsed).data, float(config["model"]["init_args"].get("mu", 0.0))
+    return make_data(section), float(config["model"]["init_args"].get("mu", 0.0))
 
 
 def quality(operator: Any, results: list[Tensor], data: Pairs) -> tuple[float, float]:

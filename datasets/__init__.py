@@ -2,11 +2,13 @@
 
 from datasets.kspace.files import read_kspace
 from datasets.modules.denoising import DenoisingDataModule
+from datasets.modules.groups import Batches, PatchPictures, PatientPictures, Pictures
 from datasets.modules.kspace import KSpaceDataModule
 from datasets.modules.lodopab import LoDoPaBDataModule
-from datasets.modules.mri import MRIDataModule
+from datasets.modules.mri import MRIDataModule, Sampling
+from datasets.modules.simulated import SimulatedDataModule
 from datasets.modules.sinograms import SinogramDataModule
-from datasets.modules.tomography import TomographyDataModule, TomographyDataset
+from datasets.modules.tomography import SimulatedScan, SinogramNoise, TomographyDataModule, TomographyDataset
 from datasets.noise import gaussian_noise
 from datasets.readers.dicom.output import write_dicom
 from datasets.readers.dicom.slices import DicomFolder, DicomSlice, read_dicom
@@ -25,6 +27,7 @@ from datasets.sources.splits import split_by_patient
 
 __all__ = [
     "SUFFIXES",
+    "Batches",
     "BrainSlice",
     "BuiltinImages",
     "BuiltinSlices",
@@ -42,12 +45,19 @@ __all__ = [
     "MeasuredImages",
     "Measurement",
     "MeasurementDataset",
+    "PatchPictures",
+    "PatientPictures",
+    "Pictures",
     "RandomEllipses",
     "Sample",
+    "Sampling",
     "Scan",
     "SheppLogan",
+    "SimulatedDataModule",
     "SimulatedMeasurements",
+    "SimulatedScan",
     "SinogramDataModule",
+    "SinogramNoise",
     "TomographyDataModule",
     "TomographyDataset",
     "center_crop",

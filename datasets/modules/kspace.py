@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.errors import DataError
 from datasets.kspace.files import MeasuredKSpace, load_kspace, read_noise_scan
 from datasets.kspace.noise import NoiseEstimate, estimate_noise, measured_noise
 from datasets.modules.arguments import check_positive, torch_dtype
-from datasets.readers.pictures import DataError
+from datasets.modules.groups import regrouped
 from datasets.sources.measurements import Measurement, Sample
 from recon.operators import CartesianMRI, complex_to_channels, root_sum_of_squares, zero_filled
 from recon.operators.mri.sampling import PATTERNS, Pattern
@@ -23,10 +25,72 @@ from recon.operators.mri.sensitivity import NoCalibrationError, estimate_sensiti
 _FULL = 0.99
 
 
+@dataclass(frozen=True)
+class SensitivityOptions:
+    """How sensitivities are estimated, see ``estimate_sensitivities``.
+
+    Parameters
+    ----------
+    kernel : int
+        Side of the kernels in k-space.
+    noise_level : float
+        Relative to the largest singular value, below which singular values are those of noise.
+    support : float
+        Eigenvalue below which a pixel is outside of the object.
+    """
+
+    kernel: int = 6
+    noise_level: float = 0.03
+    support: float = 0.8
+
+
+@dataclass(frozen=True)
+class Undersampling:
+    """The mask that fully sampled data are undersampled with in retrospect, see :mod:`recon.operators.mri.sampling`.
+
+    Parameters
+    ----------
+    acceleration : float, optional
+        Grid points for each sampled one, at least 1; None takes what was measured.
+    pattern : str
+        Of the mask.
+    calibration : int, optional
+        Lines or side of the fully sampled centre; None is the default of the pattern.
+    seed : int
+        Of the mask.
+
+    Raises
+    ------
+    ValueError
+        An unknown pattern.
+    """
+
+    acceleration: float | None = None
+    pattern: Pattern = "random_lines"
+    calibration: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern is {self.pattern!r}; valid are {', '.join(PATTERNS)}")
+
+
+class FlatKSpace(TypedDict, total=False):
+    """See :class:`SensitivityOptions` and :class:`Undersampling`."""
+
+    kernel: int
+    noise_level: float
+    support: float
+    acceleration: float | None
+    pattern: Pattern
+    calibration: int | None
+    seed: int
+
+
 class KSpaceDataModule(pl.LightningDataModule):
     """One slice of measured k-space: y ``(1, coils, 2, H, W)`` and the operator that fits it.
 
-    Without ``acceleration``, for prediction only. With it, fully sampled data are undersampled in retrospect: y is the
+    Without ``undersampling``, for prediction only. With it, fully sampled data are undersampled in retrospect: y is the
     measured k-space on a mask, zero elsewhere, with all its coils and its own noise. The true image x is the
     combination sum_c conj(s_c) F^-1 k_c of the full data with the sensitivities of the operator, and training,
     validation and test are served this one pair too. Many slices to learn from are for ``MRIDataModule``, as every
@@ -43,22 +107,36 @@ class KSpaceDataModule(pl.LightningDataModule):
     their covariance is known: from ``noise_scan``, from acquisitions of noise in the file, or from the data where
     ``estimate_noise`` is certain.
 
-    Args:
-        path: the file, see ``load_kspace``.
-        slice_index: of an HDF5 file.
-        scale: None is the maximum of the zero-filled root-sum-of-squares image, which becomes 1.
-        kernel, noise_level, support: of ``estimate_sensitivities``.
-        acceleration: grid points for each sampled one, at least 1; None takes what was measured.
-        noise_scan: file with noise alone, see ``read_noise_scan``.
-        noise: standard deviation of the real and imaginary parts of samples, on the scale of the file, of independent
-            coils: nothing is estimated then, nor whitened. None estimates it.
-        pattern, calibration, seed: of the mask for ``acceleration``, see :mod:`recon.operators.mri.sampling`.
-        dtype: ``"float32"`` or ``"float64"``.
+    Parameters
+    ----------
+    path : str
+        The file, see ``load_kspace``.
+    slice_index : int
+        Of an HDF5 file.
+    scale : float, optional
+        None is the maximum of the zero-filled root-sum-of-squares image, which becomes 1.
+    sensitivities : SensitivityOptions
+        How those of several coils are estimated.
+    undersampling : Undersampling
+        Of fully sampled data in retrospect; by default, what was measured is taken.
+    dtype : {"float32", "float64"}
+        Of the measurement.
+    noise_scan : str, optional
+        File with noise alone, see ``read_noise_scan``.
+    noise : float, optional
+        Standard deviation of the real and imaginary parts of samples, on the scale of the file, of independent coils:
+        nothing is estimated then, nor whitened. None estimates it.
+    **flat
+        Fields of ``sensitivities`` and ``undersampling`` as arguments, as in older versions; with the next one they
+        are refused.
 
-    Raises:
-        ValueError: an argument is out of its range.
-        DataError: (a ValueError) in ``setup``, or when data are asked for: the file cannot be used, the centre of its
-            k-space is not sampled, or with ``acceleration``, its k-space is undersampled already.
+    Raises
+    ------
+    ValueError
+        An argument is out of its range.
+    DataError
+        (a ValueError) in ``setup``, or when data are asked for: the file cannot be used, the centre of its k-space is
+        not sampled, or with ``undersampling``, its k-space is undersampled already.
     """
 
     def __init__(
@@ -66,32 +144,27 @@ class KSpaceDataModule(pl.LightningDataModule):
         path: str,
         slice_index: int = 0,
         scale: float | None = None,
-        kernel: int = 6,
-        noise_level: float = 0.03,
-        support: float = 0.8,
-        acceleration: float | None = None,
-        pattern: Pattern = "random_lines",
-        calibration: int | None = None,
-        seed: int = 0,
+        sensitivities: SensitivityOptions = SensitivityOptions(),
+        undersampling: Undersampling = Undersampling(),
         dtype: Literal["float32", "float64"] = "float64",
         noise_scan: str | None = None,
         noise: float | None = None,
+        **flat: Unpack[FlatKSpace],
     ) -> None:
         super().__init__()
         check_positive(scale=scale, noise=noise)
         if noise is not None and noise_scan is not None:
             raise ValueError("noise and noise_scan exclude each other; give one of them")
-        if pattern not in PATTERNS:
-            raise ValueError(f"pattern is {pattern!r}; valid are {', '.join(PATTERNS)}")
+        self.sensitivities, self.undersampling = regrouped(
+            flat, "sensitivities undersampling", sensitivities, undersampling
+        )
         self.path, self.slice_index, self.given_scale = path, slice_index, scale
-        self.kernel, self.noise_level, self.support = kernel, noise_level, support
-        self.pattern, self.acceleration, self.calibration, self.seed = pattern, acceleration, calibration, seed
         self.dtype = torch_dtype(dtype)
         self.noise_scan, self.given_noise = noise_scan, noise
 
     def setup(self, stage: str) -> None:
         """Read the file and estimate the sensitivities, so that errors come before the first computation."""
-        if stage != "predict" and self.acceleration is None:
+        if stage != "predict" and self.undersampling.acceleration is None:
             raise ValueError(
                 f"measured k-space has no true images: it serves prediction only, not {stage!r}. If it is fully "
                 "sampled, set acceleration"
@@ -146,12 +219,12 @@ class KSpaceDataModule(pl.LightningDataModule):
     @cached_property
     def kspace(self) -> torch.Tensor:
         """What reconstructions are made from, complex128 ``(coils, H, W)``: all that was measured, or part of it."""
-        return self.measured if self.acceleration is None else self.measured * self._mask
+        return self.measured if self.undersampling.acceleration is None else self.measured * self._mask
 
     @cached_property
     def _mask(self) -> torch.Tensor:
-        sampled = sampled_points(self.measured)
-        if self.acceleration is None:
+        sampled, chosen = sampled_points(self.measured), self.undersampling
+        if chosen.acceleration is None:
             return sampled
         # Rows and columns of zeros at the rim are resolution that was not asked for, not undersampling.
         rows, columns = (torch.nonzero(sampled.any(axis)).flatten() for axis in (1, 0))
@@ -162,7 +235,7 @@ class KSpaceDataModule(pl.LightningDataModule):
                 "acceleration needs fully sampled data"
             )
         shape = (int(sampled.shape[0]), int(sampled.shape[1]))
-        return PATTERNS[self.pattern](shape, self.acceleration, self.calibration, self.seed)
+        return PATTERNS[chosen.pattern](shape, chosen.acceleration, chosen.calibration, chosen.seed)
 
     @cached_property
     def scale(self) -> float:
@@ -181,7 +254,7 @@ class KSpaceDataModule(pl.LightningDataModule):
         if len(self.kspace) == 1:
             return None
         try:
-            return estimate_sensitivities(self.kspace, self._mask, self.kernel, self.noise_level, self.support)
+            return estimate_sensitivities(self.kspace, self._mask, **asdict(self.sensitivities))
         except NoCalibrationError as error:
             raise DataError(f"{self.path}: {error}") from error
 
@@ -195,7 +268,7 @@ class KSpaceDataModule(pl.LightningDataModule):
         Raises:
             ValueError: without ``acceleration``.
         """
-        if self.acceleration is None:
+        if self.undersampling.acceleration is None:
             raise ValueError("measured k-space has no true image; if it is fully sampled, set acceleration")
         full = CartesianMRI(torch.ones_like(self._mask), self._maps)
         return (full.adjoint(complex_to_channels(self.measured)[None])[0] / self.scale).to(self.dtype)

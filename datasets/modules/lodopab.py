@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from datasets.errors import DataError
 from datasets.modules.arguments import check_counts
-from datasets.modules.denoising import DenoisingDataModule
+from datasets.modules.groups import Batches, FlatBatches, Pictures, regrouped
+from datasets.modules.simulated import SimulatedDataModule
 from datasets.readers.hdf5 import LODOPAB_MU_MAX, LODOPAB_PHOTONS, LoDoPaB, LodopabPart
-from datasets.readers.pictures import DataError
 from datasets.scans.scan import lodopab_geometry
-from datasets.sources.images import Images, Split
-from datasets.sources.measurements import MeasurementDataset, Sample, stack_samples
+from datasets.sources.images import Images, ImageSource, Split
+from datasets.sources.measurements import MeasurementDataset, Sample
 from recon.operators import Geometry, RayTransform
 from recon.operators.tomography.ray_transform import Backend
 
@@ -52,7 +52,7 @@ class ObservedPictures(MeasurementDataset):
         return Sample(x.to(self.dtype), y.to(self.dtype), index)
 
 
-class LoDoPaBDataModule(DenoisingDataModule):
+class LoDoPaBDataModule(SimulatedDataModule):
     """Pictures x (1, 362, 362) and measured y (1, 1000, 513) of LoDoPaB-CT, by its own parts and with its own noise.
 
     ``operator`` is the ``RayTransform`` of ``lodopab_geometry`` with lengths in mm, so that y = A x + noise and a pixel
@@ -64,23 +64,36 @@ class LoDoPaBDataModule(DenoisingDataModule):
     are read one by one; they have 3522 and 3553 pictures, of which Lightning's ``limit_val_batches`` and
     ``limit_test_batches`` take the first.
 
-    Args:
-        folder: of the HDF5 files, see ``LoDoPaB``; a subset of them will do.
-        limit: number of training pictures, the first ones; None is all that are there.
-        view_step: 1 for all views, 5 for every fifth, and so on.
-        geometry: of all views, for files of the same structure with other pictures; None is ``lodopab_geometry()``.
-        backend, cache: of ``RayTransform``.
-        dtype, batch_size, eval_batch_size: as ``DenoisingDataModule``.
+    Parameters
+    ----------
+    folder : str
+        Of the HDF5 files, see ``LoDoPaB``; a subset of them will do.
+    limit : int, optional
+        Number of training pictures, the first ones; None is all that are there.
+    view_step : int
+        1 for all views, 5 for every fifth, and so on.
+    geometry : Geometry, optional
+        Of all views, for files of the same structure with other pictures; None is ``lodopab_geometry()``.
+    backend, cache
+        Of ``RayTransform``.
+    dtype : {"float32", "float64"}
+        Of pictures and sinograms.
+    batches : Batches
+        How many pictures are served at once.
+    **flat
+        Fields of ``batches`` as arguments, as in older versions; with the next one they are refused.
 
-    Raises:
-        ValueError: an argument is out of its range.
-        DataError: (a ValueError) in ``setup``, or when data are asked for: what ``LoDoPaB`` and ``ObservedPictures``
-            raise.
-        ImportError: ASTRA or h5py is missing.
+    Raises
+    ------
+    ValueError
+        An argument is out of its range.
+    DataError
+        (a ValueError) in ``setup``, or when data are asked for: what ``LoDoPaB`` and ``ObservedPictures`` raise.
+    ImportError
+        ASTRA or h5py is missing.
     """
 
     operator: RayTransform
-    _settings = ("view_step",)
 
     def __init__(
         self,
@@ -91,19 +104,11 @@ class LoDoPaBDataModule(DenoisingDataModule):
         backend: Backend = "matrix",
         cache: bool = True,
         dtype: Literal["float32", "float64"] = "float32",
-        batch_size: int | None = None,
-        eval_batch_size: int = 1,
+        batches: Batches = Batches(),
+        **flat: Unpack[FlatBatches],
     ) -> None:
-        super().__init__(
-            train=folder,
-            val=folder,
-            test=folder,
-            sigma=0.0,
-            limit=limit,
-            dtype=dtype,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-        )
+        (batches,) = regrouped(flat, "batches", batches)
+        super().__init__(folder, folder, folder, Pictures(limit=limit), 0, dtype, batches)
         check_counts(view_step=view_step)
         self.view_step = view_step
         every = lodopab_geometry() if geometry is None else geometry
@@ -121,16 +126,18 @@ class LoDoPaBDataModule(DenoisingDataModule):
     def noise(self) -> dict[str, Any]:
         return {"kind": "photons", "photons": float(LODOPAB_PHOTONS), "mu_unit": float(LODOPAB_MU_MAX)}
 
+    def _details(self) -> dict[str, Any]:
+        return {"view_step": self.view_step}
+
     def _source(self, path: str | None, split: Split) -> LoDoPaB:
         return LoDoPaB(self.train, _PARTS[split])
 
-    @cached_property
-    def _train_tensors(self) -> tuple[Tensor, Tensor]:
-        return stack_samples(self._samples(self._source(self.train, "train").subset(0, self.limit), "train"))
+    def _training_images(self, source: ImageSource) -> Images:
+        return source  # whose sinograms are read with the pictures
 
     def _samples(self, images: Images, part: str) -> MeasurementDataset:
         assert isinstance(images, LoDoPaB)
         return ObservedPictures(images, self.operator, self.view_step, self.dtype)
 
     def _eval_batch_size(self, images: Images) -> int:
-        return self.eval_batch_size  # all pictures have one size: no need to read them for it
+        return self.batches.eval_batch_size  # all pictures have one size: no need to read them for it

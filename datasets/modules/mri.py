@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 
-from datasets.modules.denoising import BUILTIN
+from datasets.errors import DataError
+from datasets.modules.groups import Batches, FlatPatients, PatientPictures, regrouped
 from datasets.modules.patients import PatientDataModule
-from datasets.noise import derive_seed, gaussian_noise, keyed_generator
+from datasets.modules.simulated import BUILTIN
+from datasets.noise import check_sigma, derive_seed, gaussian_noise, keyed_generator
 from datasets.readers.dicom.slices import DicomFolder, holds_dicom
 from datasets.readers.limits import load_array
-from datasets.readers.pictures import DataError
 from datasets.sources.fastmri import FastMRIFolder, holds_fastmri
 from datasets.sources.images import Images, ImageSource, PatientSource, Split
 from datasets.sources.measurements import MeasurementDataset, Sample
@@ -98,109 +100,158 @@ class KSpaceDataset(MeasurementDataset):
         return Sample(x, exact + noise.masked_fill(~self.operator.mask, 0.0), index)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """Which points of k-space the coils sample.
+
+    Parameters
+    ----------
+    pattern : str
+        Of the mask, see :mod:`recon.operators.mri.sampling`.
+    acceleration : float
+        Grid points for each sampled one, at least 1.
+    calibration : int, optional
+        Lines or side of the fully sampled centre; None is the default of the pattern.
+    mask_file : str, optional
+        A NumPy file with a boolean array (side, side) to use instead, True where k-space is sampled, zero frequency at
+        (side // 2, side // 2).
+    coils : int
+        Number of coils; with more than one, sensitivities are those of ``simulated_sensitivities``.
+
+    Raises
+    ------
+    ValueError
+        No coil, or an unknown pattern.
+    """
+
+    pattern: Pattern = "random_lines"
+    acceleration: float = 4.0
+    calibration: int | None = None
+    mask_file: str | None = None
+    coils: int = 1
+
+    def __post_init__(self) -> None:
+        if self.coils < 1:
+            raise ValueError(f"coils is {self.coils}; it must be at least 1")
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern is {self.pattern!r}; valid are {', '.join(PATTERNS)}")
+
+    def operator(self, shape: tuple[int, int], seed: int) -> CartesianMRI:
+        """A for pictures of that shape, with the mask of that seed.
+
+        Raises
+        ------
+        ValueError
+            The pattern has no such acceleration or calibration.
+        DataError
+            (a ValueError) The file of the mask cannot be used.
+        """
+        if self.mask_file is None:
+            mask = PATTERNS[self.pattern](shape, self.acceleration, self.calibration, seed)
+        else:
+            mask = read_mask(self.mask_file, shape)
+        return CartesianMRI(mask, simulated_sensitivities(self.coils, shape) if self.coils > 1 else None)
+
+
+class FlatMRI(FlatPatients, total=False):
+    """See :class:`Sampling`."""
+
+    pattern: Pattern
+    acceleration: float
+    calibration: int | None
+    mask_file: str | None
+    coils: int
+
+
 class MRIDataModule(PatientDataModule):
     """Pictures as complex images x ``(2, H, W)`` with undersampled k-space y ``(coils, 2, H, W)``.
 
     All pictures are squares of the same side, because one mask serves them all; the attribute ``operator`` is the
-    ``CartesianMRI`` that made the data, which ``BilevelModule`` takes over. Otherwise like ``DenoisingDataModule``,
-    without patches: k-space belongs to a whole image.
+    ``CartesianMRI`` that made the data, which ``BilevelModule`` takes over.
 
-    Args:
-        train: ``"builtin"`` (photographs), a folder of MR slices in DICOM, of fully sampled fastMRI files
-            (``FastMRIFolder``: complex pictures with the noise of the measurement, so ``sigma`` may be 0), or of
-            pictures.
-        val, test: as ``train``, or ``"rest"`` as in ``DenoisingDataModule``, or ``"brain"``, the T1 slice of
-            ``BrainSlice``; ``"builtin"`` as ``test`` is the MR slices of ``BuiltinSlices``. None is a part of the
-            training folder with other patients for DICOM and fastMRI (see ``PatientDataModule``), ``"builtin"`` else.
-        fractions: of the patients in such a folder, for training, validation and test.
-        size: side in pixels of the squares to which all pictures are resized; 128 without ``crop_size``.
-        crop_size: side in pixels of squares cut out of the centre instead.
-        pattern: of the mask, see :mod:`recon.operators.mri.sampling`.
-        acceleration: grid points for each sampled one, at least 1.
-        calibration: lines or side of the fully sampled centre; None is the default of the pattern.
-        mask_file: a NumPy file with a boolean array (side, side) to use instead, True where k-space is sampled, zero
-            frequency at (side // 2, side // 2).
-        coils: number of coils; with more than one, sensitivities are those of ``simulated_sensitivities``.
-        phase: amplitude in radians of a smooth random phase of each picture, see ``ComplexImages``.
-        sigma: standard deviation of the noise, see ``KSpaceDataset``.
-        limit, dtype, batch_size, eval_batch_size: as ``DenoisingDataModule``.
-        seed: of mask, phases and noise, at least 0.
+    Parameters
+    ----------
+    train : str
+        ``"builtin"`` (photographs), a folder of MR slices in DICOM, of fully sampled fastMRI files (``FastMRIFolder``:
+        complex pictures with the noise of the measurement, so ``sigma`` may be 0), or of pictures.
+    val, test : str, optional
+        As ``train``, or ``"rest"`` as in ``DenoisingDataModule``, or ``"brain"``, the T1 slice of ``BrainSlice``;
+        ``"builtin"`` as ``test`` is the MR slices of ``BuiltinSlices``. None is a part of the training folder with
+        other patients for DICOM and fastMRI (see ``PatientDataModule``), ``"builtin"`` else.
+    pictures : PatientPictures
+        Which pictures, of what size, and how those of patients are split.
+    sampling : Sampling
+        Which points of k-space the coils sample.
+    phase : float
+        Amplitude in radians of a smooth random phase of each picture, see ``ComplexImages``.
+    sigma : float
+        Standard deviation of the noise, see ``KSpaceDataset``.
+    seed : int
+        Of mask, phases and noise, at least 0.
+    dtype : {"float32", "float64"}
+        Both see the same noise.
+    batches : Batches
+        How many pictures are served at once.
+    **flat
+        Fields of ``pictures``, ``sampling`` and ``batches`` as arguments, as in older versions; with the next one they
+        are refused.
 
-    Raises:
-        ValueError: an argument is out of its range.
-        DataError: (a ValueError) the mask's file cannot be used; later, as ``DenoisingDataModule``.
-        ImportError: later, the package of a reader or of built-in slices is missing.
+    Raises
+    ------
+    ValueError
+        An argument is out of its range.
+    DataError
+        (a ValueError) The mask's file cannot be used; later, as ``DenoisingDataModule``.
+    ImportError
+        Later: the package of a reader or of built-in slices is missing.
     """
 
     operator: CartesianMRI
-    _settings = ("fractions", "coils", "phase")
 
     def __init__(
         self,
         train: str = BUILTIN,
         val: str | None = None,
         test: str | None = None,
-        fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        size: int | None = None,
-        crop_size: int | None = None,
-        pattern: Pattern = "random_lines",
-        acceleration: float = 4.0,
-        calibration: int | None = None,
-        mask_file: str | None = None,
-        coils: int = 1,
+        pictures: PatientPictures = PatientPictures(),
+        sampling: Sampling = Sampling(),
         phase: float = 0.0,
         sigma: float = 0.01,
-        limit: int | None = None,
         seed: int = 0,
         dtype: Literal["float32", "float64"] = "float64",
-        batch_size: int | None = None,
-        eval_batch_size: int = 1,
+        batches: Batches = Batches(),
+        **flat: Unpack[FlatMRI],
     ) -> None:
-        super().__init__(
-            train=train,
-            val=val,
-            test=test,
-            sigma=sigma,
-            size=128 if size is None and crop_size is None else size,
-            crop_size=crop_size,
-            limit=limit,
-            seed=seed,
-            dtype=dtype,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-        )
-        if coils < 1:
-            raise ValueError(f"coils is {coils}; it must be at least 1")
-        if pattern not in PATTERNS:
-            raise ValueError(f"pattern is {pattern!r}; valid are {', '.join(PATTERNS)}")
+        pictures, sampling, batches = regrouped(flat, "pictures sampling batches", pictures, sampling, batches)
+        super().__init__(train, val, test, pictures, seed, dtype, batches)
         ComplexImages([], phase)  # for its check
-        self.phase, self.coils, self.fractions = phase, coils, fractions
-        side = self.size or self.crop_size
-        assert side is not None
-        shape = (side, side)
-        if mask_file is None:
-            mask = PATTERNS[pattern](shape, acceleration, calibration, seed)
-        else:
-            mask = read_mask(mask_file, shape)
-        self.operator = CartesianMRI(mask, simulated_sensitivities(coils, shape) if coils > 1 else None)
+        self.sampling, self.phase, self.sigma = sampling, phase, check_sigma(sigma)
+        self.operator = sampling.operator((self.pictures.side,) * 2, seed)
+
+    def noise(self) -> dict[str, Any]:
+        return {"kind": "gaussian", "sigma": float(self.sigma)}
+
+    def _details(self) -> dict[str, Any]:
+        return {"coils": self.sampling.coils, "phase": self.phase}
 
     def _source(self, path: str | None, split: Split) -> ImageSource:
         if path is None:
             path = self._default(split)
         if path == BUILTIN and split == "test":
-            return BuiltinSlices("MR", size=self.size, crop_size=self.crop_size)
+            return BuiltinSlices("MR", *self.pictures.sides)
         if path == BRAIN:
             if split == "train" or self.train == BRAIN:
                 raise DataError(f"train is {BRAIN!r}, a single picture for validation or test")
-            return BrainSlice(size=self.size, crop_size=self.crop_size)
+            return BrainSlice(*self.pictures.sides)
         return super()._source(path, split)
 
     def _patient_source(self, path: Path) -> PatientSource | None:
         if str(path) == BRAIN:
             return None
         if holds_fastmri(path):
-            return FastMRIFolder(path, size=self.size, crop_size=self.crop_size)
-        return DicomFolder(path, "MR", size=self.size, crop_size=self.crop_size) if holds_dicom(path) else None
+            return FastMRIFolder(path, *self.pictures.sides)
+        size, crop_size = self.pictures.sides
+        return DicomFolder(path, "MR", size=size, crop_size=crop_size) if holds_dicom(path) else None
 
     def _samples(self, images: Images, part: str) -> MeasurementDataset:
         stream = self._stream(part)

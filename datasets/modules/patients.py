@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
-from datasets.modules.denoising import BUILTIN, REST, DenoisingDataModule
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
+from datasets.modules.groups import DEFAULT_SIDE, Batches, PatientPictures
+from datasets.modules.simulated import BUILTIN, REST, SimulatedDataModule
 from datasets.sources.images import ImageSource, PatientSource, Split
 from datasets.sources.splits import split_by_patient
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-class PatientDataModule(DenoisingDataModule):
-    """A ``DenoisingDataModule`` for whose training folder None as ``val`` or ``test`` is a part with other patients.
+class PatientDataModule(SimulatedDataModule):
+    """Pictures of one size, for whose training folder None as ``val`` or ``test`` is a part with other patients.
 
     If ``val`` or ``test`` is None, or names the folder of ``train`` again, that folder is cut into three parts by
-    ``split_by_patient`` with ``fractions`` and the seed. Else all of it is for training. Other folders are taken as
-    they are, with a warning where they share a patient with the training part.
+    ``split_by_patient`` with ``pictures.fractions`` and the seed. Else all of it is for training. Other folders are
+    taken as they are, with a warning where they share a patient with the training part.
     """
 
-    fractions: tuple[float, float, float]
+    pictures: PatientPictures
+
+    def __init__(
+        self,
+        train: str,
+        val: str | None,
+        test: str | None,
+        pictures: PatientPictures,
+        seed: int,
+        dtype: Literal["float32", "float64"],
+        batches: Batches,
+    ) -> None:
+        if pictures.size is None and pictures.crop_size is None:
+            pictures = replace(pictures, size=DEFAULT_SIDE)
+        super().__init__(train, val, test, pictures, seed, dtype, batches)
 
     @abstractmethod
     def _patient_source(self, path: Path) -> PatientSource | None:
@@ -66,7 +83,7 @@ class PatientDataModule(DenoisingDataModule):
         if not any(path is None or self._is_train(path) for path in (self.val, self.test)):
             return folder
         try:
-            parts = split_by_patient(folder.patients, self.fractions, self.seed)
+            parts = split_by_patient(folder.patients, self.pictures.fractions, self.seed)
         except DataError as error:
             raise DataError(f"{self.train}: {error}; name other data as val and test to use all of it") from error
         return folder.select(parts[_SPLITS.index(split)])

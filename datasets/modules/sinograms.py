@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datasets.errors import DataError
 from datasets.modules.arguments import check_positive, torch_dtype
+from datasets.modules.groups import regrouped
 from datasets.modules.tomography import MU_UNIT
-from datasets.readers.pictures import DataError
 from datasets.scans.reading import SINOGRAM_SUFFIXES, read_sinogram
 from datasets.scans.scan import Scan
 from datasets.sources.measurements import Measurement, WeightedMeasurement
@@ -42,6 +44,29 @@ class MeasuredScans(Dataset[Measurement | WeightedMeasurement]):
         return WeightedMeasurement(y, (scan.weights[None] > 0).to(self.dtype), index)
 
 
+@dataclass(frozen=True)
+class Views:
+    """Which views of a scan to use, as in ``range``.
+
+    Parameters
+    ----------
+    first_view, last_view, view_step : int, optional
+        By default all views.
+    """
+
+    first_view: int | None = None
+    last_view: int | None = None
+    view_step: int | None = None
+
+
+class FlatViews(TypedDict, total=False):
+    """See :class:`Views`."""
+
+    first_view: int | None
+    last_view: int | None
+    view_step: int | None
+
+
 class SinogramDataModule(pl.LightningDataModule):
     """Measured scans of one geometry, for prediction: batches of ``Measurement``.
 
@@ -50,20 +75,35 @@ class SinogramDataModule(pl.LightningDataModule):
     The attribute ``operator`` is the ``RayTransform`` A of that geometry. Pictures x have the unit ``mu_unit``, as
     those of ``TomographyDataModule``, so that models learned there can be used here: µ = ``mu_unit`` x in 1/mm.
 
-    Args:
-        path: a file, or a folder whose files with suffixes out of ``SINOGRAM_SUFFIXES`` are taken in order of names.
-        size: side of the reconstruction in pixels.
-        pixel_size: in mm; None is the size of a detector pixel at the rotation axis.
-        first_view, last_view, view_step: which views to use, as in ``range``; by default all.
-        options: of the reader, e.g. ``row`` and ``rotation_centre``, see ``read_sinogram``.
-        mu_unit: µ in 1/mm of a pixel of value 1.
-        backend, cache: of ``RayTransform``.
-        dtype: ``"float32"`` or ``"float64"``.
+    Parameters
+    ----------
+    path : str or Path
+        A file, or a folder whose files with suffixes out of ``SINOGRAM_SUFFIXES`` are taken in order of names.
+    size : int
+        Side of the reconstruction in pixels.
+    pixel_size : float, optional
+        In mm; None is the size of a detector pixel at the rotation axis.
+    views : Views
+        Which views to use.
+    options : mapping, optional
+        Of the reader, e.g. ``row`` and ``rotation_centre``, see ``read_sinogram``.
+    mu_unit : float
+        µ in 1/mm of a pixel of value 1.
+    backend, cache
+        Of ``RayTransform``.
+    dtype : {"float32", "float64"}
+        Of the measurements.
+    **flat
+        Fields of ``views`` as arguments, as in older versions; with the next one they are refused.
 
-    Raises:
-        DataError: no such file or folder, no sinogram in it, scans of different geometries; what the reader raises.
-        ValueError: a number is out of its range.
-        ImportError: ASTRA is missing, or the package of a reader.
+    Raises
+    ------
+    DataError
+        No such file or folder, no sinogram in it, scans of different geometries; what the reader raises.
+    ValueError
+        A number is out of its range.
+    ImportError
+        ASTRA is missing, or the package of a reader.
     """
 
     operator: RayTransform
@@ -73,21 +113,21 @@ class SinogramDataModule(pl.LightningDataModule):
         path: str | Path,
         size: int = 256,
         pixel_size: float | None = None,
-        first_view: int | None = None,
-        last_view: int | None = None,
-        view_step: int | None = None,
+        views: Views = Views(),
         options: Mapping[str, Any] | None = None,
         mu_unit: float = MU_UNIT,
         backend: Backend = "matrix",
         cache: bool = True,
         dtype: Literal["float32", "float64"] = "float64",
+        **flat: Unpack[FlatViews],
     ) -> None:
         super().__init__()
+        (views,) = regrouped(flat, "views", views)
         check_positive(mu_unit=mu_unit)
         self.dtype = torch_dtype(dtype)
         self.mu_unit = mu_unit
-        views = slice(first_view, last_view, view_step)
-        self.scans = [read_sinogram(file, **(options or {})).select(views) for file in _files(Path(path).expanduser())]
+        chosen = slice(views.first_view, views.last_view, views.view_step)
+        self.scans = [read_sinogram(file, **(options or {})).select(chosen) for file in _files(Path(path).expanduser())]
         for text in (text for scan in self.scans for text in scan.warnings):
             warnings.warn(text, stacklevel=2)
         geometries = [scan.geometry((size, size), pixel_size) for scan in self.scans]

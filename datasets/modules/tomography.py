@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from datasets.modules.arguments import check_positive
-from datasets.modules.denoising import BUILTIN
+from datasets.modules.groups import Batches, FlatPatients, PatientPictures, regrouped
 from datasets.modules.patients import PatientDataModule
+from datasets.modules.simulated import BUILTIN
 from datasets.noise import check_sigma, gaussian_noise
 from datasets.physics import MAX_HU, MIN_COUNT, MU_WATER, line_integrals, transmission_counts, transmission_weights
 from datasets.readers.dicom.slices import DicomFolder, holds_dicom
@@ -65,7 +67,7 @@ class TomographyDataset(MeasurementDataset):
         mu_unit: float = MU_UNIT,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        check_noise(sigma, relative_sigma, photons, mu_unit)
+        SinogramNoise(sigma, relative_sigma, photons, mu_unit)  # for its checks
         super().__init__(images, 0.0 if sigma is None else sigma, seed, operator, dtype)
         self.relative_sigma = relative_sigma if sigma is None else None
         self.photons, self.mu_unit = photons, mu_unit
@@ -105,98 +107,207 @@ class TomographyDataset(MeasurementDataset):
         return transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
 
 
+@dataclass(frozen=True)
+class SimulatedScan:
+    """Where the rays of a simulated scan run, and how line integrals along them are computed.
+
+    Parameters
+    ----------
+    field_of_view : float
+        Side of the pictures in mm.
+    views : int
+        Number of angles, equispaced over ``arc``.
+    arc : float, optional
+        Range of the angles in degrees; None is 180 for parallel rays and 360 for a fan.
+    detector_pixels : int, optional
+        None covers the whole picture with pixels as large as those of the picture (at the axis).
+    source_distance, detector_distance : float, optional
+        From the axis in mm, for a fan beam; without them, rays are parallel.
+    backend, cache
+        Of ``RayTransform``.
+
+    Raises
+    ------
+    ValueError
+        A number is out of its range, or one of the two distances is missing.
+    """
+
+    field_of_view: float = 300.0
+    views: int = 60
+    arc: float | None = None
+    detector_pixels: int | None = None
+    source_distance: float | None = None
+    detector_distance: float | None = None
+    backend: Backend = "matrix"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.field_of_view < math.inf:
+            raise ValueError(f"field_of_view is {self.field_of_view} mm; it must be positive and finite")
+        if self.arc is not None and not 0 < self.arc <= 360:
+            raise ValueError(f"arc is {self.arc} degrees; valid are more than 0, up to 360")
+        if (self.source_distance is None) != (self.detector_distance is None):
+            raise ValueError("source_distance and detector_distance belong together; set both or neither")
+
+    def geometry(self, shape: tuple[int, int]) -> Geometry:
+        """The geometry for pictures of that many pixels.
+
+        Raises
+        ------
+        ValueError
+            A number is out of its range.
+        """
+        pixel = self.field_of_view / shape[-1]
+        if self.source_distance is None or self.detector_distance is None:
+            radians = math.radians(180.0 if self.arc is None else self.arc)
+            return ParallelBeam.equispaced(shape, pixel, self.views, arc=radians, detector_pixels=self.detector_pixels)
+        return FanBeam.equispaced(
+            shape,
+            pixel,
+            self.views,
+            source_distance=self.source_distance,
+            detector_distance=self.detector_distance,
+            arc=math.radians(360.0 if self.arc is None else self.arc),
+            detector_pixels=self.detector_pixels,
+        )
+
+
+@dataclass(frozen=True)
+class SinogramNoise:
+    """Noise of sinograms and their scale, see :class:`TomographyDataset`.
+
+    Parameters
+    ----------
+    sigma : float, optional
+        Standard deviation on the scale of A x; None is ``relative_sigma``.
+    relative_sigma : float
+        Relative to the mean of |A x|, at least 0.
+    photons : float, optional
+        For each ray, in place of Gaussian noise.
+    mu_unit : float
+        µ in 1/mm of a pixel of value 1.
+
+    Raises
+    ------
+    ValueError
+        A number is out of its range, or sigma and photons are both given.
+    """
+
+    sigma: float | None = None
+    relative_sigma: float = 0.05
+    photons: float | None = None
+    mu_unit: float = MU_UNIT
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None and self.photons is not None:
+            raise ValueError(f"sigma ({self.sigma}) and photons ({self.photons}) exclude each other; set one of them")
+        check_sigma(self.sigma or 0.0)
+        if not (math.isfinite(self.relative_sigma) and self.relative_sigma >= 0):
+            raise ValueError(f"relative_sigma is {self.relative_sigma}; it must be finite and at least 0")
+        check_positive(photons=self.photons, mu_unit=self.mu_unit)
+
+    def description(self) -> dict[str, Any]:
+        """``kind`` and parameters, for the file of a model."""
+        if self.photons is not None:
+            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
+        if self.sigma is not None:
+            return {"kind": "gaussian", "sigma": float(self.sigma)}
+        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
+
+
+class FlatTomography(FlatPatients, total=False):
+    """See :class:`SimulatedScan` and :class:`SinogramNoise`."""
+
+    field_of_view: float
+    views: int
+    arc: float | None
+    detector_pixels: int | None
+    source_distance: float | None
+    detector_distance: float | None
+    backend: Backend
+    cache: bool
+    sigma: float | None
+    relative_sigma: float
+    photons: float | None
+    mu_unit: float
+
+
 class TomographyDataModule(PatientDataModule):
-    """Pictures x (1, H, W) with simulated sinograms y (1, angles, detectors), like ``DenoisingDataModule``.
+    """Pictures x (1, H, W) with simulated sinograms y (1, angles, detectors).
 
-    A pixel of value x stands for the attenuation µ = ``mu_unit`` x, and y for line integrals of x, lengths in mm; both
-    as in LoDoPaB-CT. The attribute ``operator`` is the ``RayTransform`` A; it is one for all pictures, so that DICOM
-    slices are taken as if they had the ``field_of_view`` given here. Pictures for simulation and reconstruction have
-    the same pixels: figures are better than for measured data.
+    A pixel of value x stands for the attenuation µ = ``noise.mu_unit`` x, and y for line integrals of x, lengths in mm;
+    both as in LoDoPaB-CT. The attribute ``operator`` is the ``RayTransform`` A; it is one for all pictures, so that
+    DICOM slices are taken as if they had the ``scan.field_of_view`` given here. Pictures for simulation and
+    reconstruction have the same pixels: figures are better than for measured data.
 
-    Args:
-        train: ``"ellipses"`` (``RandomEllipses``), ``"builtin"`` (photographs), ``"shepp_logan"``, a folder of DICOM
-            slices, of LoDoPaB-CT (whose own noisy sinograms are served by ``LoDoPaBDataModule``), or of pictures.
-        val, test: as ``train``, or ``"rest"`` as in ``DenoisingDataModule``; ``"builtin"`` as ``test`` is the CT slices
-            of ``BuiltinSlices``. None is a part of the training folder with other patients for DICOM (see
-            ``PatientDataModule``), the part of that name for LoDoPaB-CT, other ellipses for validation and Shepp-Logan
-            for the test for ``"ellipses"``, and ``"builtin"`` else.
-        fractions: of the patients in a DICOM folder, for training, validation and test.
-        size: side in pixels of the pictures; 128 without ``crop_size``.
-        crop_size: side in pixels of squares cut out of the centre instead.
-        field_of_view: side of the pictures in mm.
-        views: number of angles, equispaced over ``arc``.
-        arc: range of the angles in degrees; None is 180 for parallel rays and 360 for a fan.
-        detector_pixels: None covers the whole picture with pixels as large as those of the picture (at the axis).
-        source_distance, detector_distance: from the axis in mm, for a fan beam; without them, rays are parallel.
-        geometry: any other geometry, in place of the arguments from ``field_of_view`` to here.
-        sigma, relative_sigma, photons, mu_unit: see ``TomographyDataset``.
-        backend, cache: of ``RayTransform``.
-        limit, seed, dtype, batch_size, eval_batch_size: as ``DenoisingDataModule``; ``limit`` is also the number of
-            ellipses to learn from, 32 by default.
+    Parameters
+    ----------
+    train : str
+        ``"ellipses"`` (``RandomEllipses``), ``"builtin"`` (photographs), ``"shepp_logan"``, a folder of DICOM slices,
+        of LoDoPaB-CT (whose own noisy sinograms are served by ``LoDoPaBDataModule``), or of pictures.
+    val, test : str, optional
+        As ``train``, or ``"rest"`` as in ``DenoisingDataModule``; ``"builtin"`` as ``test`` is the CT slices of
+        ``BuiltinSlices``. None is a part of the training folder with other patients for DICOM (see
+        ``PatientDataModule``), the part of that name for LoDoPaB-CT, other ellipses for validation and Shepp-Logan for
+        the test for ``"ellipses"``, and ``"builtin"`` else.
+    pictures : PatientPictures
+        Which pictures, of what size, and how those of patients are split; ``limit`` is also the number of ellipses to
+        learn from, 32 by default.
+    scan : SimulatedScan
+        Where the rays run.
+    geometry : Geometry, optional
+        Any other geometry, in place of that of ``scan``.
+    noise : SinogramNoise
+        Noise of sinograms, and their scale.
+    seed : int
+        Of noise, phantoms and split, at least 0.
+    dtype : {"float32", "float64"}
+        Both see the same noise.
+    batches : Batches
+        How many pictures are served at once.
+    **flat
+        Fields of ``pictures``, ``scan``, ``noise`` and ``batches`` as arguments, as in older versions; with the next
+        one they are refused.
 
-    Raises:
-        ValueError: an argument is out of its range.
-        DataError: (a ValueError) in ``setup``, or when data are asked for: what the readers raise.
-        ImportError: ASTRA is missing.
+    Raises
+    ------
+    ValueError
+        An argument is out of its range.
+    DataError
+        (a ValueError) in ``setup``, or when data are asked for: what the readers raise.
+    ImportError
+        ASTRA is missing.
     """
 
     operator: RayTransform
-    _settings = ("fractions", "mu_unit")
 
     def __init__(
         self,
         train: str = ELLIPSES,
         val: str | None = None,
         test: str | None = None,
-        fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-        size: int | None = None,
-        crop_size: int | None = None,
-        field_of_view: float = 300.0,
-        views: int = 60,
-        arc: float | None = None,
-        detector_pixels: int | None = None,
-        source_distance: float | None = None,
-        detector_distance: float | None = None,
+        pictures: PatientPictures = PatientPictures(),
+        scan: SimulatedScan = SimulatedScan(),
         geometry: Geometry | None = None,
-        sigma: float | None = None,
-        relative_sigma: float = 0.05,
-        photons: float | None = None,
-        mu_unit: float = MU_UNIT,
-        backend: Backend = "matrix",
-        cache: bool = True,
-        limit: int | None = None,
+        noise: SinogramNoise = SinogramNoise(),
         seed: int = 0,
         dtype: Literal["float32", "float64"] = "float64",
-        batch_size: int | None = None,
-        eval_batch_size: int = 1,
+        batches: Batches = Batches(),
+        **flat: Unpack[FlatTomography],
     ) -> None:
-        check_noise(sigma, relative_sigma, photons, mu_unit)
-        side = 128 if size is None and crop_size is None else size
-        super().__init__(
-            train=train,
-            val=val,
-            test=test,
-            sigma=0.0,
-            size=side,
-            crop_size=crop_size,
-            limit=limit,
-            seed=seed,
-            dtype=dtype,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-        )
-        self.fractions = fractions
-        self.absolute_sigma, self.relative_sigma, self.photons, self.mu_unit = sigma, relative_sigma, photons, mu_unit
-        shape = (side or crop_size or 0,) * 2
+        groups = (pictures, scan, noise, batches)
+        pictures, scan, noise, batches = regrouped(flat, "pictures scan noise batches", *groups)
+        super().__init__(train, val, test, pictures, seed, dtype, batches)
+        self.sinogram_noise = noise
+        shape = (self.pictures.side,) * 2
         if geometry is None:
-            distances = (source_distance, detector_distance)
-            geometry = make_geometry(shape, field_of_view, views, arc, detector_pixels, distances)
+            geometry = scan.geometry(shape)
         elif geometry.domain_shape != (1, *shape):
             raise ValueError(
                 f"geometry is for pictures of {geometry.image_shape} pixels; size or crop_size make {shape}"
             )
         self.geometry = geometry
-        self.operator = RayTransform(geometry, backend, cache=cache)
+        self.operator = RayTransform(geometry, scan.backend, cache=scan.cache)
 
     def mean_weights(self) -> Tensor:
         """Mean over the training set of the inverse variances of y, (1, angles, detectors), for ``WeightedSquaredL2``.
@@ -206,36 +317,35 @@ class TomographyDataModule(PatientDataModule):
         Raises:
             ValueError: without ``photons``.
         """
-        samples = self._samples(self._source(self.train, "train").subset(0, self.limit), "train")
-        assert isinstance(samples, TomographyDataset)
+        samples = self._samples(self._train_source(), "train")
         total = samples.weights(0)
         for index in range(1, len(samples)):
             total = total + samples.weights(index)
         return total / len(samples)
 
     def noise(self) -> dict[str, Any]:
-        if self.photons is not None:
-            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
-        if self.absolute_sigma is not None:
-            return {"kind": "gaussian", "sigma": float(self.absolute_sigma)}
-        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
+        return self.sinogram_noise.description()
 
-    def _samples(self, images: Images, part: str) -> MeasurementDataset:
-        noise = (self.absolute_sigma, self.relative_sigma, self.photons, self.mu_unit)
-        return TomographyDataset(images, self.operator, self._stream(part), *noise, self.dtype)
+    def _details(self) -> dict[str, Any]:
+        return {"mu_unit": self.sinogram_noise.mu_unit}
+
+    def _samples(self, images: Images, part: str) -> TomographyDataset:
+        return TomographyDataset(
+            images, self.operator, self._stream(part), dtype=self.dtype, **asdict(self.sinogram_noise)
+        )
 
     def _source(self, path: str | None, split: Split) -> ImageSource:
         if path is None:
             path = self._default(split)
         if path == ELLIPSES:
-            count = self.limit if split == "train" and self.limit is not None else _PHANTOMS[split]
-            return RandomEllipses(count, self.size or self.crop_size or 0, self._stream(split))
+            count = self.pictures.limit if split == "train" and self.pictures.limit is not None else _PHANTOMS[split]
+            return RandomEllipses(count, self.pictures.side, self._stream(split))
         if path == SHEPP_LOGAN:
-            return SheppLogan(self.size or self.crop_size or 0)
+            return SheppLogan(self.pictures.side)
         if path == BUILTIN and split == "test":
-            return BuiltinSlices("CT", size=self.size, crop_size=self.crop_size)
+            return BuiltinSlices("CT", *self.pictures.sides)
         if path != BUILTIN and holds_lodopab(Path(path).expanduser()):
-            return LoDoPaB(path, _LODOPAB_PARTS[split], size=self.size, crop_size=self.crop_size)
+            return LoDoPaB(path, _LODOPAB_PARTS[split], *self.pictures.sides)
         return super()._source(path, split)
 
     def _default(self, split: Split) -> str:
@@ -247,53 +357,5 @@ class TomographyDataModule(PatientDataModule):
         # the only folders of patients here are those of DICOM: LoDoPaB-CT comes with parts of its own
         if str(path) in (ELLIPSES, SHEPP_LOGAN) or holds_lodopab(path) or not holds_dicom(path):
             return None
-        return DicomFolder(path, "CT", size=self.size, crop_size=self.crop_size)
-
-
-def make_geometry(
-    shape: tuple[int, ...],
-    field_of_view: float,
-    views: int,
-    arc: float | None = None,
-    detector_pixels: int | None = None,
-    distances: tuple[float | None, float | None] = (None, None),
-) -> Geometry:
-    """The geometry that the arguments of ``TomographyDataModule`` describe.
-
-    Raises:
-        ValueError: a number is out of its range, or one of the two distances is missing.
-    """
-    if not 0 < field_of_view < math.inf:
-        raise ValueError(f"field_of_view is {field_of_view} mm; it must be positive and finite")
-    if arc is not None and not 0 < arc <= 360:
-        raise ValueError(f"arc is {arc} degrees; valid are more than 0, up to 360")
-    source, detector = distances
-    pixel = field_of_view / shape[-1]
-    if source is None and detector is None:
-        radians = math.radians(180.0 if arc is None else arc)
-        return ParallelBeam.equispaced(shape, pixel, views, arc=radians, detector_pixels=detector_pixels)
-    if source is None or detector is None:
-        raise ValueError("source_distance and detector_distance belong together; set both or neither")
-    return FanBeam.equispaced(
-        shape,
-        pixel,
-        views,
-        source_distance=source,
-        detector_distance=detector,
-        arc=math.radians(360.0 if arc is None else arc),
-        detector_pixels=detector_pixels,
-    )
-
-
-def check_noise(sigma: float | None, relative_sigma: float, photons: float | None, mu_unit: float) -> None:
-    """Check the numbers that describe noise and scale, see ``TomographyDataset``.
-
-    Raises:
-        ValueError: one is out of its range, or sigma and photons are both given.
-    """
-    if sigma is not None and photons is not None:
-        raise ValueError(f"sigma ({sigma}) and photons ({photons}) exclude each other; set one of them")
-    check_sigma(sigma or 0.0)
-    if not (math.isfinite(relative_sigma) and relative_sigma >= 0):
-        raise ValueError(f"relative_sigma is {relative_sigma}; it must be finite and at least 0")
-    check_positive(photons=photons, mu_unit=mu_unit)
+        size, crop_size = self.pictures.sides
+        return DicomFolder(path, "CT", size=size, crop_size=crop_size)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from datasets import DenoisingDataModule
+from datasets import DenoisingDataModule, PatchPictures
 from models import FieldsOfExperts, TotalVariation
 from models.files.storage import save_regularizer
 from models.regularizers.ridge import RidgeRegularizer
@@ -110,10 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(size: Size, output: Path) -> int:
     _silence()
     start = time.perf_counter()
-    data = DenoisingDataModule(
-        sigma=SIGMA, size=size.picture_size, patch_size=size.patch_size, n_patches=size.patches, dtype="float32"
-    )
-    pictures = [
+    pictures = PatchPictures(size=size.picture_size, patch_size=size.patch_size, n_patches=size.patches)
+    data = DenoisingDataModule(sigma=SIGMA, pictures=pictures, dtype="float32")
+    tested = [
         TestPicture(name, sample.x, sample.y)
         for name, sample in zip(data.names("test"), data.test_dataloader(), strict=True)
     ]
@@ -123,11 +122,11 @@ def _run(size: Size, output: Path) -> int:
         console.print(f"Learning {type(run.module.regularizer).__name__} from {size.patches} patches", highlight=False)
         learn(run, data)
         save_regularizer(run.module.regularizer, output / run.name.lower(), _metadata(run, size))
-        denoise(run, pictures)
-    save_figure(_denoising_picture(runs, pictures), output / "denoising.png")
+        denoise(run, tested)
+    save_figure(_denoising_picture(runs, tested), output / "denoising.png")
     save_figure(training_figure({run.name: run.records for run in runs}), output / "training.png")
     save_figure(_filters_picture(runs[-1].module.regularizer), output / "filters.png")
-    summary, seconds = summarize(runs, pictures), time.perf_counter() - start
+    summary, seconds = summarize(runs, tested), time.perf_counter() - start
     missed = summary["certified_error"] > ACCURACY
     write_summary(output, "demo", seconds, "accuracy not reached" if missed else "finished", summary)
     console.print(_table(runs, summary))

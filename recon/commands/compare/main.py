@@ -26,10 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from datasets import DenoisingDataModule
 from models.files.checkpoints import checksum
 from models.files.shipped import locate
 from recon.commands.compare.methods import Method, Task, baseline, check_baseline, load_method
@@ -43,7 +41,8 @@ from recon.commands.compare.results import (
     write_pictures,
     write_tables,
 )
-from recon.commands.configuration.classes import check_classes, named_classes
+from recon.commands.configuration.classes import named_classes
+from recon.commands.configuration.data import data_section, make_data
 from recon.commands.configuration.yaml_files import read_yaml
 from recon.commands.errors import sentence
 from recon.commands.output.lock import locked
@@ -52,7 +51,7 @@ from recon.commands.output.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim
 from recon.files import write_files
-from recon.operators import Identity
+from recon.operators import Identity, LinearOperator
 
 KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
 METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked", "trust"}, "config": set[str]()}
@@ -162,7 +161,7 @@ def read_comparison(path: Path, folders: Mapping[str, str] | None = None) -> Com
     if not content.keys() <= KEYS:
         unknown = ", ".join(sorted(map(str, content.keys() - KEYS)))
         raise ValueError(f"{path}: has no use for {unknown}; valid are {', '.join(sorted(KEYS))}")
-    data, methods = content.get("data"), content.get("methods")
+    data, methods = data_section(content, path.parent), content.get("methods")
     if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         raise ValueError(f"{path}: needs `data` with class_path and init_args of a data module")
     if not isinstance(methods, dict) or not methods:
@@ -216,12 +215,10 @@ def make_task(comparison: Comparison) -> Task:
     Raises:
         ValueError: the data cannot be used.
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=DenoisingDataModule)
-    parsed = parser.parse_object({"data": comparison.data})
-    check_classes(parsed, {"data": DenoisingDataModule})
-    module = parser.instantiate(parsed).data
+    module = make_data(comparison.data)
     operator = module.operator if module.operator is not None else Identity()
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(f"the operator of the data is a {type(operator).__name__}, but must be a LinearOperator")
     first: Any = module.test_dataloader().dataset[0]
     accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
     return Task(module, operator, accuracy, comparison.validation_images)
@@ -316,7 +313,7 @@ def _training(comparison: Comparison, path: Path) -> dict[str, Any]:
     content = _read_yaml(path)
     if not isinstance(content.get("model"), dict):
         raise ValueError(f"{path}: has no `model`; `config` names a configuration of recon fit")
-    own = content.get("data")
+    own = data_section(content, path.parent)
     arguments = own.get("init_args") if isinstance(own, dict) else None
     data: dict[str, Any] = {**comparison.data, "init_args": dict(comparison.data["init_args"])}
     if isinstance(arguments, dict) and "dtype" in arguments:

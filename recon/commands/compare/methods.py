@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets import DenoisingDataModule
+from datasets import SimulatedDataModule
 from models import TotalVariation
 from models.files.setting import describe_setting, setting_difference
 from models.files.storage import load_model
@@ -78,7 +78,7 @@ class Task:
     accuracy: of ||x - x^|| of a whole picture. validation_images: how many of the first ones choices are made on.
     """
 
-    module: DenoisingDataModule
+    module: SimulatedDataModule
     operator: LinearOperator
     accuracy: float
     validation_images: int

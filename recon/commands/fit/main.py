@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from datasets import DenoisingDataModule
+from datasets import SimulatedDataModule
 from models.files.checkpoint_file import load_checkpoint
 from models.files.checkpoints import AtomicCheckpointIO
 from models.files.setting import describe_setting
@@ -33,7 +33,7 @@ from models.training.supervised import SupervisedModule
 from models.training.upper_level import UpperLevelModule
 from recon.commands.configuration.classes import check_classes
 from recon.commands.configuration.older import check_options, read_older
-from recon.commands.configuration.yaml_files import check_yaml
+from recon.commands.configuration.yaml_files import check_yaml, read_yaml
 from recon.commands.errors import printable
 from recon.commands.output.lock import locked
 from recon.commands.output.runs import (
@@ -231,7 +231,7 @@ class ReconCLI(LightningCLI):
         if isinstance(model, UpperLevelModule):
             content |= model.metadata()
         content["setting"] = describe_setting(operator, self.datamodule)
-        if isinstance(self.datamodule, DenoisingDataModule):
+        if isinstance(self.datamodule, SimulatedDataModule):
             content["learned_from"] = self.datamodule.fingerprints("train")
         return content | {"training": finite(self._summary(model))}
 
@@ -312,11 +312,14 @@ def _check_order(arguments: list[str]) -> None:
 
 
 def _check_files(arguments: list[str]) -> None:
-    """Refuse configurations that cannot be read, or are small only until their aliases are written out."""
+    """Refuse configurations, and files in place of their sections, that cannot be read or are small only as aliases."""
     for first, second in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, value = first.partition("=")
-        if name == "--config" and Path(value or second).is_file():
-            check_yaml(Path(value or second))
+        if name == "--config" and (path := Path(value or second)).is_file():
+            content = read_yaml(path)
+            for section in content.values() if isinstance(content, dict) else ():
+                if isinstance(section, str) and (path.parent / section).is_file():
+                    check_yaml(path.parent / section)
 
 
 def _quiet() -> None:

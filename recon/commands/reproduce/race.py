@@ -1,10 +1,10 @@
 """Figures that set upper-level methods against each other on one learning problem, from ``configs/figures``.
 
-Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI), ``regularizer``, ``budget``, ``runs``
-and, where they are needed, ``mu`` of the energy, ``reference``, the name of the run that the others are measured by,
-and ``true_losses``, at about how many iterations of each run the exact loss is computed as well, which is not counted.
-A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is the initial parameters. All
-runs start at the same parameters, with the same data. They use a GPU where there is one.
+Each YAML has ``data`` (pictures to denoise; ``class: MRIDataModule`` for MRI; or a file of these), ``regularizer``,
+``budget``, ``runs`` and, where they are needed, ``mu`` of the energy, ``reference``, the name of the run that the
+others are measured by, and ``true_losses``, at about how many iterations of each run the exact loss is computed as
+well, which is not counted. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is
+the initial parameters. All runs start at the same parameters, with the same data. They use a GPU where there is one.
 
 ``race_run`` makes a run; until it is finished, ``runs/NAME.ckpt`` has what it needs to go on, bit for bit. ``run``
 writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv), ``runs/NAME.csv``
@@ -36,6 +36,7 @@ from rich.table import Table
 from datasets import DenoisingDataModule, MRIDataModule
 from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record, UpperLevelMethod
 from recon.commands.configuration.classes import check_classes
+from recon.commands.configuration.data import data_section, make_data
 from recon.commands.output.runs import finite
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, read, table
@@ -48,7 +49,7 @@ from recon.metrics import psnr
 FOLDER = Path(__file__).resolve().parents[3] / "configs" / "figures"
 KEYS = {"data", "regularizer", "budget", "runs"}
 OPTIONAL = {"mu", "reference", "true_losses"}
-MODULES: dict[str, type[DenoisingDataModule]] = {m.__name__: m for m in (DenoisingDataModule, MRIDataModule)}
+MODULES = (DenoisingDataModule.__name__, MRIDataModule.__name__)
 #: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
 ACCURACY = 1e-4
 #: their losses are means over mini-batches
@@ -94,11 +95,11 @@ def run(figure: str, scale: str, output: Path) -> None:
     """
     begin, content = time.perf_counter(), read_figure(FOLDER / figure / f"{scale}.yaml")
     data, source = _data(content["data"], scale)
-    kind = MODULES[data.pop("class", DenoisingDataModule.__name__)]
-    module = kind(**data)
+    name = data.pop("class", DenoisingDataModule.__name__)
+    module = make_data({"class_path": f"datasets.{name}", "init_args": data})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x, y = (t.to(device) for t in module.train_tensors())
-    operator: Any = getattr(module, "operator", None)
+    operator: Any = module.operator
     operator = operator if operator is None else operator.to(device)
     problem: dict[str, Any] = {"operator": operator, "mu": float(content.get("mu", 0.0))}
     for entry in content["runs"].values():  # errors come before the first computation
@@ -197,6 +198,7 @@ def read_figure(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: must have {', '.join(sorted(KEYS))}, may have {', '.join(sorted(OPTIONAL))}, and nothing else"
         )
+    content["data"] = data_section(content, path.parent)
     budget, runs = content["budget"], content["runs"]
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")

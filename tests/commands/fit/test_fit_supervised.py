@@ -117,8 +117,8 @@ def test_configurations_run(
     few = ["--model.steps=4", "--trainer.limit_val_batches=1", "--trainer.accelerator=cpu"]
     assert main(["fit", "--config", str(CONFIGS / f"{name}_quick.yaml"), *few]) == 0
     # the large ones, on small pictures; the same network and noise
-    data: Any = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["init_args"]
-    reference = yaml.safe_load((CONFIGS / name.split("/")[0] / "foe.yaml").read_text())["data"]["init_args"]
+    data: Any = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]
+    reference = yaml.safe_load((CONFIGS / name.split("/")[0] / "foe.yaml").read_text())["data"]
     assert data == reference
     side = ["--data.crop_size=32"] if name.startswith("mri") else ["--data.size=32"]
     small = ["--data.train=builtin", "--data.val=builtin", "--data.limit=2", *side]

@@ -14,7 +14,7 @@ import torch
 
 from datasets import BuiltinImages, BuiltinSlices
 from datasets.modules.sinograms import SinogramDataModule
-from datasets.modules.tomography import MU_UNIT, TomographyDataModule, TomographyDataset, make_geometry
+from datasets.modules.tomography import MU_UNIT, SimulatedScan, TomographyDataModule, TomographyDataset
 from datasets.readers.pictures import DataError
 from datasets.sources.phantoms import RandomEllipses
 from models import TotalVariation
@@ -30,7 +30,7 @@ from tests.datasets.readers.test_dicom import _write  # noqa: E402
 
 
 def _operator(side: int = 24, views: int = 10) -> RayTransform:
-    return RayTransform(make_geometry((side, side), 240.0, views), cache=False)
+    return RayTransform(SimulatedScan(240.0, views).geometry((side, side)), cache=False)
 
 
 def _module(**changes: Any) -> TomographyDataModule:
@@ -87,7 +87,7 @@ def test_photon_starvation_is_said() -> None:
         ({"arc": 400.0}, "arc is 400"),
         ({"field_of_view": 0.0}, "field_of_view is 0"),
         ({"source_distance": 500.0}, "belong together"),
-        ({"geometry": make_geometry((16, 16), 100.0, 4)}, r"geometry is for pictures of \(16, 16\) pixels"),
+        ({"geometry": SimulatedScan(100.0, 4).geometry((16, 16))}, r"geometry is for pictures of \(16, 16\) pixels"),
     ],
 )
 def test_arguments_out_of_range(changes: dict[str, Any], message: str) -> None:
@@ -96,11 +96,11 @@ def test_arguments_out_of_range(changes: dict[str, Any], message: str) -> None:
 
 
 def test_geometry_of_the_arguments() -> None:
-    parallel = make_geometry((32, 32), 320.0, 6, arc=90.0)
+    parallel = SimulatedScan(320.0, 6, arc=90.0).geometry((32, 32))
     assert isinstance(parallel, ParallelBeam)
     assert parallel.pixel_size == (10.0, 10.0)
     assert parallel.angles[-1] == pytest.approx(np.pi / 2 * 5 / 6)
-    fan = make_geometry((32, 32), 320.0, 6, distances=(500.0, 300.0))
+    fan = SimulatedScan(320.0, 6, source_distance=500.0, detector_distance=300.0).geometry((32, 32))
     assert isinstance(fan, FanBeam)
     assert fan.angles[-1] == pytest.approx(2 * np.pi * 5 / 6)
 
@@ -144,12 +144,15 @@ def test_photographs() -> None:
 def test_modules_from_a_configuration() -> None:
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(TomographyDataModule, "data")
-    parser.add_class_arguments(SinogramDataModule, "scans")
-    config = {"size": 24, "views": 4, "photons": 1e5, "fractions": [0.6, 0.2, 0.2], "cache": False}
-    parsed = parser.parse_object({"data": config, "scans": {"path": "a.npz", "options": {"row": 1}}})
-    data = TomographyDataModule(**parsed.data)
+    pictures, noise = {"size": 24, "fractions": [0.6, 0.2, 0.2]}, {"photons": 1e5}
+    config = {"pictures": pictures, "scan": {"views": 4, "cache": False}, "noise": noise}
+    data = parser.instantiate(parser.parse_object({"data": config})).data
     assert data.operator.range_shape[1] == 4
-    assert data.fractions == (0.6, 0.2, 0.2)
+    assert data.pictures.fractions == (0.6, 0.2, 0.2)
+    parser = jsonargparse.ArgumentParser()
+    parser.add_class_arguments(SinogramDataModule, "scans")
+    parsed = parser.parse_object({"scans": {"path": "a.npz", "options": {"row": 1}, "views": {"view_step": 2}}})
+    assert parsed.scans.views.view_step == 2
 
 
 def test_learning_runs_on_the_module(tmp_path: Path) -> None:

@@ -58,11 +58,11 @@ class Tiny(DenoisingDataModule):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.pictures = images()
+        self.made = images()
 
     def _source(self, path: Any, split: Any) -> Any:
         source = super()._source(None, split).subset(0, 2)
-        source._load = lambda name: self.pictures[source.names.index(name)]  # type: ignore[method-assign]
+        source._load = lambda name: self.made[source.names.index(name)]  # type: ignore[method-assign]
         source.size = None
         return source
 

@@ -25,8 +25,8 @@ from recon.operators import LinearOperator, Mask
 from tests.datasets.scans.disc_scans import BODY, HOLE, INSERT, half_turn, sinogram
 
 ACCURACY = 1e-2
-VIEWS, PIXELS, PITCH = 12, 32, 1.5
-DEAD = (20, 9)
+VIEWS, PIXELS, PITCH = 8, 20, 2.4
+DEAD = (12, 6)
 
 
 def _trainer(folder: Path, epochs: int = 1) -> pl.Trainer:

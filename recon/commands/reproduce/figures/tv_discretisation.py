@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from rich.console import Console
 from torch import Tensor
 
-from datasets import DenoisingDataModule
+from datasets import DenoisingDataModule, PatchPictures
 from models import LearnedTV
 from models.files.storage import load_model, save_regularizer
 from recon.bilevel import (
@@ -116,15 +116,15 @@ def load(scale: str) -> Data:
     Raises ``ValueError`` if they are not there.
     """
     size = SCALES[scale]
-    source: dict[str, Any] = {"size": 96}
+    source: dict[str, Any] = {}
+    pictures = PatchPictures(size=96, patch_size=size.patch_size, n_patches=size.patches)
     if scale == "paper":
         folder = Path(os.environ.get("RECON_DATA", "data")) / "kodak_gray_96"
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; set RECON_DATA to a folder that has kodak_gray_96")
-        source = {"train": str(folder), "limit": 20, "val": "rest"}
-    module = DenoisingDataModule(
-        sigma=SIGMA, patch_size=size.patch_size, n_patches=size.patches, dtype="float32", **source
-    )
+        source = {"train": str(folder), "val": "rest"}
+        pictures = replace(pictures, size=None, limit=20)
+    module = DenoisingDataModule(sigma=SIGMA, pictures=pictures, dtype="float32", **source)
     x, y = module.train_tensors()
     module.setup("validate")
     held = [(sample.x, sample.y) for sample in module.val_dataloader()]

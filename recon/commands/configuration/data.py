@@ -1,0 +1,45 @@
+"""The data of a configuration: in the file itself, or in one of ``configs/data`` that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from datasets import SimulatedDataModule
+from recon.commands.configuration.classes import check_classes
+from recon.commands.configuration.yaml_files import read_yaml
+
+
+def data_section(content: Mapping[str, Any], folder: Path) -> Any:
+    """What a configuration has as ``data``, or the content of the file that it has there, relative to ``folder``.
+
+    jsonargparse, which reads the configurations of ``recon fit``, takes both by itself.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    DataError
+        (a ValueError) It is no YAML, or too large.
+    """
+    section = content.get("data")
+    return read_yaml(folder / section) if isinstance(section, str) else section
+
+
+def make_data(section: Mapping[str, Any]) -> SimulatedDataModule:
+    """The data module that a section with ``class_path`` and ``init_args`` describes.
+
+    Raises
+    ------
+    argparse.ArgumentError, ValueError
+        It describes none, or one with classes that cannot stand where they do; nothing is made then.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=SimulatedDataModule)
+    parsed = parser.parse_object({"data": dict(section)})
+    check_classes(parsed, {"data": SimulatedDataModule})
+    made: SimulatedDataModule = parser.instantiate(parsed).data
+    return made
