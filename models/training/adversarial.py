@@ -14,13 +14,15 @@ from torch import Tensor
 from models.files.checkpoints import CheckpointError
 from models.training.bilevel import BilevelModule, Reconstruction
 from models.training.callbacks import LastCheckpoint
-from models.training.critic import AdversarialObjective, CriticAdam, critic_reconstruction, scale_parameter
+from models.training.critic import AdversarialObjective, CriticAdam, scale_parameter
 from recon import metrics
 from recon.bilevel import BilevelObjective
 from recon.lower_level import DataFidelity, Energy, Regularizer, Solver, Status
-from recon.lower_level.solvers.descent import best_weight, descend
+from recon.lower_level.solvers.descent import descend
 from recon.operators import Identity, LinearOperator, RayTransform
 from recon.reconstruction import mirrored
+from recon.reconstruction.early_stopped import critic_reconstruction
+from recon.reconstruction.weight import best_weight
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from models import TotalVariation
 from models.files.setting import describe_setting, setting_difference
 from models.files.storage import load_model
 from models.files.trust import Trusted
-from models.training.critic import critic_reconstruction
 from models.training.precision import cast
 from recon.commands.reconstruct.regularized import metadata_mu
 from recon.lower_level import LBFGS, Energy, Grade, Regularizer, SquaredL2, Status, first_guess
@@ -30,6 +29,7 @@ from recon.names import current_name, public_name
 from recon.operators import Identity, LinearOperator, RayTransform
 from recon.operators.tomography.fbp import FILTERS
 from recon.reconstruction import cropped, mirrored
+from recon.reconstruction.early_stopped import critic_reconstruction
 from recon.reconstruction.reconstructor import Reconstructor, naive_reconstruction
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from datasets.scans.counts import starvation, tiff_shape
 from recon.commands.reconstruct.ct_data import CTOptions, Sinogram, chosen_views, read, read_geometry, selected
 from recon.commands.reconstruct.pictures import is_picture, read_picture
 from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
+from recon.reconstruction.noise import sinogram_noise
 from recon.reconstruction.problem import DicomTarget, Problem
-from recon.reconstruction.weight import sinogram_noise
 
 #: side in mm of pictures that do not tell, as in ``TomographyDataModule``
 FIELD_OF_VIEW = 300.0

@@ -26,15 +26,14 @@ from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
 from models.files.storage import load_model
 from recon.commands.output.one_by_one import Outcome, one_by_one
-from recon.commands.reconstruct.networks import STATUS, Network
+from recon.commands.reconstruct.networks import Network
 from recon.commands.reconstruct.pictures import picture_files
 from recon.commands.reconstruct.regularized import (
     DTYPES,
     Settings,
-    Watch,
+    Trained,
     certificate,
     check_variational,
-    metadata_mu,
     reconstruct,
 )
 from recon.commands.reconstruct.results import (
@@ -51,14 +50,14 @@ from recon.files import write_files
 from recon.lower_level import Energy, NotStronglyConvexError, Regularizer, SaddleModel, Status
 from recon.metrics import psnr
 from recon.operators import Identity
-from recon.reconstruction import cropped, mirrored
-from recon.reconstruction.problem import Problem, Weighted
-from recon.reconstruction.reconstructor import Reconstructor
-from recon.reconstruction.weight import image_noise
+from recon.reconstruction import Problem, Reconstructor, Watch
+from recon.reconstruction.methods import NOT_CERTIFIED as STATUS
+from recon.reconstruction.noise import image_noise
+from recon.reconstruction.variational import Weighted
 
 REPORT = "report.json"
 #: what denoises; None is total variation
-Model = Regularizer | SaddleModel | Network | None
+Model = Trained | Network | None
 #: certified by default, ||x - x^|| of the whole image
 ACCURACY = 1e-2
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
@@ -100,12 +99,14 @@ def main(args: argparse.Namespace) -> int:
     args.dtype = args.dtype or "float64"
     if model is not None:
         check_variational(model, Settings.of(args), args)
-        trained = _denoising_mu(metadata, args.model)
+        trained = _trained_to_denoise(model, metadata, args.model)
         model.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
         if isinstance(model, Regularizer):
-            mu = args.mu or trained
-            _require_strong_convexity(model, mu, args.weight or 1.0, args.model)
-    return _run(args, model, mu)
+            mu = args.mu or trained.mu
+            if trained.steps is None:
+                _require_strong_convexity(model, mu, args.weight or 1.0, args.model)
+        return _run(args, trained, mu)
+    return _run(args, None, mu)
 
 
 def _run(args: argparse.Namespace, model: Model, mu: float | None) -> int:
@@ -160,13 +161,13 @@ def _finish(outcome: Outcome[Result], args: argparse.Namespace) -> int:
     return 1 if failed or outcome.failures else 0
 
 
-def _denoising_mu(metadata: dict[str, Any], model: str) -> float:
-    """The weight mu that the regularizer was trained with, if it was trained for denoising."""
+def _trained_to_denoise(model: Regularizer | SaddleModel, metadata: dict[str, Any], file: str) -> Trained:
+    """The model with the weight mu that it was trained with, if it was trained for denoising."""
     for part, valid in {"operator": "Identity", "fidelity": "SquaredL2"}.items():
         found = str(metadata.get(part, valid))
         if found.rpartition(".")[2] != valid:
-            raise ValueError(f"{model}: trained with the {part} {found}; this program denoises, which is {valid}")
-    return metadata_mu(metadata, model)
+            raise ValueError(f"{file}: trained with the {part} {found}; this program denoises, which is {valid}")
+    return Trained.of(model, metadata, file)
 
 
 def _require_strong_convexity(regularizer: Regularizer, mu: float, weight: float, model: str) -> None:
@@ -278,52 +279,46 @@ def _reconstruct_all(
         return one_by_one({str(job.data): job for job in jobs}, work, reported)
 
 
-def _problem(job: Job, y: Tensor, margin: int, noise: float | None) -> Problem:
-    """Denoising of y (1, channel, height, width), mirrored at its edges for models that were trained so."""
+def _problem(job: Job, y: Tensor, noise: float | None) -> Problem:
+    """Denoising of y (1, channel, height, width)."""
     dicom = holds_dicom(job.data)
     scale = _HU_RANGE if dicom else 1.0
     rule = "estimated from second differences of the image" if noise is None else "given"
-    data = mirrored(y, margin)
     return Problem(
         name=job.name,
         data=job.data,
         task="denoising",
-        y=data,
+        y=y,
         operator=Identity(),
-        start=data,
+        start=y,
         baseline=y[0, 0].cpu().double(),
         method="data",
         scale=1.0,
         unit="1",
         noise=image_noise(y) if noise is None else noise / scale,
         noise_rule=rule,
-        measured=data.numel(),
+        measured=y.numel(),
     )
 
 
-def _reconstruct(
-    job: Job, model: Regularizer | SaddleModel | None, mu: float | None, args: argparse.Namespace, watch: Watch
-) -> Result:
+def _reconstruct(job: Job, model: Trained | None, mu: float | None, args: argparse.Namespace, watch: Watch) -> Result:
     y, target = _read(job)
     batch = y[None].to(args.device, DTYPES[args.dtype])
-    size = (batch.shape[2], batch.shape[3])
-    margin = model.margin if isinstance(model, Regularizer) else 0
 
     def psnr_of(x: Tensor) -> float:
         assert target is not None
-        part = x[..., margin : margin + size[0], margin : margin + size[1]]
-        return float(psnr(part.cpu().double(), target[None]))
+        return float(psnr(x.cpu().double(), target[None]))
 
     start = time.perf_counter()
     try:
-        problem = _problem(job, batch, margin, args.noise)
+        problem = _problem(job, batch, args.noise)
         made = reconstruct(problem, model, mu, Settings.of(args), psnr_of, watch)
     except NotStronglyConvexError:
         raise
     except ValueError as error:  # images that are smaller than the filters
         named = str(job.data) in str(error)
         raise DataError(str(error) if named else f"{job.data}: {error}") from error
-    solution = cropped(made.solution, size)
+    solution = made.solution
     seconds = time.perf_counter() - start
     x = solution.x[0].cpu()
     result = Result(
@@ -331,7 +326,7 @@ def _reconstruct(
         data=str(job.data),
         reference=str(job.reference) if job.reference else None,
         shape=list(y.shape),
-        status=words(Status(int(solution.status[0]))),
+        status=made.status,
         **certified(solution, 1.0, y.numel()),
         evaluations=int(solution.evaluations[0]),
         seconds=round(seconds, 3),
@@ -342,7 +337,7 @@ def _reconstruct(
         weight_trials=made.choice.entries(),
         noise=problem.noise,
         noise_rule=problem.noise_rule,
-        residual=problem.residual(made.solution.x),
+        residual=made.residual or 0.0,
         evaluations_choosing=made.choice.evaluations,
         pixel_size_mm=_pixel_size(job.data),
         **({} if target is None else quality(x, y, target)),
@@ -354,7 +349,7 @@ def _reconstruct(
 def _by_network(job: Job, network: Network, args: argparse.Namespace) -> Result:
     y, target = _read(job)
     start = time.perf_counter()
-    problem = _problem(job, y[None].to(args.device, DTYPES[args.dtype]), 0, args.noise)
+    problem = _problem(job, y[None].to(args.device, DTYPES[args.dtype]), args.noise)
     found, warnings = network(problem)
     x, seconds = found[0].cpu(), time.perf_counter() - start
     result = Result(

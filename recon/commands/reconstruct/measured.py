@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -30,23 +29,24 @@ from recon.commands.reconstruct.measured_results import (
     write_measured,
 )
 from recon.commands.reconstruct.mri import ACCELERATION, MRIOptions, mri_problem
-from recon.commands.reconstruct.networks import STATUS, Network
+from recon.commands.reconstruct.networks import Network
 from recon.commands.reconstruct.options import option
 from recon.commands.reconstruct.pictures import holds_complex, is_picture, picture_files
 from recon.commands.reconstruct.references import read_reference
 from recon.commands.reconstruct.regularized import (
     DTYPES,
     Settings,
+    Trained,
     certificate,
     check_variational,
-    metadata_mu,
     reconstruct,
 )
 from recon.commands.reconstruct.results import print_warnings, words
 from recon.files import write_files
-from recon.lower_level import Regularizer, SaddleModel, Status
-from recon.reconstruction.problem import NOT_EXACT, Problem
-from recon.reconstruction.reconstructor import Reconstructor
+from recon.lower_level import Status
+from recon.reconstruction import Problem, Reconstructor
+from recon.reconstruction.methods import NOT_CERTIFIED as STATUS
+from recon.reconstruction.variational import NOT_EXACT
 
 REPORT = "report.json"
 #: mu by default, relative to ||A||^2
@@ -55,14 +55,6 @@ PLAIN = {"ct": "fbp", "mri": "zero_filled"}
 # what means nothing for data that were measured, and for pictures whose data are simulated
 _OF_SIMULATIONS = {"ct": ("seed",), "mri": ("size", "mask", "acceleration", "coils", "seed")}
 _OF_MEASUREMENTS = ("rotation_centre", "counts", "flat", "dark", "angles", "ring_filter", "noise_scan", "reference")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained regularizer or saddle-point model, and the mu that it was trained with (0: none)."""
-
-    regularizer: Regularizer | SaddleModel
-    mu: float
 
 
 def main(args: argparse.Namespace, task: str) -> int:
@@ -75,7 +67,7 @@ def main(args: argparse.Namespace, task: str) -> int:
     _check_method(args, task)
     paths = [file for path in args.data for file in _files(Path(path), task)]
     _check_files(args, task, paths)
-    model: Model | Network | None = None
+    model: Trained | Network | None = None
     loaded, metadata = load_model(args.model, args.trust) if args.model else (None, {})
     if isinstance(loaded, Reconstructor):
         model = Network.of(loaded, metadata, args)
@@ -84,9 +76,8 @@ def main(args: argparse.Namespace, task: str) -> int:
         regularizer = loaded
         check_variational(regularizer, Settings.of(args), args)
         regularizer.to(device=args.device, dtype=DTYPES[args.dtype]).requires_grad_(False)
-        own = getattr(regularizer, "image_convexity", 0.0) if isinstance(regularizer, SaddleModel) else 0.0
-        model = Model(regularizer, own or metadata_mu(metadata, args.model))
-    described = certificate(model.regularizer if isinstance(model, Model) else model, args.plain)
+        model = Trained.of(regularizer, metadata, args.model)
+    described = certificate(model, args.plain)
     described = described if args.backend != "astra_cuda" else NOT_EXACT
     with _progress() as show:
 
@@ -272,7 +263,7 @@ def _by_network(problem: Problem, network: Network, args: argparse.Namespace) ->
 
 
 def _regularized(
-    problem: Problem, model: Model | None, args: argparse.Namespace, show: Callable[[str], None]
+    problem: Problem, model: Trained | None, args: argparse.Namespace, show: Callable[[str], None]
 ) -> MeasuredResult:
     """The regularized reconstruction."""
 
@@ -285,12 +276,11 @@ def _regularized(
         return math.inf if value is None else value
 
     start = time.perf_counter()
-    trained = None if model is None else model.regularizer
     mu = args.mu or (model and model.mu) or RELATIVE_MU[problem.task] * problem.operator.norm_bound**2
     if args.plain and not args.mu:
         mu = None  # as the model says, in the plain form
     try:
-        made = reconstruct(problem, trained, mu, Settings.of(args), psnr, watch)
+        made = reconstruct(problem, model, mu, Settings.of(args), psnr, watch)
     except ValueError as error:
         if problem.data.name in str(error):
             raise

@@ -17,16 +17,14 @@ from datasets.readers.dicom.output import write_dicom
 from models import TotalVariation
 from recon.commands.errors import printable
 from recon.commands.reconstruct.measured_picture import measured_figure
-from recon.commands.reconstruct.networks import STATUS, Network
-from recon.commands.reconstruct.regularized import Reconstruction
-from recon.commands.reconstruct.results import certified, count, finite, graded, words
-from recon.commands.reconstruct.saddle_solver import SaddleSolver
+from recon.commands.reconstruct.networks import Network
+from recon.commands.reconstruct.results import certified, count, finite, graded
 from recon.files import check_finite, write_files
-from recon.lower_level import Status
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.operators import channels_to_complex
 from recon.plotting import Panel, figure_bytes
-from recon.reconstruction.problem import Problem
+from recon.reconstruction import Problem, Regularized
+from recon.reconstruction.methods import NOT_CERTIFIED as STATUS
 
 PSNR_CONVENTION = "PSNR and SSIM with data range = maximum of the reference, over all its pixels, values not clipped"
 _TITLES = {"fbp": "FBP", "zero_filled": "zero-filled RSS", "tv": "TV", "model": "learned"}
@@ -104,7 +102,7 @@ class MeasuredResult:
 
     @staticmethod
     def of_reconstruction(
-        problem: Problem, made: Reconstruction, image: Tensor, model: str | None, seconds: float
+        problem: Problem, made: Regularized, image: Tensor, model: str | None, seconds: float
     ) -> MeasuredResult:
         """The entry of a regularized reconstruction, ``image`` in the unit of the result."""
         solution, choice, prior = made.solution, made.choice, made.solver.regularizer
@@ -120,10 +118,10 @@ class MeasuredResult:
             smoothing=None if smoothing is None else smoothing * problem.scale,
             shape=list(image.shape),
             unit=problem.unit,
-            status=words(Status(int(solution.status[0]))),
+            status=made.status,
             simulated=problem.simulated,
             nonnegative=made.solver.nonnegative,
-            plain=isinstance(made.solver, SaddleSolver) and made.solver.plain,
+            plain=made.solver.plain,
             weight=choice.weight,
             weight_rule=choice.rule,
             weight_trials=choice.entries(),
@@ -133,7 +131,7 @@ class MeasuredResult:
             mu=made.solver.mu,
             strong_convexity=made.solver.strong_convexity(choice.weight),
             norm_bound=problem.operator.norm_bound,
-            accuracy=made.accuracy * problem.scale,
+            accuracy=None if made.accuracy is None else made.accuracy * problem.scale,
             accuracy_rule=made.accuracy_rule,
             error_relative=finite(error / max(float(image.norm()), 1e-300)),
             **known,
