@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recon.lower_level import LBFGS, HessianMap, Regularizer, Solution, conjugate_gradients, per_image_norm
+from recon.lower_level import LBFGS, HessianMap, Regularizer, Solution, Status, conjugate_gradients, per_image_norm
 from recon.lower_level.solvers.descent import descend
 from recon.operators import Identity, LinearOperator, RayTransform
 from recon.reconstruction.methods import WatchError, uncertified
@@ -50,7 +50,7 @@ class _Descents(Energies):
 
     def certified(self, weight: float, start: Tensor | None, accuracy: float) -> Solution:
         x, gradient = descend(self.energy(weight), self.first, self.steps, nonnegative=self.nonnegative)
-        return uncertified(x, gradient, self.steps)
+        return uncertified(x, gradient, self.steps, Status.ITERATION_LIMIT)
 
     def rough(self, weight: float, start: Tensor, gradient: float) -> Solution:
         return self.certified(weight, None, math.inf)

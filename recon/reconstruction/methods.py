@@ -57,6 +57,11 @@ class Reconstruction:
     """Its error is infinite where nothing is certified, and its gradient NaN where nothing is minimized."""
 
     @property
+    def certifies(self) -> bool:
+        """Whether the method bounds errors."""
+        return False
+
+    @property
     def status(self) -> str:
         """Of the first image, in words."""
         return Status(int(self.solution.status[0])).name.lower().replace("_", " ")
@@ -136,13 +141,15 @@ class Network(OnePass):
         return x
 
 
-def uncertified(x: Tensor, gradient: Tensor | None = None, evaluations: int = 0) -> Solution:
-    """Images that nothing is known of; the status says only whether they are finite."""
+def uncertified(
+    x: Tensor, gradient: Tensor | None = None, evaluations: int = 0, status: Status = Status.CONVERGED
+) -> Solution:
+    """Images that nothing is known of, with this ``status`` where they are finite."""
     finite = torch.isfinite(x).flatten(1).all(1)
     return Solution(
         x,
         torch.full_like(x, math.nan) if gradient is None else gradient,
         torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device),
-        torch.where(finite, int(Status.CONVERGED), int(Status.NOT_FINITE)),
+        torch.where(finite, int(status), int(Status.NOT_FINITE)),
         torch.full((len(x),), evaluations, device=x.device),
     )

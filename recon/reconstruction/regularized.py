@@ -26,8 +26,12 @@ class Regularized(Reconstruction):
     """Root mean square of A x - y, of the mirrored image where the regularizer needs one; for a Problem."""
 
     @property
+    def certifies(self) -> bool:
+        return self.solver.certifies
+
+    @property
     def status(self) -> str:
-        return super().status if self.solver.certifies else NOT_CERTIFIED
+        return super().status if self.certifies else NOT_CERTIFIED
 
 
 class RegularizedMethod(Method, ABC):
