@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -261,3 +261,49 @@ def best_weight(quality: Callable[[float], float], start: float) -> tuple[float,
     for step in (2, 1):
         best = max((best, best + step, best - step), key=measure)
     return start * 2 ** (best / 2), [(start * 2 ** (k / 2), v) for k, v in sorted(tried.items())]
+
+
+Point = tuple[float, ...]
+
+
+def best_point(
+    quality: Callable[[Point], float], start: Point, steps: Sequence[float], gain: float, farthest: float
+) -> tuple[Point, float]:
+    """The point with the largest ``quality``, by search along the axes, and its quality.
+
+    Goes to the best neighbour at the distance of the first of ``steps`` for as long as that gains, then of the next.
+
+    Parameters
+    ----------
+    quality : callable
+        Of a point; called once for each. Minus infinity is worse than all else.
+    start : tuple of float
+        The first point.
+    steps : sequence of float
+        Distances of neighbours, one after the other.
+    gain : float
+        What a move must gain.
+    farthest : float
+        How far the search goes from ``start``, along each axis.
+    """
+    tried: dict[Point, float] = {}
+
+    def value(point: Point) -> float:
+        if point not in tried:
+            tried[point] = quality(point)
+        return tried[point]
+
+    best = start
+    for step in steps:
+        while True:
+            near = [
+                tuple(b + sign * step * (i == axis) for i, b in enumerate(best))
+                for axis in range(len(start))
+                for sign in (1, -1)
+            ]
+            near = [p for p in near if max(abs(s - t) for s, t in zip(p, start, strict=True)) <= farthest]
+            found = max([best, *near], key=value)
+            if not value(found) > value(best) + gain:
+                break
+            best = found
+    return best, value(best)
