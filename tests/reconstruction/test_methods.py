@@ -81,7 +81,7 @@ def test_minimizers_are_those_of_the_solver_bit_for_bit() -> None:
 
 
 def test_a_weight_multiplies_the_regularizer() -> None:
-    problem, seen = Data(y=images()), []
+    problem, seen = Data(y=images(1)), []
     made = Variational(TotalVariation(-2.0, -3.0).double()).reconstruct(
         problem, Request(1e-6, weight=3.0), lambda phase, count, error: seen.append((phase, count, error))
     )
@@ -153,7 +153,7 @@ def test_channels_are_saddle_points_of_their_own() -> None:
 
 def test_what_has_no_place_is_refused_by_name() -> None:
     problem, saddle = Data(y=images()), Saddle(learned_tv())
-    with pytest.raises(ValueError, match="x >= 0 does not go with .*LearnedTV"):
+    with pytest.raises(ValueError, match=r"x >= 0 does not go with .*LearnedTV"):
         saddle.reconstruct(problem, Request(0.1, nonnegative=True))
     with pytest.raises(ValueError, match="LearnedTV has no mu for denoising"):
         Saddle(learned_tv(), mu=0.1).reconstruct(problem, Request(0.1))

@@ -26,7 +26,7 @@ def critic(folder: Path, channels: int = 1, **metadata: object) -> Path:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    y = 0.2 + 0.3 * smooth_image(1, 1, 12, 12, seed=3)[0, 0] + normal(12, 12, scale=0.1)
+    y = (0.5 + 0.3 * smooth_image(1, 1, 12, 12, seed=3)[0, 0] + normal(12, 12, scale=0.1)).clamp(min=0)
     np.save(tmp_path / "noisy.npy", y.numpy())
     return tmp_path / "noisy.npy"
 
