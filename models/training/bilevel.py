@@ -6,20 +6,18 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from models.files.checkpoints import describe
-from models.training.module import Reconstruction
 from models.training.upper_level import UpperLevelModule
 from recon.bilevel import MAID, BilevelObjective, Differentiation, SquaredError, UpperLoss
 from recon.bilevel.energy_objective import IMPLICIT
 from recon.bilevel.objective import check_chunk_size
-from recon.lower_level import LBFGS, DataFidelity, Energy, Regularizer, Solution, Solver, SquaredL2, first_guess
+from recon.lower_level import LBFGS, DataFidelity, Regularizer, Solver, SquaredL2
 from recon.names import public_name
-from recon.operators import Identity, LinearOperator
-from recon.reconstruction import cropped, mirrored
+from recon.operators import LinearOperator
+from recon.reconstruction import Data, Method, Variational
 
 
 class EnergyModule(UpperLevelModule):
@@ -43,6 +41,7 @@ class EnergyModule(UpperLevelModule):
     """
 
     regularizer: Regularizer
+    reconstruction_accuracy: float
 
     def __init__(
         self,
@@ -71,23 +70,12 @@ class EnergyModule(UpperLevelModule):
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
-        """Minimizers of the energies of data y, ``(batch, *range_shape)``, with certified errors.
+    def problem(self, y: Tensor, weights: Tensor | None = None) -> Data:
+        return dataclasses.replace(super().problem(y, weights), term=self.fidelity)
 
-        Data that are images themselves (A is the identity) are mirrored at the boundary for regularizers that need it.
-
-        Raises:
-            ValueError: y is not data for the fidelity, which may know no weights, or the energy is not strongly convex.
-        """
-        margin = self.regularizer.margin if self.operator is None or isinstance(self.operator, Identity) else 0
-        fidelity = self._weighted(None if weights is None else mirrored(weights, margin))
-        energy = Energy(mirrored(y, margin), self.regularizer, self.operator, fidelity, self.mu)
-        start = first_guess(energy.operator, energy.y)
-        solution: Solution = self.solver(energy, start, self.reconstruction_accuracy)
-        if margin:
-            solution = cropped(solution, (y.shape[2], y.shape[3]))
-        return self._checked(Reconstruction.of(solution))
+    def method(self, problem: Data) -> Method:
+        """Minimizers of the energies, with certified errors."""
+        return Variational(self.regularizer, self.mu, self.solver)
 
     # --- checkpoints and files ---------------------------------------------------------------------------------------
 

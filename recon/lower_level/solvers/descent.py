@@ -1,9 +1,8 @@
-"""Descent with early stopping for energies that nothing is certified of, and the search for the best weight."""
+"""Descent with early stopping for energies that nothing is certified of."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,12 +16,12 @@ from recon.lower_level.solvers.stopping import certificate
 #: share of the decrease that the gradient promises which a step must achieve
 _ARMIJO = 1e-4
 _GROWTH, _SHRINKAGE = 1.5, 0.5
-#: weights that are tried at most
-MAX_TRIALS = 32
 
 
 @torch.no_grad()
-def descend(energy: Energy, x0: Tensor, iterations: int, callback: Callback | None = None) -> tuple[Tensor, Tensor]:
+def descend(
+    energy: Energy, x0: Tensor, iterations: int, callback: Callback | None = None, nonnegative: bool = False
+) -> tuple[Tensor, Tensor]:
     r"""Gradient descent x <- x - s grad h(x) with h(x - s grad h(x)) <= h(x) - 1e-4 s \|\|grad h(x)\|\|^2.
 
     Every iteration is one evaluation. A step that fails the inequality, or leads to values that are not finite, is not
@@ -40,6 +39,8 @@ def descend(energy: Energy, x0: Tensor, iterations: int, callback: Callback | No
     callback : callable, optional
         ``callback(snapshot)`` is told the start and every iteration, see :class:`recon.lower_level.Snapshot`; raising
         ``StopIteration`` makes it the last one.
+    nonnegative : bool
+        Whether x stays in x >= 0: trials are projected, and their own length counts in the inequality.
 
     Returns
     -------
@@ -47,6 +48,8 @@ def descend(energy: Energy, x0: Tensor, iterations: int, callback: Callback | No
         The last point, and the gradient of h there.
     """
     x = x0.detach().clone()
+    if nonnegative:
+        x.clamp_(min=0)
     value, grad = energy.value_and_grad(x)
     data = energy.operator.norm_bound**2 * energy.fidelity.smoothness(energy.y) + energy.mu
     step = torch.full_like(value, 1 / data)
@@ -54,9 +57,13 @@ def descend(energy: Energy, x0: Tensor, iterations: int, callback: Callback | No
         if ends(callback, partial(_snapshot, energy, iteration, x, grad)) or iteration == iterations:
             break
         trial = x - over_image(step, x) * grad
+        promised = _ARMIJO * step * per_image_norm(grad).square()
+        if nonnegative:
+            trial.clamp_(min=0)
+            promised = _ARMIJO / step * per_image_norm(trial - x).square()
         trial_value, trial_grad = energy.value_and_grad(trial)
         # a comparison with NaN is false
-        good = trial_value <= value - _ARMIJO * step * per_image_norm(grad).square()
+        good = trial_value <= value - promised
         good &= torch.isfinite(per_image_norm(trial_grad))
         here = over_image(good, x)
         x, grad = torch.where(here, trial, x), torch.where(here, trial_grad, grad)
@@ -69,52 +76,3 @@ def _snapshot(energy: Energy, iteration: int, x: Tensor, grad: Tensor) -> Snapsh
     modulus = energy.strong_convexity if energy.strong_convexity > 0 else math.nan
     error = certificate(energy, x, per_image_norm(grad), modulus).error
     return Snapshot(iteration, x, torch.full((len(x),), iteration + 1, device=x.device), error)
-
-
-def best_weight(quality: Callable[[float], float], start: float) -> tuple[float, list[tuple[float, float]]]:
-    """The weight with the largest ``quality``, within a factor of the square root of 2, and all that was tried.
-
-    Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a
-    factor of 2, and of 2^(1/2), are tried. Finds the maximum of functions that grow up to it and fall after it.
-
-    Parameters
-    ----------
-    quality : callable
-        Of a weight, e.g. the mean PSNR on validation data.
-    start : float
-        The first weight.
-
-    Returns
-    -------
-    weight : float
-        The best one.
-    tried : list of (float, float)
-        All weights that were tried, in order, and their quality.
-
-    Raises
-    ------
-    ValueError
-        ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
-    """
-    if not 0 < start < math.inf:
-        raise ValueError(f"the first weight is {start}, but must be positive and finite")
-    tried: dict[int, float] = {}  # by the exponent of 2^(1/2)
-
-    def measure(position: int) -> float:
-        if position not in tried:
-            weight = start * 2 ** (position / 2)
-            if len(tried) == MAX_TRIALS:
-                raise ValueError(f"no weight is best: the quality still grows at {weight:.3g}, from {start:.3g} on")
-            tried[position] = quality(weight)
-            if math.isnan(tried[position]):
-                raise ValueError(f"the quality of the weight {weight:.3g} is NaN")
-        return tried[position]
-
-    best = 0
-    measure(0)
-    for direction in (4, -4):
-        while measure(best + direction) > tried[best]:
-            best += direction
-    for step in (2, 1):
-        best = max((best, best + step, best - step), key=measure)
-    return start * 2 ** (best / 2), [(start * 2 ** (k / 2), v) for k, v in sorted(tried.items())]
