@@ -129,7 +129,11 @@ class WeightedSquaredL2(DataFidelity):
         return WeightedSquaredL2(self.weights.to(weights) * weights)
 
     def select(self, index: Tensor | slice, y: Tensor) -> DataFidelity:
-        return WeightedSquaredL2(self.weights[index]) if self._own(y) else self
+        if not self._own(y):
+            return self
+        part = WeightedSquaredL2(self.weights[:1])
+        part.weights = self.weights[index]  # of no image at all, when the last of a batch is solved
+        return part
 
     def value(self, z: Tensor, y: Tensor) -> Tensor:
         return 0.5 * (self.weights.to(z) * (z - y).square()).flatten(1).sum(1, dtype=torch.float64)
