@@ -253,7 +253,7 @@ class BilevelObjective(InexactObjective):
         self, c: slice, evaluation: Evaluation, accuracy: Accuracy, errors: Errors | None
     ) -> tuple[Sequence[Tensor], Adjoint]:
         energy, x, error = self._energy(c), evaluation.x[c], evaluation.error[c]
-        adjoint = Adjoint(evaluation.w[c], evaluation.adjoint_residual[c], evaluation.adjoint_rounding[c])
+        adjoint = evaluation.adjoint(c)
         if not bool((adjoint.residual <= accuracy.adjoint).all()):
             adjoint = self._solve_adjoint(energy, c, x, adjoint.w, accuracy.adjoint)
         w, residual, rounding = adjoint

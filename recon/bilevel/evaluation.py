@@ -112,6 +112,10 @@ class Evaluation:
         solved = (self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)
         return bool(solved.all())
 
+    def adjoint(self, c: slice) -> Adjoint:
+        """That of the images ``c``."""
+        return Adjoint(self.w[c], self.adjoint_residual[c], self.adjoint_rounding[c])
+
     def with_adjoints(self, parts: Sequence[Adjoint]) -> Evaluation:
         """The same with other adjoints, chunk by chunk."""
         w, residual, rounding = (torch.cat(chunks) for chunks in zip(*parts, strict=True))

@@ -140,7 +140,7 @@ class SaddleObjective(InexactObjective):
         self, c: slice, evaluation: Evaluation, accuracy: Accuracy, errors: Errors | None
     ) -> tuple[Sequence[Tensor], Adjoint]:
         saddle = self.saddle_point(c)
-        adjoint = Adjoint(evaluation.w[c], evaluation.adjoint_residual[c], evaluation.adjoint_rounding[c])
+        adjoint = evaluation.adjoint(c)
         x, y = saddle.split(evaluation.x[c])
         if self.piggyback.iterations is None and not bool((adjoint.residual <= accuracy.adjoint).all()):
             adjoint = self._solve_adjoint(saddle, c, x, adjoint.w, accuracy.adjoint).parts
