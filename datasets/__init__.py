@@ -3,11 +3,11 @@
 from datasets.kspace.files import read_kspace
 from datasets.modules.denoising import DenoisingDataModule
 from datasets.modules.groups import Batches, PatchPictures, PatientPictures, Pictures
-from datasets.modules.kspace import KSpaceDataModule
+from datasets.modules.kspace import KSpaceDataModule, SensitivityOptions, Undersampling
 from datasets.modules.lodopab import LoDoPaBDataModule
 from datasets.modules.mri import MRIDataModule, Sampling
 from datasets.modules.simulated import SimulatedDataModule
-from datasets.modules.sinograms import SinogramDataModule
+from datasets.modules.sinograms import SinogramDataModule, Views
 from datasets.modules.tomography import SimulatedScan, SinogramNoise, TomographyDataModule, TomographyDataset
 from datasets.noise import gaussian_noise
 from datasets.readers.dicom.output import write_dicom
@@ -52,6 +52,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Scan",
+    "SensitivityOptions",
     "SheppLogan",
     "SimulatedDataModule",
     "SimulatedMeasurements",
@@ -60,6 +61,8 @@ __all__ = [
     "SinogramNoise",
     "TomographyDataModule",
     "TomographyDataset",
+    "Undersampling",
+    "Views",
     "center_crop",
     "estimate_rotation_centre",
     "gaussian_noise",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def load_kspace(path: str | Path, index: int = 0) -> MeasuredKSpace:
             in the corner.
     """
     path = Path(path).expanduser()
-    made = _read_hdf5(path, index) if path.suffix.lower() in HDF5_SUFFIXES else _read_other(path, index)
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise DataError(f"{path}: unknown kind of k-space file; valid are {', '.join(READERS)}")
+    made = READERS[suffix](path, index)
     if not bool(made.values.any()):
         raise DataError(f"{path}: holds only zeros; nothing was sampled")
     largest = float(made.values.abs().max())
@@ -104,9 +108,7 @@ def _read_hdf5(path: Path, index: int) -> MeasuredKSpace:
     return MeasuredKSpace(values.to(torch.complex128), None if scan.target is None else scan.target[0], scan.pixel_size)
 
 
-def _read_other(path: Path, index: int) -> MeasuredKSpace:
-    if path.suffix.lower() != ".npy":
-        raise DataError(f"{path}: unknown kind of k-space file; valid are .npy, {', '.join(HDF5_SUFFIXES)}")
+def _read_numpy(path: Path, index: int) -> MeasuredKSpace:
     if index != 0:
         raise DataError(f"{path}: there is no slice {index}; a NumPy file holds one slice, 0")
     array = _complex_array(path)
@@ -123,3 +125,10 @@ def _complex_array(path: Path) -> np.ndarray:
     if bad:
         raise DataError(f"{path}: {bad} of {array.size} values are NaN or infinite; all must be finite")
     return array
+
+
+#: which function reads a file of k-space, by its suffix: a new kind of file is a line here, whatever the program
+READERS: dict[str, Callable[[Path, int], MeasuredKSpace]] = {
+    ".npy": _read_numpy,
+    **dict.fromkeys(HDF5_SUFFIXES, _read_hdf5),
+}

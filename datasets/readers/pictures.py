@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps
 from datasets.errors import DataError as DataError
 from datasets.readers.limits import check_memory, load_array
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy")
+TIFF_SUFFIXES = (".tif", ".tiff")
 
 # Luminance of linear RGB, ITU-R BT.709: the weights of skimage.color.rgb2gray.
 LUMINANCE = (0.2125, 0.7154, 0.0721)
@@ -43,23 +44,13 @@ def read_image(path: str | Path, gray: bool = True) -> torch.Tensor:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        pixels = _decode(path)
+        pixels = DECODERS[path.suffix.lower()](path)
     except DataError:
         raise
     # Pillow and tifffile let errors of many kinds through for files that are truncated, corrupt or of another kind
     except Exception as error:
         raise DataError(f"{path}: cannot be read as an image, it may be truncated or corrupt ({error})") from error
     return _to_tensor(_scaled(pixels, path), path, gray)
-
-
-def _decode(path: Path) -> np.ndarray:
-    """Pixels of shape (H, W) or (H, W, channels), of the type they are stored in."""
-    suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return load_array(path)
-    if suffix in (".tif", ".tiff"):
-        return _decode_tiff(path)
-    return _decode_with_pillow(path)
 
 
 def _decode_with_pillow(path: Path) -> np.ndarray:
@@ -94,6 +85,16 @@ def _decode_tiff(path: Path) -> np.ndarray:
             return np.moveaxis(pixels, 0, -1) if series.axes == "SYX" else pixels
     # Palettes, inverted gray and the codecs that tifffile leaves to others (LZW, JPEG, fax).
     return _decode_with_pillow(path)
+
+
+#: which function gives the pixels of a picture, (H, W) or (H, W, channels) of the type they are stored in, by its
+#: suffix: a new kind of picture is a line here, whatever the program
+DECODERS: dict[str, Callable[[Path], np.ndarray]] = {
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), _decode_with_pillow),
+    **dict.fromkeys(TIFF_SUFFIXES, _decode_tiff),
+    ".npy": load_array,
+}
+SUFFIXES = tuple(DECODERS)
 
 
 def _scaled(pixels: np.ndarray, path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ import torch
 from datasets.physics import MIN_COUNT
 from datasets.readers.hdf5 import check_finite, find_dataset, open_hdf5
 from datasets.readers.limits import load_arrays
-from datasets.readers.pictures import DataError
+from datasets.readers.pictures import TIFF_SUFFIXES, DataError
 from datasets.scans.angles import ordered_views, view_angles
 from datasets.scans.counts import HDF5_SUFFIXES, Attenuation, Field, attenuation, field_row, plain_array, starved
 from datasets.scans.detector import without_bad_pixels
@@ -22,9 +22,6 @@ from datasets.scans.nxtomo import attribute, read_frames
 from datasets.scans.plausibility import background, implausible
 from datasets.scans.rings import without_rings
 from datasets.scans.scan import Scan
-
-# Sinograms, but in a folder they are pictures.
-_TIFF = (".tif", ".tiff")
 
 
 def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: Any) -> Scan:
@@ -40,10 +37,10 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
             line integrals; a ring filter that is no odd number.
     """
     path = Path(path)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
         raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {', '.join(READERS)}")
-    scan = reader(path, **options)
+    scan = READERS[suffix](path, **options)
     counted = scan.weights is not None
     scan = without_bad_pixels(replace(scan, warnings=(*scan.warnings, *implausible(scan))))
     said = background(scan, counted)
@@ -232,17 +229,7 @@ def read_numbers(
     stored = _load(path, shape)
     if "sinogram" not in stored:
         raise DataError(f"{path}: has no array 'sinogram'; it has {', '.join(sorted(stored)) or 'none'}")
-    given: dict[str, Any] = {
-        "detector_spacing": detector_spacing,
-        "source_distance": source_distance,
-        "detector_distance": detector_distance,
-        "rotation_centre": rotation_centre,
-    }
-    numbers: dict[str, Any] = {
-        key: _number(stored, key, path) if value is None else value for key, value in given.items()
-    }
-    if numbers["detector_spacing"] is None:
-        raise DataError(f"{path}: detector_spacing is not known; put it into a .npz file or give it, in mm")
+    lengths = _lengths(stored, (detector_spacing, source_distance, detector_distance, rotation_centre), path)
     if angles is None and angles_degrees is None:
         angles, angles_degrees = stored.get("angles"), stored.get("angles_degrees")
     values = np.asarray(stored["sinogram"])
@@ -256,7 +243,7 @@ def read_numbers(
         weights=None if made is None else made.weights,
         angles=_tensor(views.angles),
         repeats=None if views.repeats is None else _tensor(views.repeats),
-        **numbers,
+        **lengths,
         metadata=stored.get("metadata", {}) if made is None else {"dead_pixels": np.flatnonzero(made.dead).tolist()},
         path=path,
         warnings=(*said, *views.warnings),
@@ -338,13 +325,23 @@ def _load(path: Path, shape: tuple[int, int] | None) -> dict[str, Any]:
     suffix = path.suffix.lower()
     if suffix == ".mat":
         return read_matlab(path, shape)
-    if suffix in _TIFF:
+    if suffix in TIFF_SUFFIXES:
         return {"sinogram": plain_array(path)}
     return {key: value for key, value in _load_numpy(path).items() if key not in ("turn", "metadata")}
 
 
 def _load_numpy(path: Path) -> dict[str, np.ndarray]:
     return load_arrays(path, "sinogram")
+
+
+def _lengths(stored: dict[str, Any], given: tuple[float | None, ...], path: Path) -> dict[str, Any]:
+    """The numbers of a ``Scan`` that describe its geometry: as given, or else as stored."""
+    names = ("detector_spacing", "source_distance", "detector_distance", "rotation_centre")
+    pairs = zip(names, given, strict=True)
+    lengths = {name: _number(stored, name, path) if value is None else value for name, value in pairs}
+    if lengths["detector_spacing"] is None:
+        raise DataError(f"{path}: detector_spacing is not known; put it into a .npz file or give it, in mm")
+    return lengths
 
 
 def _number(stored: dict[str, Any], key: str, path: Path) -> float | None:
@@ -356,12 +353,13 @@ def _number(stored: dict[str, Any], key: str, path: Path) -> float | None:
     return float(value.item())
 
 
-#: the reader of each kind of file, by its suffix; it takes the path and options of :func:`read_sinogram`
+#: which function reads a file of sinograms, by its suffix: a new kind of file is a line here, whatever the program
 READERS: dict[str, Callable[..., Scan]] = {
     ".mat": read_numbers,
     **dict.fromkeys(HDF5_SUFFIXES, _read_hdf5),
     ".npy": read_numbers,
     ".npz": read_numbers,
-    **dict.fromkeys(_TIFF, read_numbers),
+    **dict.fromkeys(TIFF_SUFFIXES, read_numbers),
 }
-SINOGRAM_SUFFIXES = tuple(suffix for suffix in READERS if suffix not in _TIFF)
+#: of files of a folder that are sinograms; TIFF files are pictures there
+SINOGRAM_SUFFIXES = tuple(suffix for suffix in READERS if suffix not in TIFF_SUFFIXES)

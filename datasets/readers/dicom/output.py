@@ -86,13 +86,18 @@ def write_dicom(
     dataset.set_pixel_data(stored, "MONOCHROME2", 16)
     dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.10g}", "0"
     dataset.RescaleType = "HU" if source.modality == "CT" else "US"
+    write_files({path: _encoded(dataset, pydicom)})
+
+
+def _encoded(dataset: Any, pydicom: Any) -> bytes:
+    """The bytes of a file."""
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     buffer = io.BytesIO()
     pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    write_files({path: buffer.getvalue()})
+    return buffer.getvalue()
 
 
 def _quantized(pixels: np.ndarray, hounsfield: bool, path: Path) -> tuple[np.ndarray, float]:

@@ -25,8 +25,8 @@ from recon.operators import LinearOperator, Mask
 from tests.datasets.scans.disc_scans import BODY, HOLE, INSERT, half_turn, sinogram
 
 ACCURACY = 1e-2
-VIEWS, PIXELS, PITCH = 8, 20, 2.4
-DEAD = (12, 6)
+VIEWS, PIXELS, PITCH = 12, 32, 1.5
+DEAD = (20, 9)
 
 
 def _trainer(folder: Path, epochs: int = 1) -> pl.Trainer:
@@ -62,7 +62,7 @@ def scans(tmp_path: Path) -> SinogramDataModule:
             values[:, column] = 11.8
         np.savez(tmp_path / f"{name}.npz", sinogram=values, angles=half_turn(VIEWS), detector_spacing=PITCH)
     with pytest.warns(UserWarning, match="did not measure"):
-        return SinogramDataModule(tmp_path, size=PIXELS, cache=False)
+        return SinogramDataModule(tmp_path, PIXELS // 2, 2 * PITCH, cache=False)
 
 
 def _expected(data: SinogramDataModule, y: Tensor, column: int | None) -> Tensor:
