@@ -171,3 +171,12 @@ def test_scale_is_the_unit_of_what_is_learned_alone(kind: type[ConvexRidge]) -> 
     assert (scaled(x).sum() - plain(x).sum()).item() > 0.1 * plain(x).sum().item()
     with pytest.raises(ValueError, match=r"scale is -1\.0, but must be positive"):
         kind(scale=-1.0)
+
+
+@pytest.mark.parametrize("learned", [15.0, 22.0, 30.0, 39.0, 45.0])
+def test_curvatures_are_the_softplus_to_full_precision(learned: float) -> None:
+    ridge = ConvexRidge(filters=1, size=2, knots=2).double()
+    with torch.no_grad():
+        ridge.curvatures.fill_(learned)
+        found = float(ridge.knot_curvatures(ridge.kernels())[0, 0])
+    assert found == pytest.approx(learned + math.log1p(math.exp(-learned)), rel=2e-16)
