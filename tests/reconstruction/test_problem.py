@@ -20,7 +20,7 @@ def test_progress_is_the_certified_error_at_every_evaluation(nonnegative: bool) 
 
     request = Request(accuracy=1e-6, weight=0.5, nonnegative=nonnegative)
     method = Variational(make("tv").requires_grad_(False))
-    solution = method.reconstruct(Data(y, Identity()), request, watch).solution
+    solution = method.reconstruct(Data(y=y, operator=Identity()), request, watch).solution
     assert solution.converged
     assert len(errors) == int(solution.evaluations)
     assert min(errors[:-1]) > 1e-6 >= errors[-1]
