@@ -177,7 +177,7 @@ class ICNNSaddle(SaddleModel):
         self.network, self.image_shape, self.mu, self.data_weight = network, tuple(image_shape), mu, data_weight
         if data_weight == 0:
             raise ValueError("data_weight is 0, but must be positive")
-        self.relaxation, self.z_convexity = relaxation, z_convexity
+        self.relaxation, self.z_convexity, self.channels = relaxation, z_convexity, image_shape[0]
         self.data = None if operator is None or isinstance(operator, Identity) else OperatorMap(operator, image_shape)
 
     def saddle_point(self, y: Tensor) -> SaddlePoint:

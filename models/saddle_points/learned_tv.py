@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -164,6 +165,8 @@ class LearnedTV(SaddleModel):
         are used.
     """
 
+    image_convexity: float
+
     def __init__(
         self,
         kernels: int = 4,
@@ -205,6 +208,23 @@ class LearnedTV(SaddleModel):
     def measured_by(self, operator: LinearOperator | None) -> None:
         """Set A; None is the identity. A stays no part of the module: it is not saved, nor moved between devices."""
         self._operator = () if operator is None or isinstance(operator, Identity) else (operator,)
+
+    def copied(self) -> Self:
+        """A copy with parameters of its own, and with the same A."""
+        return copy.deepcopy(self, {id(self._operator): self._operator})
+
+    def multiply(self, weight: float) -> None:
+        """Make R(u) = min_v max_p <Du - K^T v, p> - (e/2)||p||^2 + lambda phi(v) + (mu_v/2)||v||^2 ``weight`` times it.
+
+        With p' = weight p: e is divided, lambda and mu_v are multiplied by it; Huber's nu, which belongs to 1/(2 nu)
+        ||v||^2, is divided.
+        """
+        with torch.no_grad():
+            self.log_weight.add_(math.log(weight))
+        self.dual_convexity /= weight
+        self.field_convexity *= weight
+        if self.norm == "huber":
+            self.smoothing /= weight
 
     @property
     def kernels(self) -> Tensor:

@@ -12,15 +12,18 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from models.files.checkpoints import CheckpointError
-from models.training.bilevel import BilevelModule, Reconstruction
+from models.training.bilevel import BilevelModule
 from models.training.callbacks import LastCheckpoint
-from models.training.critic import AdversarialObjective, CriticAdam, critic_reconstruction, scale_parameter
+from models.training.critic import AdversarialObjective, CriticAdam, scale_parameter
 from recon import metrics
 from recon.bilevel import BilevelObjective
-from recon.lower_level import DataFidelity, Energy, Regularizer, Solver, Status
-from recon.lower_level.solvers.descent import best_weight, descend
+from recon.lower_level import DataFidelity, Energy, Regularizer, Solver
+from recon.lower_level.solvers.descent import descend
 from recon.operators import Identity, LinearOperator, RayTransform
-from recon.reconstruction import mirrored
+from recon.reconstruction import Data, Method, Variational, of_energy
+from recon.reconstruction.early_stopped import critic_reconstruction
+from recon.reconstruction.variational import energy_of
+from recon.reconstruction.weight import best_weight
 
 log = logging.getLogger(__name__)
 
@@ -206,32 +209,20 @@ class AdversarialModule(BilevelModule):
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
-    def _energy(self, y: Tensor, weights: Tensor | None = None) -> tuple[Energy, Tensor]:
-        """The energy of data y, and the naive reconstruction; data that are images are mirrored as the base does."""
-        identity = self.operator is None or isinstance(self.operator, Identity)
-        margin = self.regularizer.margin if identity else 0
-        fidelity = self._weighted(None if weights is None else mirrored(weights, margin))
-        energy = Energy(mirrored(y, margin), self.regularizer, self.operator, fidelity, self.mu)
-        return energy, critic_reconstruction(energy.y, energy.operator)
+    def _energy(self, y: Tensor) -> tuple[Energy, Tensor]:
+        """The energy of data y, and the naive reconstruction; data that are images are mirrored as elsewhere."""
+        problem = self.problem(y).mirrored(self.regularizer.margin)
+        return energy_of(problem, self.regularizer, self.mu), critic_reconstruction(problem.y, problem.operator)
 
     def _inside(self, z: Tensor, y: Tensor) -> Tensor:
         """Without the mirrored boundary."""
         margin = self.regularizer.margin if self.operator is None or isinstance(self.operator, Identity) else 0
         return z[..., margin : margin + y.shape[2], margin : margin + y.shape[3]] if margin else z
 
-    @torch.no_grad()
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
-        """Minimizers with certified errors where the energy is strongly convex, else early stopped descent.
-
-        Raises:
-            ValueError: y is not data for the fidelity.
-        """
-        energy, start = self._energy(y, weights)
-        if energy.strong_convexity > 0:
-            return super().reconstruct(y, weights)
-        x = self._inside(descend(energy, start, self.descent_iterations)[0], y)
-        status = torch.full((len(y),), int(Status.ITERATION_LIMIT), device=y.device)
-        return Reconstruction.uncertified(x, status)
+    def method(self, problem: Data) -> Method:
+        """Minimizers with certified errors where the energy is strongly convex, else early stopped descent."""
+        method = of_energy(problem, self.regularizer, self.mu, self.descent_iterations)
+        return super().method(problem) if isinstance(method, Variational) else method
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -21,19 +21,15 @@ from recon.bilevel.objective import check_steps
 from recon.lower_level import (
     LBFGS,
     DataFidelity,
-    Energy,
     Grade,
     Recreatable,
     Regularizer,
-    Solution,
     Solver,
     SquaredL2,
-    Status,
-    first_guess,
 )
 from recon.names import public_name
 from recon.operators import Identity, LinearOperator
-from recon.reconstruction import cropped, mirrored
+from recon.reconstruction import Data, Method, Variational
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +64,8 @@ class BilevelModule(ReconstructionModule):
     ValueError: a number is out of range; in training, data that do not fit, or a loader with more than one batch.
     CheckpointError: (a ValueError) a checkpoint of another regularizer or, in training, of another problem.
     """
+
+    reconstruction_accuracy: float
 
     def __init__(
         self,
@@ -225,31 +223,12 @@ class BilevelModule(ReconstructionModule):
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
-        """Minimizers of the energies of data y, ``(batch, *range_shape)``, with certified errors.
+    def problem(self, y: Tensor, weights: Tensor | None = None) -> Data:
+        return dataclasses.replace(super().problem(y, weights), term=self.fidelity)
 
-        Data that are images themselves (A is the identity) are mirrored at the boundary for regularizers that need it.
-
-        Raises:
-            ValueError: y is not data for the fidelity, which may know no weights, or the energy is not strongly convex.
-        """
-        margin = self.regularizer.margin if self.operator is None or isinstance(self.operator, Identity) else 0
-        fidelity = self._weighted(None if weights is None else mirrored(weights, margin))
-        energy = Energy(mirrored(y, margin), self.regularizer, self.operator, fidelity, self.mu)
-        start = first_guess(energy.operator, energy.y)
-        solution: Solution = self.solver(energy, start, self.reconstruction_accuracy)
-        if margin:
-            solution = cropped(solution, (y.shape[2], y.shape[3]))
-        return self._checked(Reconstruction.of(solution))
-
-    def _checked(self, found: Reconstruction) -> Reconstruction:
-        """The same; warns of images that did not reach their accuracy."""
-        worst = Status(int(found.status.max()))
-        if worst is not Status.CONVERGED:
-            reason = worst.name.lower().replace("_", " ")
-            log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, reason)
-        return found
+    def method(self, problem: Data) -> Method:
+        """Minimizers of the energies, with certified errors."""
+        return Variational(self.regularizer, self.mu, self.solver)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

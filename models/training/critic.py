@@ -12,43 +12,14 @@ from torch import Tensor, nn
 from recon.bilevel import Progress, Record
 from recon.lower_level import (
     DataFidelity,
-    HessianMap,
     Regularizer,
     SquaredL2,
     check_contract,
-    conjugate_gradients,
     over_image,
     per_image_norm,
 )
-from recon.operators import Identity, LinearOperator, RayTransform
-from recon.reconstruction.reconstructor import naive_reconstruction, positive_norm
-
-#: of the Tikhonov regularization of the images that critics learn from, relative to ||A||^2, and how far CG goes
-TIKHONOV, ACCURACY, ITERATIONS = 1e-3, 1e-3, 200
-
-
-@torch.no_grad()
-def critic_reconstruction(y: Tensor, operator: LinearOperator) -> Tensor:
-    r"""What a critic learns to tell from true images: data inverted without a prior.
-
-    FBP without a window for ray transforms, y itself for the identity, and (A^T A + t \|\|A\|\|^2)^-1 A^T y for all
-    else, with t = ``TIKHONOV`` and a residual of ``ACCURACY`` relative to A^T y: nearly zero-filled images for MRI with
-    one coil, least squares (SENSE) for several. Such images have the noise that inverting A amplifies. Smoother ones,
-    such as FBP with a window, have not, and critics that learn from them do not suppress it.
-
-    Raises:
-        ValueError: cone beams, or an operator of norm 0.
-    """
-    if isinstance(operator, (Identity, RayTransform)):
-        return naive_reconstruction(y, operator, "ram-lak")
-    mu = TIKHONOV * positive_norm(operator) ** 2
-    b = operator.adjoint(y)
-
-    def normal(v: Tensor, kept: Tensor | None) -> Tensor:
-        return operator.adjoint(operator(v)) + mu * v
-
-    goal = (ACCURACY * per_image_norm(b)).clamp_min(torch.finfo(b.dtype).tiny)
-    return conjugate_gradients(HessianMap(normal), b, torch.zeros_like(b), goal, ITERATIONS).w
+from recon.operators import Identity, LinearOperator
+from recon.reconstruction.early_stopped import critic_reconstruction
 
 
 @torch.no_grad()

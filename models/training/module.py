@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
+import logging
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -14,9 +14,12 @@ from torch import Tensor
 from models.files.checkpoints import CheckpointError, difference
 from models.training.precision import cast
 from recon import metrics
-from recon.lower_level import Grade, Recreatable, SaddleSolution, Solution
+from recon.lower_level import Recreatable, Solution, Status
 from recon.names import public_name
-from recon.operators import LinearOperator
+from recon.operators import Identity, LinearOperator
+from recon.reconstruction import Data, Method, Request
+
+log = logging.getLogger(__name__)
 
 #: of these the largest counts, of PSNR and SSIM the mean
 LARGEST = ("error", "grade")
@@ -36,16 +39,9 @@ class Reconstruction(NamedTuple):
     grade: Tensor
 
     @classmethod
-    def of(cls, solution: Solution | SaddleSolution, x: Tensor | None = None) -> Reconstruction:
-        """The solution, whose image is ``x`` if it is not all of it."""
-        image = solution.x if x is None else x
-        return cls(image, solution.error, solution.status, solution.rounding, solution.grade)
-
-    @classmethod
-    def uncertified(cls, x: Tensor, status: Tensor) -> Reconstruction:
-        """Images that nothing is known of."""
-        error = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
-        return cls(x, error, status, error, torch.full_like(status, int(Grade.ESTIMATED)))
+    def of(cls, solution: Solution) -> Reconstruction:
+        """What is shown of a solution."""
+        return cls(solution.x, solution.error, solution.status, solution.rounding, solution.grade)
 
 
 def batch_weights(batch: tuple[Tensor, ...]) -> Tensor | None:
@@ -62,6 +58,8 @@ class ReconstructionModule(pl.LightningModule):
     """
 
     operator: LinearOperator | None
+    #: certified ||x - x^|| of the reconstructions, for what certifies
+    reconstruction_accuracy: float | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,11 +69,8 @@ class ReconstructionModule(pl.LightningModule):
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
-        """Images of data y, ``(batch, *range_shape)``, with ``weights`` >= 0 of the same shape where not all count 1.
-
-        What does not compare Ax with y, such as networks, takes y as it is.
-        """
+    def method(self, problem: Data) -> Method:
+        """How the data of a problem are reconstructed with what is learned."""
 
     @property
     @abstractmethod
@@ -116,6 +111,41 @@ class ReconstructionModule(pl.LightningModule):
             cast(self, dtype)
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
+
+    def problem(self, y: Tensor, weights: Tensor | None = None) -> Data:
+        """Data y with what is known of them."""
+        operator = self.operator if self.operator is not None else Identity()
+        return Data(y=y, operator=operator, weights=weights)
+
+    @torch.no_grad()
+    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
+        """Images of data y, with certified errors where something is certified.
+
+        Parameters
+        ----------
+        y : Tensor
+            ``(batch, *range_shape)``.
+        weights : Tensor, optional
+            Of the same shape, >= 0, where not all data count 1. What does not compare Ax with y, such as networks,
+            takes y as it is.
+
+        Raises
+        ------
+        ValueError
+            y is not data for the operator or the fidelity, which may know no weights, or nothing can be certified.
+        """
+        problem = self.problem(y, weights)
+        made = self.method(problem).reconstruct(problem, Request(self.reconstruction_accuracy))
+        if made.certifies:
+            self._warn(made.solution.status)
+        return Reconstruction.of(made.solution)
+
+    def _warn(self, status: Tensor) -> None:
+        """Warn of images that did not reach their accuracy."""
+        worst = Status(int(status.max()))
+        if worst is not Status.CONVERGED:
+            reason = worst.name.lower().replace("_", " ")
+            log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, reason)
 
     def display(self, x: Tensor) -> Tensor:
         """Images as people look at them, see :meth:`recon.operators.LinearOperator.display`."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from models.files.checkpoints import describe
-from models.training.bilevel import BilevelModule, Reconstruction
+from models.training.bilevel import BilevelModule
 from recon.bilevel import MAID, Piggyback, SaddleObjective, UpperLoss
 from recon.lower_level import PDHG, SaddleModel
-from recon.operators import Identity, LinearOperator
-from recon.operators.whitened import Whitened
+from recon.operators import LinearOperator
+from recon.reconstruction import Data, Method, Saddle
 
 
 class SaddleModule(BilevelModule):
@@ -73,50 +72,17 @@ class SaddleModule(BilevelModule):
 
     def _measure(self) -> None:
         """Tell the model what A is."""
-        if self.operator is None or isinstance(self.operator, Identity):
-            return
-        measured_by = getattr(self.regularizer, "measured_by", None)
-        if measured_by is None:
-            raise ValueError(
-                f"{type(self.regularizer).__name__} takes no operator (it has no method measured_by), but the data "
-                f"were measured by {type(self.operator).__name__}"
-            )
-        measured_by(self.operator)
+        if self.operator is not None:
+            self.regularizer.measured_by(self.operator)
 
     def _objective(self, x: Tensor, y: Tensor) -> SaddleObjective:
         if self._weights is not None:
             raise ValueError("the training of saddle-point models knows no weights, which these data have")
         return SaddleObjective(self.regularizer, x, y, self.loss, self.saddle_solver, self.piggyback, self.chunk_size)
 
-    @torch.no_grad()
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
-        """The images in the saddle points of data y, ``(batch, *range_shape)``, with certified errors if not plain.
-
-        Weights W are taken into the data: W^(1/2) A and W^(1/2) y for A and y, image by image.
-
-        Raises ``ValueError`` if y is not data for the model, or the problem is not strongly convex and not plain.
-        """
-        if weights is None:
-            return self._solve(y)
-        if self.operator is None or isinstance(self.operator, Identity):
-            raise ValueError("weights belong to data that an operator measured; images without one have none")
-        measured_by = cast(Any, self.regularizer).measured_by
-        found = []
-        try:
-            for one, w in zip(y.split(1), weights, strict=True):
-                measured_by(Whitened(self.operator, w))
-                found.append(self._solve(w.sqrt() * one))
-        finally:
-            measured_by(self.operator)
-        return Reconstruction(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-
-    def _solve(self, y: Tensor) -> Reconstruction:
-        model, solver = self.regularizer, self.saddle_solver
-        saddle = model.plain_saddle_point(y) if self.plain else model.saddle_point(y)
-        if self.plain:
-            solver = PDHG(solver.max_iterations, solver.adaptive, solver.diagonal, certified=False)
-        solution = solver(saddle, *saddle.split(model.initial(y)), self.reconstruction_accuracy)
-        return self._checked(Reconstruction.of(solution, saddle.image(solution.x)))
+    def method(self, problem: Data) -> Method:
+        """The images in the saddle points, with certified errors if not plain."""
+        return Saddle(self.regularizer, plain=self.plain, minimize=self.saddle_solver)
 
     def _problem(self) -> dict[str, Any]:
         problem = super()._problem()

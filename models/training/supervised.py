@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.setting import describe_setting, setting_difference
 from models.files.storage import specification
-from models.training.module import Reconstruction, ReconstructionModule
-from recon.lower_level import Status
+from models.training.module import ReconstructionModule
 from recon.names import public_name
 from recon.operators import Identity, LinearOperator
-from recon.reconstruction.reconstructor import Reconstructor
+from recon.reconstruction import Data, Method, Network, Reconstructor
 
 log = logging.getLogger(__name__)
 
@@ -253,16 +252,9 @@ class SupervisedModule(ReconstructionModule):
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Reconstruction:
-        """F_theta(y, A) of data y, ``(batch, *range_shape)``; the error is infinite.
-
-        Raises:
-            ValueError: y does not fit the operator, or the operator does not fit the network.
-        """
-        x = self.reconstructor(y, self._operator)
-        finite = torch.isfinite(x).flatten(1).all(1)
-        return Reconstruction.uncertified(x, torch.where(finite, int(Status.CONVERGED), int(Status.NOT_FINITE)))
+    def method(self, problem: Data) -> Method:
+        """The network."""
+        return Network(self.reconstructor)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,16 @@
-"""How much to regularize: the discrepancy principle, and a sweep against a reference; estimates of the noise."""
+"""How much to regularize: the discrepancy principle, a sweep against a reference, and the best on validation data."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from recon.reconstruction.problem import Problem, WeightedSolver
+from recon.lower_level import Solution, Status
+from recon.reconstruction.problem import Data, Problem
 
 #: Gradients of trial solutions, relative to that of the noise, ||A^T n||: trials need to be compared, not certified.
 _ROUGH = 0.05
@@ -17,6 +19,8 @@ _TOLERANCE = 0.02
 #: factor between trial weights until the level lies between two of them
 _FACTOR = 4.0
 _MAX_TRIALS = 16
+#: weights that are tried at most in a search for the best one
+MAX_TRIALS = 32
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,64 @@ class Choice:
     rule: str
     trials: tuple[Trial, ...]
     evaluations: int
-    start: Tensor
+    start: Tensor | None
 
     def entries(self) -> list[dict[str, float]]:
         """The trials as dictionaries for JSON."""
         return [{"weight": trial.weight, "value": trial.value} for trial in self.trials]
 
 
+class WeightedSolver(ABC):
+    """Solves one problem with any weight of its regularizer, whatever the lower level is."""
+
+    problem: Data
+    #: the regularizer or model, of weight 1
+    regularizer: nn.Module
+    mu: float
+    nonnegative: bool = False
+    #: whether the problem has lost what certificates need
+    plain: bool = False
+    #: whether solutions come with a bound of their error
+    certifies: bool = True
+
+    @abstractmethod
+    def strong_convexity(self, weight: float) -> float | None:
+        """The modulus with this weight; None where none is of use."""
+
+    @abstractmethod
+    def accuracy(self, weight: float, given: float | None) -> tuple[float, str]:
+        """The accuracy on the scale of x, and its rule, from what is asked for in the unit of the result."""
+
+    @abstractmethod
+    def certified(self, weight: float, start: Tensor | None, accuracy: float) -> Solution:
+        """The solution to the certified ``accuracy``."""
+
+    @abstractmethod
+    def rough(self, weight: float, start: Tensor, gradient: float) -> Solution:
+        """A point whose gradient, or residuals, are at most ``gradient``: enough to compare weights.
+
+        Raises
+        ------
+        ValueError
+            It was not reached within the evaluations allowed.
+        """
+
+
+def require_tried(problem: Data, weight: float, solution: Solution) -> None:
+    """Raise ``ValueError`` unless a trial of ``weight`` ended where it was to."""
+    status = Status(int(solution.status[0]))
+    if status in (Status.NOT_FINITE, Status.ITERATION_LIMIT):
+        raise ValueError(
+            f"{problem.source}: the weight {weight:.3g} could not be tried "
+            f"({status.name.lower().replace('_', ' ')} after {int(solution.evaluations[0])} evaluations); use a "
+            "larger --max-evaluations, another --smoothing, or give --weight"
+        )
+
+
 class _Trials:
     """Solves roughly for one weight after the other, each from the solution of the one before."""
 
-    def __init__(self, solver: WeightedSolver, measure: Callable[[Tensor], float]) -> None:
-        problem = solver.problem
+    def __init__(self, solver: WeightedSolver, problem: Problem, measure: Callable[[Tensor], float]) -> None:
         self.solver, self.measure = solver, measure
         noise, self.gain = max(problem.noise, _smallest_noise(problem)), problem.noise_gain()
         self.scale = noise * self.gain
@@ -72,6 +122,12 @@ class _Trials:
         return min(abs(trial.value / level - 1) for trial in self.tried)
 
 
+def _with_noise(solver: WeightedSolver) -> Problem:
+    if not isinstance(solver.problem, Problem):
+        raise ValueError("choosing a weight needs the noise of the data; give the weight, or a Problem")
+    return solver.problem
+
+
 def _smallest_noise(problem: Problem) -> float:
     """0.2 % of the data: trials are not solved for less, so that clean data ask for no infinite accuracy."""
     return 2e-3 * problem.root_mean_square(problem.y)
@@ -92,13 +148,13 @@ def discrepancy(solver: WeightedSolver, trained: bool) -> Choice:
     Raises:
         ValueError: the residual stays below the level for all weights: the noise is stated too large; or there is none.
     """
-    problem = solver.problem
+    problem = _with_noise(solver)
     # on the scale of the file, as the rest of the report
-    trials = _Trials(solver, lambda x: problem.scale * problem.residual(x))
+    trials = _Trials(solver, problem, lambda x: problem.scale * problem.residual(x))
     level = noise = problem.scale * problem.noise
     if not noise > 0:
         raise ValueError(
-            f"{problem.data}: the noise is {noise:g} ({problem.noise_rule}), so that the discrepancy principle asks "
+            f"{problem.source}: the noise is {noise:g} ({problem.noise_rule}), so that the discrepancy principle asks "
             "for no regularization at all; give --noise or --weight"
         )
     rule = f"discrepancy principle: residual = noise = {noise:.4g} ({problem.noise_rule})"
@@ -123,7 +179,7 @@ def discrepancy(solver: WeightedSolver, trained: bool) -> Choice:
     while all(trial.value <= level for trial in trials.tried):
         if weight >= 1e6 * trials.tried[0].weight:
             raise ValueError(
-                f"{problem.data}: the residual stays below the noise of {level:.4g} ({problem.noise_rule}) for all "
+                f"{problem.source}: the residual stays below the noise of {level:.4g} ({problem.noise_rule}) for all "
                 "weights; give a smaller --noise, or --weight"
             )
         weight *= _FACTOR
@@ -151,7 +207,7 @@ def sweep(solver: WeightedSolver, trained: bool, quality: Callable[[Tensor], flo
     Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a
     factor of 2, and of 2^(1/2), are tried.
     """
-    trials = _Trials(solver, quality)
+    trials = _Trials(solver, _with_noise(solver), quality)
     weight = trials.first_weight(trained)
     tried = {0: trials(weight)}  # by the exponent of 2^(1/2)
     for step in (4, 2, 1):
@@ -170,42 +226,84 @@ def sweep(solver: WeightedSolver, trained: bool, quality: Callable[[Tensor], flo
     return Choice(weight, rule, tuple(trials.tried), trials.evaluations, trials.solutions[weight])
 
 
-def sinogram_noise(sinogram: Tensor, measured: Tensor | None = None) -> float:
-    """Standard deviation of the noise of a sinogram ``(..., angles, detectors)`` with independent rays.
+def best_weight(quality: Callable[[float], float], start: float) -> tuple[float, list[tuple[float, float]]]:
+    """The weight with the largest ``quality``, within a factor of the square root of 2, and all that was tried.
 
-    The mask (1, -2, 1) x (1, -2, 1), of norm 6, takes away whatever varies linearly along views or detector (Immerkaer,
-    Computer Vision and Image Understanding 64, 1996). Instead of the mean of its squares, which edges spoil, their
-    median over the rays with the larger half of line integrals counts: where there is an object, and most noise. Where
-    ``measured`` (of the sinogram's shape) is False, rays and their eight neighbours are left out.
+    Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a
+    factor of 2, and of 2^(1/2), are tried. Finds the maximum of functions that grow up to it and fall after it.
+
+    Args:
+        quality: of a weight, e.g. the mean PSNR on validation data.
+        start: the first weight.
 
     Raises:
-        ValueError: the sinogram is too small, or too few rays were measured.
+        ValueError: ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
     """
-    inside = sinogram.detach().cpu().double()[..., 1:-1, 1:-1]
-    second = _second_differences(sinogram, f"a sinogram of {sinogram.shape[-2]} views and {sinogram.shape[-1]} pixels")
-    if measured is not None:
-        whole = measured.detach().cpu().unfold(-2, 3, 1).unfold(-2, 3, 1).flatten(-2).all(-1)
-        if int(whole.sum()) < 9:
-            rays = f"{int(measured.sum())} of {measured.numel()} rays"
-            raise ValueError(f"too few rays were measured ({rays}) to estimate the noise; give --noise or --photons")
-        inside, second = inside[whole], second[whole]
-    return _deviation(second[inside >= inside.median()]) / 6
+    if not 0 < start < math.inf:
+        raise ValueError(f"the first weight is {start}, but must be positive and finite")
+    tried: dict[int, float] = {}  # by the exponent of 2^(1/2)
+
+    def measure(position: int) -> float:
+        if position not in tried:
+            weight = start * 2 ** (position / 2)
+            if len(tried) == MAX_TRIALS:
+                raise ValueError(f"no weight is best: the quality still grows at {weight:.3g}, from {start:.3g} on")
+            tried[position] = quality(weight)
+            if math.isnan(tried[position]):
+                raise ValueError(f"the quality of the weight {weight:.3g} is NaN")
+        return tried[position]
+
+    best = 0
+    measure(0)
+    for direction in (4, -4):
+        while measure(best + direction) > tried[best]:
+            best += direction
+    for step in (2, 1):
+        best = max((best, best + step, best - step), key=measure)
+    return start * 2 ** (best / 2), [(start * 2 ** (k / 2), v) for k, v in sorted(tried.items())]
 
 
-def image_noise(image: Tensor) -> float:
-    """Standard deviation of the noise of an image ``(..., H, W)`` with independent pixels, as :func:`sinogram_noise`.
+Point = tuple[float, ...]
 
-    The median is over all pixels; fine texture counts as noise.
+
+def best_point(
+    quality: Callable[[Point], float], start: Point, steps: Sequence[float], gain: float, farthest: float
+) -> tuple[Point, float]:
+    """The point with the largest ``quality``, by search along the axes, and its quality.
+
+    Goes to the best neighbour at the distance of the first of ``steps`` for as long as that gains, then of the next.
+
+    Parameters
+    ----------
+    quality : callable
+        Of a point; called once for each. Minus infinity is worse than all else.
+    start : tuple of float
+        The first point.
+    steps : sequence of float
+        Distances of neighbours, one after the other.
+    gain : float
+        What a move must gain.
+    farthest : float
+        How far the search goes from ``start``, along each axis.
     """
-    return _deviation(_second_differences(image, f"an image of {image.shape[-2]}x{image.shape[-1]} pixels")) / 6
+    tried: dict[Point, float] = {}
 
+    def value(point: Point) -> float:
+        if point not in tried:
+            tried[point] = quality(point)
+        return tried[point]
 
-def _second_differences(values: Tensor, what: str) -> Tensor:
-    if min(values.shape[-2:]) < 3:
-        raise ValueError(f"{what} is too small to estimate its noise; give --noise")
-    return values.detach().cpu().double().diff(n=2, dim=-2).diff(n=2, dim=-1)
-
-
-def _deviation(values: Tensor) -> float:
-    """The standard deviation of a normal distribution with this median of absolute values."""
-    return 1.4826 * float(values.abs().median())
+    best = start
+    for step in steps:
+        while True:
+            near = [
+                tuple(b + sign * step * (i == axis) for i, b in enumerate(best))
+                for axis in range(len(start))
+                for sign in (1, -1)
+            ]
+            near = [p for p in near if max(abs(s - t) for s, t in zip(p, start, strict=True)) <= farthest]
+            found = max([best, *near], key=value)
+            if not value(found) > value(best) + gain:
+                break
+            best = found
+    return best, value(best)

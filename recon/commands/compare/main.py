@@ -6,7 +6,8 @@ The configuration has ``data`` as those of ``recon fit``, and ``methods``, which
     {model: FILE.safetensors or NAME}    trained before for this operator and noise
     {config: FILE.yaml}                  trained by ``recon fit`` on the data of the comparison
 
-with paths relative to the configuration, and ``trust: [MODULE]`` beside a model whose class is one of your own. A
+with paths relative to the configuration, `nonnegative: true` for minimizers over x >= 0, `weighted: true` for rays that
+are weighted by their photons, and ``trust: [MODULE]`` beside a model whose class is one of your own. A
 configuration is code: the classes that it names are imported and made. Operator, data, noise and measures are the same
 for all methods, and so is the accuracy of whatever is certified. What is finished is kept: an interrupted comparison
 goes on with the next method, and with the last checkpoint of a training.
@@ -54,7 +55,9 @@ from recon.commands.output.tables import claim
 from recon.files import write_files
 from recon.operators import Identity
 
-KEYS = {"data", "methods", "accuracy", "validation_images", "show"}
+FLAGS = ("nonnegative", "weighted")
+NUMBERS = ("accuracy", "validation_images", "show", *FLAGS)
+KEYS = {"data", "methods", *NUMBERS}
 METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked", "trust"}, "config": set[str]()}
 #: certified ||x - x^|| by default, relative to the root of the number of values of a picture
 ACCURACY = 4e-3
@@ -73,6 +76,8 @@ class Comparison:
     accuracy: float | None = None
     validation_images: int = 4
     show: int = 0
+    nonnegative: bool = False
+    weighted: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,6 +109,7 @@ def _compare(comparison: Comparison, output: Path) -> int:
         "training": hashlib.sha256("".join(task.module.fingerprints("train")).encode()).hexdigest(),
         "accuracy": task.accuracy,
         "validation_images": task.validation_images,
+        **{flag: True for flag in FLAGS if getattr(comparison, flag)},
     }
     claim(output, settings)
     for name, entry in entries.items():
@@ -171,7 +177,7 @@ def read_comparison(path: Path, folders: Mapping[str, str] | None = None) -> Com
         _check_entry(path, name, entry)
     data = {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
     data["init_args"] |= folders or {}
-    numbers: dict[str, Any] = {key: content[key] for key in ("accuracy", "validation_images", "show") if key in content}
+    numbers: dict[str, Any] = {key: content[key] for key in NUMBERS if key in content}
     _check_numbers(path, numbers)
     return Comparison(path.parent, data, methods, **numbers)
 
@@ -184,6 +190,9 @@ def _check_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
         value = numbers.get(key, least)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{path}: {key} is {value!r}, but must be an integer, at least {least}")
+    for key in FLAGS:
+        if not isinstance(numbers.get(key, False), bool):
+            raise ValueError(f"{path}: {key} is {numbers[key]!r}; valid are true and false")
 
 
 def _check_entry(path: Path, name: Any, entry: Any) -> None:
@@ -224,7 +233,8 @@ def make_task(comparison: Comparison) -> Task:
     operator = module.operator if module.operator is not None else Identity()
     first: Any = module.test_dataloader().dataset[0]
     accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
-    return Task(module, operator, accuracy, comparison.validation_images)
+    flags = (comparison.nonnegative, comparison.weighted)
+    return Task(module, operator, accuracy, comparison.validation_images, *flags)
 
 
 def check(comparison: Comparison, task: Task) -> None:

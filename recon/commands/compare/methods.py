@@ -6,11 +6,11 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,19 +18,32 @@ from torch import Tensor
 from datasets import DenoisingDataModule
 from models import TotalVariation
 from models.files.setting import describe_setting, setting_difference
-from models.files.storage import load_model
+from models.files.storage import Model, load_model
 from models.files.trust import Trusted
-from models.training.critic import critic_reconstruction
 from models.training.precision import cast
 from recon.commands.reconstruct.regularized import metadata_mu
-from recon.lower_level import LBFGS, Energy, Grade, Regularizer, SquaredL2, Status, first_guess
-from recon.lower_level.solvers.descent import descend
+from recon.lower_level import Grade, Regularizer, SaddleModel, SquaredL2, Status
 from recon.metrics import psnr
 from recon.names import current_name, public_name
 from recon.operators import Identity, LinearOperator, RayTransform
 from recon.operators.tomography.fbp import FILTERS
-from recon.reconstruction import cropped, mirrored
-from recon.reconstruction.reconstructor import Reconstructor, naive_reconstruction
+from recon.reconstruction import (
+    Data,
+    Direct,
+    EarlyStopped,
+    Network,
+    Reconstruction,
+    Reconstructor,
+    Regularized,
+    Request,
+    Saddle,
+    Variational,
+    of_energy,
+)
+from recon.reconstruction import Method as ReconstructionMethod
+from recon.reconstruction.reconstructor import naive_reconstruction
+from recon.reconstruction.variational import energy_of
+from recon.reconstruction.weight import best_point
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +53,18 @@ SCALINGS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
 STEPS, GAIN = (1.0, 0.5), 0.01
 #: how far the search goes from where it starts
 FARTHEST = 6.0
+#: of one saddle point at most
+SADDLE_EVALUATIONS = 100_000
+#: what models may have been trained with where rays are weighted
+WEIGHTED = "recon.lower_level.WeightedSquaredL2"
 #: mu of TV relative to ||A||^2 where A is not the identity
 MU = 1e-5
+
+
+class Reconstruct(Protocol):
+    """``reconstruct(y, weights=None) -> Found``."""
+
+    def __call__(self, y: Tensor, weights: Tensor | None = None) -> Found: ...
 
 
 @dataclass(frozen=True)
@@ -56,15 +79,23 @@ class Found:
     evaluations: float | None
     grade: Grade = Grade.ESTIMATED
 
+    @staticmethod
+    def of(made: Reconstruction) -> Found:
+        """What is compared of a reconstruction."""
+        solution = made.solution
+        evaluations = None if not isinstance(made, Regularized) else float(solution.evaluations[0])
+        return Found(solution.x, float(solution.error[0]), evaluations, Grade(int(solution.grade[0])))
+
 
 @dataclass(frozen=True)
 class Method:
     """What is compared, and what it cost to get it; None is unknown.
 
-    description: class, and what was chosen on validation data. training_*: those of the choice for baselines.
+    reconstruct: of data y and their weights, None where all count the same. description: class, and what was chosen on
+    validation data. training_*: those of the choice for baselines.
     """
 
-    reconstruct: Callable[[Tensor], Found]
+    reconstruct: Reconstruct
     description: str
     parameters: int
     training_seconds: float | None = None
@@ -76,18 +107,41 @@ class Task:
     """What all methods share: the data with their operator, and the accuracy of whatever can be certified.
 
     accuracy: of ||x - x^|| of a whole picture. validation_images: how many of the first ones choices are made on.
+    nonnegative: whether energies are minimized over x >= 0. weighted: whether rays are weighted by their photons.
     """
 
     module: DenoisingDataModule
     operator: LinearOperator
     accuracy: float
     validation_images: int
+    nonnegative: bool = False
+    weighted: bool = False
 
     def validation(self) -> list[tuple[Tensor, Tensor]]:
         """Pairs (x, y) with a batch axis."""
         samples: Any = self.module.val_dataloader().dataset
         count = min(self.validation_images, len(samples))
         return [(samples[i].x[None], samples[i].y[None]) for i in range(count)]
+
+    def weights(self, y: Tensor) -> Tensor | None:
+        """Inverse variances of data y relative to their mean, if rays are weighted.
+
+        To first order they are the numbers of photons of the rays, as for ``recon reconstruct --photons``.
+
+        Raises:
+            ValueError: the noise is none of photons.
+        """
+        if not self.weighted:
+            return None
+        noise = self.module.noise()
+        if noise.get("kind") != "photons":
+            raise ValueError(f"weighted is true, but the noise is none of photons: {noise}; leave it out")
+        photons = torch.exp(-float(noise["mu_unit"]) * y)
+        return photons / photons.mean()
+
+    def request(self) -> Request:
+        """What is asked of every reconstruction."""
+        return Request(self.accuracy, nonnegative=self.nonnegative)
 
     def mean_psnr(self, images: list[Tensor], data: list[tuple[Tensor, Tensor]]) -> float:
         """Of what people look at, range 1, in dB."""
@@ -106,11 +160,7 @@ def baseline(entry: Mapping[str, Any], task: Task) -> Method:
     if kind == "fbp":
         return _projection(task, begin)
     if kind == "zero_filled":
-
-        def back(y: Tensor) -> Found:
-            return Found(naive_reconstruction(y, task.operator), math.inf, None)
-
-        return Method(back, "zero-filled", 0)
+        return Method(_applied(Direct(), task.operator, task), "zero-filled", 0)
     return _total_variation(entry, task, begin)
 
 
@@ -132,11 +182,8 @@ def _projection(task: Task, begin: float) -> Method:
         return task.mean_psnr([naive_reconstruction(y, task.operator, *choice) for _, y in data], data)
 
     best = max(product(FILTERS, SCALINGS), key=value)
-
-    def reconstruct(y: Tensor) -> Found:
-        return Found(naive_reconstruction(y, task.operator, *best), math.inf, None)
-
-    return Method(reconstruct, f"FBP, {best[0]}, frequencies up to {best[1]:g}", 0, time.perf_counter() - begin)
+    text = f"FBP, {best[0]}, frequencies up to {best[1]:g}"
+    return Method(_applied(Direct(*best), task.operator, task), text, 0, time.perf_counter() - begin)
 
 
 def _total_variation(entry: Mapping[str, Any], task: Task, begin: float) -> Method:
@@ -144,33 +191,22 @@ def _total_variation(entry: Mapping[str, Any], task: Task, begin: float) -> Meth
     data, evaluations = task.validation(), 0.0
     mu = 0.0 if isinstance(task.operator, Identity) else MU * task.operator.norm_bound**2
     mu = float(entry.get("mu", mu))
-    tried: dict[tuple[float, float], float] = {}
     starts: list[Tensor | None] = [None] * len(data)
 
-    def value(point: tuple[float, float]) -> float:
+    def value(point: tuple[float, ...]) -> float:
         nonlocal evaluations, starts
-        if point not in tried:
-            found = [
-                solve(_fixed_tv(point, y.dtype), task.operator, mu, y, task.accuracy, start)
-                for (_, y), start in zip(data, starts, strict=True)
-            ]
-            # neighbours have minimizers nearby; those of data that are images may be mirrored at the boundary
-            starts = [None if isinstance(task.operator, Identity) else f.x for f in found]
-            evaluations += sum(f.evaluations or 0.0 for f in found) / len(data)
-            certified = all(f.error <= task.accuracy for f in found)
-            tried[point] = task.mean_psnr([f.x for f in found], data) if certified else -math.inf
-        return tried[point]
+        found = [
+            _applied(Variational(_fixed_tv(point, y.dtype), mu), task.operator, task, start)(y, task.weights(y))
+            for (_, y), start in zip(data, starts, strict=True)
+        ]
+        # neighbours have minimizers nearby; those of data that are images may be mirrored at the boundary
+        starts = [None if isinstance(task.operator, Identity) else f.x for f in found]
+        evaluations += sum(f.evaluations or 0.0 for f in found) / len(data)
+        certified = all(f.error <= task.accuracy for f in found)
+        return task.mean_psnr([f.x for f in found], data) if certified else -math.inf
 
-    start = best = _balanced(task.operator, data), -6.0
-    for step in STEPS:
-        while True:
-            near = [(best[0] + a * step, best[1] + b * step) for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1))]
-            near = [p for p in near if max(abs(s - t) for s, t in zip(p, start, strict=True)) <= FARTHEST]
-            found = max([best, *near], key=value)
-            if not value(found) > value(best) + GAIN:
-                break
-            best = found
-    if value(best) == -math.inf:
+    best, quality = best_point(value, (_balanced(task.operator, data), -6.0), STEPS, GAIN, FARTHEST)
+    if quality == -math.inf:
         raise ValueError(
             f"no total variation near the weight {math.exp(best[0]):.3g} could be solved to the certified accuracy "
             f"{task.accuracy:.3g}; give a larger accuracy or another mu"
@@ -178,13 +214,13 @@ def _total_variation(entry: Mapping[str, Any], task: Task, begin: float) -> Meth
     text = f"TV, weight {math.exp(best[0]):.3g}, smoothing {math.exp(best[1]):.3g}, mu {mu:.3g}"
     regularizers = {dtype: _fixed_tv(best, dtype) for dtype in (torch.float32, torch.float64)}
 
-    def reconstruct(y: Tensor) -> Found:
-        return solve(regularizers[y.dtype], task.operator, mu, y, task.accuracy)
+    def reconstruct(y: Tensor, weights: Tensor | None = None) -> Found:
+        return _applied(Variational(regularizers[y.dtype], mu), task.operator, task)(y, weights)
 
     return Method(reconstruct, text, 2, time.perf_counter() - begin, evaluations)
 
 
-def _fixed_tv(point: tuple[float, float], dtype: torch.dtype) -> TotalVariation:
+def _fixed_tv(point: tuple[float, ...], dtype: torch.dtype) -> TotalVariation:
     return TotalVariation(*point).to(dtype).requires_grad_(False)
 
 
@@ -199,30 +235,27 @@ def _balanced(operator: LinearOperator, data: list[tuple[Tensor, Tensor]]) -> fl
     return float(round(math.log(mean))) if mean > 0 else -5.0
 
 
-@torch.no_grad()
-def solve(
-    regularizer: Regularizer,
-    operator: LinearOperator,
-    mu: float,
-    y: Tensor,
-    accuracy: float,
-    start: Tensor | None = None,
-) -> Found:
-    """The minimizer for data y of one picture, certified; data that are images are mirrored at the boundary.
+def solve(regularizer: Regularizer, operator: LinearOperator, mu: float, y: Tensor, accuracy: float) -> Found:
+    """The minimizer for data y of one picture, certified; data that are images are mirrored at the boundary."""
+    return Found.of(Variational(regularizer, mu).reconstruct(Data(y=y, operator=operator), Request(accuracy)))
 
-    ``start``: a first guess of the minimizer, of what is mirrored.
 
-    Raises:
-        ValueError: the energy is not strongly convex, or the solver met values that are not finite.
+def _applied(
+    method: ReconstructionMethod, operator: LinearOperator, task: Task, start: Tensor | None = None
+) -> Reconstruct:
+    """The method with the operator, as the task asks for; in the precision of the data it is given.
+
+    What it raises, ValueError: the energy has values that are not finite.
     """
-    margin = regularizer.margin if isinstance(operator, Identity) else 0
-    energy = Energy(mirrored(y, margin), regularizer, operator, mu=mu)
-    solution = LBFGS()(energy, first_guess(energy.operator, energy.y) if start is None else start, accuracy)
-    if Status(int(solution.status[0])) is Status.NOT_FINITE:
-        raise ValueError(f"{type(regularizer).__name__}: the energy has values that are not finite")
-    if margin:
-        solution = cropped(solution, (y.shape[2], y.shape[3]))
-    return Found(solution.x, float(solution.error[0]), float(solution.evaluations[0]), Grade(int(solution.grade[0])))
+
+    @torch.no_grad()
+    def reconstruct(y: Tensor, weights: Tensor | None = None) -> Found:
+        made = method.reconstruct(Data(y=y, operator=operator, weights=weights, start=start), task.request())
+        if isinstance(made, Regularized) and int(made.solution.status[0]) == Status.NOT_FINITE:
+            raise ValueError(f"{type(made.solver.regularizer).__name__}: the energy has values that are not finite")
+        return Found.of(made)
+
+    return reconstruct
 
 
 def load_method(file: Path, task: Task, unchecked: bool = False, trust: Iterable[Trusted] = ()) -> Method:
@@ -235,7 +268,7 @@ def load_method(file: Path, task: Task, unchecked: bool = False, trust: Iterable
 
     Raises:
         ValueError: the model was trained for another operator or noise, on patients of the test, with another fidelity,
-            or does not say so; it is a saddle-point model, or nothing says how to apply it.
+            or does not say so; or nothing says how to apply it.
         FileNotFoundError: a file is missing.
     """
     model, metadata = load_model(file, trust)
@@ -248,16 +281,11 @@ def load_method(file: Path, task: Task, unchecked: bool = False, trust: Iterable
     if dtype != task.module.dtype:
         operator = copy.deepcopy(operator)
         cast(operator, dtype)
-    reconstruct: Callable[[Tensor], Found]
-    if isinstance(model, Reconstructor):
-        reconstruct = _pass(model, operator, dtype)
-    elif isinstance(model, Regularizer):
-        reconstruct = _minimizer(file, model, metadata, operator, task)
-    else:
-        raise ValueError(
-            f"{file}: holds a saddle-point model, {type(model).__name__}; comparisons take regularizers of energies "
-            "and networks that reconstruct"
-        )
+    applied = _applied(_method(file, model, metadata, operator, dtype, task), operator, task)
+
+    def reconstruct(y: Tensor, weights: Tensor | None = None) -> Found:
+        return applied(y.to(dtype), None if weights is None else weights.to(dtype))
+
     training = metadata.get("training")
     training = training if isinstance(training, Mapping) else {}
     count = sum(p.numel() for p in model.parameters())
@@ -266,49 +294,47 @@ def load_method(file: Path, task: Task, unchecked: bool = False, trust: Iterable
     )
 
 
-def _pass(network: Reconstructor, operator: LinearOperator, dtype: torch.dtype) -> Callable[[Tensor], Found]:
-    @torch.no_grad()
-    def reconstruct(y: Tensor) -> Found:
-        return Found(network(y.to(dtype), operator), math.inf, None)
+def _method(
+    file: Path, model: Model, metadata: dict[str, Any], operator: LinearOperator, dtype: torch.dtype, task: Task
+) -> ReconstructionMethod:
+    """Certified minimizers and saddle points, networks, and the descent that the file describes for what is not convex.
 
-    return reconstruct
-
-
-def _minimizer(
-    file: Path, regularizer: Regularizer, metadata: dict[str, Any], operator: LinearOperator, task: Task
-) -> Callable[[Tensor], Found]:
-    """Certified minimizers where the energy is strongly convex, else the descent that the file describes."""
-    mu, fidelity = metadata_mu(metadata, str(file)), metadata.get("fidelity")
-    if fidelity is not None and current_name(str(fidelity)) != public_name(SquaredL2()):
-        raise ValueError(f"{file}: was trained with {fidelity}; comparisons take {public_name(SquaredL2())} only")
-    dtype = next(regularizer.parameters()).dtype
-    x = task.validation()[0][1].to(dtype)
-    convex = Energy(x, regularizer, operator, mu=mu).strong_convexity > 0
-    steps = metadata.get("descent_iterations")
-    if not convex and not isinstance(steps, int):
+    Raises:
+        ValueError: the model was trained with another fidelity, has no place for what the task asks, or nothing says
+            when descent is to stop.
+    """
+    if isinstance(model, Reconstructor):
+        return Network(model)
+    y = task.validation()[0][1]
+    problem = Data(y=y.to(dtype), operator=operator, weights=task.weights(y))
+    if isinstance(model, SaddleModel):
+        saddle = Saddle(model, max_evaluations=SADDLE_EVALUATIONS)
+        try:
+            saddle.solver(problem, task.nonnegative, None).strong_convexity(1.0)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        return saddle
+    mu, steps = metadata_mu(metadata, str(file)), metadata.get("descent_iterations")
+    fidelity = current_name(str(metadata.get("fidelity", public_name(SquaredL2()))))
+    valid = [public_name(SquaredL2()), *([WEIGHTED] if task.weighted else [])]
+    if fidelity not in valid:
         raise ValueError(
-            f"{file}: the energy of {type(regularizer).__name__} is not strongly convex with mu = {mu:g}, and the file "
+            f"{file}: was trained with {metadata['fidelity']}; comparisons take {' and '.join(valid)} only"
+        )
+    steps = steps if isinstance(steps, int) else None
+    method = of_energy(problem, model, mu, steps)
+    if isinstance(method, Variational) and not energy_of(problem, model, mu).strong_convexity > 0:
+        raise ValueError(
+            f"{file}: the energy of {type(model).__name__} is not strongly convex with mu = {mu:g}, and the file "
             "has no descent_iterations, after how many steps to stop; train it with a larger mu"
         )
-    if not convex and isinstance(operator, RayTransform) and "ramp" not in metadata:
+    if isinstance(method, EarlyStopped) and isinstance(operator, RayTransform) and "ramp" not in metadata:
         log.warning(
             "%s: learned from filtered back-projections with the ramp sampled in frequency; its descent starts from "
             "today's, 38 HU darker; train anew for figures of its own",
             file,
         )
-
-    @torch.no_grad()
-    def reconstruct(y: Tensor) -> Found:
-        y = y.to(dtype)
-        if convex:
-            return solve(regularizer, operator, mu, y, task.accuracy)
-        margin = regularizer.margin if isinstance(operator, Identity) else 0
-        energy = Energy(mirrored(y, margin), regularizer, operator, mu=mu)
-        z = descend(energy, critic_reconstruction(energy.y, energy.operator), int(steps or 0))[0]
-        inside = z[..., margin : margin + y.shape[2], margin : margin + y.shape[3]] if margin else z
-        return Found(inside, math.inf, float(steps or 0))
-
-    return reconstruct
+    return method
 
 
 def _check_setting(file: Path, metadata: Mapping[str, Any], task: Task, unchecked: bool) -> None:

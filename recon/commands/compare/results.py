@@ -91,8 +91,9 @@ def measure(name: str, method: Method, task: Task) -> Result:
     images: list[Tensor] = []
     for i in track(range(len(samples)), description=name, transient=True):
         x, y = samples[i].x[None], samples[i].y[None]
+        weights = task.weights(y)
         begin = time.perf_counter()
-        found = method.reconstruct(y)
+        found = method.reconstruct(y, weights)
         seconds = time.perf_counter() - begin
         if not bool(torch.isfinite(found.x).all()):
             raise ValueError(f"{name}: the reconstruction of {names[i]} holds values that are NaN or infinite")

@@ -21,13 +21,11 @@ from recon.commands.errors import printable
 from recon.commands.output.one_by_one import Outcome, one_by_one
 from recon.commands.output.summary import SUMMARY, summary
 from recon.commands.reconstruct.networks import Network
-from recon.commands.reconstruct.regularized import Reconstruction, Settings, check_variational, reconstruct
+from recon.commands.reconstruct.regularized import Settings, Trained, check_variational, reconstruct
 from recon.commands.reconstruct.report import REPORT, Quality, Result, report
 from recon.commands.reconstruct.tasks.task import Job, Model, Task, named
 from recon.files import write_files
-from recon.lower_level import Regularizer, SaddleModel
-from recon.reconstruction.problem import Problem
-from recon.reconstruction.reconstructor import Reconstructor
+from recon.reconstruction import Problem, Reconstructor, Regularized
 
 
 def reconstruct_files(task: Task) -> int:
@@ -53,11 +51,11 @@ def reconstruct_files(task: Task) -> int:
     begin, written = time.perf_counter(), list[str]()
     task.check()
     jobs = task.jobs()
-    model, mu = _model(task)
+    model = _model(task)
     with _progress() as show:
 
         def work(job: Job) -> Result:
-            result, files = _result(job, task, model, mu, show)
+            result, files = _result(job, task, model, show)
             written.extend(file.name for file in files)
             return result
 
@@ -71,25 +69,25 @@ def reconstruct_files(task: Task) -> int:
     return _finish(outcome, task)
 
 
-def _model(task: Task) -> tuple[Model, float]:
-    """What ``--model`` names, on the device and in the precision of the task, and the mu that it was trained with."""
+def _model(task: Task) -> Model:
+    """What ``--model`` names, on the device and in the precision of the task."""
     args = task.args
     loaded, metadata = load_model(args.model, args.trust) if args.model else (None, {})
     if isinstance(loaded, Reconstructor):
-        return Network.of(loaded, metadata, args), 0.0
+        return Network.of(loaded, metadata, args)
     args.dtype = args.dtype or "float64"
     if loaded is None:
-        return None, 0.0
+        return None
     check_variational(loaded, Settings.of(args), args)
     loaded.to(device=args.device, dtype=task.dtype).requires_grad_(False)
-    return loaded, task.trained_mu(loaded, metadata)
+    return task.trained(loaded, metadata)
 
 
-def _result(job: Job, task: Task, model: Model, mu: float, show: Callable[[str], None]) -> tuple[Result, list[Path]]:
+def _result(job: Job, task: Task, model: Model, show: Callable[[str], None]) -> tuple[Result, list[Path]]:
     """Read a file, reconstruct, write the result; returns its entry, and what was written."""
     args = task.args
     show(f"{job.data.name}: reading, operator")
-    problem = task.problem(job, model.margin if isinstance(model, Regularizer) else 0)
+    problem = task.problem(job)
     if args.choose == "sweep" and problem.reference is None:
         raise ValueError(
             f"{job.data}: --choose sweep compares with a reference; give --reference, or --choose discrepancy"
@@ -100,7 +98,7 @@ def _result(job: Job, task: Task, model: Model, mu: float, show: Callable[[str],
     if isinstance(model, Network):
         x, warnings = model(problem)
     elif args.method is None or args.method != task.plain:
-        made = _solved(problem, task, model, mu, show)
+        made = _solved(problem, task, model, show)
         x = made.solution.x
     image = problem.baseline if x is None else task.image(problem, x)
     seconds = time.perf_counter() - begin
@@ -129,9 +127,7 @@ def _result(job: Job, task: Task, model: Model, mu: float, show: Callable[[str],
     return result, task.write(problem, result, image, x)
 
 
-def _solved(
-    problem: Problem, task: Task, model: Regularizer | SaddleModel | None, mu: float, show: Callable[[str], None]
-) -> Reconstruction:
+def _solved(problem: Problem, task: Task, model: Trained | None, show: Callable[[str], None]) -> Regularized:
     """The regularized reconstruction, as the options say."""
     args = task.args
 
@@ -143,7 +139,7 @@ def _solved(
         value = _quality(task.image(problem, x), problem, task).psnr
         return math.inf if value is None else value
 
-    chosen = args.mu or mu or task.default_mu(problem)
+    chosen = args.mu or (model and model.mu) or task.default_mu(problem)
     if args.plain and not args.mu:
         chosen = None  # as the model says, in the plain form
     settings = Settings.of(args)

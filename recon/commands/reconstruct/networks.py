@@ -12,12 +12,11 @@ from torch import Tensor
 
 from models.files.setting import describe_operator, setting_difference
 from recon.commands.reconstruct.options import check_network_options
-from recon.reconstruction.problem import Problem
-from recon.reconstruction.reconstructor import Reconstructor
+from recon.reconstruction import Network as OnePass
+from recon.reconstruction import Problem, Reconstructor, Request
 
-#: what reports say instead of a certificate, and the status of every result
+#: what reports say instead of a certificate
 NOT_CERTIFIED = "nothing is certified: the model is a network that reconstructs in one pass, and minimizes no energy"
-STATUS = "not certified"
 #: levels of noise that differ by less are taken for the same, as most are estimated
 NOISE_FACTOR = 1.25
 
@@ -56,7 +55,6 @@ class Network:
         """Of the class."""
         return type(self.reconstructor).__name__
 
-    @torch.no_grad()
     def __call__(self, problem: Problem) -> tuple[Tensor, list[str]]:
         """x of one problem, and in what the problem is not the one of the training.
 
@@ -66,7 +64,7 @@ class Network:
         """
         warnings = self._differences(problem)
         try:
-            x = self.reconstructor(problem.y, problem.operator)
+            x = OnePass(self.reconstructor).reconstruct(problem, Request()).solution.x
         except ValueError as error:  # networks know no files
             raise ValueError(f"{problem.data}: {error}") from error
         if not bool(torch.isfinite(x).all()):

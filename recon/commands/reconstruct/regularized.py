@@ -1,11 +1,11 @@
-"""One regularized reconstruction of ``recon reconstruct``: regularizer, weight, accuracy, certified solution."""
+"""What the options of ``recon reconstruct`` ask of the library: the method, the weight, the accuracy."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,25 +14,16 @@ from torch import Tensor
 from models import TotalVariation
 from recon.commands.reconstruct.networks import NOT_CERTIFIED, Network
 from recon.commands.reconstruct.options import MAX_EVALUATIONS
-from recon.commands.reconstruct.saddle_solver import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE, SaddleSolver
-from recon.lower_level import Regularizer, SaddleModel, Solution
-from recon.reconstruction.problem import CERTIFICATE, Problem, Solver, WeightedSolver
-from recon.reconstruction.weight import Choice, discrepancy, sweep
+from recon.lower_level import LBFGS, ProjectedLBFGS, Regularizer, SaddleModel
+from recon.reconstruction import Problem, Regularized, Request, Saddle, Variational, Watch, of_energy
+from recon.reconstruction.early_stopped import EARLY_STOPPED
+from recon.reconstruction.regularized import RegularizedMethod
+from recon.reconstruction.saddle import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE
+from recon.reconstruction.variational import CERTIFICATE
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-#: the accuracy by default, relative to the norm of the first guess
-RELATIVE_ACCURACY = 1e-2
-#: The least accuracy by default, in units of what rounding errors alone contribute to the certificate: when a gradient
-#: falls below its own rounding error, gradient and rounding certify 2 such units together. The rest is for minimizers
-#: whose norm exceeds that of the first guess, which the unit is computed with.
-FLOORS = 5.0
-#: where rounding errors allow no better than this by default, relative to the first guess, nothing is computed
-LARGEST_ACCURACY = 0.1
 #: smoothing of TV relative to the 99th percentile of the first guess
 SMOOTHING = 0.01
-
-#: is told the phase, the number of evaluations and the distance that is certified, on the scale of x
-Watch = Callable[[str, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +37,7 @@ class Settings:
     max_evaluations: int
     nonnegative: bool
     plain: bool = False
+    mu: float | None = None
 
     @staticmethod
     def of(args: argparse.Namespace) -> Settings:
@@ -58,18 +50,31 @@ class Settings:
             max_evaluations=args.max_evaluations or MAX_EVALUATIONS,
             nonnegative=args.nonnegative,
             plain=args.plain,
+            mu=args.mu,
         )
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """A certified solution with everything that led to it, on the scale of x."""
+class Trained:
+    """A trained regularizer or saddle-point model.
 
-    solver: WeightedSolver
-    choice: Choice
-    solution: Solution
-    accuracy: float
-    accuracy_rule: str
+    mu: that it was trained with (0: none). steps: of descent, if the training stopped it early where nothing is convex.
+    """
+
+    model: Regularizer | SaddleModel
+    mu: float
+    steps: int | None = None
+
+    @staticmethod
+    def of(model: Regularizer | SaddleModel, metadata: dict[str, Any], file: str) -> Trained:
+        """As the file says.
+
+        Raises:
+            ValueError: it says something that cannot be.
+        """
+        steps = metadata.get("descent_iterations")
+        own = model.image_convexity if isinstance(model, SaddleModel) else None
+        return Trained(model, own or metadata_mu(metadata, file), steps if isinstance(steps, int) else None)
 
 
 def metadata_mu(metadata: dict[str, Any], file: str) -> float:
@@ -104,13 +109,15 @@ def check_variational(model: Regularizer | SaddleModel, settings: Settings, args
         raise ValueError(f"--smoothing belongs to --method tv; {file} holds {name}, which has its own")
 
 
-def certificate(model: Regularizer | SaddleModel | Network | None, plain: bool) -> str:
+def certificate(model: Trained | Network | None, plain: bool) -> str:
     """What is certified of results with ``model``, as reports say it."""
+    if model is None:
+        return CERTIFICATE
     if isinstance(model, Network):
         return NOT_CERTIFIED
-    if not isinstance(model, SaddleModel):
-        return CERTIFICATE
-    return PLAIN_CERTIFICATE if plain else SADDLE_CERTIFICATE
+    if isinstance(model.model, SaddleModel):
+        return PLAIN_CERTIFICATE if plain else SADDLE_CERTIFICATE
+    return CERTIFICATE if model.steps is None or model.model.convexity() >= 0 else EARLY_STOPPED + CERTIFICATE
 
 
 def total_variation(problem: Problem, smoothing: float | None) -> TotalVariation:
@@ -134,17 +141,17 @@ def _height(x: Tensor) -> float:
 
 def reconstruct(
     problem: Problem,
-    model: Regularizer | SaddleModel | None,
+    model: Trained | None,
     mu: float | None,
     settings: Settings,
     psnr: Callable[[Tensor], float],
-    watch: Watch = lambda phase, evaluation, error: None,
-) -> Reconstruction:
+    watch: Watch | None = None,
+) -> Regularized:
     """Choose the weight as ``settings`` say, and solve to a certified accuracy.
 
     Args:
         problem: data, operator, noise.
-        model: the trained regularizer or saddle-point model; None is total variation.
+        model: None is total variation.
         mu: of the energy; None is 0 for energies, and what saddle-point models say themselves.
         settings: what is asked for.
         psnr: of an x against the reference, for a sweep.
@@ -156,26 +163,25 @@ def reconstruct(
     """
     if not math.isfinite(float(problem.y.double().square().sum())):
         raise _overflow(problem)
-    count, phase = 0, "choosing the weight"
-
-    def seen(error: float) -> None:
-        nonlocal count
-        count += 1
-        watch(phase, count, error)
-
-    solver: Solver | SaddleSolver
-    if isinstance(model, SaddleModel):
-        solver = SaddleSolver(problem, model, mu, settings.max_evaluations, settings.plain, seen)
-    else:
-        prior = total_variation(problem, settings.smoothing) if model is None else model
-        solver = Solver(problem, prior, mu or 0.0, settings.max_evaluations, settings.nonnegative, seen)
-    choice = _choice(solver, settings, model is not None, psnr)
-    accuracy, rule = _accuracy(solver, choice.weight, settings.accuracy)
-    phase = "final solution"
-    solution = solver.certified(choice.weight, choice.start, accuracy)
-    if not bool(torch.isfinite(solution.x).all()):
+    method = _method(problem, model, mu, settings)
+    request = Request(settings.accuracy, settings.weight, settings.choose, psnr, settings.nonnegative)
+    made = method.reconstruct(problem, request, watch)
+    if not bool(torch.isfinite(made.solution.x).all()):
         raise _overflow(problem)
-    return Reconstruction(solver, choice, solution, accuracy, rule)
+    return made
+
+
+def _method(problem: Problem, trained: Trained | None, mu: float | None, settings: Settings) -> RegularizedMethod:
+    limit = settings.max_evaluations
+    solvers = LBFGS(max_iterations=limit), ProjectedLBFGS(max_iterations=limit)
+    if trained is None:
+        return Variational(total_variation(problem, settings.smoothing), mu or 0.0, *solvers, trained=False)
+    if isinstance(trained.model, SaddleModel):
+        return Saddle(trained.model, mu, settings.plain, max_evaluations=limit)
+    method = of_energy(problem, trained.model, mu or 0.0, trained.steps, settings.weight or 1.0)
+    if isinstance(method, Variational):
+        return replace(method, minimize=solvers[0], project=solvers[1])
+    return replace(method, mu=settings.mu or trained.mu)  # what makes others convex, descent does not need
 
 
 def _overflow(problem: Problem) -> ValueError:
@@ -184,42 +190,3 @@ def _overflow(problem: Problem) -> ValueError:
         f"{problem.data}: its values reach {largest:.3g}, and {kind} does not hold the squares that the energy is made "
         "of; give the data in another unit"
     )
-
-
-def _choice(solver: WeightedSolver, settings: Settings, trained: bool, psnr: Callable[[Tensor], float]) -> Choice:
-    if settings.weight is not None or (trained and settings.choose is None):
-        rule = "as trained" if settings.weight is None else "given"
-        return Choice(settings.weight or 1.0, rule, (), 0, solver.problem.start)
-    if settings.choose == "sweep":
-        return sweep(solver, trained, psnr)
-    return discrepancy(solver, trained)
-
-
-def _accuracy(solver: Solver | SaddleSolver, weight: float, given: float | None) -> tuple[float, str]:
-    """The accuracy on the scale of x, and its rule; of the residuals for plain forms of saddle-point models.
-
-    By default 1 % of the norm of the first guess, but no less than ``FLOORS`` times the rounding errors of a gradient
-    over the modulus. In single precision that is 6e-8 ||A||^2 max w / mu relative to the image, w the weights of rays.
-
-    Raises:
-        ValueError: this is more than ``LARGEST_ACCURACY``, so that the certificate would be worth nothing.
-    """
-    problem = solver.problem
-    what = ", of the residuals" if isinstance(solver, SaddleSolver) and solver.plain else ""
-    if given is not None:
-        return given / problem.scale, "given" + what
-    norm = float(problem.start.double().norm())
-    if isinstance(solver, SaddleSolver):
-        return RELATIVE_ACCURACY * norm, f"{100 * RELATIVE_ACCURACY:g} % of the norm of the first guess{what}"
-    energy = solver.energy(weight)
-    floor = float(energy.rounding(problem.start, torch.zeros(1)).max()) / energy.strong_convexity
-    if FLOORS * floor <= RELATIVE_ACCURACY * norm:
-        return RELATIVE_ACCURACY * norm, f"{100 * RELATIVE_ACCURACY:g} % of the norm of the first guess"
-    kind = str(problem.y.dtype).removeprefix("torch.")
-    if FLOORS * floor > LARGEST_ACCURACY * norm:
-        raise ValueError(
-            f"{problem.data}: with the weight {weight:.3g} and mu {solver.mu:.3g}, {kind} certifies no better than "
-            f"{100 * FLOORS * floor / norm:.3g} % of the image; use --dtype float64, a smaller weight, a larger "
-            "--mu, or say with --accuracy that this is enough"
-        )
-    return FLOORS * floor, f"{FLOORS:g} times the rounding errors of {kind}: less cannot be certified with this mu"

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from models import TotalVariation
 from recon.commands.output.one_by_one import Outcome
-from recon.commands.reconstruct.networks import STATUS, Network
-from recon.commands.reconstruct.regularized import Reconstruction
-from recon.lower_level import Grade, Status
+from recon.commands.reconstruct.networks import Network
+from recon.lower_level import Grade
 from recon.metrics import SSIM_WINDOW, psnr, ssim
-from recon.reconstruction.problem import Problem
+from recon.reconstruction import Problem, Regularized
+from recon.reconstruction.methods import NOT_CERTIFIED
 
 REPORT = "report.json"
 #: of the entries; in reports of schema 1, which do not say so, those of images had other names than those of CT and MRI
 SCHEMA = 2
-#: the status of methods that solve nothing
-DIRECT = "direct"
+#: the status of methods that solve nothing, and that of solutions which reached their accuracy
+DIRECT, CONVERGED = "direct", "converged"
 
 
 class Quality(NamedTuple):
@@ -89,13 +89,13 @@ class Result:
     @property
     def reached(self) -> bool:
         """Whether it is all that was asked for."""
-        return self.status in (words(Status.CONVERGED), DIRECT, STATUS)
+        return self.status in (CONVERGED, DIRECT, NOT_CERTIFIED)
 
     def beside(self, problem: Problem, before: Quality) -> Result:
         """With the plain method, which the pictures show beside it."""
         return replace(self, baseline=problem.method, baseline_psnr=before.psnr, baseline_ssim=before.ssim)
 
-    def solved(self, problem: Problem, made: Reconstruction, image: Tensor) -> Result:
+    def solved(self, problem: Problem, made: Regularized, image: Tensor) -> Result:
         """With the solution that ``image`` shows, what led to it, and what is certified of it."""
         solution, choice, prior = made.solution, made.choice, made.solver.regularizer
         scale = problem.scale
@@ -103,8 +103,8 @@ class Result:
         certified = problem.exact and math.isfinite(error)
         return replace(
             self,
-            status=words(Status(int(solution.status[0]))),
-            residual=problem.residual(solution.x) * scale,
+            status=made.status,
+            residual=None if made.residual is None else made.residual * scale,
             evaluations=int(solution.evaluations[0]),
             evaluations_choosing=choice.evaluations,
             regularizer=type(prior).__name__,
@@ -115,7 +115,7 @@ class Result:
             mu=made.solver.mu,
             strong_convexity=made.solver.strong_convexity(choice.weight),
             norm_bound=problem.operator.norm_bound,
-            accuracy=made.accuracy * scale,
+            accuracy=None if made.accuracy is None else made.accuracy * scale,
             accuracy_rule=made.accuracy_rule,
             error=error if certified else None,
             error_relative=finite(error / max(float(image.double().norm()), 1e-300)) if certified else None,
@@ -128,7 +128,7 @@ class Result:
         """With what a network returned, x, and in what the problem is not that of its training."""
         return replace(
             self,
-            status=STATUS,
+            status=NOT_CERTIFIED,
             residual=problem.residual(x) * problem.scale,
             evaluations=None,
             regularizer=network.name,
@@ -182,11 +182,6 @@ def read_report(path: Path) -> dict[str, Any]:
 def finite(value: float) -> float | None:
     """The number, or ``None`` (null) where JSON has none for it."""
     return value if math.isfinite(value) else None
-
-
-def words(status: Status) -> str:
-    """A status as it is written in reports and tables."""
-    return status.name.lower().replace("_", " ")
 
 
 def graded(result: Result) -> str:

@@ -12,6 +12,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from recon.lower_level.grade import Grade
 from recon.lower_level.recreatable import Recreatable
 from recon.lower_level.saddle.curvature import Curvature
 from recon.lower_level.saddle.functionals import Functional, Step
-from recon.operators import LinearOperator
+from recon.operators import Identity, LinearOperator
 
 Shape = Sequence[int]
 
@@ -315,6 +316,11 @@ class SaddlePoint:
 class SaddleModel(Recreatable):
     """What is learned: parameters theta, and the saddle-point problem that they make of data."""
 
+    #: mu of the term (mu/2)||x||^2 beside data that an operator measured; None where the model has no place for it
+    image_convexity: float | None = None
+    #: of the images; those with more are denoised channel by channel
+    channels: int = 1
+
     def saddle_point(self, y: Tensor) -> SaddlePoint:
         """The problems of the data ``y``, ``(batch, ...)``, at the current parameters.
 
@@ -338,6 +344,55 @@ class SaddleModel(Recreatable):
             raise ValueError(f"{type(self).__name__} has no plain form: its saddle_point takes no argument plain")
         form: Callable[..., SaddlePoint] = self.saddle_point
         return form(y, plain=True)
+
+    def measured_by(self, operator: LinearOperator | None) -> None:
+        """Set A; None is the identity, which is all that a model without a method of its own takes.
+
+        Raises
+        ------
+        ValueError
+            The model takes no operator.
+        """
+        if operator is not None and not isinstance(operator, Identity):
+            raise ValueError(
+                f"{type(self).__name__} takes no operator (it has no method measured_by), but the data "
+                f"were measured by {type(operator).__name__}"
+            )
+
+    def scaled(self, weight: float, mu: float | None = None) -> Self:
+        """A copy with ``weight`` times the regularizer and, unless it is None, with ``mu`` as ``image_convexity``.
+
+        Subclasses that can be multiplied override :meth:`multiply`.
+
+        Raises
+        ------
+        ValueError
+            The weight is not positive or cannot be changed, or there is no place for mu.
+        """
+        if not 0 < weight < math.inf:
+            raise ValueError(f"the weight is {weight}, but must be positive and finite")
+        made = self.copied().requires_grad_(False)
+        if mu is not None:
+            if self.image_convexity is None:
+                raise ValueError(f"{type(self).__name__} has no mu that could be changed; leave out --mu")
+            made.image_convexity = mu
+        if weight != 1:
+            made.multiply(weight)
+        return made
+
+    def copied(self) -> Self:
+        """A copy with parameters of its own; what is large and no part of the model may be shared."""
+        return copy.deepcopy(self)
+
+    def multiply(self, weight: float) -> None:
+        """Multiply the regularizer by ``weight``, in place.
+
+        Raises
+        ------
+        ValueError
+            It cannot be changed.
+        """
+        raise ValueError(f"the weight of {type(self).__name__} cannot be changed, only that of LearnedTV")
 
     def initial(self, y: Tensor) -> Tensor:
         """The first (x, y) for the data ``y``, ``(batch, n + m)``: data that look like images, else zero."""

@@ -1,8 +1,7 @@
-"""Descent with early stopping for energies that nothing is certified of, and the search for the best weight."""
+"""Descent with early stopping for energies that nothing is certified of."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,13 +12,15 @@ from recon.lower_level import Energy, over_image, per_image_norm
 #: share of the decrease that the gradient promises which a step must achieve
 _ARMIJO = 1e-4
 _GROWTH, _SHRINKAGE = 1.5, 0.5
-#: weights that are tried at most
-MAX_TRIALS = 32
 
 
 @torch.no_grad()
 def descend(
-    energy: Energy, x0: Tensor, iterations: int, watch: Callable[[Tensor], None] = lambda x: None
+    energy: Energy,
+    x0: Tensor,
+    iterations: int,
+    watch: Callable[[Tensor], None] = lambda x: None,
+    nonnegative: bool = False,
 ) -> tuple[Tensor, Tensor]:
     r"""Gradient descent x <- x - s grad h(x) with h(x - s grad h(x)) <= h(x) - 1e-4 s \|\|grad h(x)\|\|^2.
 
@@ -32,20 +33,27 @@ def descend(
         x0: where to start.
         iterations: how many; early stopping is part of the regularization.
         watch: is told x before the first and after every iteration.
+        nonnegative: whether x stays in x >= 0: trials are projected, and their own length counts in the inequality.
 
     Returns:
         x and the gradient of h there.
     """
     x = x0.detach().clone()
+    if nonnegative:
+        x.clamp_(min=0)
     value, grad = energy.value_and_grad(x)
     data = energy.operator.norm_bound**2 * energy.fidelity.smoothness(energy.y) + energy.mu
     step = torch.full_like(value, 1 / data)
     watch(x)
     for _ in range(iterations):
         trial = x - over_image(step, x) * grad
+        promised = _ARMIJO * step * per_image_norm(grad).square()
+        if nonnegative:
+            trial.clamp_(min=0)
+            promised = _ARMIJO / step * per_image_norm(trial - x).square()
         trial_value, trial_grad = energy.value_and_grad(trial)
         # a comparison with NaN is false
-        good = trial_value <= value - _ARMIJO * step * per_image_norm(grad).square()
+        good = trial_value <= value - promised
         good &= torch.isfinite(per_image_norm(trial_grad))
         here = over_image(good, x)
         x, grad = torch.where(here, trial, x), torch.where(here, trial_grad, grad)
@@ -53,40 +61,3 @@ def descend(
         step = step * torch.where(good, _GROWTH, _SHRINKAGE)
         watch(x)
     return x, grad
-
-
-def best_weight(quality: Callable[[float], float], start: float) -> tuple[float, list[tuple[float, float]]]:
-    """The weight with the largest ``quality``, within a factor of the square root of 2, and all that was tried.
-
-    Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a
-    factor of 2, and of 2^(1/2), are tried. Finds the maximum of functions that grow up to it and fall after it.
-
-    Args:
-        quality: of a weight, e.g. the mean PSNR on validation data.
-        start: the first weight.
-
-    Raises:
-        ValueError: ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
-    """
-    if not 0 < start < math.inf:
-        raise ValueError(f"the first weight is {start}, but must be positive and finite")
-    tried: dict[int, float] = {}  # by the exponent of 2^(1/2)
-
-    def measure(position: int) -> float:
-        if position not in tried:
-            weight = start * 2 ** (position / 2)
-            if len(tried) == MAX_TRIALS:
-                raise ValueError(f"no weight is best: the quality still grows at {weight:.3g}, from {start:.3g} on")
-            tried[position] = quality(weight)
-            if math.isnan(tried[position]):
-                raise ValueError(f"the quality of the weight {weight:.3g} is NaN")
-        return tried[position]
-
-    best = 0
-    measure(0)
-    for direction in (4, -4):
-        while measure(best + direction) > tried[best]:
-            best += direction
-    for step in (2, 1):
-        best = max((best, best + step, best - step), key=measure)
-    return start * 2 ** (best / 2), [(start * 2 ** (k / 2), v) for k, v in sorted(tried.items())]

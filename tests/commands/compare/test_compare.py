@@ -25,7 +25,9 @@ from models.files.storage import load_model, save_regularizer
 from recon.commands.compare import main as compare
 from recon.commands.compare.methods import Task, baseline, load_method, solve
 from recon.commands.main import main
+from recon.lower_level import LBFGS, Energy, WeightedSquaredL2
 from recon.operators import Identity
+from recon.reconstruction import Data, Request, Saddle
 from tests.commands.reconstruct.slices import write_slice
 from tests.commands.summaries import check_summary
 
@@ -225,10 +227,53 @@ def test_models_for_something_else_are_refused(folder: Path, capsys: pytest.Capt
     assert "has learned from 1 of the patients or pictures of the test" in refused(write(folder, model), capsys)
     save(folder, "m", UNet(scales=2, channels=2), module(), learned_from=3)
     assert "metadata.learned_from is no list of fingerprints" in refused(write(folder, model), capsys)
-    save(folder, "m", LearnedTV(2, 3).double(), module())
-    assert "saddle-point model, LearnedTV" in refused(write(folder, model), capsys)
     save(folder, "m", FieldsOfExperts(filters=2, size=3).double(), module(), fidelity="x.Weighted")
     assert "was trained with x.Weighted" in refused(write(folder, model), capsys)
+
+
+def test_saddle_point_models_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    learned = LearnedTV(2, 3, dual_convexity=0.3, field_convexity=0.2).double()
+    save(folder, "m", learned, module())
+    methods = {"m": {"model": "m.safetensors"}}
+    assert main(["compare", "--config", write(folder, methods, accuracy=1e-3), "--output", "out"]) == 0
+    for row, (x, y) in zip(rows(folder / "out"), samples(module()), strict=True):
+        exact = Saddle(learned).reconstruct(Data(y=y), Request(1e-6)).solution.x
+        assert 0 < float(row["error"]) <= 1e-3
+        assert float(row["psnr"]) == pytest.approx(-10 * math.log10(float((exact - x).square().mean())), abs=0.05)
+    assert json.loads((folder / "out" / "summary.json").read_text())["methods"][0]["certified"] is True
+    config = write(folder, methods, nonnegative=True)
+    assert "m.safetensors: x >= 0 does not go with saddle-point models" in refused(config, capsys)
+
+
+def test_nonnegative_comparisons_minimize_over_nonnegative_images(folder: Path) -> None:
+    """Of total variation, and of critics whose descent stops early."""
+    save(folder, "critic", ConvolutionalCritic(1, (3, 3), 3).double(), module(sigma=0.6), descent_iterations=3)
+    methods = {"tv": {"baseline": "tv"}, "critic": {"model": "critic.safetensors"}}
+    for nonnegative in (False, True):
+        config = write(folder, methods, {"sigma": 0.6}, accuracy=0.1, nonnegative=nonnegative)
+        assert main(["compare", "--config", config, "--output", str(nonnegative)]) == 0
+        for method in methods:
+            images = np.load(folder / str(nonnegative) / method / "reconstructions.npy")
+            assert (images.min() >= 0) == nonnegative, method
+
+
+def test_rays_are_weighted_by_their_photons(tmp_path: Path) -> None:
+    pytest.importorskip("astra")
+    data = TomographyDataModule(size=16, views=8, limit=2, cache=False, photons=1e4)
+    assert data.operator is not None
+    path = save_regularizer(TotalVariation(-1.0, -4.0).double(), tmp_path / "tv", {"mu": 0.1})
+    y = data.test_dataloader().dataset[0].y[None]
+    task = Task(data, data.operator, 0.01, 1, weighted=True)
+    weights = task.weights(y)
+    assert weights is not None
+    found = load_method(path, task, unchecked=True).reconstruct(y, weights)
+    energy = Energy(y, TotalVariation(-1.0, -4.0).double(), data.operator, WeightedSquaredL2(weights), 0.1)
+    exact = LBFGS()(energy, torch.zeros_like(found.x), 1e-4).x
+    assert float((found.x - exact).norm()) <= found.error + 1e-4 <= 0.011
+    torch.testing.assert_close(weights, (w := torch.exp(-data.noise()["mu_unit"] * y)) / w.mean())
+    gaussian = TomographyDataModule(size=16, views=8, limit=2, cache=False)
+    with pytest.raises(ValueError, match="weighted is true, but the noise is none of photons"):
+        Task(gaussian, data.operator, 0.01, 1, weighted=True).weights(y)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +303,7 @@ def test_bad_data_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) 
     )
     assert "are in the validation data, too, e.g. " in refused(write(folder, tv, {"test": "val"}), capsys)
     assert "accuracy is 0" in refused(write(folder, tv, accuracy=0), capsys)
+    assert "nonnegative is 1; valid are true and false" in refused(write(folder, tv, nonnegative=1), capsys)
     assert "has no use for method" in refused(write(folder, tv, method=1), capsys)
 
 

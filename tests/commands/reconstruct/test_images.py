@@ -17,7 +17,7 @@ from models import FieldsOfExperts, TotalVariation
 from models.files.storage import save_regularizer
 from recon.commands.reconstruct.main import main
 from recon.lower_level import LBFGS, Energy, ProjectedLBFGS
-from recon.reconstruction.weight import image_noise
+from recon.reconstruction.noise import image_noise
 
 
 @pytest.fixture

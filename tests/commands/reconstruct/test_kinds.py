@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from recon.operators import ParallelBeam
-from recon.reconstruction.weight import sinogram_noise
+from recon.reconstruction.noise import sinogram_noise
 from tests.commands.reconstruct.slices import refused, run, write_slice
 from tests.datasets.scans.discs import VALUES, in_regions, integrals, write_dxchange
 

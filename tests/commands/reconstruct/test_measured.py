@@ -21,8 +21,8 @@ from recon.commands.reconstruct.main import guessed_task, main
 from recon.lower_level import LBFGS, Energy
 from recon.operators import CartesianMRI, ParallelBeam, RayTransform, channels_to_complex, simulated_sensitivities
 from recon.operators.mri.sampling import random_lines
-from recon.reconstruction.problem import Weighted
-from recon.reconstruction.weight import sinogram_noise
+from recon.reconstruction.noise import sinogram_noise
+from recon.reconstruction.variational import Weighted
 from tests.commands.reconstruct.slices import refused, run
 
 SIZE, VIEWS = 32, 24

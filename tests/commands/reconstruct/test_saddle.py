@@ -15,10 +15,10 @@ from models import LearnedTV, TotalVariation
 from models.files.storage import load_model, save_regularizer
 from models.training.saddle import SaddleModule
 from recon.bilevel import MAID
-from recon.commands.reconstruct.saddle_solver import Whitened, multiply
 from recon.lower_level import PDHG, SaddlePoint
 from recon.operators import Blur, LinearOperator
 from recon.operators.linear import check_adjoint
+from recon.operators.whitened import Whitened
 from tests.commands.reconstruct.slices import refused, run
 from tests.lower_level.problems import normal, smooth_image
 from tests.models.training.test_bilevel_module import Tiny, trainer
@@ -91,7 +91,7 @@ def test_weights_of_pictures(model: Path, picture: Path) -> None:
     _, output, report = run(picture, "--model", str(model), "--weight", "3", "--accuracy", "1e-3")
     y = torch.from_numpy(np.moveaxis(np.load(picture), -1, 0).copy())[:, None]
     heavier = loaded(model)
-    multiply(heavier, 3.0)
+    heavier.multiply(3.0)
     with torch.no_grad():
         exact = tight(heavier.saddle_point(y))
     x = torch.from_numpy(np.moveaxis(np.load(output / "noisy.npy"), -1, 0).copy())[:, None]
@@ -122,7 +122,7 @@ def test_the_weight_multiplies_the_whole_regularizer(norm: str) -> None:
     one = LearnedTV(**SETTINGS, norm=norm, image_convexity=0.4 / weight).double()  # type: ignore[arg-type]
     other = copy.deepcopy(one)
     other.image_convexity = 0.4
-    multiply(other, weight)
+    other.multiply(weight)
     one.measured_by(Scaled(blur, weight**0.5))
     other.measured_by(blur)
     with torch.no_grad():

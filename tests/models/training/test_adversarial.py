@@ -20,10 +20,10 @@ from models.files.checkpoints import AtomicCheckpointIO, CheckpointError
 from models.files.storage import load_regularizer
 from models.training.adversarial import AdversarialModule
 from models.training.callbacks import LastCheckpoint
-from models.training.critic import TIKHONOV, AdversarialObjective, CriticAdam, critic_reconstruction, published_weight
+from models.training.critic import AdversarialObjective, CriticAdam, published_weight
 from recon import metrics
 from recon.lower_level import LBFGS, Energy, Regularizer, SquaredL2, WeightedSquaredL2
-from recon.lower_level.solvers.descent import best_weight, descend
+from recon.lower_level.solvers.descent import descend
 from recon.operators import (
     Blur,
     CartesianMRI,
@@ -32,6 +32,8 @@ from recon.operators import (
     RayTransform,
     simulated_sensitivities,
 )
+from recon.reconstruction.early_stopped import TIKHONOV, critic_reconstruction
+from recon.reconstruction.weight import best_weight
 from tests.lower_level.problems import perturb, smooth_image
 from tests.lower_level.regularizer_checks import assert_batch, assert_parameter_derivatives
 from tests.models.training.test_bilevel_module import Tiny, assert_same, trainer

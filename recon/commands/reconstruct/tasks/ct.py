@@ -26,8 +26,9 @@ from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture,
 from recon.commands.reconstruct.tasks.task import Job, Model
 from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
 from recon.operators.tomography.fbp import FILTERS
-from recon.reconstruction.problem import NOT_EXACT, DicomTarget, Problem
-from recon.reconstruction.weight import sinogram_noise
+from recon.reconstruction.noise import sinogram_noise
+from recon.reconstruction.problem import DicomTarget, Problem
+from recon.reconstruction.variational import NOT_EXACT
 
 #: side in mm of pictures that do not tell, as in ``TomographyDataModule``
 FIELD_OF_VIEW = 300.0

@@ -8,6 +8,7 @@ is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
 from datasets.readers.pictures import SUFFIXES
 from recon.commands.errors import printable
-from recon.commands.reconstruct.regularized import metadata_mu
+from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
 from recon.commands.reconstruct.tasks.pictures import picture_files
 from recon.commands.reconstruct.tasks.task import Job, Task, check_names, check_overwritten, named
@@ -31,9 +32,9 @@ from recon.files import check_finite, write_files
 from recon.lower_level import Energy, Regularizer, SaddleModel
 from recon.operators import Identity
 from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
-from recon.reconstruction import mirrored
-from recon.reconstruction.problem import Problem, Weighted
-from recon.reconstruction.weight import image_noise
+from recon.reconstruction.noise import image_noise
+from recon.reconstruction.problem import Problem
+from recon.reconstruction.variational import Weighted
 
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
 _HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
@@ -93,54 +94,53 @@ class Images(Task):
                 )
         return [by_name[file.stem] for file in files]
 
-    def trained_mu(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> float:
-        """That of regularizers, if they were trained for denoising and their energy is strongly convex."""
+    def trained(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> Trained:
+        """Regularizers need a strongly convex energy, unless their training stopped the descent early."""
         file, args = self.args.model, self.args
         for part, valid in {"operator": "Identity", "fidelity": "SquaredL2"}.items():
             found = str(metadata.get(part, valid))
             if found.rpartition(".")[2] != valid:
                 raise ValueError(f"{file}: trained with the {part} {found}; this program denoises, which is {valid}")
-        mu = metadata_mu(metadata, file)
+        trained = Trained.of(model, metadata, file)
         if isinstance(model, SaddleModel):
-            return 0.0
-        pixel = next(model.parameters(), torch.zeros(())).new_zeros(1, 1, 1, 1)
-        try:
-            Energy(pixel, Weighted(model, args.weight or 1.0), mu=args.mu or mu).require_strong_convexity()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
-        return mu
+            return replace(trained, mu=0.0)  # there is no place for it
+        if trained.steps is None:
+            pixel = next(model.parameters(), torch.zeros(())).new_zeros(1, 1, 1, 1)
+            try:
+                energy = Energy(pixel, Weighted(model, args.weight or 1.0), mu=args.mu or trained.mu)
+                energy.require_strong_convexity()
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+        return trained
 
-    def problem(self, job: Job, margin: int) -> Problem:
-        """Denoising of a picture, mirrored at its edges for models that were trained so."""
+    def problem(self, job: Job) -> Problem:
+        """Denoising of a picture."""
         y, target = _read(job)
         noise = self.args.noise
-        with named(job.data):  # images that are smaller than the filters
-            batch = y[None].to(self.args.device, self.dtype)
-            data = mirrored(batch, margin)
-            spacing = read_nifti(job.data).pixel_size if is_nifti(job.data) else None
-            return Problem(
-                name=job.data.stem,
-                data=job.data,
-                task=self.name,
-                y=data,
-                operator=Identity(),
-                start=data,
-                baseline=y,
-                method="data",
-                scale=1.0,
-                unit="1",
-                noise=image_noise(batch) if noise is None else noise / (_HU_RANGE if holds_dicom(job.data) else 1.0),
-                noise_rule="estimated from second differences of the image" if noise is None else "given",
-                measured=data.numel(),
-                reference=target,
-                details={} if spacing is None else {"pixel_size_mm": list(spacing)},
-            )
+        batch = y[None].to(self.args.device, self.dtype)
+        spacing = read_nifti(job.data).pixel_size if is_nifti(job.data) else None
+        with named(job.data):  # pictures that are too small
+            level = image_noise(batch) if noise is None else noise / (_HU_RANGE if holds_dicom(job.data) else 1.0)
+        return Problem(
+            name=job.data.stem,
+            data=job.data,
+            task=self.name,
+            y=batch,
+            operator=Identity(),
+            start=batch,
+            baseline=y,
+            method="data",
+            scale=1.0,
+            unit="1",
+            noise=level,
+            noise_rule="estimated from second differences of the image" if noise is None else "given",
+            measured=batch.numel(),
+            reference=target,
+            details={} if spacing is None else {"pixel_size_mm": list(spacing)},
+        )
 
     def image(self, problem: Problem, x: Tensor) -> Tensor:
-        """The middle of x, without what was mirrored."""
-        height, width = problem.baseline.shape[1:]
-        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
-        return x[0, :, top : top + height, left : left + width].cpu()
+        return x[0].cpu()
 
     def quality(self, image: Tensor, reference: Tensor) -> Quality:
         return Quality.of(image, reference, 1.0)

@@ -18,7 +18,7 @@ from datasets.readers.dicom.slices import Modality
 from datasets.readers.pictures import DataError
 from recon.commands.errors import printable
 from recon.commands.reconstruct.options import given, option
-from recon.commands.reconstruct.regularized import metadata_mu
+from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
 from recon.commands.reconstruct.tasks.measured_picture import measured_figure
 from recon.commands.reconstruct.tasks.pictures import picture_files
@@ -110,14 +110,13 @@ class Measured(Task):
         """A file, or the pictures in a folder."""
         return picture_files(path, self.modality) if path.is_dir() else [path]
 
-    def trained_mu(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> float:
-        own = getattr(model, "image_convexity", 0.0) if isinstance(model, SaddleModel) else 0.0
-        return own or metadata_mu(metadata, self.args.model)
+    def trained(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> Trained:
+        return Trained.of(model, metadata, self.args.model)
 
     def default_mu(self, problem: Problem) -> float:
         return self.relative_mu * problem.operator.norm_bound**2
 
-    def problem(self, job: Job, margin: int) -> Problem:
+    def problem(self, job: Job) -> Problem:
         reference = None if job.reference is None else read_reference(job.reference, self.name)
         with named(job.data):
             return self.build(job, reference)

@@ -17,13 +17,13 @@ from torch import Tensor
 from datasets.readers.pictures import DataError
 from recon.commands.reconstruct.networks import Network
 from recon.commands.reconstruct.options import Range
-from recon.commands.reconstruct.regularized import DTYPES, certificate
+from recon.commands.reconstruct.regularized import DTYPES, Trained, certificate
 from recon.commands.reconstruct.report import Quality, Result
 from recon.lower_level import Regularizer, SaddleModel
 from recon.reconstruction.problem import Problem
 
 #: what reconstructs; None is total variation
-Model = Regularizer | SaddleModel | Network | None
+Model = Trained | Network | None
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def trained_mu(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> float:
-        """The weight mu that a model was trained with, 0 if there is none.
+    def trained(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> Trained:
+        """A model with what its file says of its training.
 
         Raises
         ------
         ValueError
-            The model was trained for something else.
+            The model was trained for something else, or certifies nothing.
         """
 
     def default_mu(self, problem: Problem) -> float | None:
@@ -125,15 +125,13 @@ class Task(ABC):
         return certificate(model, self.args.plain)
 
     @abstractmethod
-    def problem(self, job: Job, margin: int) -> Problem:
+    def problem(self, job: Job) -> Problem:
         """Read a file.
 
         Parameters
         ----------
         job : Job
             Which one.
-        margin : int
-            By how many pixels a regularizer wants images to go on behind their boundary, where data are images.
 
         Raises
         ------
