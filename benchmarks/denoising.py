@@ -19,9 +19,9 @@ from benchmarks.common import arguments, print_table, start, write_csv
 from datasets import BuiltinImages, ImageFolder, MeasurementDataset
 from models import TotalVariation
 from models.files.storage import load_regularizer
-from recon.lower_level import LBFGS, Energy, Regularizer
+from recon.lower_level import Regularizer
 from recon.metrics import psnr, ssim
-from recon.reconstruction import cropped, mirrored
+from recon.reconstruction import Data, Request, Variational
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -36,11 +36,8 @@ def pairs(path: str, sigma: float, limit: int | None) -> Pairs:
 
 def denoise(regularizer: Regularizer, y: Tensor, accuracy: float) -> tuple[Tensor, float, float]:
     """The minimizer, its certified error, and the evaluations it took."""
-    data = mirrored(y, regularizer.margin)
-    solution = LBFGS()(Energy(data, regularizer), data, accuracy)
-    evaluations = float(solution.evaluations)
-    solution = cropped(solution, (y.shape[2], y.shape[3]))
-    return solution.x, float(solution.error), evaluations
+    solution = Variational(regularizer).reconstruct(Data(y=y), Request(accuracy)).solution
+    return solution.x, float(solution.error), float(solution.evaluations)
 
 
 def measure(name: str, regularizer: Regularizer, data: Pairs, accuracy: float) -> dict[str, float | str]:

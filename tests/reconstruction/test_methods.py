@@ -81,7 +81,7 @@ def test_minimizers_are_those_of_the_solver_bit_for_bit() -> None:
 
 
 def test_a_weight_multiplies_the_regularizer() -> None:
-    problem, seen = Data(y=images()), []
+    problem, seen = Data(y=images(1)), []
     made = Variational(TotalVariation(-2.0, -3.0).double()).reconstruct(
         problem, Request(1e-6, weight=3.0), lambda phase, count, error: seen.append((phase, count, error))
     )

@@ -26,7 +26,7 @@ def critic(folder: Path, channels: int = 1, **metadata: object) -> Path:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
-    y = 0.2 + 0.3 * smooth_image(1, 1, 12, 12, seed=3)[0, 0] + normal(12, 12, scale=0.1)
+    y = (0.5 + 0.3 * smooth_image(1, 1, 12, 12, seed=3)[0, 0] + normal(12, 12, scale=0.1)).clamp(min=0)
     np.save(tmp_path / "noisy.npy", y.numpy())
     return tmp_path / "noisy.npy"
 
@@ -61,7 +61,10 @@ def test_weights_and_nonnegative_images(picture: Path, tmp_path: Path) -> None:
     assert status == 0
     assert (report["weight"], report["nonnegative"]) == (3, True)
     assert np.load(output / "noisy.npy").min() >= 0
-    status, _, report = run(picture, *given, "--choose", "sweep", "--reference", str(picture))
+    true = tmp_path / "true" / "noisy.npy"
+    true.parent.mkdir()
+    np.save(true, (0.5 + 0.3 * smooth_image(1, 1, 12, 12, seed=3)[0, 0]).numpy())
+    status, _, report = run(picture, *given, "--choose", "sweep", "--reference", str(true))
     assert status == 0
     assert len(report["weight_trials"]) >= 5
 
