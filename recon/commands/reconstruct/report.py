@@ -14,7 +14,7 @@ from torch import Tensor
 from models import TotalVariation
 from recon.commands.output.one_by_one import Outcome
 from recon.commands.reconstruct.networks import Network
-from recon.lower_level import Grade, Status
+from recon.lower_level import Grade
 from recon.metrics import SSIM_WINDOW, psnr, ssim
 from recon.reconstruction import Problem, Regularized
 from recon.reconstruction.methods import NOT_CERTIFIED
@@ -22,8 +22,8 @@ from recon.reconstruction.methods import NOT_CERTIFIED
 REPORT = "report.json"
 #: of the entries; in reports of schema 1, which do not say so, those of images had other names than those of CT and MRI
 SCHEMA = 2
-#: the status of methods that solve nothing
-DIRECT = "direct"
+#: the status of methods that solve nothing, and that of solutions which reached their accuracy
+DIRECT, CONVERGED = "direct", "converged"
 
 
 class Quality(NamedTuple):
@@ -89,7 +89,7 @@ class Result:
     @property
     def reached(self) -> bool:
         """Whether it is all that was asked for."""
-        return self.status in (words(Status.CONVERGED), DIRECT, NOT_CERTIFIED)
+        return self.status in (CONVERGED, DIRECT, NOT_CERTIFIED)
 
     def beside(self, problem: Problem, before: Quality) -> Result:
         """With the plain method, which the pictures show beside it."""
@@ -182,11 +182,6 @@ def read_report(path: Path) -> dict[str, Any]:
 def finite(value: float) -> float | None:
     """The number, or ``None`` (null) where JSON has none for it."""
     return value if math.isfinite(value) else None
-
-
-def words(status: Status) -> str:
-    """A status as it is written in reports and tables."""
-    return status.name.lower().replace("_", " ")
 
 
 def graded(result: Result) -> str:

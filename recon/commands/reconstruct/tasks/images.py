@@ -32,8 +32,8 @@ from recon.files import check_finite, write_files
 from recon.lower_level import Energy, Regularizer, SaddleModel
 from recon.operators import Identity
 from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
-from recon.reconstruction import Problem
 from recon.reconstruction.noise import image_noise
+from recon.reconstruction.problem import Problem
 from recon.reconstruction.variational import Weighted
 
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
@@ -95,7 +95,7 @@ class Images(Task):
         return [by_name[file.stem] for file in files]
 
     def trained(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> Trained:
-        """The model, if it was trained for denoising, and its energy is strongly convex or its descent stops early."""
+        """Regularizers need a strongly convex energy, unless their training stopped the descent early."""
         file, args = self.args.model, self.args
         for part, valid in {"operator": "Identity", "fidelity": "SquaredL2"}.items():
             found = str(metadata.get(part, valid))
@@ -103,40 +103,41 @@ class Images(Task):
                 raise ValueError(f"{file}: trained with the {part} {found}; this program denoises, which is {valid}")
         trained = Trained.of(model, metadata, file)
         if isinstance(model, SaddleModel):
-            return replace(trained, mu=0.0)
-        if trained.steps is not None:
-            return trained
-        pixel = next(model.parameters(), torch.zeros(())).new_zeros(1, 1, 1, 1)
-        try:
-            Energy(pixel, Weighted(model, args.weight or 1.0), mu=args.mu or trained.mu).require_strong_convexity()
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            return replace(trained, mu=0.0)  # there is no place for it
+        if trained.steps is None:
+            pixel = next(model.parameters(), torch.zeros(())).new_zeros(1, 1, 1, 1)
+            try:
+                energy = Energy(pixel, Weighted(model, args.weight or 1.0), mu=args.mu or trained.mu)
+                energy.require_strong_convexity()
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
         return trained
 
     def problem(self, job: Job) -> Problem:
         """Denoising of a picture."""
         y, target = _read(job)
         noise = self.args.noise
-        with named(job.data):  # images that are smaller than the filters
-            batch = y[None].to(self.args.device, self.dtype)
-            spacing = read_nifti(job.data).pixel_size if is_nifti(job.data) else None
-            return Problem(
-                name=job.data.stem,
-                data=job.data,
-                task=self.name,
-                y=batch,
-                operator=Identity(),
-                start=batch,
-                baseline=y,
-                method="data",
-                scale=1.0,
-                unit="1",
-                noise=image_noise(batch) if noise is None else noise / (_HU_RANGE if holds_dicom(job.data) else 1.0),
-                noise_rule="estimated from second differences of the image" if noise is None else "given",
-                measured=batch.numel(),
-                reference=target,
-                details={} if spacing is None else {"pixel_size_mm": list(spacing)},
-            )
+        batch = y[None].to(self.args.device, self.dtype)
+        spacing = read_nifti(job.data).pixel_size if is_nifti(job.data) else None
+        with named(job.data):  # pictures that are too small
+            level = image_noise(batch) if noise is None else noise / (_HU_RANGE if holds_dicom(job.data) else 1.0)
+        return Problem(
+            name=job.data.stem,
+            data=job.data,
+            task=self.name,
+            y=batch,
+            operator=Identity(),
+            start=batch,
+            baseline=y,
+            method="data",
+            scale=1.0,
+            unit="1",
+            noise=level,
+            noise_rule="estimated from second differences of the image" if noise is None else "given",
+            measured=batch.numel(),
+            reference=target,
+            details={} if spacing is None else {"pixel_size_mm": list(spacing)},
+        )
 
     def image(self, problem: Problem, x: Tensor) -> Tensor:
         return x[0].cpu()

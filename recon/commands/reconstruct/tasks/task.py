@@ -113,7 +113,7 @@ class Task(ABC):
         Raises
         ------
         ValueError
-            The model was trained for something else.
+            The model was trained for something else, or certifies nothing.
         """
 
     def default_mu(self, problem: Problem) -> float | None:
