@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
+
+from recon.errors import positive
 
 #: side of the Gaussian window of the SSIM in pixels
 SSIM_WINDOW = 11
@@ -66,5 +66,4 @@ def _check(x: Tensor, target: Tensor, data_range: float) -> None:
         )
     if x.ndim != 4 or x.numel() == 0:
         raise ValueError(f"images must have the shape (batch, channel, height, width), but got {tuple(x.shape)}")
-    if not 0 < data_range < math.inf:
-        raise ValueError(f"data_range is {data_range}, but must be positive and finite")
+    positive(data_range=data_range)

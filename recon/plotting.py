@@ -17,6 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from recon.bilevel import Progress, Record
+from recon.errors import at_least
 from recon.files import check_finite, write_files
 
 #: colours that are told apart in print and by colour-blind readers (Okabe and Ito 2008)
@@ -77,8 +78,7 @@ def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np
         k = k[:, 0]
     if k.ndim != 3 or k.size == 0:
         raise ValueError(f"filters must have the shape (K, h, w) or (K, 1, h, w), but got {tuple(kernels.shape)}")
-    if columns is not None and columns < 1:
-        raise ValueError(f"columns is {columns}, but must be at least 1")
+    at_least(1, columns=columns)
     count, height, width = k.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

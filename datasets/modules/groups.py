@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, TypeVarTuple
 
-from datasets.modules.arguments import check_counts, check_side
+from datasets.modules.arguments import check_side
+from recon.errors import at_least
 
 Groups = TypeVarTuple("Groups")
 
@@ -39,7 +40,7 @@ class Pictures:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(size=self.size, crop_size=self.crop_size, limit=self.limit)
+        at_least(1, size=self.size, crop_size=self.crop_size, limit=self.limit)
         check_side(self.size, self.crop_size)
 
     @property
@@ -72,7 +73,7 @@ class PatchPictures(Pictures):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(patch_size=self.patch_size, n_patches=self.n_patches)
+        at_least(1, patch_size=self.patch_size, n_patches=self.n_patches)
         if self.n_patches is not None and self.patch_size is None:
             raise ValueError(f"n_patches is {self.n_patches}, but patch_size is not set; set both or neither")
 
@@ -123,7 +124,7 @@ class Batches:
     eval_batch_size: int = 1
 
     def __post_init__(self) -> None:
-        check_counts(batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
+        at_least(1, batch_size=self.batch_size, eval_batch_size=self.eval_batch_size)
 
 
 # --- names of arguments before they belonged to groups, to be dropped with the next version ---------------------------

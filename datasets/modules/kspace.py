@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.errors import DataError
 from datasets.kspace.files import MeasuredKSpace, load_kspace, read_noise_scan
 from datasets.kspace.noise import NoiseEstimate, estimate_noise, measured_noise
-from datasets.modules.arguments import check_positive, torch_dtype
+from datasets.modules.arguments import torch_dtype
 from datasets.modules.groups import regrouped
 from datasets.sources.measurements import Measurement, Sample
+from recon.errors import positive
 from recon.operators import CartesianMRI, complex_to_channels, root_sum_of_squares, zero_filled
 from recon.operators.mri.sampling import PATTERNS, Pattern
 from recon.operators.mri.sensitivity import NoCalibrationError, estimate_sensitivities, sampled_points
@@ -152,7 +153,7 @@ class KSpaceDataModule(pl.LightningDataModule):
         **flat: Unpack[FlatKSpace],
     ) -> None:
         super().__init__()
-        check_positive(scale=scale, noise=noise)
+        positive(scale=scale, noise=noise)
         if noise is not None and noise_scan is not None:
             raise ValueError("noise and noise_scan exclude each other; give one of them")
         self.sensitivities, self.undersampling = regrouped(

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from datasets.errors import DataError
-from datasets.modules.arguments import check_counts
 from datasets.modules.groups import Batches, FlatBatches, Pictures, regrouped
 from datasets.modules.simulated import SimulatedDataModule
 from datasets.readers.hdf5 import LODOPAB_MU_MAX, LODOPAB_PHOTONS, LoDoPaB, LodopabPart
 from datasets.scans.scan import lodopab_geometry
 from datasets.sources.images import Images, ImageSource, Split
 from datasets.sources.measurements import MeasurementDataset, Sample
+from recon.errors import at_least
 from recon.operators import Geometry, RayTransform
 from recon.operators.tomography.ray_transform import Backend
 
@@ -109,7 +109,7 @@ class LoDoPaBDataModule(SimulatedDataModule):
     ) -> None:
         (batches,) = regrouped(flat, "batches", batches)
         super().__init__(folder, folder, folder, Pictures(limit=limit), 0, dtype, batches)
-        check_counts(view_step=view_step)
+        at_least(1, view_step=view_step)
         self.view_step = view_step
         every = lodopab_geometry() if geometry is None else geometry
         self.geometry = every.select(slice(None, None, view_step))

@@ -13,12 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.errors import DataError
-from datasets.modules.arguments import check_positive, torch_dtype
+from datasets.modules.arguments import torch_dtype
 from datasets.modules.groups import regrouped
 from datasets.modules.tomography import MU_UNIT
 from datasets.scans.reading import SINOGRAM_SUFFIXES, read_sinogram
 from datasets.scans.scan import Scan
 from datasets.sources.measurements import Measurement, WeightedMeasurement
+from recon.errors import positive
 from recon.operators import RayTransform
 from recon.operators.tomography.ray_transform import Backend
 
@@ -123,7 +124,7 @@ class SinogramDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         (views,) = regrouped(flat, "views", views)
-        check_positive(mu_unit=mu_unit)
+        positive(mu_unit=mu_unit)
         self.dtype = torch_dtype(dtype)
         self.mu_unit = mu_unit
         chosen = slice(views.first_view, views.last_view, views.view_step)

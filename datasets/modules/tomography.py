@@ -11,7 +11,6 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from datasets.modules.arguments import check_positive
 from datasets.modules.groups import Batches, FlatPatients, PatientPictures, regrouped
 from datasets.modules.patients import PatientDataModule
 from datasets.modules.simulated import BUILTIN
@@ -23,6 +22,7 @@ from datasets.sources.images import Images, ImageSource, PatientSource, Split
 from datasets.sources.measurements import MeasurementDataset, Sample
 from datasets.sources.medical import BuiltinSlices
 from datasets.sources.phantoms import RandomEllipses, SheppLogan
+from recon.errors import positive
 from recon.operators import FanBeam, Geometry, LinearOperator, ParallelBeam, RayTransform
 from recon.operators.tomography.ray_transform import Backend
 
@@ -204,7 +204,7 @@ class SinogramNoise:
         check_sigma(self.sigma or 0.0)
         if not (math.isfinite(self.relative_sigma) and self.relative_sigma >= 0):
             raise ValueError(f"relative_sigma is {self.relative_sigma}; it must be finite and at least 0")
-        check_positive(photons=self.photons, mu_unit=self.mu_unit)
+        positive(photons=self.photons, mu_unit=self.mu_unit)
 
     def description(self) -> dict[str, Any]:
         """``kind`` and parameters, for the file of a model."""

@@ -8,14 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from recon.errors import at_least
 from recon.operators import LinearOperator
-from recon.reconstruction.reconstructor import (
-    RampName,
-    Reconstructor,
-    check_counts,
-    naive_reconstruction,
-    positive_norm,
-)
+from recon.reconstruction.reconstructor import RampName, Reconstructor, naive_reconstruction, positive_norm
 
 _MOST_ITERATIONS = 10_000
 
@@ -70,7 +65,7 @@ class LearnedPrimalDual(Reconstructor):
         ramp: RampName = "space",
     ) -> None:
         super().__init__(image_channels, data_channels)
-        check_counts(iterations=iterations, memory=memory, channels=channels)
+        at_least(1, iterations=iterations, memory=memory, channels=channels)
         if iterations > _MOST_ITERATIONS:  # shared weights cost nothing in a file
             raise ValueError(f"iterations is {iterations}, but must be at most {_MOST_ITERATIONS}")
         if start not in ("zero", "naive"):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recon.errors import at_least
 from recon.operators import LinearOperator
-from recon.reconstruction.reconstructor import FilterName, RampName, Reconstructor, check_counts, naive_reconstruction
+from recon.reconstruction.reconstructor import FilterName, RampName, Reconstructor, naive_reconstruction
 
 _MOST_SCALES = 16
 
@@ -54,7 +55,7 @@ class UNet(Reconstructor):
         ramp: RampName = "space",
     ) -> None:
         super().__init__(image_channels, data_channels)
-        check_counts(scales=scales, channels=channels)
+        at_least(1, scales=scales, channels=channels)
         if scales > _MOST_SCALES:
             raise ValueError(f"scales is {scales}, but must be at most {_MOST_SCALES}: sides are halved at each")
         if not 0 < frequency_scaling <= 1:

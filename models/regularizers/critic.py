@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.regularizers.icnn import LeakyReLU
+from recon.errors import positive
 from recon.lower_level import Regularizer
 
 
@@ -54,8 +55,7 @@ class ConvolutionalCritic(Regularizer):
             raise ValueError(f"size is {size}, but must be odd and positive")
         if not 0 <= slope < 1:
             raise ValueError(f"slope is {slope}, but must lie in [0, 1)")
-        if not 0 < width < math.inf:
-            raise ValueError(f"width is {width}, but must be positive and finite")
+        positive(width=width)
         self.channels, self.size = channels, size
         self.sigma = LeakyReLU(slope, width, "smooth")
         generator, dtype = torch.Generator().manual_seed(seed), torch.get_default_dtype()

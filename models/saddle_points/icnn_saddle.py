@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.regularizers.filter_bank import spectral_bound
 from models.regularizers.icnn import ICNN
+from recon.errors import at_least
 from recon.lower_level import (
     PDHG,
     Blocks,
@@ -241,8 +242,7 @@ class PrimalDual(Solver):
     """
 
     def __init__(self, max_iterations: int = 100_000, diagonal: bool = True, certified: bool = True) -> None:
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations is {max_iterations}, but must be at least 1")
+        at_least(1, max_iterations=max_iterations)
         self.max_iterations, self.diagonal, self.certified = max_iterations, diagonal, certified
 
     @torch.no_grad()

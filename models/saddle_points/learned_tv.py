@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.regularizers.filter_bank import spectral_bound
+from recon.errors import at_least, not_negative
 from recon.lower_level import (
     Blocks,
     FairNorm,
@@ -159,8 +160,7 @@ class LearnedTV(SaddleModel):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if kernels < 1:
-            raise ValueError(f"kernels is {kernels}, but must be at least 1")
+        at_least(1, kernels=kernels)
         if size < 1 or size % 2 == 0:
             raise ValueError(f"the size of kernels is {size}, but must be odd and positive")
         if not math.isfinite(log_weight):
@@ -169,8 +169,7 @@ class LearnedTV(SaddleModel):
         for name, value in positive.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}, but must be positive and finite")
-        if not 0 <= image_convexity < math.inf:
-            raise ValueError(f"image_convexity is {image_convexity}, but must be finite and not negative")
+        not_negative(image_convexity=image_convexity)
         if norm not in ("smoothed", "fair", "huber"):
             raise ValueError(f"norm is {norm!r}, but must be smoothed, fair or huber")
         self.size, self.norm, self.smoothing, self.sum_constraint = size, norm, smoothing, sum_constraint

@@ -17,6 +17,7 @@ from models.training.callbacks import LastCheckpoint
 from models.training.critic import AdversarialObjective, CriticAdam, scale_parameter
 from recon import metrics
 from recon.bilevel import SquaredError
+from recon.errors import at_least, not_negative
 from recon.lower_level import DataFidelity, Energy, Regularizer, Snapshot, Solver
 from recon.lower_level.solvers.descent import descend
 from recon.operators import Identity, LinearOperator, RayTransform
@@ -86,12 +87,8 @@ class AdversarialModule(EnergyModule):
         reconstruction_accuracy: float = 1e-2,
     ) -> None:
         super().__init__(regularizer, optimizer, solver, fidelity, operator, mu, reconstruction_accuracy)
-        if not 0 <= penalty < math.inf:
-            raise ValueError(f"penalty is {penalty}, but must be finite and not negative")
-        if tune_images is not None and tune_images < 1:
-            raise ValueError(f"tune_images is {tune_images}, but must be at least 1")
-        if descent_iterations < 1:
-            raise ValueError(f"descent_iterations is {descent_iterations}, but must be at least 1")
+        not_negative(penalty=penalty)
+        at_least(1, tune_images=tune_images, descent_iterations=descent_iterations)
         scale_parameter(regularizer)
         self.penalty, self.tune_images = penalty, tune_images
         self.most_iterations = self.descent_iterations = descent_iterations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from pytorch_lightning.cli import OptimizerCallable
@@ -14,6 +13,7 @@ from models.training.upper_level import UpperLevelModule
 from recon.bilevel import MAID, BilevelObjective, Differentiation, SquaredError, UpperLoss
 from recon.bilevel.energy_objective import IMPLICIT
 from recon.bilevel.objective import check_chunk_size
+from recon.errors import not_negative
 from recon.lower_level import LBFGS, DataFidelity, Regularizer, Solver, SquaredL2
 from recon.names import public_name
 from recon.operators import LinearOperator
@@ -54,8 +54,7 @@ class EnergyModule(UpperLevelModule):
         reconstruction_accuracy: float,
     ) -> None:
         super().__init__(regularizer, optimizer, operator, reconstruction_accuracy)
-        if not 0 <= mu < math.inf:
-            raise ValueError(f"mu is {mu}, but must be finite and not negative")
+        not_negative(mu=mu)
         self.solver: Solver = solver if solver is not None else LBFGS()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
         self.mu = mu

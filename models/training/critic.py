@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recon.bilevel import Objective, Progress, Record
 from recon.bilevel.loss import check_finite
 from recon.bilevel.methods.passes import Passes
+from recon.errors import not_negative
 from recon.lower_level import (
     DataFidelity,
     Regularizer,
@@ -92,8 +93,7 @@ class AdversarialObjective(Objective):
         fidelity: DataFidelity | None = None,
         penalty: float = 10.0,
     ) -> None:
-        if not 0 <= penalty < math.inf:
-            raise ValueError(f"penalty is {penalty}, but must be finite and not negative")
+        not_negative(penalty=penalty)
         super().__init__(target, y)
         check_finite("data", y)
         self.regularizer, self.penalty = regularizer, penalty

@@ -16,6 +16,7 @@ from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.setting import describe_setting, setting_difference
 from models.files.storage import specification
 from models.training.module import ReconstructionModule
+from recon.errors import positive
 from recon.names import public_name
 from recon.operators import Identity, LinearOperator
 from recon.reconstruction import Data, Method, Network, Reconstructor
@@ -89,8 +90,7 @@ class SupervisedModule(ReconstructionModule):
         for name, value in {"batch_size": batch_size, "steps": steps}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
-        if gradient_clip is not None and not 0 < gradient_clip < math.inf:
-            raise ValueError(f"gradient_clip is {gradient_clip}, but must be positive and finite")
+        positive(gradient_clip=gradient_clip)
         if annealing not in ("cosine", "none"):
             raise ValueError(f"annealing is {annealing!r}; valid are 'cosine' and 'none'")
         if seed < 0:

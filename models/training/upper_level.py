@@ -19,6 +19,7 @@ from models.files.storage import specification
 from models.training.module import Reconstruction, ReconstructionModule, batch_weights
 from recon.bilevel import Objective, Record
 from recon.bilevel.methods.older import current_method
+from recon.errors import positive
 from recon.lower_level import Grade, Recreatable, Regularizer, SaddleModel, Status
 from recon.names import public_name
 from recon.operators import Identity, LinearOperator
@@ -65,8 +66,7 @@ class UpperLevelModule(ReconstructionModule):
         reconstruction_accuracy: float,
     ) -> None:
         super().__init__()
-        if not 0 < reconstruction_accuracy < math.inf:
-            raise ValueError(f"reconstruction_accuracy is {reconstruction_accuracy}, but must be positive and finite")
+        positive(reconstruction_accuracy=reconstruction_accuracy)
         self.automatic_optimization = False
         self.regularizer, self.make_optimizer, self.operator = regularizer, optimizer, operator
         self.reconstruction_accuracy = reconstruction_accuracy

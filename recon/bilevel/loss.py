@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from recon.errors import positive
+
 
 class UpperLoss(nn.Module):
     """g(., x*) = outer(q(., x*)): q convex, differentiable, with gradient Lipschitz constant ``smoothness``.
@@ -78,8 +80,7 @@ class NegativePSNR(SquaredError):
 
     def __init__(self, margin: int = 0, data_range: float = 1.0) -> None:
         super().__init__(margin)
-        if not 0 < data_range < math.inf:
-            raise ValueError(f"data_range is {data_range}, but must be positive and finite")
+        positive(data_range=data_range)
         self.data_range = data_range
 
     def outer(self, value: Tensor, target: Tensor) -> Tensor:

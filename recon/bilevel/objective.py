@@ -16,6 +16,7 @@ from recon.bilevel.certificate import Interval, first_order
 from recon.bilevel.evaluation import Accuracy, Adjoint, Chunk, Evaluation
 from recon.bilevel.hypergradient import Errors, Hypergradient
 from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
+from recon.errors import at_least
 from recon.lower_level import Energy, Solution, Status, per_image_norm
 from recon.lower_level.grade import grade_bounds, proved_part
 from recon.lower_level.precision import full_precision
@@ -25,8 +26,7 @@ from recon.lower_level.saddle.problem import SaddlePoint
 
 def check_chunk_size(chunk_size: int | None) -> None:
     """Raise ``ValueError`` for a number of images that cannot be solved together; None stands for all."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1")
+    at_least(1, chunk_size=chunk_size)
 
 
 class Objective(ABC):

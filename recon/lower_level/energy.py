@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from recon.errors import not_negative
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.contract import Claims, check_shapes
 from recon.lower_level.fidelity import DataFidelity, SquaredL2
@@ -54,8 +55,7 @@ class Energy:
         mu: float = 0.0,
         checked: bool = False,
     ) -> None:
-        if not 0 <= mu < math.inf:
-            raise ValueError(f"mu is {mu}, but must be finite and not negative")
+        not_negative(mu=mu)
         self.y, self.regularizer, self.mu = y.detach(), regularizer, mu
         self.operator = operator if operator is not None else Identity()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from recon.errors import at_least
 from recon.lower_level import Recreatable
 from recon.operators import FilteredBackProjection, Identity, LinearOperator, RayTransform
 
@@ -39,7 +40,7 @@ class Reconstructor(Recreatable):
 
     def __init__(self, image_channels: int = 1, data_channels: int = 1) -> None:
         super().__init__()
-        check_counts(image_channels=image_channels, data_channels=data_channels)
+        at_least(1, image_channels=image_channels, data_channels=data_channels)
         self.image_channels, self.data_channels = image_channels, data_channels
 
     def forward(self, y: Tensor, operator: LinearOperator) -> Tensor:
@@ -116,14 +117,3 @@ def positive_norm(operator: LinearOperator) -> float:
     if not operator.norm_bound > 0:
         raise ValueError(f"the norm of {type(operator).__name__} is 0: its data say nothing about the image")
     return operator.norm_bound
-
-
-def check_counts(**values: int) -> None:
-    """Check sizes of networks.
-
-    Raises:
-        ValueError: one is less than 1.
-    """
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, but must be at least 1")

@@ -12,8 +12,8 @@ from torch import Tensor
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.methods.direction import Direction, make_direction
 from recon.bilevel.methods.method import UpperLevelMethod
-from recon.bilevel.methods.parameters import check_at_least, check_choice, check_fraction, check_positive
 from recon.bilevel.objective import InexactObjective
+from recon.errors import at_least, fraction, one_of, positive
 from recon.lower_level import NotStronglyConvexError, Status
 
 
@@ -43,8 +43,8 @@ class LineSearch:
     growth: float = 1.2
 
     def __post_init__(self) -> None:
-        check_fraction("line_search.", armijo=self.armijo, shrink=self.shrink)
-        check_at_least(1, "line_search.", trials=self.trials, growth=self.growth)
+        fraction("line_search.", armijo=self.armijo, shrink=self.shrink)
+        at_least(1, "line_search.", trials=self.trials, growth=self.growth)
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Accelerations:
     largest_growth: float = math.inf
 
     def __post_init__(self) -> None:
-        check_choice("certificate", self.certificate, ("goal_oriented", "first_order"))
-        check_choice("direction", self.direction, ("lbfgs", "gradient", "adagrad"))
-        check_at_least(1, memory=self.memory, largest_growth=self.largest_growth)
+        one_of(("goal_oriented", "first_order"), certificate=self.certificate)
+        one_of(("lbfgs", "gradient", "adagrad"), direction=self.direction)
+        at_least(1, memory=self.memory, largest_growth=self.largest_growth)
 
 
 class CertifiedDescent(UpperLevelMethod[InexactObjective]):
@@ -98,8 +98,8 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
     def _take(self, **options: object) -> None:
         super()._take(**options)
         own = self.options
-        check_positive(**{name: own[name] for name in ("lr", "solution_accuracy", "adjoint_accuracy")})
-        check_at_least(0, tolerance=own["tolerance"])
+        positive(**{name: own[name] for name in ("lr", "solution_accuracy", "adjoint_accuracy")})
+        at_least(0, tolerance=own["tolerance"])
 
     def _check(self, objective: InexactObjective) -> None:
         if objective.unrolled_steps is not None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.loss import SquaredError
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
-from recon.bilevel.methods.parameters import check_positive
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
+from recon.errors import positive
 from recon.lower_level import NotStronglyConvexError, Status
 
 #: models of the residuals are interpolated in as many directions as there are parameters
@@ -74,7 +74,7 @@ class DFOLS(UpperLevelMethod[InexactObjective]):
         solution_accuracy: float = 1e-1,
         dynamic: bool = True,
     ) -> None:
-        check_positive(rhobeg=rhobeg, rhoend=rhoend, solution_accuracy=solution_accuracy)
+        positive(rhobeg=rhobeg, rhoend=rhoend, solution_accuracy=solution_accuracy)
         if rhoend >= rhobeg:
             raise ValueError(f"rhoend is {rhoend}, but must be less than rhobeg, {rhobeg}")
         super().__init__(params, rhobeg=rhobeg, rhoend=rhoend, solution_accuracy=solution_accuracy, dynamic=dynamic)

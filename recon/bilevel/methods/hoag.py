@@ -11,9 +11,9 @@ from torch import Tensor
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
-from recon.bilevel.methods.parameters import check_choice, check_fraction, check_positive
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
+from recon.errors import fraction, one_of
 from recon.lower_level import NotStronglyConvexError, Status
 
 SCHEDULES = ("quadratic", "cubic", "exponential", "constant")
@@ -73,11 +73,11 @@ class HOAG(UpperLevelMethod[InexactObjective]):
         decay: float = 0.9,
         adaptive: bool = True,
     ) -> None:
-        check_choice("schedule", schedule, SCHEDULES)
-        positive = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
-        check_positive(**positive)
-        check_fraction(decay=decay)
-        super().__init__(params, schedule=schedule, **positive, decay=decay, adaptive=adaptive)
+        one_of(SCHEDULES, schedule=schedule)
+        numbers = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
+        positive(**numbers)
+        fraction(decay=decay)
+        super().__init__(params, schedule=schedule, **numbers, decay=decay, adaptive=adaptive)
 
     def _begin(self, objective: InexactObjective) -> None:
         self.progress.update(point=1, factor=1.0)

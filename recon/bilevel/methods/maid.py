@@ -12,9 +12,9 @@ from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, LineSearch
 from recon.bilevel.methods.direction import Direction
 from recon.bilevel.methods.older import takes_older
-from recon.bilevel.methods.parameters import check_at_least, check_fraction
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
+from recon.errors import at_least, fraction
 
 #: of the decrease seen at a trial point, for the interval at each end when it is tried again
 SHARE = 0.4
@@ -43,8 +43,8 @@ class Limits:
     largest_growth: float = 4.0
 
     def __post_init__(self) -> None:
-        check_fraction("limits.", slack=self.slack)
-        check_at_least(1, "limits.", largest_growth=self.largest_growth)
+        fraction("limits.", slack=self.slack)
+        at_least(1, "limits.", largest_growth=self.largest_growth)
 
 
 class MAID(CertifiedDescent):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.methods.method import DivergedError, Objective, UpperLevelMethod
-from recon.bilevel.methods.parameters import check_not_negative, check_positive
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
+from recon.errors import not_negative, positive
 from recon.lower_level import Status
 
 
@@ -28,8 +28,8 @@ class Passes(UpperLevelMethod[Objective]):
     def _take(self, **options: object) -> None:
         super()._take(**options)
         own = self.options
-        check_positive(lr=own["first_lr"])
-        check_not_negative(lr_decay=own["lr_decay"])
+        positive(lr=own["first_lr"])
+        not_negative(lr_decay=own["lr_decay"])
         if own["batch_size"] < 1:
             raise ValueError(f"batch_size is {own['batch_size']}, but must be at least 1")
 
@@ -58,8 +58,8 @@ class InexactPasses(Passes[InexactObjective]):
     def _take(self, **options: object) -> None:
         super()._take(**options)
         own = self.options
-        check_positive(solution_accuracy=own["solution_accuracy"], adjoint_accuracy=own["adjoint_accuracy"])
-        check_not_negative(accuracy_decay=own["accuracy_decay"])
+        positive(solution_accuracy=own["solution_accuracy"], adjoint_accuracy=own["adjoint_accuracy"])
+        not_negative(accuracy_decay=own["accuracy_decay"])
 
     def _begin(self, objective: InexactObjective) -> None:
         start = objective.start()

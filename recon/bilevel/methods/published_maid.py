@@ -10,9 +10,9 @@ from torch import Tensor
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.certified_descent import Accelerations, CertifiedDescent, LineSearch
 from recon.bilevel.methods.older import takes_older
-from recon.bilevel.methods.parameters import check_at_least, check_fraction
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
+from recon.errors import at_least, fraction
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class AccuracySchedule:
     eta: float = 0.5
 
     def __post_init__(self) -> None:
-        check_fraction("schedule.", shrink=self.shrink, eta=self.eta)
-        check_at_least(1, "schedule.", growth=self.growth)
+        fraction("schedule.", shrink=self.shrink, eta=self.eta)
+        at_least(1, "schedule.", growth=self.growth)
 
 
 class PublishedMAID(CertifiedDescent):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from recon.errors import not_negative
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.saddle.curvature import Curvature, GroupCurvature
 from recon.lower_level.saddle.functionals import Functional, ParameterBound, Step, value_range
@@ -34,8 +35,7 @@ def _leaky_slope(t: Tensor, slope: float, width: float) -> Tensor:
 def _check(slope: float, width: float) -> None:
     if not 0 <= slope <= 1:
         raise ValueError(f"slope is {slope}, but must lie in [0, 1]: a leaky ReLU is convex and not decreasing")
-    if not 0 <= width < math.inf:
-        raise ValueError(f"width is {width}, but must be finite and not negative")
+    not_negative(width=width)
 
 
 def project_epigraph(u: Tensor, z: Tensor, slope: float, width: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -106,8 +106,7 @@ class Epigraph(Functional):
 
     def __init__(self, count: int, slope: float = 0.2, width: float = 0.0, eps: float = 0.0) -> None:
         _check(slope, width)
-        if not 0 <= eps < math.inf:
-            raise ValueError(f"eps is {eps}, but must be finite and not negative")
+        not_negative(eps=eps)
         self.count, self.size, self.slope, self.width, self.eps = count, 2 * count, slope, width, eps
         self.smoothness = 1 / eps if eps else math.inf
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from recon.errors import not_negative
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.saddle.curvature import Curvature, GroupCurvature
 from recon.lower_level.saddle.functionals import Functional, ParameterBound, Step, value_range
@@ -33,8 +34,7 @@ class GroupNorm(Functional):
 
     def __init__(self, shape: Sequence[int], axis: int | None, weight: Tensor | float, mu: float) -> None:
         value_range(weight, "weights of a norm", 0.0)
-        if not 0 <= mu < math.inf:
-            raise ValueError(f"mu is {mu}, but must be finite and not negative")
+        not_negative(mu=mu)
         self.shape, self.weight, self.mu = tuple(shape), weight, mu
         self.axis = None if axis is None else 1 + axis % len(self.shape)
         self.size, self.convexity = math.prod(self.shape), mu
@@ -118,8 +118,7 @@ class HuberNorm(GroupNorm):
         mu: float = 0.0,
     ) -> None:
         super().__init__(shape, axis, weight, mu)
-        if not 0 <= eps < math.inf:
-            raise ValueError(f"eps is {eps}, but must be finite and not negative")
+        not_negative(eps=eps)
         self.eps = eps
         self.smoothness = 1 / eps + mu if eps > 0 else math.inf
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from recon.errors import at_least
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.grade import grade_bounds, modelled_part
 from recon.lower_level.precision import full_precision
@@ -177,8 +178,7 @@ class PDHG:
     def __init__(
         self, max_iterations: int = 100_000, adaptive: bool = True, diagonal: bool = False, certified: bool = True
     ) -> None:
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations is {max_iterations}, but must be at least 1")
+        at_least(1, max_iterations=max_iterations)
         self.max_iterations, self.adaptive = max_iterations, adaptive
         self.diagonal, self.certified = diagonal, certified
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recon.errors import at_least
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.energy import Energy
 from recon.lower_level.solvers.iterate import State, SteppedSolver
@@ -60,8 +61,7 @@ class FISTA(SteppedSolver[FISTAState]):
         initial_lipschitz: float | None = None,
         accelerated: bool = True,
     ) -> None:
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations is {max_iterations}, but must be at least 1")
+        at_least(1, max_iterations=max_iterations)
         if initial_lipschitz is not None and not initial_lipschitz > 0:
             raise ValueError(f"initial_lipschitz is {initial_lipschitz}, but must be positive")
         self.max_iterations, self.backtracking = max_iterations, backtracking

@@ -110,7 +110,7 @@ def test_names_that_nobody_has_are_refused() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Pictures(size=0), "size is 0; it must be at least 1"),
+        (lambda: Pictures(size=0), "size is 0, but must be at least 1"),
         (lambda: PatientPictures(size=8, crop_size=8), r"size \(8\) and crop_size \(8\) exclude each other"),
         (lambda: PatchPictures(n_patches=3), "n_patches is 3, but patch_size is not set"),
         (lambda: PatchPictures(patch_size=0), "patch_size is 0"),
