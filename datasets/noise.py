@@ -15,8 +15,10 @@ def keyed_generator(*keys: int) -> np.random.Generator:
     NumPy's SeedSequence hashes the keys into 128 bits. A ``torch.Generator`` on the CPU keeps 32 bits of its seed, so
     that two of many pictures could share their noise.
 
-    Raises:
-        ValueError: a key is out of range.
+    Raises
+    ------
+    ValueError
+        a key is out of range.
     """
     if any(not 0 <= key < 2**64 for key in keys):
         raise ValueError(f"seed and index must be integers from 0 to 2^64 - 1; got {', '.join(map(str, keys))}")
@@ -34,8 +36,10 @@ def derive_seed(*keys: int) -> int:
 def check_sigma(sigma: float) -> float:
     """Return ``sigma`` if it is a standard deviation.
 
-    Raises:
-        ValueError: it is negative or not finite.
+    Raises
+    ------
+    ValueError
+        it is negative or not finite.
     """
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma is {sigma}; the standard deviation of the noise must be finite and at least 0")
@@ -54,15 +58,23 @@ def gaussian_noise(
     It depends on (shape, sigma, seed, index) alone. It is drawn in float64 and then rounded, so that runs in float32
     and in float64 see the same noise.
 
-    Args:
-        shape: shape of the data of one picture, without batch axis.
-        sigma: standard deviation, on the scale of the data; 0 gives zeros.
-        seed: of the data set, 0 to 2^64 - 1.
-        index: of the picture in the data set.
-        dtype: of the result.
+    Parameters
+    ----------
+    shape
+        shape of the data of one picture, without batch axis.
+    sigma
+        standard deviation, on the scale of the data; 0 gives zeros.
+    seed
+        of the data set, 0 to 2^64 - 1.
+    index
+        of the picture in the data set.
+    dtype
+        of the result.
 
-    Raises:
-        ValueError: sigma is negative or not finite, seed or index is out of range.
+    Raises
+    ------
+    ValueError
+        sigma is negative or not finite, seed or index is out of range.
     """
     check_sigma(sigma)
     standard = keyed_generator(seed, index).standard_normal(tuple(shape))

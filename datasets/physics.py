@@ -47,8 +47,10 @@ _WATER_CM2_PER_G = (0.8096, 0.3756, 0.2683, 0.2269, 0.2059, 0.1837, 0.1707, 0.15
 def water_attenuation(energy: float) -> float:
     """µ of water in 1/mm for photons of ``energy`` keV, interpolated in the NIST table on logarithmic scales.
 
-    Raises:
-        ValueError: the energy is not within 20 to 150 keV.
+    Raises
+    ------
+    ValueError
+        the energy is not within 20 to 150 keV.
     """
     if not _WATER_KEV[0] <= energy <= _WATER_KEV[-1]:
         raise ValueError(f"energy is {energy} keV; valid are {_WATER_KEV[0]:g} to {_WATER_KEV[-1]:g} keV")
@@ -60,8 +62,10 @@ def hu_to_attenuation(hu: Tensor, mu_water: float = MU_WATER, mu_air: float = 0.
 
     Values below air (noise, padding at -1024 HU) give µ < 0; clamp them where attenuation has to be physical.
 
-    Raises:
-        ValueError: not 0 <= mu_air < mu_water < infinity.
+    Raises
+    ------
+    ValueError
+        not 0 <= mu_air < mu_water < infinity.
     """
     _check_attenuations(mu_water, mu_air)
     return hu * ((mu_water - mu_air) / 1000) + mu_water
@@ -70,8 +74,10 @@ def hu_to_attenuation(hu: Tensor, mu_water: float = MU_WATER, mu_air: float = 0.
 def attenuation_to_hu(mu: Tensor, mu_water: float = MU_WATER, mu_air: float = 0.0) -> Tensor:
     """HU = 1000 (µ - µ_water) / (µ_water - µ_air) of µ in 1/mm, the inverse of ``hu_to_attenuation``.
 
-    Raises:
-        ValueError: not 0 <= mu_air < mu_water < infinity.
+    Raises
+    ------
+    ValueError
+        not 0 <= mu_air < mu_water < infinity.
     """
     _check_attenuations(mu_water, mu_air)
     return (mu - mu_water) * (1000 / (mu_water - mu_air))
@@ -80,16 +86,24 @@ def attenuation_to_hu(mu: Tensor, mu_water: float = MU_WATER, mu_air: float = 0.
 def poisson_counts(expected: Tensor, seed: int, index: int) -> Tensor:
     """Counts c ~ Poisson(expected), fixed by (seed, index) and drawn in float64 whatever the type of ``expected``.
 
-    Args:
-        expected: mean counts of one picture's data, without batch axis, at least 0.
-        seed: of the data set, 0 to 2^64 - 1.
-        index: of the picture in the data set.
+    Parameters
+    ----------
+    expected
+        mean counts of one picture's data, without batch axis, at least 0.
+    seed
+        of the data set, 0 to 2^64 - 1.
+    index
+        of the picture in the data set.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         Whole numbers, of the shape and type of ``expected``.
 
-    Raises:
-        ValueError: a mean that is negative, not finite or above 1e15; seed or index out of range.
+    Raises
+    ------
+    ValueError
+        a mean that is negative, not finite or above 1e15; seed or index out of range.
     """
     mean = expected.detach().cpu().double().numpy()
     if not (np.isfinite(mean).all() and (mean >= 0).all() and (mean <= _MAX_COUNT).all()):
@@ -102,14 +116,21 @@ def poisson_counts(expected: Tensor, seed: int, index: int) -> Tensor:
 def transmission_counts(z: Tensor, photons: float, seed: int, index: int, background: float = 0.0) -> Tensor:
     """Counts c ~ Poisson(photons exp(-z) + background) of line integrals z, fixed by (seed, index).
 
-    Args:
-        z: line integrals of one picture, without batch axis.
-        photons: n0, emitted photons for each ray, i.e. the expected count of a ray through air.
-        seed, index: see ``poisson_counts``.
-        background: r, expected count of scattered photons and dark current.
+    Parameters
+    ----------
+    z
+        line integrals of one picture, without batch axis.
+    photons
+        n0, emitted photons for each ray, i.e. the expected count of a ray through air.
+    seed, index
+        see ``poisson_counts``.
+    background
+        r, expected count of scattered photons and dark current.
 
-    Raises:
-        ValueError: ``photons`` is not positive, ``background`` is negative, or z is not finite.
+    Raises
+    ------
+    ValueError
+        ``photons`` is not positive, ``background`` is negative, or z is not finite.
     """
     _check_photons(photons, background)
     if not torch.isfinite(z).all():
@@ -126,19 +147,25 @@ def line_integrals(
     subtracted are replaced by it: such a ray gets the largest line integral, which is too small on average.
     ``transmission_weights`` gives these rays hardly any weight, or none.
 
-    Args:
-        counts: of any shape.
-        photons: n0, a number of photons; or a tensor, the flat field for each ray in the unit of ``counts``,
-            broadcastable to them.
-        background: r.
-        floor: in the unit of ``counts``. None is half a photon where ``photons`` is a number, so that the largest line
-            integral is log(2 n0). The unit of a flat field may be anything (it is 1 in normalized data), so that its
-            floor is ``MIN_TRANSMISSION`` times the flat field, and the largest line integral 11.8: a common factor of
-            counts and flat field changes nothing.
+    Parameters
+    ----------
+    counts
+        of any shape.
+    photons
+        n0, a number of photons; or a tensor, the flat field for each ray in the unit of ``counts``, broadcastable to
+        them.
+    background
+        r.
+    floor
+        in the unit of ``counts``. None is half a photon where ``photons`` is a number, so that the largest line
+        integral is log(2 n0). The unit of a flat field may be anything (it is 1 in normalized data), so that its floor
+        is ``MIN_TRANSMISSION`` times the flat field, and the largest line integral 11.8: a common factor of counts and
+        flat field changes nothing.
 
-    Raises:
-        ValueError: negative counts, counts that are not finite, ``photons`` or ``floor`` not positive, ``background``
-            negative.
+    Raises
+    ------
+    ValueError
+        negative counts, counts that are not finite, ``photons`` or ``floor`` not positive, ``background`` negative.
     """
     _check_photons(photons, background)
     _check_counts(counts)
@@ -159,8 +186,10 @@ def transmission_weights(counts: Tensor, background: float = 0.0) -> Tensor:
 
     For ``recon.lower_level.WeightedSquaredL2``. A common factor only rescales the regularization.
 
-    Raises:
-        ValueError: negative counts, counts that are not finite, a negative background.
+    Raises
+    ------
+    ValueError
+        negative counts, counts that are not finite, a negative background.
     """
     _check_photons(1.0, background)
     _check_counts(counts)
@@ -176,8 +205,10 @@ def kullback_leibler_background(counts: Tensor, fraction: float = 0.01) -> float
 
     Where b is invented rather than measured, add it to the data as well: the fidelity takes it for part of c.
 
-    Raises:
-        ValueError: no count is positive, negative counts, or ``fraction`` is not positive.
+    Raises
+    ------
+    ValueError
+        no count is positive, negative counts, or ``fraction`` is not positive.
     """
     _check_counts(counts)
     if not 0 < fraction < math.inf:

@@ -34,14 +34,19 @@ def write_files(files: Mapping[Path, Content]) -> None:
     Everything is first encoded and written, and flushed to the disk, under temporary names in the same folders; only
     when all of it is there do the files get their names. Folders that are missing are made.
 
-    Args:
-        files: bytes are written as they are. Arrays are encoded by the suffix: ``.npy`` as they are, ``.tif`` as
-            float32, ``.png`` as 8 bits, from floating-point values on [0, 1], clipped. Mappings become JSON.
+    Parameters
+    ----------
+    files
+        bytes are written as they are. Arrays are encoded by the suffix: ``.npy`` as they are, ``.tif`` as float32,
+        ``.png`` as 8 bits, from floating-point values on [0, 1], clipped. Mappings become JSON.
 
-    Raises:
-        NotFiniteError: (a ValueError) an array or a mapping holds NaN or infinite values, also those that only float32
-            cannot hold; nothing is written then.
-        OSError: the disk is full, a folder cannot be made or written to; the message names the file.
+    Raises
+    ------
+    NotFiniteError
+        (a ValueError) an array or a mapping holds NaN or infinite values, also those that only float32 cannot hold;
+        nothing is written then.
+    OSError
+        the disk is full, a folder cannot be made or written to; the message names the file.
     """
     contents = {path: encoded(path, content) for path, content in files.items()}
     written: list[tuple[Path, Path]] = []
@@ -64,9 +69,12 @@ def write_files(files: Mapping[Path, Content]) -> None:
 def encoded(path: Path, content: Content) -> bytes:
     """The bytes of a file, see :func:`write_files`; ``path`` gives the kind, and its name to errors.
 
-    Raises:
-        NotFiniteError: (a ValueError) as :func:`write_files`.
-        ValueError: an array for a file of another suffix, or values that JSON does not know.
+    Raises
+    ------
+    NotFiniteError
+        (a ValueError) as :func:`write_files`.
+    ValueError
+        an array for a file of another suffix, or values that JSON does not know.
     """
     if isinstance(content, bytes):
         return content
@@ -98,8 +106,10 @@ def encoded(path: Path, content: Content) -> bytes:
 def check_finite(content: Any, name: str, entry: str = "") -> None:
     """Check an array, or the numbers in nested mappings and lists.
 
-    Raises:
-        NotFiniteError: (a ValueError) some are NaN or infinite; it gives ``name`` and the entry.
+    Raises
+    ------
+    NotFiniteError
+        (a ValueError) some are NaN or infinite; it gives ``name`` and the entry.
     """
     where = f"{name}: not written" + (f", {entry}" if entry else "")
     if isinstance(content, np.ndarray):
@@ -119,8 +129,10 @@ def check_finite(content: Any, name: str, entry: str = "") -> None:
 def prepare_folder(folder: Path) -> None:
     """Make a folder for results if it is missing, and see that it can be written to, before any work is done.
 
-    Raises:
-        OSError: it cannot be made or written to, or is a file.
+    Raises
+    ------
+    OSError
+        it cannot be made or written to, or is a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):

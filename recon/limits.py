@@ -23,8 +23,10 @@ _given: float | None = None
 def set_memory_limit(limit: float | None) -> None:
     """Set the limit in bytes; None is the default.
 
-    Raises:
-        ValueError: it is not positive.
+    Raises
+    ------
+    ValueError
+        it is not positive.
     """
     global _given
     if limit is not None and not limit > 0:
@@ -35,8 +37,10 @@ def set_memory_limit(limit: float | None) -> None:
 def parse_memory(text: str, name: str = "--max-memory") -> float:
     """Bytes of ``4`` (GB), ``4GB``, ``500MB``.
 
-    Raises:
-        ValueError: it is no such amount, or not positive; the message gives ``name``.
+    Raises
+    ------
+    ValueError
+        it is no such amount, or not positive; the message gives ``name``.
     """
     match = re.fullmatch(r"\s*([0-9.]+)\s*([kKmMgGtT]?[bB]?)\s*", text)
     try:
@@ -52,8 +56,10 @@ def parse_memory(text: str, name: str = "--max-memory") -> float:
 def memory_limit() -> float:
     """The limit in bytes; infinite where the system does not tell what is free.
 
-    Raises:
-        ValueError: RECON_MAX_MEMORY is no amount of memory.
+    Raises
+    ------
+    ValueError
+        RECON_MAX_MEMORY is no amount of memory.
     """
     if _given is not None:
         return _given

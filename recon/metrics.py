@@ -15,15 +15,22 @@ SSIM_WINDOW = 11
 def psnr(x: Tensor, target: Tensor, data_range: float = 1.0) -> Tensor:
     """Peak signal-to-noise ratio 10 log10(range^2 / mean (x - target)^2) in dB.
 
-    Args:
-        x, target: ``(batch, channel, height, width)``; the mean is over channels and pixels.
-        data_range: of the images, on the scale of their values.
+    Parameters
+    ----------
+    x, target
+        ``(batch, channel, height, width)``; the mean is over channels and pixels.
+    data_range
+        of the images, on the scale of their values.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         ``(batch,)``, float64; infinite where x equals the target.
 
-    Raises:
-        ValueError: different shapes, not four axes, no pixel, or a range that is not positive.
+    Raises
+    ------
+    ValueError
+        different shapes, not four axes, no pixel, or a range that is not positive.
     """
     _check(x, target, data_range)
     mse = (x.detach().double() - target.detach().double()).square().flatten(1).mean(1)
@@ -38,7 +45,9 @@ def ssim(x: Tensor, target: Tensor, data_range: float = 1.0) -> Tensor:
 
     Args and raises: as :func:`psnr`; images must also have at least 11x11 pixels.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         ``(batch,)``, float64, at most 1.
     """
     _check(x, target, data_range)

@@ -45,8 +45,10 @@ class Panel:
     def pixels(self) -> np.ndarray:
         """As matplotlib wants it: (height, width), or (height, width, 3).
 
-        Raises:
-            ValueError: the image has another shape, or values that are NaN or infinite.
+        Raises
+        ------
+        ValueError
+            the image has another shape, or values that are NaN or infinite.
         """
         image = self.image.detach().cpu().double().numpy()
         if image.ndim == 3 and image.shape[0] == 1:
@@ -62,16 +64,24 @@ class Panel:
 def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
     """Filters side by side in one gray picture with values in [0, 1].
 
-    Args:
-        kernels: ``(K, h, w)`` or ``(K, 1, h, w)``. Each is scaled by its own largest absolute value; 0 becomes 0.5.
-        columns: number of columns; about the square root of K by default.
-        gap: white pixels between filters and around them.
+    Parameters
+    ----------
+    kernels
+        ``(K, h, w)`` or ``(K, 1, h, w)``. Each is scaled by its own largest absolute value; 0 becomes 0.5.
+    columns
+        number of columns; about the square root of K by default.
+    gap
+        white pixels between filters and around them.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         ``(rows * (h + gap) + gap, columns * (w + gap) + gap)``.
 
-    Raises:
-        ValueError: another shape, or no filter.
+    Raises
+    ------
+    ValueError
+        another shape, or no filter.
     """
     k = kernels.detach().cpu().double().numpy()
     if k.ndim == 4 and k.shape[1] == 1:
@@ -93,8 +103,10 @@ def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np
 def busiest_square(image: Tensor, side: int) -> Square:
     """The square of an image ``(channel, height, width)`` with the largest sum of squared differences: for a zoom.
 
-    Raises:
-        ValueError: the square does not fit into the image.
+    Raises
+    ------
+    ValueError
+        the square does not fit into the image.
     """
     height, width = image.shape[-2:]
     if not 2 <= side <= min(height, width):
@@ -116,13 +128,19 @@ def comparison_figure(
 ) -> Figure:
     """Images side by side, titles above the first row, notes below every image, enlarged details in a corner.
 
-    Args:
-        rows: at least one panel each; the images of a row have one size.
-        zooms: for every row the square to enlarge, or ``None``.
-        value_range: shown from black to white; values beyond are shown as these.
+    Parameters
+    ----------
+    rows
+        at least one panel each; the images of a row have one size.
+    zooms
+        for every row the square to enlarge, or ``None``.
+    value_range
+        shown from black to white; values beyond are shown as these.
 
-    Raises:
-        ValueError: there is nothing to show, a shape is not an image's, or not one zoom is given per row.
+    Raises
+    ------
+    ValueError
+        there is nothing to show, a shape is not an image's, or not one zoom is given per row.
     """
     if not rows or not all(rows):
         raise ValueError("a comparison needs at least one row with at least one image")
@@ -149,11 +167,15 @@ def comparison_figure(
 def training_figure(runs: Mapping[str, Sequence[Record]]) -> Figure:
     """Loss with its certified interval, accuracies and step sizes, each against the evaluations per image.
 
-    Args:
-        runs: for every name in the legend the records of one training, from the first iteration on.
+    Parameters
+    ----------
+    runs
+        for every name in the legend the records of one training, from the first iteration on.
 
-    Raises:
-        ValueError: there is no run, or one without a record.
+    Raises
+    ------
+    ValueError
+        there is no run, or one without a record.
     """
     if not runs or not all(runs.values()):
         raise ValueError("a picture of the training needs at least one run with at least one record")
@@ -186,12 +208,21 @@ def filters_figure(kernels: Tensor, u: Tensor, potentials: Tensor, order: Tensor
 
     Filters are shown at the same contrast, so potentials should be those of the filters divided by their norms.
 
-    Args:
-        kernels: ``(K, h, w)``; u: ``(n,)``, responses of c_k / ||c_k||; potentials: ``(K, n)``, psi_k(||c_k|| u).
-        order: a permutation of the filters, the most important first; the order of their numbers by default.
+    Parameters
+    ----------
+    kernels
+        ``(K, h, w)``;
+    u
+        ``(n,)``, responses of c_k / ||c_k||;
+    potentials
+        ``(K, n)``, psi_k(||c_k|| u).
+    order
+        a permutation of the filters, the most important first; the order of their numbers by default.
 
-    Raises:
-        ValueError: the shapes do not belong together.
+    Raises
+    ------
+    ValueError
+        the shapes do not belong together.
     """
     if potentials.shape != (kernels.shape[0], *u.shape):
         raise ValueError(
@@ -221,9 +252,12 @@ def filters_figure(kernels: Tensor, u: Tensor, potentials: Tensor, order: Tensor
 def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
     """Write a figure, in the format that the suffix of ``path`` names, completely or not at all.
 
-    Raises:
-        ValueError: a format that matplotlib does not know.
-        OSError: the file cannot be written.
+    Raises
+    ------
+    ValueError
+        a format that matplotlib does not know.
+    OSError
+        the file cannot be written.
     """
     path = Path(path)
     write_files({path: figure_bytes(figure, path.suffix.removeprefix(".") or "png", dpi)})

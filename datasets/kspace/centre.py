@@ -23,12 +23,17 @@ def centred(kspace: Tensor, path: Path | str) -> tuple[Tensor, tuple[str, ...]]:
     the opposite edge). Within an eighth of the middle nothing is moved. Within an eighth of the corner (along one axis
     or both), index 0 goes to n // 2, as by ``fftshift``.
 
-    Args:
-        kspace: complex (coils, height, width).
-        path: for the messages.
+    Parameters
+    ----------
+    kspace
+        complex (coils, height, width).
+    path
+        for the messages.
 
-    Raises:
-        DataError: the energy is concentrated somewhere else.
+    Raises
+    ------
+    DataError
+        the energy is concentrated somewhere else.
     """
     energy = kspace.abs().square().sum(0).double()
     for axis, n in enumerate(energy.shape):

@@ -43,15 +43,20 @@ def load_kspace(path: str | Path, index: int = 0) -> MeasuredKSpace:
     What was not sampled is exactly zero: in NumPy files that is what zeros mean. A zero frequency in the corner, as
     ``numpy.fft.fft2`` leaves it, is brought into the middle, with a warning.
 
-    Args:
-        path: ``.npy`` with a complex array ``(coils, height, width)``, or ``(height, width)`` of one coil; ``.h5`` as
-            ``read_fastmri`` or ``read_ismrmrd``.
-        index: of the slice in an HDF5 file.
+    Parameters
+    ----------
+    path
+        ``.npy`` with a complex array ``(coils, height, width)``, or ``(height, width)`` of one coil; ``.h5`` as
+        ``read_fastmri`` or ``read_ismrmrd``.
+    index
+        of the slice in an HDF5 file.
 
-    Raises:
-        DataError: no such file, another kind of file, an array that is not complex or of another shape, values that are
-            NaN or infinite, too large to be squared, or only zeros; a zero frequency that is neither in the middle nor
-            in the corner.
+    Raises
+    ------
+    DataError
+        no such file, another kind of file, an array that is not complex or of another shape, values that are NaN or
+        infinite, too large to be squared, or only zeros; a zero frequency that is neither in the middle nor in the
+        corner.
     """
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
@@ -78,13 +83,17 @@ def read_kspace(path: str | Path, index: int = 0) -> Tensor:
 def read_noise_scan(path: str | Path) -> Tensor:
     """Noise without signal, complex128 ``(coils, samples)``.
 
-    Args:
-        path: ``.npy`` with a complex array ``(coils, ...)``, or of one axis for one coil; it was measured with the same
-            receivers, gain and bandwidth as the k-space that it belongs to. Or an ISMRMRD file with acquisitions of
-            noise, whose variance is brought to the bandwidth of the others of the file.
+    Parameters
+    ----------
+    path
+        ``.npy`` with a complex array ``(coils, ...)``, or of one axis for one coil; it was measured with the same
+        receivers, gain and bandwidth as the k-space that it belongs to. Or an ISMRMRD file with acquisitions of noise,
+        whose variance is brought to the bandwidth of the others of the file.
 
-    Raises:
-        DataError: the file cannot be used.
+    Raises
+    ------
+    DataError
+        the file cannot be used.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() in HDF5_SUFFIXES:

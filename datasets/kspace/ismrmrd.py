@@ -64,11 +64,14 @@ def read_ismrmrd(path: str | Path, index: int = 0) -> RawSlice:
     noise. Acquisitions of one line are averaged. Of contrasts, phases, repetitions and sets the first is read, with a
     warning.
 
-    Raises:
-        DataError: no such file or slice; acquisitions without counters, a header without matrix sizes; trajectories
-            that are not Cartesian, readouts in both directions, three-dimensional encoding, numbers of averages that
-            differ between lines, oversampled readouts that are not complete; values that are NaN or infinite.
-        ImportError: h5py is not installed.
+    Raises
+    ------
+    DataError
+        no such file or slice; acquisitions without counters, a header without matrix sizes; trajectories that are not
+        Cartesian, readouts in both directions, three-dimensional encoding, numbers of averages that differ between
+        lines, oversampled readouts that are not complete; values that are NaN or infinite.
+    ImportError
+        h5py is not installed.
     """
     path = Path(path)
     space, heads, rows = _open(path)
@@ -88,8 +91,10 @@ def read_ismrmrd(path: str | Path, index: int = 0) -> RawSlice:
 def read_ismrmrd_noise(path: str | Path) -> Tensor:
     """The acquisitions of noise of a file, complex128 (coils, samples), as in ``RawSlice``.
 
-    Raises:
-        DataError: the file cannot be read, or has none.
+    Raises
+    ------
+    DataError
+        the file cannot be read, or has none.
     """
     path = Path(path)
     _, heads, rows = _open(path)

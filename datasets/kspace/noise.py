@@ -85,8 +85,10 @@ class NoiseEstimate:
         The coils are replaced by combinations of them, as near to the coils themselves as can be; coils without noise
         (those that are zero) stay as they are. Sensitivities of whitened k-space are those of the new coils.
 
-        Args:
-            kspace: complex128 (coils, height, width).
+        Parameters
+        ----------
+        kspace
+            complex128 (coils, height, width).
         """
         live = self.covariance.diagonal().real > 0
         values, vectors = torch.linalg.eigh(self.covariance[live][:, live])
@@ -99,8 +101,10 @@ class NoiseEstimate:
 def measured_noise(samples: Tensor, rule: str) -> NoiseEstimate:
     """The noise of a scan without signal, complex ``(coils, samples)``: the mean of n n^H / 2.
 
-    Raises:
-        ValueError: fewer than 100 samples, or than 4 for each coil; no noise, or coils that depend on each other.
+    Raises
+    ------
+    ValueError
+        fewer than 100 samples, or than 4 for each coil; no noise, or coils that depend on each other.
     """
     coils, number = samples.shape
     if number < max(100, 4 * coils):
@@ -140,9 +144,12 @@ def estimate_noise(kspace: Tensor, mask: Tensor) -> NoiseEstimate:
     the same in all combinations of the coils; of groups, a tenth counts as noise, and lines near the zero frequency
     have no more energy than others.
 
-    Args:
-        kspace: complex; coils that are zero everywhere have no noise.
-        mask: boolean (height, width), what was sampled.
+    Parameters
+    ----------
+    kspace
+        complex; coils that are zero everywhere have no noise.
+    mask
+        boolean (height, width), what was sampled.
     """
     live = kspace.abs().sum((1, 2)) > 0
     kspace = kspace[live].to(torch.complex128)

@@ -266,8 +266,10 @@ class KSpaceDataModule(pl.LightningDataModule):
     def target(self) -> torch.Tensor:
         """The true image x for the scaled data, ``(2, H, W)``.
 
-        Raises:
-            ValueError: without ``acceleration``.
+        Raises
+        ------
+        ValueError
+            without ``acceleration``.
         """
         if self.undersampling.acceleration is None:
             raise ValueError("measured k-space has no true image; if it is fully sampled, set acceleration")

@@ -26,8 +26,10 @@ class ObservedPictures(MeasurementDataset):
 
     No noise is added: y has that of the data set, Poisson counts of 4096 photons for each ray.
 
-    Raises:
-        DataError: (when a sample is read) picture or sinogram do not have the shapes of ``operator``, or are not there.
+    Raises
+    ------
+    DataError
+        (when a sample is read) picture or sinogram do not have the shapes of ``operator``, or are not there.
     """
 
     images: LoDoPaB

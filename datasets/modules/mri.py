@@ -36,14 +36,21 @@ class ComplexImages:
     quadratic polynomial in the position, fixed by (seed, index) and scaled to max |t| = ``phase`` radians: the smooth
     phase that coils and field inhomogeneity leave in measured images.
 
-    Args:
-        images: the magnitudes m, or complex pictures.
-        phase: amplitude in radians, at least 0; with 0 the images are real.
-        seed: at least 0.
+    Parameters
+    ----------
+    images
+        the magnitudes m, or complex pictures.
+    phase
+        amplitude in radians, at least 0; with 0 the images are real.
+    seed
+        at least 0.
 
-    Raises:
-        ValueError: phase is negative or not finite.
-        DataError: (when the picture is read) a picture is neither gray nor complex.
+    Raises
+    ------
+    ValueError
+        phase is negative or not finite.
+    DataError
+        (when the picture is read) a picture is neither gray nor complex.
     """
 
     def __init__(self, images: Images, phase: float = 0.0, seed: int = 0) -> None:
@@ -262,8 +269,10 @@ class MRIDataModule(PatientDataModule):
 def read_mask(path: str | Path, shape: tuple[int, int]) -> torch.Tensor:
     """A sampling mask out of a NumPy file: boolean, or the integers 0 and 1.
 
-    Raises:
-        DataError: no such file, not a NumPy array, another shape or other values.
+    Raises
+    ------
+    DataError
+        no such file, not a NumPy array, another shape or other values.
     """
     path = Path(path).expanduser()
     array = load_array(path)

@@ -43,15 +43,23 @@ class TomographyDataset(MeasurementDataset):
     With ``photons``: counts ~ Poisson(photons exp(-µ_unit A x)), and y = log(photons / counts) / µ_unit, so y is on the
     scale of A x too; see ``datasets.physics`` for counts of zero.
 
-    Args:
-        images, seed, operator, dtype: see ``MeasurementDataset``.
-        sigma: standard deviation on the scale of A x; None is ``relative_sigma``.
-        relative_sigma: relative to the mean of |A x|, at least 0.
-        photons: for each ray.
-        mu_unit: µ in 1/mm of a pixel of value 1.
+    Parameters
+    ----------
+    images, seed, operator, dtype
+        see ``MeasurementDataset``.
+    sigma
+        standard deviation on the scale of A x; None is ``relative_sigma``.
+    relative_sigma
+        relative to the mean of |A x|, at least 0.
+    photons
+        for each ray.
+    mu_unit
+        µ in 1/mm of a pixel of value 1.
 
-    Raises:
-        ValueError: a number is out of its range, or sigma and photons are both given.
+    Raises
+    ------
+    ValueError
+        a number is out of its range, or sigma and photons are both given.
     """
 
     operator: LinearOperator
@@ -94,8 +102,10 @@ class TomographyDataset(MeasurementDataset):
     def weights(self, index: int) -> Tensor:
         """Inverse variances of y of picture ``index``, of its shape, for the weighted L2 fidelity.
 
-        Raises:
-            ValueError: the noise is Gaussian, whose weights are all the same.
+        Raises
+        ------
+        ValueError
+            the noise is Gaussian, whose weights are all the same.
         """
         if self.photons is None:
             raise ValueError("weights belong to noise of photons; set photons")
@@ -314,8 +324,10 @@ class TomographyDataModule(PatientDataModule):
 
         One set of weights serves all pictures, which need not be optimal for any of them.
 
-        Raises:
-            ValueError: without ``photons``.
+        Raises
+        ------
+        ValueError
+            without ``photons``.
         """
         samples = self._samples(self._train_source(), "train")
         total = samples.weights(0)

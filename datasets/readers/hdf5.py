@@ -25,9 +25,12 @@ from datasets.sources.images import PatientSource
 def open_hdf5(path: str | Path) -> Iterator[Any]:
     """The ``h5py.File`` of ``path``, for reading.
 
-    Raises:
-        DataError: no such file, no HDF5 file, truncated; also when data inside turn out to be unreadable.
-        ImportError: h5py is not installed.
+    Raises
+    ------
+    DataError
+        no such file, no HDF5 file, truncated; also when data inside turn out to be unreadable.
+    ImportError
+        h5py is not installed.
     """
     h5py = require("h5py", "reading HDF5")
     path = Path(path)
@@ -78,8 +81,10 @@ class Bounded:
 def find_dataset(file: Any, key: str, path: str | Path) -> Any:
     """The dataset ``key`` of an open HDF5 file, as :class:`Bounded`.
 
-    Raises:
-        DataError: there is none; the message lists the datasets that are there.
+    Raises
+    ------
+    DataError
+        there is none; the message lists the datasets that are there.
     """
     h5py = require("h5py", "reading HDF5")
     found = file.get(key)
@@ -127,13 +132,19 @@ class LoDoPaB(PatientSource):
     Files: ``ground_truth_{part}_{number:03d}.hdf5`` and ``observation_{part}_{number:03d}.hdf5``, each with a dataset
     ``data`` of up to 128 entries, and ``patient_ids_rand_{part}.csv`` with one number for each picture.
 
-    Args:
-        folder: of these files; a subset of the files will do.
-        part: ``"train"``, ``"validation"`` or ``"test"``.
-        size, crop_size: of the pictures, see ``ImageSource``.
+    Parameters
+    ----------
+    folder
+        of these files; a subset of the files will do.
+    part
+        ``"train"``, ``"validation"`` or ``"test"``.
+    size, crop_size
+        of the pictures, see ``ImageSource``.
 
-    Raises:
-        DataError: no folder, no file of that part, a file without ``data`` or of another shape; when read, NaN.
+    Raises
+    ------
+    DataError
+        no folder, no file of that part, a file without ``data`` or of another shape; when read, NaN.
     """
 
     def __init__(
@@ -156,8 +167,10 @@ class LoDoPaB(PatientSource):
     def observation(self, index: int) -> Tensor:
         """The sinogram of picture ``index``, (1, angles, detectors), float64: line integrals with lengths in mm.
 
-        Raises:
-            DataError: its file is missing or has no such entry.
+        Raises
+        ------
+        DataError
+            its file is missing or has no such entry.
         """
         file, row = _split_name(self.names[index])
         return 1000.0 * _entry(file.with_name(file.name.replace("ground_truth", "observation")), row)
@@ -166,8 +179,10 @@ class LoDoPaB(PatientSource):
     def patients(self) -> list[str]:
         """The patient of each picture, read from the CSV file each time.
 
-        Raises:
-            DataError: the CSV file is missing, or too short.
+        Raises
+        ------
+        DataError
+            the CSV file is missing, or too short.
         """
         path = self.folder / f"patient_ids_rand_{self.part}.csv"
         if not path.is_file():
@@ -244,8 +259,10 @@ class FastMRISlice:
 def fastmri_slices(path: str | Path) -> int:
     """Number of slices of a fastMRI file.
 
-    Raises:
-        DataError: the file cannot be read or has no ``kspace``.
+    Raises
+    ------
+    DataError
+        the file cannot be read or has no ``kspace``.
     """
     with open_hdf5(path) as file:
         shape = find_dataset(file, "kspace", path).shape
@@ -257,8 +274,10 @@ def fastmri_slices(path: str | Path) -> int:
 def fastmri_patient(path: str | Path) -> str:
     """The patient of a fastMRI file, ``patient_id``; empty if it does not tell.
 
-    Raises:
-        DataError: the file cannot be read.
+    Raises
+    ------
+    DataError
+        the file cannot be read.
     """
     with open_hdf5(path) as file:
         return _text(file.attrs.get("patient_id", ""))
@@ -267,15 +286,19 @@ def fastmri_patient(path: str | Path) -> str:
 def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) -> FastMRISlice:
     """Read one slice of a fastMRI file (Zbontar et al., arXiv:1811.08839).
 
-    Args:
-        path: file with ``kspace`` of shape (slices, coils, height, width), or (slices, height, width) for a
-            single coil.
-        index: of the slice.
-        target: ``"reconstruction_rss"`` or ``"reconstruction_esc"``; None takes what fits the number of coils, if it is
-            there.
+    Parameters
+    ----------
+    path
+        file with ``kspace`` of shape (slices, coils, height, width), or (slices, height, width) for a single coil.
+    index
+        of the slice.
+    target
+        ``"reconstruction_rss"`` or ``"reconstruction_esc"``; None takes what fits the number of coils, if it is there.
 
-    Raises:
-        DataError: the file cannot be read; no ``kspace``, no such target, another shape, NaN, or no such slice.
+    Raises
+    ------
+    DataError
+        the file cannot be read; no ``kspace``, no such target, another shape, NaN, or no such slice.
     """
     path = Path(path)
     with open_hdf5(path) as file:

@@ -24,8 +24,10 @@ _BLOCK = 1 << 20
 def check_memory(path: str | Path, what: str, shape: Sequence[int], itemsize: int = 8) -> None:
     """Check that an array that a file declares may be read; values take 8 bytes at least: readers compute in float64.
 
-    Raises:
-        DataError: it would take more than :func:`recon.limits.memory_limit`.
+    Raises
+    ------
+    DataError
+        it would take more than :func:`recon.limits.memory_limit`.
     """
     wrong = excess(float(math.prod(int(n) for n in shape)) * max(itemsize, 8))
     if wrong:
@@ -35,8 +37,10 @@ def check_memory(path: str | Path, what: str, shape: Sequence[int], itemsize: in
 def load_array(path: str | Path) -> np.ndarray:
     """The array of a ``.npy`` file, whatever its suffix.
 
-    Raises:
-        DataError: no such file, another kind of file, truncated, Python objects, or larger than the limit.
+    Raises
+    ------
+    DataError
+        no such file, another kind of file, truncated, Python objects, or larger than the limit.
     """
     path = Path(path)
     _check_file(path)
@@ -54,8 +58,10 @@ def load_array(path: str | Path) -> np.ndarray:
 def load_arrays(path: str | Path, name: str) -> dict[str, np.ndarray]:
     """The arrays of a ``.npz`` file, or of a ``.npy`` file the one, called ``name``.
 
-    Raises:
-        DataError: as :func:`load_array`; the limit is for all arrays together.
+    Raises
+    ------
+    DataError
+        as :func:`load_array`; the limit is for all arrays together.
     """
     path = Path(path)
     _check_file(path)
@@ -83,8 +89,10 @@ def inflated_size(data: Any, raw: bool = False) -> int:
 
     Nothing is kept: a bomb costs time, at most that of the limit, and no memory.
 
-    Raises:
-        zlib.error: it is no such stream.
+    Raises
+    ------
+    zlib.error
+        it is no such stream.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS if raw else zlib.MAX_WBITS)
     total, limit, view = 0, memory_limit(), memoryview(data)
@@ -108,7 +116,10 @@ def _check_file(path: Path) -> None:
 def _check_npy(file: IO[bytes], length: int, what: str, path: Path) -> int:
     """Compare what a header declares with what is there, and with the limit; returns the bytes of the array.
 
-    Raises ``DataError`` for objects and more than the limit, and ``ValueError`` or what NumPy raises for other files.
+    Raises
+    ------
+    DataError
+        for objects and more than the limit, and ``ValueError`` or what NumPy raises for other files.
     """
     readers: dict[Any, Any] = {
         (1, 0): np.lib.format.read_array_header_1_0,

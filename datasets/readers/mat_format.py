@@ -33,8 +33,10 @@ def check_mat(path: Path) -> None:
     Twice their bytes count: as stored, and as numbers in float64. Structures and cells may declare more elements than
     there are bytes, and count as so many objects. Files of other kinds pass, for the reader to refuse.
 
-    Raises:
-        DataError: no such file; it would take more than :func:`recon.limits.memory_limit`; damaged elements.
+    Raises
+    ------
+    DataError
+        no such file; it would take more than :func:`recon.limits.memory_limit`; damaged elements.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")

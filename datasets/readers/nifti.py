@@ -53,12 +53,16 @@ def is_nifti(path: Path) -> bool:
 def read_nifti(path: str | Path) -> NiftiSlice:
     """Read one slice: a file with one image of two dimensions, or more of which all others are 1.
 
-    Args:
-        path: NIfTI-1 in one file, of either byte order, gzip or not.
+    Parameters
+    ----------
+    path
+        NIfTI-1 in one file, of either byte order, gzip or not.
 
-    Raises:
-        DataError: no such file; no NIfTI-1, or header and values in two files; a volume or a series; complex values and
-            colours; a file that ends too early; values that are not finite.
+    Raises
+    ------
+    DataError
+        no such file; no NIfTI-1, or header and values in two files; a volume or a series; complex values and colours; a
+        file that ends too early; values that are not finite.
     """
     path = Path(path)
     if not path.is_file():

@@ -9,8 +9,10 @@ from types import ModuleType
 def require(module: str, purpose: str, extra: str = "data") -> ModuleType:
     """Import ``module`` for ``purpose``.
 
-    Raises:
-        ImportError: it is not installed; the message names the extra that brings it.
+    Raises
+    ------
+    ImportError
+        it is not installed; the message names the extra that brings it.
     """
     try:
         return importlib.import_module(module)

@@ -27,16 +27,23 @@ def read_image(path: str | Path, gray: bool = True) -> torch.Tensor:
     exceed [0, 1] as noisy data do, and must be finite. An alpha channel is dropped. A NumPy array has the shape (H, W)
     or (H, W, channels).
 
-    Args:
-        path: the file, with a suffix out of ``SUFFIXES`` (in upper or lower case).
-        gray: replace colour by its luminance 0.2125 R + 0.7154 G + 0.0721 B.
+    Parameters
+    ----------
+    path
+        the file, with a suffix out of ``SUFFIXES`` (in upper or lower case).
+    gray
+        replace colour by its luminance 0.2125 R + 0.7154 G + 0.0721 B.
 
-    Returns:
+    Returns
+    -------
+    torch.Tensor
         float64 of shape (1, H, W), or (3, H, W) for colour with ``gray=False``.
 
-    Raises:
-        DataError: no such file, an unknown suffix, a file that cannot be decoded (truncated, corrupt), a shape that is
-            not a picture's, another type of values, NaN or infinite values, more pixels than memory is allowed for.
+    Raises
+    ------
+    DataError
+        no such file, an unknown suffix, a file that cannot be decoded (truncated, corrupt), a shape that is not a
+        picture's, another type of values, NaN or infinite values, more pixels than memory is allowed for.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:

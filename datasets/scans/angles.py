@@ -39,10 +39,14 @@ def ordered_views(values: np.ndarray, angles: np.ndarray, path: Path) -> Views:
     logarithm is taken. What is wrong with the angles otherwise is left to the checks of ``Scan``, among it views at
     the same angle within one turn.
 
-    Args:
-        values: (views, ...), counts or line integrals.
-        angles: (views,) radians.
-        path: for the warning that views at the same angle differ.
+    Parameters
+    ----------
+    values
+        (views, ...), counts or line integrals.
+    angles
+        (views,) radians.
+    path
+        for the warning that views at the same angle differ.
     """
     if angles.ndim != 1 or len(angles) < 2 or len(angles) != len(values) or not np.isfinite(angles).all():
         return Views(values, angles)
@@ -80,9 +84,11 @@ def _differences(values: np.ndarray, mean: np.ndarray, path: Path) -> tuple[str,
 def degrees_to_radians(degrees: np.ndarray, path: Path) -> np.ndarray:
     """Angles in radians.
 
-    Raises:
-        DataError: three or more angles lie within 2π, or eight or more cover two, three or four turns of radians: no
-            scan has so small an arc in degrees, so they are radians already.
+    Raises
+    ------
+    DataError
+        three or more angles lie within 2π, or eight or more cover two, three or four turns of radians: no scan has so
+        small an arc in degrees, so they are radians already.
     """
     degrees = np.asarray(degrees, dtype=np.float64)
     if degrees.size >= 3 and np.isfinite(degrees).all():
@@ -113,15 +119,22 @@ def view_angles(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The angles of a scan in radians, and what has to be said about them.
 
-    Args:
-        angles: (views,) radians, or None.
-        degrees: (views,) degrees; or one number, the arc over which the views are equispaced from 0, without its end.
-        views: number of views.
-        path: for messages.
+    Parameters
+    ----------
+    angles
+        (views,) radians, or None.
+    degrees
+        (views,) degrees; or one number, the arc over which the views are equispaced from 0, without its end.
+    views
+        number of views.
+    path
+        for messages.
 
-    Raises:
-        DataError: not one of the two; an arc of 0; degrees that are evidently radians; radians over several turns,
-            which cannot be told from degrees.
+    Raises
+    ------
+    DataError
+        not one of the two; an arc of 0; degrees that are evidently radians; radians over several turns, which cannot be
+        told from degrees.
     """
     if (angles is None) == (degrees is None):
         raise DataError(f"{path}: give one of angles (radians) and angles_degrees (degrees, or the arc of the scan)")

@@ -58,16 +58,25 @@ def attenuation(
     Detector pixels without light, F <= D, are filled in by linear interpolation between their neighbours in the same
     view, and weigh 0.
 
-    Args:
-        data: (views, columns).
-        flat, dark: (columns,), F and D.
-        path: for messages.
-        photons: of a ray through air in one view, on average over the pixels.
-        repeats: (views,) how many views were averaged for each.
-        row: of the detector, for messages.
+    Parameters
+    ----------
+    data
+        (views, columns).
+    flat, dark
+        (columns,), F and D.
+    path
+        for messages.
+    photons
+        of a ray through air in one view, on average over the pixels.
+    repeats
+        (views,) how many views were averaged for each.
+    row
+        of the detector, for messages.
 
-    Raises:
-        DataError: more than 5 % of the pixels have no light.
+    Raises
+    ------
+    DataError
+        more than 5 % of the pixels have no light.
     """
     beam = flat - dark
     dead = beam <= 0
@@ -124,16 +133,23 @@ def starvation(cut: int, rays: int, path: Path, photons: float | None) -> tuple[
 def field_row(field: Field, name: str, place: tuple[int, int, int], path: Path) -> np.ndarray:
     """A flat or dark field for one detector row, averaged over its frames, (columns,).
 
-    Args:
-        field: a count; an array (columns,), (rows, columns), or with frames in front, (frames, rows, columns) and,
-            where there is one row, (frames, columns); or a ``.npy``, TIFF or HDF5 file with such an array. HDF5 files
-            have it as ``exchange/data_white`` or ``exchange/data_dark``. Values stay as they are stored.
-        name: ``"flat"`` or ``"dark"``.
-        place: (row, rows, columns).
-        path: of the scan, for messages.
+    Parameters
+    ----------
+    field
+        a count; an array (columns,), (rows, columns), or with frames in front, (frames, rows, columns) and, where there
+        is one row, (frames, columns); or a ``.npy``, TIFF or HDF5 file with such an array. HDF5 files have it as
+        ``exchange/data_white`` or ``exchange/data_dark``. Values stay as they are stored.
+    name
+        ``"flat"`` or ``"dark"``.
+    place
+        (row, rows, columns).
+    path
+        of the scan, for messages.
 
-    Raises:
-        DataError: the file cannot be read, another shape, values that are not finite, a flat field of 0.
+    Raises
+    ------
+    DataError
+        the file cannot be read, another shape, values that are not finite, a flat field of 0.
     """
     row, rows, columns = place
     if isinstance(field, Path):
@@ -172,8 +188,10 @@ def _read_field(path: Path, name: str) -> np.ndarray:
 def plain_array(path: Path) -> np.ndarray:
     """The real numbers in a ``.npy`` or TIFF file, as they are stored.
 
-    Raises:
-        DataError: no such file, another kind of file, damaged, values that are no real numbers.
+    Raises
+    ------
+    DataError
+        no such file, another kind of file, damaged, values that are no real numbers.
     """
     if path.suffix.lower() not in (".npy", ".tif", ".tiff"):
         raise DataError(f"{path}: unknown kind of file for an array of numbers; valid are .npy, .tif and .tiff")

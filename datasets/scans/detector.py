@@ -108,8 +108,10 @@ def without_bad_pixels(scan: Scan) -> Scan:
 def interpolated(sinogram: Array, wrong: Mask) -> Array:
     """A sinogram (angles, detectors) with the pixels ``wrong`` interpolated linearly between the others.
 
-    Raises:
-        DataError: no pixel is left.
+    Raises
+    ------
+    DataError
+        no pixel is left.
     """
     if not wrong.any():
         return sinogram

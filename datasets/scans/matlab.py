@@ -18,18 +18,25 @@ _STRUCTURES = ("CtDataFull", "CtDataLimited", "CtData")
 def read_matlab(path: Path, shape: tuple[int, int] | None = None) -> dict[str, Any]:
     """The sinogram of a MATLAB file (version 5 to 7.2) and what the file says about its geometry.
 
-    Args:
-        path: the file.
-        shape: (angles, detectors), if they are known: an array in the file that has this shape, or as in the older data
-            sets of FIPS (lotus root, walnut, cheese) its transpose, is the sinogram, and no geometry is needed.
+    Parameters
+    ----------
+    path
+        the file.
+    shape
+        (angles, detectors), if they are known: an array in the file that has this shape, or as in the older data sets
+        of FIPS (lotus root, walnut, cheese) its transpose, is the sinogram, and no geometry is needed.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         ``sinogram`` (angles, detectors) and what is there of ``angles_degrees``, ``detector_spacing``,
         ``source_distance``, ``detector_distance`` and ``metadata``, see ``read_sinogram``. ``turn`` is to be added to
         the angles (radians): a quarter turn, so that reconstructions have the orientation of the organisers' pictures.
 
-    Raises:
-        DataError: no such file, not readable as MATLAB, no sinogram in it or several, a field that is missing.
+    Raises
+    ------
+    DataError
+        no such file, not readable as MATLAB, no sinogram in it or several, a field that is missing.
     """
     data = _load_mat(path)
     name = _structure(data, path)

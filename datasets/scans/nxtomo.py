@@ -43,8 +43,10 @@ def read_frames(file: Any, row: int, path: Path) -> Frames:
     ``image_key`` lies beside ``data``; ``rotation_angle`` there, or elsewhere in the same entry (in ``sample``). It has
     one angle for every frame, or for every projection.
 
-    Raises:
-        DataError: no image key or several, no data beside it, shapes that do not fit, no projection, NaN, no such row.
+    Raises
+    ------
+    DataError
+        no image key or several, no data beside it, shapes that do not fit, no projection, NaN, no such row.
     """
     keys = _named(file, "image_key")
     if len(keys) != 1:

@@ -33,8 +33,10 @@ def implausible(scan: Scan) -> tuple[str, ...]:
     * The largest line integral over the width of the field of view is an attenuation. Together with the pitch it shows
       lengths in metres or in micrometres: a warning.
 
-    Raises:
-        DataError: counts, transmissions or negative line integrals.
+    Raises
+    ------
+    DataError
+        counts, transmissions or negative line integrals.
     """
     values = scan.sinogram
     low, high = float(values.min()), float(values.max())

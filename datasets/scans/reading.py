@@ -32,9 +32,11 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
     ``datasets.scans.detector.without_bad_pixels``. Rays without light and air that is not 0 are said. ``ring_filter``
     removes rings, with a median over so many detector pixels; see ``datasets.scans.rings``.
 
-    Raises:
-        DataError: an unknown suffix, and whatever the reader raises; raw counts or transmissions that are taken for
-            line integrals; a ring filter that is no odd number.
+    Raises
+    ------
+    DataError
+        an unknown suffix, and whatever the reader raises; raw counts or transmissions that are taken for line
+        integrals; a ring filter that is no odd number.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -82,21 +84,29 @@ def read_dxchange(
     weights, and detector pixels without light, which are listed in ``metadata["dead_pixels"]``. Views are sorted by
     their angles, and averaged where a scan over several turns has them at the same angle (``ordered_views``).
 
-    Args:
-        path: the file.
-        row: detector row, i.e. the slice.
-        rotation_centre: detector column of the axis (columns count from 0 at their centres); None is the middle. The
-            format has no place for it; ``estimate_rotation_centre`` finds it from the data.
-        detector_spacing: in mm; None is 1, so that all lengths are in detector pixels
-            (``metadata["length_unit"]``).
-        flat, dark: in place of the frames of the file: a count, an array or a file, see
-            ``datasets.scans.counts.field_row``.
-        angles, angles_degrees: in place of those of the file: radians; or degrees, or one number, the arc of the scan.
-        photons: of a ray through air in one view, if they are known.
+    Parameters
+    ----------
+    path
+        the file.
+    row
+        detector row, i.e. the slice.
+    rotation_centre
+        detector column of the axis (columns count from 0 at their centres); None is the middle. The format has no place
+        for it; ``estimate_rotation_centre`` finds it from the data.
+    detector_spacing
+        in mm; None is 1, so that all lengths are in detector pixels (``metadata["length_unit"]``).
+    flat, dark
+        in place of the frames of the file: a count, an array or a file, see ``datasets.scans.counts.field_row``.
+    angles, angles_degrees
+        in place of those of the file: radians; or degrees, or one number, the arc of the scan.
+    photons
+        of a ray through air in one view, if they are known.
 
-    Raises:
-        DataError: not readable, a dataset that is missing (missing flats too), shapes that do not fit, NaN, no such
-            row, more than 5 % of pixels without light.
+    Raises
+    ------
+    DataError
+        not readable, a dataset that is missing (missing flats too), shapes that do not fit, NaN, no such row, more than
+        5 % of pixels without light.
     """
     path = Path(path)
     with open_hdf5(path) as file:
@@ -136,8 +146,10 @@ def read_nxtomo(
     fields, and ``rotation_angle`` in degrees (or radians, if its attribute ``units`` says so). ``x_pixel_size`` is the
     detector spacing where it has a unit of length. Everything else, and the options, as ``read_dxchange``.
 
-    Raises:
-        DataError: see ``read_dxchange`` and ``datasets.scans.nxtomo.read_frames``.
+    Raises
+    ------
+    DataError
+        see ``read_dxchange`` and ``datasets.scans.nxtomo.read_frames``.
     """
     path = Path(path)
     with open_hdf5(path) as file:
@@ -213,17 +225,26 @@ def read_numbers(
     With ``flat``, the file holds counts, or whatever is proportional to them, see
     ``datasets.scans.counts.attenuation``.
 
-    Args:
-        path: the file.
-        angles, angles_degrees: one of them: radians; or degrees, or one number, the arc of the scan.
-        detector_spacing, source_distance, detector_distance, rotation_centre: see ``Scan``.
-        flat, dark: counts of air and of no light: a number, an array or a file, see
-            ``datasets.scans.counts.field_row``; ``dark`` is 0 by default.
-        photons: of a ray through air in one view, if they are known.
-        shape: (angles, detectors), of a MATLAB file with arrays.
+    Parameters
+    ----------
+    path
+        the file.
+    angles, angles_degrees
+        one of them: radians; or degrees, or one number, the arc of the scan.
+    detector_spacing, source_distance, detector_distance, rotation_centre
+        see ``Scan``.
+    flat, dark
+        counts of air and of no light: a number, an array or a file, see ``datasets.scans.counts.field_row``; ``dark``
+        is 0 by default.
+    photons
+        of a ray through air in one view, if they are known.
+    shape
+        (angles, detectors), of a MATLAB file with arrays.
 
-    Raises:
-        DataError: not readable, no sinogram or no angles, angles given twice, and what ``Scan`` does not accept.
+    Raises
+    ------
+    DataError
+        not readable, no sinogram or no angles, angles given twice, and what ``Scan`` does not accept.
     """
     path = Path(path)
     stored = _load(path, shape)

@@ -20,8 +20,10 @@ def without_rings(scan: Scan, size: int) -> Scan:
 
     Weights stay as they are, and so do rays of weight 0.
 
-    Raises:
-        DataError: ``size`` is no odd number of 3 and more, or exceeds the detector.
+    Raises
+    ------
+    DataError
+        ``size`` is no odd number of 3 and more, or exceeds the detector.
     """
     pixels = scan.sinogram.shape[1]
     if size < 3 or size % 2 == 0 or size > pixels:

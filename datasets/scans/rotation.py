@@ -56,8 +56,10 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
     Of two the one with the smaller uncertainty is returned. It is doubtful where they contradict each other, where the
     uncertainty exceeds a quarter of a pixel, with fewer than 8 views, and over less than half a turn.
 
-    Raises:
-        DataError: fewer than 3 views, a fan beam of less than a full turn, or data that determine no centre.
+    Raises
+    ------
+    DataError
+        fewer than 3 views, a fan beam of less than a full turn, or data that determine no centre.
     """
     y, angles = scan.sinogram.double().numpy(), scan.angles.double().numpy()
     if len(angles) < 3 or y.shape[1] < 8:

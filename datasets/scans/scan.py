@@ -20,9 +20,11 @@ from recon.operators.tomography.beams import FanBeam, ParallelBeam, offset_from_
 class Scan:
     """Line integrals of one slice and the positions of their rays (``recon.operators.tomography.beams``).
 
-    Raises:
-        DataError: on construction, where values are not finite, shapes do not fit, angles are not strictly increasing
-            or span more than one turn (as degrees taken for radians do), or a length is not positive.
+    Raises
+    ------
+    DataError
+        on construction, where values are not finite, shapes do not fit, angles are not strictly increasing or span more
+        than one turn (as degrees taken for radians do), or a length is not positive.
     """
 
     sinogram: Tensor
@@ -114,8 +116,10 @@ class Scan:
 
         Without ``pixel_size``, pixels are as large as a detector pixel at the rotation axis, spacing / magnification.
 
-        Raises:
-            ValueError: see ``recon.operators.tomography.beams``; e.g. a source that lies inside the picture.
+        Raises
+        ------
+        ValueError
+            see ``recon.operators.tomography.beams``; e.g. a source that lies inside the picture.
         """
         size = self.detector_spacing / self.magnification if pixel_size is None else pixel_size
         detectors = self.sinogram.shape[1]
@@ -134,9 +138,12 @@ class Scan:
     def select(self, views: slice | Sequence[int]) -> Scan:
         """The scan with only these views: ``slice(0, 180)`` limits the angle, ``slice(None, None, 6)`` leaves gaps.
 
-        Raises:
-            DataError: none is left, or they are not in increasing order.
-            IndexError: there is no such view.
+        Raises
+        ------
+        DataError
+            none is left, or they are not in increasing order.
+        IndexError
+            there is no such view.
         """
         chosen = views if isinstance(views, slice) else list(views)
         weights = None if self.weights is None else self.weights[chosen]

@@ -29,15 +29,21 @@ class FastMRIFolder(PatientSource):
     mask is; else F x is that of an emulated single coil (Tygert and Zbontar, Simulating single-coil MRI from the
     responses of multiple coils, Commun. Appl. Math. Comput. Sci. 15, 2020).
 
-    Args:
-        path: a file, or a folder with files ``*.h5``, in order of names.
-        size, crop_size: see ``ImageSource``. The readout of the files is oversampled: ``crop_size=320`` is the field of
-            view of the knees.
+    Parameters
+    ----------
+    path
+        a file, or a folder with files ``*.h5``, in order of names.
+    size, crop_size
+        see ``ImageSource``. The readout of the files is oversampled: ``crop_size=320`` is the field of view of the
+        knees.
 
-    Raises:
-        DataError: no such path, no file; when read, an undersampled file, a centre that is not sampled, only zeros, and
-            what ``read_fastmri`` raises.
-        ImportError: h5py is not installed.
+    Raises
+    ------
+    DataError
+        no such path, no file; when read, an undersampled file, a centre that is not sampled, only zeros, and what
+        ``read_fastmri`` raises.
+    ImportError
+        h5py is not installed.
     """
 
     def __init__(self, path: str | Path, size: int | None = None, crop_size: int | None = None) -> None:
@@ -72,8 +78,10 @@ class FastMRIFolder(PatientSource):
 def combined(kspace: Tensor, name: str) -> Tensor:
     """One picture (2, H, W) out of fully sampled complex k-space (coils, H, W), see ``FastMRIFolder``.
 
-    Raises:
-        DataError: the sensitivities cannot be estimated.
+    Raises
+    ------
+    DataError
+        the sensitivities cannot be estimated.
     """
     mask = torch.ones(kspace.shape[-2:], dtype=torch.bool)
     maps = None

@@ -30,13 +30,19 @@ class ImageSource(ABC):
     ``source[i]`` is a float64 tensor of shape (channels, H, W) with values on the scale [0, 1]; ``source.names[i]``
     says where it comes from.
 
-    Args:
-        names: one name for each picture, used in messages and for the files that are written.
-        size: side in pixels of the square to which the central square of every picture is reduced, antialiased.
-        crop_size: side in pixels of the central square that is cut out instead, without a change of scale.
+    Parameters
+    ----------
+    names
+        one name for each picture, used in messages and for the files that are written.
+    size
+        side in pixels of the square to which the central square of every picture is reduced, antialiased.
+    crop_size
+        side in pixels of the central square that is cut out instead, without a change of scale.
 
-    Raises:
-        DataError: both are given, one is not positive, or (when the picture is read) a picture is smaller.
+    Raises
+    ------
+    DataError
+        both are given, one is not positive, or (when the picture is read) a picture is smaller.
     """
 
     def __init__(self, names: Iterable[str], size: int | None = None, crop_size: int | None = None) -> None:
@@ -92,14 +98,21 @@ class ImageFolder(ImageSource):
 
     Hidden files and files with other suffixes than ``SUFFIXES`` are passed over.
 
-    Args:
-        path: the folder, or a file.
-        gray: replace colour by luminance, see ``read_image``.
-        recursive: read the folders inside the folder too.
-        size, crop_size: see ``ImageSource``.
+    Parameters
+    ----------
+    path
+        the folder, or a file.
+    gray
+        replace colour by luminance, see ``read_image``.
+    recursive
+        read the folders inside the folder too.
+    size, crop_size
+        see ``ImageSource``.
 
-    Raises:
-        DataError: the folder is missing or has no picture; reading raises what ``read_image`` does.
+    Raises
+    ------
+    DataError
+        the folder is missing or has no picture; reading raises what ``read_image`` does.
     """
 
     def __init__(
@@ -165,16 +178,22 @@ _BUILTIN: dict[str, dict[str, Callable[[], np.ndarray]]] = {
 class BuiltinImages(ImageSource):
     """Pictures that come with scikit-image, in gray, as squares: they need no download and no folder.
 
-    Args:
-        split: ``"train"`` (9 pictures), ``"val"`` (coins, rocket) or ``"test"`` (camera, chelsea, moon).
-        size: side in pixels to which the central squares are reduced, antialiased; at most 400 in training, 303 in
-            validation and 300 in the test, the shorter sides of the smallest pictures.
-        crop_size: side in pixels of a square cut out of the centre at the original scale; excludes ``size``.
+    Parameters
+    ----------
+    split
+        ``"train"`` (9 pictures), ``"val"`` (coins, rocket) or ``"test"`` (camera, chelsea, moon).
+    size
+        side in pixels to which the central squares are reduced, antialiased; at most 400 in training, 303 in validation
+        and 300 in the test, the shorter sides of the smallest pictures.
+    crop_size
+        side in pixels of a square cut out of the centre at the original scale; excludes ``size``.
 
     Without either, the pictures have their original, different sizes.
 
-    Raises:
-        DataError: an unknown split; see ``ImageSource`` for the sizes.
+    Raises
+    ------
+    DataError
+        an unknown split; see ``ImageSource`` for the sizes.
     """
 
     def __init__(self, split: Split, size: int | None = 256, crop_size: int | None = None) -> None:
@@ -193,8 +212,10 @@ class BuiltinImages(ImageSource):
 def center_crop(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
     """The central square (channels, side, side) of a picture (channels, H, W); ``name`` is for the message.
 
-    Raises:
-        DataError: the picture is smaller than the square.
+    Raises
+    ------
+    DataError
+        the picture is smaller than the square.
     """
     _check_fits(image, side, name)
     height, width = image.shape[-2:]
@@ -207,8 +228,10 @@ def resize(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
 
     Gaussian antialiasing, then linear interpolation, so that the values stay within their range.
 
-    Raises:
-        DataError: the picture is smaller than ``side``: interpolated pictures are too smooth to learn from.
+    Raises
+    ------
+    DataError
+        the picture is smaller than ``side``: interpolated pictures are too smooth to learn from.
     """
     _check_fits(image, side, name)
     square = center_crop(image, min(image.shape[-2:]), name)
@@ -232,8 +255,10 @@ def _check_fits(image: torch.Tensor, side: int, name: str) -> None:
 def stack_images(images: Images, names: list[str]) -> torch.Tensor:
     """All pictures (C, H, W) as one tensor (N, C, H, W).
 
-    Raises:
-        DataError: no picture, or two pictures of different sizes, which it names.
+    Raises
+    ------
+    DataError
+        no picture, or two pictures of different sizes, which it names.
     """
     if len(images) == 0:
         raise DataError("there is no picture to make a batch of")

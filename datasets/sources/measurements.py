@@ -41,16 +41,24 @@ class WeightedMeasurement(NamedTuple):
 class MeasurementDataset(Dataset[Sample]):
     """Pictures x with measurements y = A x + σ n, n ~ N(0, I) fixed by (seed, index).
 
-    Args:
-        images: pictures of shape (C, H, W).
-        sigma: standard deviation σ of the noise on the scale of A x.
-        seed: of the noise, at least 0.
-        operator: A, a module that maps (batch, C, H, W) to (batch, *range_shape), in the type ``dtype`` and on the
-            CPU; None is the identity.
-        dtype: of x and y. The noise is drawn in float64 and rounded, see ``gaussian_noise``.
+    Parameters
+    ----------
+    images
+        pictures of shape (C, H, W).
+    sigma
+        standard deviation σ of the noise on the scale of A x.
+    seed
+        of the noise, at least 0.
+    operator
+        A, a module that maps (batch, C, H, W) to (batch, *range_shape), in the type ``dtype`` and on the CPU; None is
+        the identity.
+    dtype
+        of x and y. The noise is drawn in float64 and rounded, see ``gaussian_noise``.
 
-    Raises:
-        ValueError: sigma is negative or not finite.
+    Raises
+    ------
+    ValueError
+        sigma is negative or not finite.
     """
 
     def __init__(

@@ -34,13 +34,19 @@ class BuiltinSlices(ImageSource):
 
     CT: ``head``, ``abdomen`` and ``skull_base``, 512 x 512. MR: ``abdomen`` (484 x 484) and ``shoulder`` (1024 x 1024).
 
-    Args:
-        modality: ``"CT"`` or ``"MR"``.
-        size, crop_size: see ``ImageSource``.
+    Parameters
+    ----------
+    modality
+        ``"CT"`` or ``"MR"``.
+    size, crop_size
+        see ``ImageSource``.
 
-    Raises:
-        ImportError: pydicom or pydicom-data is not installed.
-        DataError: an unknown modality; see ``ImageSource`` for the sizes.
+    Raises
+    ------
+    ImportError
+        pydicom or pydicom-data is not installed.
+    DataError
+        an unknown modality; see ``ImageSource`` for the sizes.
     """
 
     def __init__(self, modality: Modality, size: int | None = None, crop_size: int | None = None) -> None:
@@ -57,12 +63,17 @@ class BuiltinSlices(ImageSource):
 class BrainSlice(ImageSource):
     """The T1-weighted coronal slice of dipy, (1, 256, 256) on the scale [0, 1].
 
-    Args:
-        size, crop_size: see ``ImageSource``.
+    Parameters
+    ----------
+    size, crop_size
+        see ``ImageSource``.
 
-    Raises:
-        ImportError: dipy is not installed.
-        DataError: it does not have the file; see ``ImageSource`` for the sizes.
+    Raises
+    ------
+    ImportError
+        dipy is not installed.
+    DataError
+        it does not have the file; see ``ImageSource`` for the sizes.
     """
 
     def __init__(self, size: int | None = None, crop_size: int | None = None) -> None:

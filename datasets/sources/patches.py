@@ -23,19 +23,30 @@ def random_patches(
     The pictures take turns in an order drawn from the seed, so each gives the same number of patches, give or take
     one. Patch i depends on the seed, i and the pictures alone: more patches only append.
 
-    Args:
-        images: pictures of shape (C, H, W), of any sizes; each is read once, and only if it gives a patch.
-        patch_size: side of the patches in pixels.
-        n_patches: number of patches.
-        seed: at least 0.
-        names: of the pictures, for messages.
+    Parameters
+    ----------
+    images
+        pictures of shape (C, H, W), of any sizes; each is read once, and only if it gives a patch.
+    patch_size
+        side of the patches in pixels.
+    n_patches
+        number of patches.
+    seed
+        at least 0.
+    names
+        of the pictures, for messages.
 
-    Returns:
+    Returns
+    -------
+    torch.Tensor
         Patches of shape (n_patches, C, patch_size, patch_size), in the pictures' type.
 
-    Raises:
-        ValueError: patch_size or n_patches is less than 1, the seed is negative.
-        DataError: no picture, a picture that is smaller than the patches, pictures in gray and in colour.
+    Raises
+    ------
+    ValueError
+        patch_size or n_patches is less than 1, the seed is negative.
+    DataError
+        no picture, a picture that is smaller than the patches, pictures in gray and in colour.
     """
     for name, value in (("patch_size", patch_size), ("n_patches", n_patches)):
         if value < 1:

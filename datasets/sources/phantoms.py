@@ -25,16 +25,25 @@ class RandomEllipses(ImageSource):
     Picture i depends on (seed, i, resolution) alone, so more pictures only append, and parts of an experiment with
     different seeds have no picture in common.
 
-    Args:
-        count: number of pictures.
-        resolution: pixels at each side. Pixels are averages over ``oversampling``^2 points.
-        seed: at least 0.
-        n_ellipses: mean number of ellipses.
-        interior: whether pictures are cut to the inscribed disc.
-        oversampling: points for each side of a pixel.
+    Parameters
+    ----------
+    count
+        number of pictures.
+    resolution
+        pixels at each side. Pixels are averages over ``oversampling``^2 points.
+    seed
+        at least 0.
+    n_ellipses
+        mean number of ellipses.
+    interior
+        whether pictures are cut to the inscribed disc.
+    oversampling
+        points for each side of a pixel.
 
-    Raises:
-        ValueError: an argument is out of its range.
+    Raises
+    ------
+    ValueError
+        an argument is out of its range.
     """
 
     def __init__(
@@ -91,11 +100,15 @@ def _add_ellipse(
 class SheppLogan(ImageSource):
     """The Shepp-Logan head phantom with Toft's higher contrasts, on [0, 1], as it comes with scikit-image.
 
-    Args:
-        resolution: pixels at each side, reduced from 400 with antialiasing.
+    Parameters
+    ----------
+    resolution
+        pixels at each side, reduced from 400 with antialiasing.
 
-    Raises:
-        DataError: the resolution is not within 1 to 400.
+    Raises
+    ------
+    DataError
+        the resolution is not within 1 to 400.
     """
 
     def __init__(self, resolution: int = 400) -> None:

@@ -18,17 +18,26 @@ def split_by_patient(
     Patients are put into an order that the seed draws, and cut into parts by ``fractions`` of the number of patients,
     each part with at least one of them.
 
-    Args:
-        patients: the patient of each picture.
-        fractions: of the parts, positive, with a sum of at most 1; what is left over is in none of them.
-        seed: at least 0.
+    Parameters
+    ----------
+    patients
+        the patient of each picture.
+    fractions
+        of the parts, positive, with a sum of at most 1; what is left over is in none of them.
+    seed
+        at least 0.
 
-    Returns:
+    Returns
+    -------
+    list[list[int]]
         For each part, the numbers of its pictures in increasing order.
 
-    Raises:
-        ValueError: fractions or seed out of range.
-        DataError: fewer patients than parts.
+    Raises
+    ------
+    ValueError
+        fractions or seed out of range.
+    DataError
+        fewer patients than parts.
     """
     if not fractions or any(not 0 < part <= 1 for part in fractions) or sum(fractions) > 1 + 1e-9:
         raise ValueError(f"fractions are {list(fractions)}; they must be positive with a sum of at most 1")

@@ -42,9 +42,12 @@ def build(cls: type[Model], arguments: Mapping[str, Any], tensors: Mapping[str, 
     Classes of this project are not made before that is known. Others, trusted ones, may have constructors that need
     numbers, and are then made at once, while what they make is counted: ``_SLACK`` times as much as the file holds.
 
-    Raises:
-        MisfitError: names or shapes are others, a tensor has no memory of its own, or all are larger than the memory.
-        Exception: whatever the constructor raises.
+    Raises
+    ------
+    MisfitError
+        names or shapes are others, a tensor has no memory of its own, or all are larger than the memory.
+    Exception
+        whatever the constructor raises.
     """
     _check_tensors(tensors)
     with _counted(tensors):

@@ -45,9 +45,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
 
     Files without checksum, of earlier versions, are read with a warning: only what the archive itself has is verified.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, truncated, no checkpoint, or holds other things than tensors and plain values.
+    Raises
+    ------
+    FileNotFoundError
+        there is no such file.
+    CheckpointError
+        it is damaged, truncated, no checkpoint, or holds other things than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():

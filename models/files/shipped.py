@@ -26,8 +26,10 @@ def locate(model: str | Path, folder: Path = Path()) -> Path:
     A name is a word without separators and without the suffix of a model file, unless ``folder`` holds a file of that
     name, or ``NAME.safetensors``.
 
-    Raises:
-        FileNotFoundError: there is no model of that name.
+    Raises
+    ------
+    FileNotFoundError
+        there is no model of that name.
     """
     given = Path(model)
     path = folder / given
@@ -40,8 +42,10 @@ def locate(model: str | Path, folder: Path = Path()) -> Path:
 def card(name: str) -> str:
     """The card of a model, as Markdown.
 
-    Raises:
-        FileNotFoundError: there is no model of that name.
+    Raises
+    ------
+    FileNotFoundError
+        there is no model of that name.
     """
     return (FOLDER / (_known(name) + _CARD)).read_text(encoding="utf-8")
 

@@ -43,18 +43,27 @@ class ModelFileError(ValueError):
 def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
     """Write ``regularizer`` to ``path`` (with or without ``.safetensors``) and to the ``.json`` beside it.
 
-    Args:
-        regularizer: or a reconstructor, of a class that can be imported, with constructor arguments that JSON can hold.
-        path: both files are replaced if they exist; folders are made.
-        metadata: what else to keep (level of the noise, data, training record): plain values, numbers finite.
+    Parameters
+    ----------
+    regularizer
+        or a reconstructor, of a class that can be imported, with constructor arguments that JSON can hold.
+    path
+        both files are replaced if they exist; folders are made.
+    metadata
+        what else to keep (level of the noise, data, training record): plain values, numbers finite.
 
-    Returns:
+    Returns
+    -------
+    Path
         The path of the safetensors file.
 
-    Raises:
-        ValueError: the class cannot be imported by its name, an argument or the metadata cannot be put into JSON, or
-            the parameters are not all of type float32 or all of float64, or not finite.
-        OSError: the files cannot be written; none of them is then changed.
+    Raises
+    ------
+    ValueError
+        the class cannot be imported by its name, an argument or the metadata cannot be put into JSON, or the parameters
+        are not all of type float32 or all of float64, or not finite.
+    OSError
+        the files cannot be written; none of them is then changed.
     """
     weights, description = _paths(path)
     # copies: safetensors refuses views of one another
@@ -122,10 +131,13 @@ def load_model(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Model, 
     :class:`recon.reconstruction.reconstructor.Reconstructor` are instantiated, and checkpoints are read with
     ``weights_only=True``.
 
-    Raises:
-        FileNotFoundError: one of the files is missing, or no model has that name.
-        ModelFileError: (a ValueError) a file is of another kind, truncated, of another model, or names a class that
-            is not trusted, unknown or not a regularizer.
+    Raises
+    ------
+    FileNotFoundError
+        one of the files is missing, or no model has that name.
+    ModelFileError
+        (a ValueError) a file is of another kind, truncated, of another model, or names a class that is not trusted,
+        unknown or not a regularizer.
     """
     path = locate(path)
     if path.suffix == CHECKPOINT:
@@ -174,8 +186,10 @@ def pretrained_reconstructor(path: str | Path, trust: list[str] | None = None) -
 def specification(regularizer: Recreatable) -> dict[str, Any]:
     """``class``, ``arguments`` and ``dtype``: plain values from which the regularizer can be made again.
 
-    Raises:
-        ValueError: as :func:`save_regularizer`.
+    Raises
+    ------
+    ValueError
+        as :func:`save_regularizer`.
     """
     cls = type(regularizer)
     name = full_name(cls)

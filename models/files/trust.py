@@ -55,9 +55,12 @@ def find_class(name: str, trust: Iterable[Trusted] = ()) -> Any:
 
     Only modules of the project and those in ``trust`` are imported, none inside them because a name asks for it.
 
-    Raises:
-        UntrustedError: the name is of another module.
-        TypeError: ``trust`` is one string.
+    Raises
+    ------
+    UntrustedError
+        the name is of another module.
+    TypeError
+        ``trust`` is one string.
     """
     if isinstance(trust, str):
         raise TypeError(f"trust is {trust!r}, but must be a list of modules or classes: [{trust!r}]")

@@ -35,19 +35,27 @@ class LearnedPrimalDual(Reconstructor):
 
     Parameters
     ----------
-    iterations, channels: see above.
-    memory: images in f, data in h; with 1, f^(1) stands for f^(2).
-    share_weights: whether all iterations have the same Gamma and Lambda.
-    start: of f: ``"zero"``, or ``"naive"``, filtered back-projection (Hann) for CT and A^T y / ||A||^2 else, in all
+    iterations, channels
+        see above.
+    memory
+        images in f, data in h; with 1, f^(1) stands for f^(2).
+    share_weights
+        whether all iterations have the same Gamma and Lambda.
+    start
+        of f: ``"zero"``, or ``"naive"``, filtered back-projection (Hann) for CT and A^T y / ||A||^2 else, in all
         ``memory`` images.
-    image_channels, data_channels: see :class:`recon.reconstruction.reconstructor.Reconstructor`; 2 and 2 for MRI.
-    seed: of the weights.
-    ramp: of the filtered back-projection, see :class:`recon.operators.FilteredBackProjection`; files without it have
+    image_channels, data_channels
+        see :class:`recon.reconstruction.reconstructor.Reconstructor`; 2 and 2 for MRI.
+    seed
+        of the weights.
+    ramp
+        of the filtered back-projection, see :class:`recon.operators.FilteredBackProjection`; files without it have
         learned from "frequency".
 
     Raises
     ------
-    ValueError: a number is less than 1, or there are more than 10,000 iterations; an unknown start.
+    ValueError
+        a number is less than 1, or there are more than 10,000 iterations; an unknown start.
     """
 
     older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}

@@ -30,15 +30,20 @@ class UNet(Reconstructor):
 
     Parameters
     ----------
-    scales, channels: see above.
-    filter, frequency_scaling, ramp: of the filtered back-projection, see
-        :class:`recon.operators.FilteredBackProjection`; files without ``ramp`` have learned from "frequency".
-    image_channels, data_channels: see :class:`recon.reconstruction.reconstructor.Reconstructor`; 2 and 2 for MRI.
-    seed: of the weights (He et al. 2015, uniform).
+    scales, channels
+        see above.
+    filter, frequency_scaling, ramp
+        of the filtered back-projection, see :class:`recon.operators.FilteredBackProjection`; files without ``ramp``
+        have learned from "frequency".
+    image_channels, data_channels
+        see :class:`recon.reconstruction.reconstructor.Reconstructor`; 2 and 2 for MRI.
+    seed
+        of the weights (He et al. 2015, uniform).
 
     Raises
     ------
-    ValueError: a number is less than 1, or there are more than 16 scales.
+    ValueError
+        a number is less than 1, or there are more than 16 scales.
     """
 
     older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}

@@ -28,11 +28,16 @@ class ConvexRidge(RidgeRegularizer):
 
     Parameters
     ----------
-    filters, size, initial_filters, unit_norm, seed: of the filters, see
-        :class:`models.regularizers.ridge.RidgeRegularizer`.
-    knots: number of learned values per profile. spacing: distance of the knots, in the units of c_k * x.
-    log_weight, log_width: the initial profiles are e^{log_weight} times the smoothed 1-norm of width e^{log_width}.
-    scale: unit of the d_kj. What is learned should be of order 1, or one step of an optimizer hardly moves it: for
+    filters, size, initial_filters, unit_norm, seed
+        of the filters, see :class:`models.regularizers.ridge.RidgeRegularizer`.
+    knots
+        number of learned values per profile.
+    spacing
+        distance of the knots, in the units of c_k * x.
+    log_weight, log_width
+        the initial profiles are e^{log_weight} times the smoothed 1-norm of width e^{log_width}.
+    scale
+        unit of the d_kj. What is learned should be of order 1, or one step of an optimizer hardly moves it: for
         operators of large norm, about the initial d_k0 = e^{log_weight - log_width}.
     """
 

@@ -27,13 +27,21 @@ class ConvolutionalCritic(Regularizer):
 
     Parameters
     ----------
-    channels: of the images. filters: of the layers, at least one. size: side length of the filters, odd.
-    slope, width: of the leaky ReLU, see :class:`models.regularizers.icnn.LeakyReLU`. log_scale: initial theta_0. seed:
-        of W_l, b.
+    channels
+        of the images.
+    filters
+        of the layers, at least one.
+    size
+        side length of the filters, odd.
+    slope, width
+        of the leaky ReLU, see :class:`models.regularizers.icnn.LeakyReLU`.
+    log_scale
+        initial theta_0. seed: of W_l, b.
 
     Raises
     ------
-    ValueError: a number is out of range.
+    ValueError
+        a number is out of range.
     """
 
     def __init__(
@@ -74,8 +82,10 @@ class ConvolutionalCritic(Regularizer):
     def forward(self, x: Tensor) -> Tensor:
         """R(x), ``(batch, channels, height, width) -> (batch,)``.
 
-        Raises:
-            ValueError: images of another number of channels.
+        Raises
+        ------
+        ValueError
+            images of another number of channels.
         """
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"images have the shape {tuple(x.shape)}, but must be (batch, {self.channels}, H, W)")

@@ -24,13 +24,19 @@ class FieldsOfExperts(RidgeRegularizer):
 
     Parameters
     ----------
-    filters, size: number and side length of the filters.
-    potential: ``smoothed_l1`` (convex), ``log_cosh`` (convex) or ``student_t`` (not convex).
-    log_scale, log_weight, log_width: initial theta_0, theta_k and log nu_k.
-    smallest_width: nu_k = smallest_width + e^{learned}: bounds the curvature e^{theta}/nu of every potential; of use
-        with ``unit_norm``.
-    weak_convexity: rho in [0, 1).
-    initial_filters, unit_norm, seed: see :class:`models.regularizers.ridge.RidgeRegularizer`.
+    filters, size
+        number and side length of the filters.
+    potential
+        ``smoothed_l1`` (convex), ``log_cosh`` (convex) or ``student_t`` (not convex).
+    log_scale, log_weight, log_width
+        initial theta_0, theta_k and log nu_k.
+    smallest_width
+        nu_k = smallest_width + e^{learned}: bounds the curvature e^{theta}/nu of every potential; of use with
+        ``unit_norm``.
+    weak_convexity
+        rho in [0, 1).
+    initial_filters, unit_norm, seed
+        see :class:`models.regularizers.ridge.RidgeRegularizer`.
     """
 
     def __init__(

@@ -105,7 +105,10 @@ def check_image(x: Tensor, size: tuple[int, int]) -> None:
 def make_filters(kind: str, filters: int, size: int, seed: int) -> Tensor:
     """Initial filters of mean zero, ``(filters, size, size)`` in float64; ``kind`` is normal, dct or multiscale.
 
-    Raises ``ValueError`` for another kind, or more cosines than there are.
+    Raises
+    ------
+    ValueError
+        for another kind, or more cosines than there are.
     """
     scale = (2 / (filters + 1)) ** 0.5
     if kind == "normal":

@@ -85,16 +85,31 @@ class ICNN(Regularizer):
 
     Parameters
     ----------
-    filters: channels of every layer; size: side length of V; inner_size: that of W_1, ..., W_L.
-    layers: L >= 1, the number of hidden layers.
-    slope: s in [0, 1) of the leaky ReLU. width: w >= 0 of its smoothing; 0 makes R not differentiable.
-    activation: ``huber`` (R is C^1, and has the primal-dual form) or ``smooth`` (R is infinitely smooth, which the
+    filters
+        channels of every layer;
+    size
+        side length of V;
+    inner_size
+        that of W_1, ..., W_L.
+    layers
+        L >= 1, the number of hidden layers.
+    slope
+        s in [0, 1) of the leaky ReLU.
+    width
+        w >= 0 of its smoothing; 0 makes R not differentiable.
+    activation
+        ``huber`` (R is C^1, and has the primal-dual form) or ``smooth`` (R is infinitely smooth, which the
         goal-oriented certificates need), see :class:`LeakyReLU`.
-    log_scale, log_weight: initial theta_0 and theta_k. mixing: how much of a layer's initial weight the other channels
-        and neighbours have; the rest is the identity.
-    initial_filters: as in :class:`models.regularizers.ridge.RidgeRegularizer`; the second half of V are the first one's
-        negatives.
-    zero_mean: V without its mean, so that R does not see constants. seed: of normal filters.
+    log_scale, log_weight
+        initial theta_0 and theta_k.
+    mixing
+        how much of a layer's initial weight the other channels and neighbours have; the rest is the identity.
+    initial_filters
+        as in :class:`models.regularizers.ridge.RidgeRegularizer`; the second half of V are the first one's negatives.
+    zero_mean
+        V without its mean, so that R does not see constants.
+    seed
+        of normal filters.
     """
 
     def __init__(

@@ -26,14 +26,20 @@ class RidgeRegularizer(Regularizer):
 
     Parameters
     ----------
-    filters: number K of filters; size: their side length s in pixels.
-    initial_filters: ``dct``: the K lowest frequencies of the discrete cosine transform without the constant one, which
-        needs K < s^2; ``multiscale``: all cosines of 2x2 pixels, then of 3x3, ..., in the middle of the filters, which
-        learn fastest: local differences matter most; ``normal``: of variance 2 / (s^2 (K + 1)) (Xavier), as published.
-        All have about the same norm.
-    unit_norm: also divide the filters by their norm. The widths of the profiles are then in the units of the image;
-        without it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
-    seed: of the normal filters.
+    filters
+        number K of filters;
+    size
+        their side length s in pixels.
+    initial_filters
+        ``dct``: the K lowest frequencies of the discrete cosine transform without the constant one, which needs K <
+        s^2; ``multiscale``: all cosines of 2x2 pixels, then of 3x3, ..., in the middle of the filters, which learn
+        fastest: local differences matter most; ``normal``: of variance 2 / (s^2 (K + 1)) (Xavier), as published. All
+        have about the same norm.
+    unit_norm
+        also divide the filters by their norm. The widths of the profiles are then in the units of the image; without
+        it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
+    seed
+        of the normal filters.
     """
 
     def __init__(self, filters: int, size: int, initial_filters: str, unit_norm: bool, seed: int) -> None:

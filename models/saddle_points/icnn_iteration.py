@@ -36,11 +36,17 @@ class NetworkIteration:
 
     Parameters
     ----------
-    model: the network's exact form. data: y; x0: the first image, both ``(batch, channel, height, width)``.
+    model
+        the network's exact form.
+    data
+        y;
+    x0
+        the first image, both ``(batch, channel, height, width)``.
 
     Raises
     ------
-    ValueError: the model is relaxed, or has an operator.
+    ValueError
+        the model is relaxed, or has an operator.
     """
 
     @torch.no_grad()

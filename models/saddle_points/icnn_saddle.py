@@ -171,10 +171,23 @@ class ICNNSaddle(SaddleModel):
 
     Parameters
     ----------
-    network: R, with ``activation='huber'``. image_shape: ``(channel, height, width)``. operator: A, the identity by
-        default. mu: weight of the quadratic term; data_weight: c > 0; relaxation, z_convexity: see above.
+    network
+        R, with ``activation='huber'``.
+    image_shape
+        ``(channel, height, width)``.
+    operator
+        A, the identity by default.
+    mu
+        weight of the quadratic term;
+    data_weight
+        c > 0;
+    relaxation, z_convexity
+        see above.
 
-    Raises ``ValueError`` for other activations, sizes that do not fit, and values out of range.
+    Raises
+    ------
+    ValueError
+        for other activations, sizes that do not fit, and values out of range.
     """
 
     def __init__(
@@ -253,8 +266,11 @@ class PrimalDual(Solver):
 
         ``callback`` is told the steps of PDHG, by which nothing is certified yet, see :class:`Solver`.
 
-        Raises ``ValueError`` if R is no ICNN, or D not (c/2)||Ax - y||^2; :class:`NotStronglyConvexError` if a
-        certificate is asked for and h has no positive modulus.
+        Raises
+        ------
+        ValueError
+            if R is no ICNN, or D not (c/2)||Ax - y||^2; :class:`NotStronglyConvexError` if a certificate is asked for
+            and h has no positive modulus.
         """
         energy.check_start(x0)
         model = saddle_model(energy, x0)

@@ -137,8 +137,8 @@ class LearnedTV(SaddleModel):
 
     Raises
     ------
-    ValueError: an argument is out of its range; for kernels larger than the image and data of another shape when they
-        are used.
+    ValueError
+        an argument is out of its range; for kernels larger than the image and data of another shape when they are used.
     """
 
     image_convexity: float
@@ -238,7 +238,10 @@ class LearnedTV(SaddleModel):
 def initial_kernels(initial: str, count: int, size: int, seed: int) -> Tensor:
     """Interpolation kernels ``(2, count, size, size)`` that sum to one (``random``: up to what is random).
 
-    Raises ``ValueError`` for another kind, or one that has not so many kernels or not of this size.
+    Raises
+    ------
+    ValueError
+        for another kind, or one that has not so many kernels or not of this size.
     """
     centre = size // 2
     kernels = torch.zeros(2, count, size, size)

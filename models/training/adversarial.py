@@ -159,12 +159,16 @@ class AdversarialModule(EnergyModule):
 
         Trials start where the last one ended, and need not be as accurate as reconstructions (``TRIAL_ACCURACY``).
 
-        Returns:
+        Returns
+        -------
+        float
             The weight, and keeps it in ``weight``, what was tried in ``trials``, and how many steps of descent were
             best in ``descent_iterations``.
 
-        Raises:
-            ValueError: there are no images, images or data are not finite, or R is not trained yet.
+        Raises
+        ------
+        ValueError
+            there are no images, images or data are not finite, or R is not trained yet.
         """
         if self.weight is None:
             raise ValueError("the weight of R is known in training only; fit the module first")

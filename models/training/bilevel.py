@@ -62,8 +62,10 @@ class EnergyModule(UpperLevelModule):
     def _weighted(self, weights: Tensor | None) -> DataFidelity:
         """D, with the weights of a batch if it has any.
 
-        Raises:
-            ValueError: D knows no weights.
+        Raises
+        ------
+        ValueError
+            D knows no weights.
         """
         return self.fidelity if weights is None else self.fidelity.weighted(weights)
 

@@ -106,8 +106,10 @@ class ImageLogger(Callback):
 
     PNG files in the folder ``images`` of the first logger, overwritten every time, and the same in TensorBoard.
 
-    Args:
-        images: number of reconstructions, the first of the validation set.
+    Parameters
+    ----------
+    images
+        number of reconstructions, the first of the validation set.
     """
 
     def __init__(self, images: int = 4) -> None:

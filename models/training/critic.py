@@ -41,8 +41,10 @@ def published_weight(operator: LinearOperator, fidelity: DataFidelity, x: Tensor
 def scale_parameter(regularizer: Regularizer) -> nn.Parameter:
     """The parameter theta_0 of a regularizer R = e^{theta_0} (...), by which weights are multiplied into it.
 
-    Raises:
-        ValueError: there is none; it must be called ``log_scale`` (or ``log_weight``) and hold one number.
+    Raises
+    ------
+    ValueError
+        there is none; it must be called ``log_scale`` (or ``log_weight``) and hold one number.
     """
     for name in ("log_scale", "log_weight"):
         found = getattr(regularizer, name, None)
@@ -118,8 +120,10 @@ class AdversarialObjective(Objective):
     def calibrate(self) -> None:
         r"""Scale R so that mean \|\|grad C\|\| = 1 at the middles of x and v: else Adam needs thousands of steps to.
 
-        Raises:
-            ValueError: the gradient is zero or not finite there.
+        Raises
+        ------
+        ValueError
+            the gradient is zero or not finite there.
         """
         middle = 0.5 * (self.target + self.naive)
         norm = torch.cat([per_image_norm(self.regularizer.grad(z)) for z in middle.split(1)]).mean() / self.weight

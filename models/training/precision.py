@@ -13,8 +13,10 @@ _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 def cast(module: nn.Module, dtype: torch.dtype) -> None:
     """As ``module.to(dtype)``, which would drop the imaginary parts of complex buffers.
 
-    Raises:
-        ValueError: unless ``dtype`` is float32 or float64.
+    Raises
+    ------
+    ValueError
+        unless ``dtype`` is float32 or float64.
     """
     if dtype not in _COMPLEX:
         raise ValueError(f"the data are {dtype}; valid are {', '.join(map(str, _COMPLEX))}")

@@ -59,20 +59,30 @@ class SupervisedModule(ReconstructionModule):
 
     Parameters
     ----------
-    reconstructor: F_theta; what is learned are its trainable parameters.
-    optimizer: parameters -> any optimizer of torch.
-    operator: A; by default a copy of the data module's, or the identity.
-    batch_size: images in a mini-batch; the last one of a pass may have fewer.
-    steps: of the optimizer, in the whole training.
-    annealing: of the learning rate, ``"cosine"`` or ``"none"``.
-    gradient_clip: largest norm of the gradient; None leaves it as it is.
-    seed: of the order of the images.
+    reconstructor
+        F_theta; what is learned are its trainable parameters.
+    optimizer
+        parameters -> any optimizer of torch.
+    operator
+        A; by default a copy of the data module's, or the identity.
+    batch_size
+        images in a mini-batch; the last one of a pass may have fewer.
+    steps
+        of the optimizer, in the whole training.
+    annealing
+        of the learning rate, ``"cosine"`` or ``"none"``.
+    gradient_clip
+        largest norm of the gradient; None leaves it as it is.
+    seed
+        of the order of the images.
 
     Raises
     ------
-    ValueError: a number is out of range; in training, data that do not fit or are not finite, a loader with more than
-        one batch, a loss or a gradient that is not finite.
-    CheckpointError: (a ValueError) a checkpoint of another network or, in training, of another problem.
+    ValueError
+        a number is out of range; in training, data that do not fit or are not finite, a loader with more than one
+        batch, a loss or a gradient that is not finite.
+    CheckpointError
+        (a ValueError) a checkpoint of another network or, in training, of another problem.
     """
 
     def __init__(

@@ -134,7 +134,10 @@ def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> Linea
     the one-step (Bolte, Pauwels and Vaiter, NeurIPS 2023) or Jacobian-free gradient; \|\|w - B^{-1} b\|\| is at most
     (1 - mu/L)^K \|\|b\|\| / mu. It costs K - 1 products with B.
 
-    Raises ``ValueError`` if no L is known.
+    Raises
+    ------
+    ValueError
+        if no L is known.
     """
     if not math.isfinite(energy.smoothness):
         raise ValueError(
@@ -156,7 +159,10 @@ def descent_step(energy: Energy) -> float:
 
     L depends on theta, and 1/L would, too: a step that jumps but does not move has no derivative to be missed.
 
-    Raises ``ValueError`` if no L is known.
+    Raises
+    ------
+    ValueError
+        if no L is known.
     """
     if not math.isfinite(energy.smoothness):
         raise ValueError(
@@ -169,7 +175,10 @@ def descent_step(energy: Energy) -> float:
 def gradient_descent(energy: Energy, x0: Tensor, steps: int) -> list[Tensor]:
     """x_0, ..., x_K with x_{k+1} = x_k - tau grad h(x_k, theta), tau of :func:`descent_step`. It costs K evaluations.
 
-    Raises ``ValueError`` if no Lipschitz constant is known.
+    Raises
+    ------
+    ValueError
+        if no Lipschitz constant is known.
     """
     points, step = [x0], descent_step(energy)
     for _ in range(steps):

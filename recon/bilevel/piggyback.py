@@ -86,10 +86,13 @@ class Piggyback:
 
     Parameters
     ----------
-    solver: of the saddle point and of an adjoint that goes on alone.
-    adjoint: ``cg``: conjugate gradients on (g'' + K^T f'' K) X = -grad l_1 - K^T f'' grad l_2, Y = f''(KX + grad l_2),
-        which needs the fewest products; ``pdhg``: as published. Problems that are not smooth take ``pdhg``.
-    iterations: a fixed number, for comparisons; None: as many as the accuracies ask for.
+    solver
+        of the saddle point and of an adjoint that goes on alone.
+    adjoint
+        ``cg``: conjugate gradients on (g'' + K^T f'' K) X = -grad l_1 - K^T f'' grad l_2, Y = f''(KX + grad l_2), which
+        needs the fewest products; ``pdhg``: as published. Problems that are not smooth take ``pdhg``.
+    iterations
+        a fixed number, for comparisons; None: as many as the accuracies ask for.
     """
 
     def __init__(self, solver: PDHG | None = None, adjoint: str = "cg", iterations: int | None = None) -> None:

@@ -15,9 +15,12 @@ from recon.operators.tomography import cache as matrix_cache
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0.
 
-    Raises:
-        OSError: a file cannot be removed.
-        ValueError: RECON_CACHE_GB is no number.
+    Raises
+    ------
+    OSError
+        a file cannot be removed.
+    ValueError
+        RECON_CACHE_GB is no number.
     """
     args = _parser().parse_args(argv)
     folder = matrix_cache.cache_folder()

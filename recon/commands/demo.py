@@ -98,8 +98,10 @@ class KeepRecords(pl.Callback):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0 if every picture is certified to the accuracy, else 1.
 
-    Raises:
-        OSError: the output cannot be written, or another program writes into its folder.
+    Raises
+    ------
+    OSError
+        the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
     prepare_folder(args.output)

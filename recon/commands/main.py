@@ -126,8 +126,10 @@ def _unread() -> int:
 def _with_memory_limit(arguments: list[str]) -> list[str]:
     """Set the limit of --max-memory, which every command has; returns the other arguments.
 
-    Raises:
-        ValueError: it is no amount of memory.
+    Raises
+    ------
+    ValueError
+        it is no amount of memory.
     """
     limit, rest, given = None, [], iter(arguments)
     for argument in given:

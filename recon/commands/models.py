@@ -16,9 +16,12 @@ from models.files.storage import load_model
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0.
 
-    Raises:
-        FileNotFoundError: there is no model of that name.
-        ValueError: the files of a model are damaged.
+    Raises
+    ------
+    FileNotFoundError
+        there is no model of that name.
+    ValueError
+        the files of a model are damaged.
     """
     args = _parser().parse_args(argv)
     console = Console()

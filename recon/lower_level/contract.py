@@ -52,8 +52,10 @@ def check_contract(regularizer: Regularizer, like: Tensor, overflow: bool = Fals
     Parameters: some of those that are trained matter. Moduli: numbers that two pairs of images do not refute.
     With ``overflow``, values of plus infinity are left to what refuses initial parameters that are too large.
 
-    Raises:
-        ContractError: (a ValueError) it names the class, what is wrong, and what is right.
+    Raises
+    ------
+    ContractError
+        (a ValueError) it names the class, what is wrong, and what is right.
     """
     x, value = _first_values(regularizer, like)
     if overflow and isinstance(value, Tensor) and bool((value == math.inf).any()):

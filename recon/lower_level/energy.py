@@ -35,15 +35,21 @@ class Energy:
 
     Parameters
     ----------
-    y: data, ``(batch, *operator.range_shape)``.
-    regularizer: R, at its current parameters.
-    operator: A; the identity by default.
-    fidelity: D; 1/2||Ax - y||^2 by default.
-    mu: weight of the quadratic term that makes h strongly convex where D and R do not.
+    y
+        data, ``(batch, *operator.range_shape)``.
+    regularizer
+        R, at its current parameters.
+    operator
+        A; the identity by default.
+    fidelity
+        D; 1/2||Ax - y||^2 by default.
+    mu
+        weight of the quadratic term that makes h strongly convex where D and R do not.
 
     Raises
     ------
-    ValueError: if the data are not finite, do not fit the operator or the fidelity, or ``mu`` is negative.
+    ValueError
+        if the data are not finite, do not fit the operator or the fidelity, or ``mu`` is negative.
     """
 
     def __init__(

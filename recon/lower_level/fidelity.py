@@ -39,8 +39,10 @@ class DataFidelity(nn.Module):
     def weighted(self, weights: Tensor) -> DataFidelity:
         """D with every term times weights >= 0 of the shape of y, e.g. 0 where nothing was measured.
 
-        Raises:
-            ValueError: D knows no weights.
+        Raises
+        ------
+        ValueError
+            D knows no weights.
         """
         raise ValueError(f"{type(self).__name__} knows no weights, which these data need; use SquaredL2")
 

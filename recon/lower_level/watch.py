@@ -40,8 +40,10 @@ class Watch:
 
         if the claims hold. Where one does not, :func:`recon.lower_level.contract.contradiction` decides.
 
-        Raises:
-            ContractError: it names the regularizer, the claim, and what was found.
+        Raises
+        ------
+        ContractError
+            it names the regularizer, the claim, and what was found.
         """
         self.next = min(4 * self.count, self.count + EVERY)
         s, y = now[0] - before[0], now[1] - before[1]

@@ -17,12 +17,17 @@ _ROUNDING = 1e-13
 def gaussian_kernel(sigma: float | tuple[float, float], size: int | tuple[int, int] | None = None) -> Tensor:
     """Return a sampled Gaussian, ``k[i, j] ~ exp(-i^2 / (2 s_0^2) - j^2 / (2 s_1^2))``, float64, with sum one.
 
-    Args:
-        sigma: standard deviation in pixels, one for both axes or one for each; positive.
-        size: kernel shape, odd; by default cut off at four standard deviations, ``2 ceil(4 sigma) + 1``.
+    Parameters
+    ----------
+    sigma
+        standard deviation in pixels, one for both axes or one for each; positive.
+    size
+        kernel shape, odd; by default cut off at four standard deviations, ``2 ceil(4 sigma) + 1``.
 
-    Raises:
-        ValueError: if sigma is not positive and finite or a size is not odd and positive.
+    Raises
+    ------
+    ValueError
+        if sigma is not positive and finite or a size is not odd and positive.
     """
     sigmas = tuple(sigma) if isinstance(sigma, (tuple, list)) else (sigma, sigma)
     if len(sigmas) != 2 or not all(math.isfinite(s) and s > 0 for s in sigmas):
@@ -74,14 +79,20 @@ class Blur(LinearOperator):
     ) -> None:
         """Create the operator.
 
-        Args:
-            kernel: real tensor ``(rows, columns)`` with odd sides, possibly larger than the image, or a number:
-                the standard deviation in pixels of :func:`gaussian_kernel`.
-            domain_shape: ``(channels, height, width)``.
-            boundary: "periodic" or "reflect".
+        Parameters
+        ----------
+        kernel
+            real tensor ``(rows, columns)`` with odd sides, possibly larger than the image, or a number: the standard
+            deviation in pixels of :func:`gaussian_kernel`.
+        domain_shape
+            ``(channels, height, width)``.
+        boundary
+            "periodic" or "reflect".
 
-        Raises:
-            ValueError: if kernel, shape or boundary are none of these.
+        Raises
+        ------
+        ValueError
+            if kernel, shape or boundary are none of these.
         """
         if not isinstance(kernel, Tensor):
             kernel = gaussian_kernel(float(kernel))

@@ -202,14 +202,23 @@ def check_bounds(
     The first by the largest Ritz vector of ``steps`` Lanczos steps on A^T A, the second by the smallest one, improved
     by inverse iteration with conjugate gradients. What is not refuted is not proved: a test, as good as its vectors.
 
-    Args:
-        operator: A, of known ``domain_shape``.
-        norm_bound, lower_bound: the claims, by default those of the operator.
-        steps, seed: of the Lanczos method. name: of the operator, for the message.
+    Parameters
+    ----------
+    operator
+        A, of known ``domain_shape``.
+    norm_bound, lower_bound
+        the claims, by default those of the operator.
+    steps, seed
+        of the Lanczos method.
+    name
+        of the operator, for the message.
 
-    Raises:
-        BoundError: a claim is wrong by more than the rounding errors of the operator; it has the vector.
-        ValueError: the operator has no fixed domain shape.
+    Raises
+    ------
+    BoundError
+        a claim is wrong by more than the rounding errors of the operator; it has the vector.
+    ValueError
+        the operator has no fixed domain shape.
     """
     norm_bound = operator.norm_bound if norm_bound is None else norm_bound
     lower_bound = operator.lower_bound if lower_bound is None else lower_bound
@@ -243,7 +252,10 @@ def adjoint_mismatch(operator: LinearOperator, trials: int = 4, seed: int = 0) -
     y, and for x = A'y no more than that norm times \|\|x\|\|. y = Ax, since residuals are mostly of this kind.
     What is below 16 times the unit roundoff of the operator is the rounding of the two products.
 
-    Raises ``ValueError`` if the operator has no fixed shapes, or no positive norm bound.
+    Raises
+    ------
+    ValueError
+        if the operator has no fixed shapes, or no positive norm bound.
     """
     if operator.domain_shape is None or operator.range_shape is None or not operator.norm_bound > 0:
         raise ValueError(f"{type(operator).__name__} has no fixed shapes or no norm: its adjoint cannot be measured")

@@ -29,12 +29,17 @@ class FiniteDifferences(LinearOperator):
     def __init__(self, domain_shape: Shape, boundary: Literal["neumann", "periodic"] = "neumann") -> None:
         """Create the operator.
 
-        Args:
-            domain_shape: ``(1, height, width)``.
-            boundary: "neumann" or "periodic".
+        Parameters
+        ----------
+        domain_shape
+            ``(1, height, width)``.
+        boundary
+            "neumann" or "periodic".
 
-        Raises:
-            ValueError: for another shape or boundary.
+        Raises
+        ------
+        ValueError
+            for another shape or boundary.
         """
         if len(domain_shape) != 3 or domain_shape[0] != 1 or any(n < 1 for n in domain_shape):
             raise ValueError(f"expected a positive domain_shape (1, height, width), got {tuple(domain_shape)}")

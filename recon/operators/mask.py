@@ -20,11 +20,15 @@ class Mask(LinearOperator):
     def __init__(self, mask: Tensor) -> None:
         """Create the operator.
 
-        Args:
-            mask: boolean tensor of the shape of one image, e.g. ``(1, height, width)``.
+        Parameters
+        ----------
+        mask
+            boolean tensor of the shape of one image, e.g. ``(1, height, width)``.
 
-        Raises:
-            ValueError: if the mask is not a boolean tensor with at least one axis.
+        Raises
+        ------
+        ValueError
+            if the mask is not a boolean tensor with at least one axis.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim == 0:
             got = f"{mask.dtype}, shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__

@@ -96,8 +96,10 @@ def critic_reconstruction(y: Tensor, operator: LinearOperator) -> Tensor:
     one coil, least squares (SENSE) for several. Such images have the noise that inverting A amplifies. Smoother ones,
     such as FBP with a window, have not, and critics that learn from them do not suppress it.
 
-    Raises:
-        ValueError: cone beams, or an operator of norm 0.
+    Raises
+    ------
+    ValueError
+        cone beams, or an operator of norm 0.
     """
     if isinstance(operator, (Identity, RayTransform)):
         return naive_reconstruction(y, operator, "ram-lak")

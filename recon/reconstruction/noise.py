@@ -13,8 +13,10 @@ def sinogram_noise(sinogram: Tensor, measured: Tensor | None = None) -> float:
     median over the rays with the larger half of line integrals counts: where there is an object, and most noise. Where
     ``measured`` (of the sinogram's shape) is False, rays and their eight neighbours are left out.
 
-    Raises:
-        ValueError: the sinogram is too small, or too few rays were measured.
+    Raises
+    ------
+    ValueError
+        the sinogram is too small, or too few rays were measured.
     """
     inside = sinogram.detach().cpu().double()[..., 1:-1, 1:-1]
     second = _second_differences(sinogram, f"a sinogram of {sinogram.shape[-2]} views and {sinogram.shape[-1]} pixels")

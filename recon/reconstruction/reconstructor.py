@@ -27,12 +27,17 @@ class Reconstructor(Recreatable):
     Subclasses implement ``reconstruct``; what is checked here holds for all of them. The operator is an argument and
     no part of the network: it is not in the state dict, and one network can be applied with several.
 
-    Args:
-        image_channels: channels of the images, 2 for complex ones.
-        data_channels: channels of the data, the third axis from behind; 2 for complex ones.
+    Parameters
+    ----------
+    image_channels
+        channels of the images, 2 for complex ones.
+    data_channels
+        channels of the data, the third axis from behind; 2 for complex ones.
 
-    Raises:
-        ValueError: a number of channels is less than 1.
+    Raises
+    ------
+    ValueError
+        a number of channels is less than 1.
     """
 
     older_arguments: ClassVar[dict[str, Any]] = {}
@@ -46,8 +51,10 @@ class Reconstructor(Recreatable):
     def forward(self, y: Tensor, operator: LinearOperator) -> Tensor:
         """Reconstruct ``(batch, image_channels, height, width)`` from data y, ``(batch, *range_shape)``.
 
-        Raises:
-            ValueError: the operator is missing or of another kind, or y or the channels do not fit it.
+        Raises
+        ------
+        ValueError
+            the operator is missing or of another kind, or y or the channels do not fit it.
         """
         name = type(self).__name__
         if not isinstance(operator, LinearOperator):
@@ -90,12 +97,19 @@ def naive_reconstruction(
     Filtered back-projection for parallel and fan beams, y itself where A is the identity, and A^T y / ||A||^2 else,
     with the operator's bound of the norm; for MRI, where it is 1, the zero-filled reconstruction.
 
-    Args:
-        y: ``(batch, *range_shape)``. operator: A.
-        filter, frequency_scaling, ramp: see :class:`recon.operators.FilteredBackProjection`.
+    Parameters
+    ----------
+    y
+        ``(batch, *range_shape)``.
+    operator
+        A.
+    filter, frequency_scaling, ramp
+        see :class:`recon.operators.FilteredBackProjection`.
 
-    Raises:
-        ValueError: an unknown filter, a scaling out of range, cone beams, or an operator of norm 0.
+    Raises
+    ------
+    ValueError
+        an unknown filter, a scaling out of range, cone beams, or an operator of norm 0.
     """
     if isinstance(operator, Identity):
         return y
@@ -111,8 +125,10 @@ def naive_reconstruction(
 def positive_norm(operator: LinearOperator) -> float:
     """The operator's bound of ||A||.
 
-    Raises:
-        ValueError: it is 0.
+    Raises
+    ------
+    ValueError
+        it is 0.
     """
     if not operator.norm_bound > 0:
         raise ValueError(f"the norm of {type(operator).__name__} is 0: its data say nothing about the image")

@@ -145,8 +145,10 @@ def discrepancy(solver: WeightedSolver, trained: bool) -> Choice:
     principle. With the residual r that is left then, the level is (r^2 + noise^2 min(1, n/m))^(1/2): what n unknowns
     fit to m data takes off the residual of the truth is the share n/m of the noise.
 
-    Raises:
-        ValueError: the residual stays below the level for all weights: the noise is stated too large; or there is none.
+    Raises
+    ------
+    ValueError
+        the residual stays below the level for all weights: the noise is stated too large; or there is none.
     """
     problem = _with_noise(solver)
     # on the scale of the file, as the rest of the report
@@ -232,12 +234,17 @@ def best_weight(quality: Callable[[float], float], start: float) -> tuple[float,
     Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a
     factor of 2, and of 2^(1/2), are tried. Finds the maximum of functions that grow up to it and fall after it.
 
-    Args:
-        quality: of a weight, e.g. the mean PSNR on validation data.
-        start: the first weight.
+    Parameters
+    ----------
+    quality
+        of a weight, e.g. the mean PSNR on validation data.
+    start
+        the first weight.
 
-    Raises:
-        ValueError: ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
+    Raises
+    ------
+    ValueError
+        ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
     """
     if not 0 < start < math.inf:
         raise ValueError(f"the first weight is {start}, but must be positive and finite")

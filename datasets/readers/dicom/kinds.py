@@ -22,8 +22,10 @@ _TILES = (0x0019, 0x100A)
 def check_slice(header: Any, path: Path) -> None:
     """Refuse what is no single slice, although it looks like one: localizers, screens, mosaics.
 
-    Raises:
-        DataError: it names the kind, and what to do.
+    Raises
+    ------
+    DataError
+        it names the kind, and what to do.
     """
     words = [str(value).upper() for value in header.get("ImageType", None) or []]
     if "LOCALIZER" in words:
@@ -60,12 +62,16 @@ def modality_transform(header: Any, path: Path, required: bool) -> Callable[[np.
     Slope and intercept, or the table of ModalityLUTSequence: value k of the table for the stored value first + k, and
     its ends beyond. None of them is the identity.
 
-    Args:
-        required: whether the values have to be Hounsfield units (CT).
+    Parameters
+    ----------
+    required
+        whether the values have to be Hounsfield units (CT).
 
-    Raises:
-        DataError: one of slope and intercept alone, or none if required; a table together with them, of another type
-            than HU if required, or one that is not as its descriptor says; values that are not finite, slope 0.
+    Raises
+    ------
+    DataError
+        one of slope and intercept alone, or none if required; a table together with them, of another type than HU if
+        required, or one that is not as its descriptor says; values that are not finite, slope 0.
     """
     tables = header.get("ModalityLUTSequence")
     there = [name for name in ("RescaleSlope", "RescaleIntercept") if header.get(name) is not None]

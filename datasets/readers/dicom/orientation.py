@@ -39,10 +39,12 @@ AS_STORED = Display()
 def display_of(orientation: Sequence[float] | None) -> Display:
     """How to turn a slice so that columns run to the patient's left and rows to the back, as radiologists look at it.
 
-    Args:
-        orientation: ImageOrientationPatient, the directions in which column and row numbers of the stored pixels grow,
-            on axes to the patient's left, back and head (DICOM PS3.3, C.7.6.2.1.1). Slices that are tilted are turned
-            to the nearest axes. Slices that are not transverse, and None, stay as stored.
+    Parameters
+    ----------
+    orientation
+        ImageOrientationPatient, the directions in which column and row numbers of the stored pixels grow, on axes to
+        the patient's left, back and head (DICOM PS3.3, C.7.6.2.1.1). Slices that are tilted are turned to the nearest
+        axes. Slices that are not transverse, and None, stay as stored.
     """
     if orientation is None or len(orientation) != 6:
         return AS_STORED

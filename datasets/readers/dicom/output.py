@@ -47,19 +47,29 @@ def write_dicom(
     Values are stored as 16-bit integers with sign. For CT they are Hounsfield units, rounded to whole ones (slope 1,
     intercept 0). For MR, the slope is chosen so that the largest value is 32767.
 
-    Args:
-        path: of the new file; folders that are missing are made.
-        image: (H, W) or (1, H, W) in the view that ``read_dicom`` gives; HU for CT.
-        like: the file of the source.
-        description: goes into the series description, at most 64 characters.
-        pixel_size: between rows and between columns in mm; None is that of ``like``, and needs a picture of its shape.
-            With another size or shape, the picture's centre stays where it is.
+    Parameters
+    ----------
+    path
+        of the new file; folders that are missing are made.
+    image
+        (H, W) or (1, H, W) in the view that ``read_dicom`` gives; HU for CT.
+    like
+        the file of the source.
+    description
+        goes into the series description, at most 64 characters.
+    pixel_size
+        between rows and between columns in mm; None is that of ``like``, and needs a picture of its shape. With another
+        size or shape, the picture's centre stays where it is.
 
-    Raises:
-        DataError: ``like`` cannot be read; a picture of another shape without ``pixel_size``; values that are NaN,
-            infinite, or too large for 16 bits.
-        OSError: the file cannot be written.
-        ImportError: pydicom is not installed.
+    Raises
+    ------
+    DataError
+        ``like`` cannot be read; a picture of another shape without ``pixel_size``; values that are NaN, infinite, or
+        too large for 16 bits.
+    OSError
+        the file cannot be written.
+    ImportError
+        pydicom is not installed.
     """
     pydicom = require("pydicom", "writing DICOM")
     path, like = Path(path), Path(like)

@@ -65,17 +65,25 @@ def read_dicom(
     Transverse slices are turned to the usual view, rows from anterior to posterior and columns from the patient's right
     to the left, whatever the patient's position in the scanner was; pictures of other planes stay as stored.
 
-    Args:
-        path: the file; one frame, one value for each pixel.
-        modality: ``"CT"`` or ``"MR"``, what the file must be; None takes either.
-        clip: of CT, in HU; None keeps all values.
-        reorient: whether to turn transverse slices.
+    Parameters
+    ----------
+    path
+        the file; one frame, one value for each pixel.
+    modality
+        ``"CT"`` or ``"MR"``, what the file must be; None takes either.
+    clip
+        of CT, in HU; None keeps all values.
+    reorient
+        whether to turn transverse slices.
 
-    Raises:
-        DataError: no such file, no DICOM, truncated, of another modality, several frames, a localizer, a screen save, a
-            mosaic, colour; without pixel spacing, or (CT) slope and intercept; a rescale type other than HU; values
-            that are not finite.
-        ImportError: pydicom is not installed.
+    Raises
+    ------
+    DataError
+        no such file, no DICOM, truncated, of another modality, several frames, a localizer, a screen save, a mosaic,
+        colour; without pixel spacing, or (CT) slope and intercept; a rescale type other than HU; values that are not
+        finite.
+    ImportError
+        pydicom is not installed.
     """
     path = Path(path)
     with reading(path, "DICOM"):
@@ -111,18 +119,27 @@ class DicomFolder(PatientSource):
     Slices are sorted by patient, series, position along the normal of the slice, number, and name of the file. Files
     that are no DICOM by name or content (licences, notes) are passed over.
 
-    Args:
-        path: the folder, or a single file.
-        modality: ``"CT"`` or ``"MR"``; a slice of another modality is an error.
-        unit: ``"unit"``: on the scale [0, 1]. For CT µ / µ(3071 HU) = (HU + 1000) / 4071, where air is 0 (and
-            so are values below it), water 0.246, as in LoDoPaB-CT; for MR, the picture divided by its largest value.
-            ``"attenuation"``: µ in 1/mm, at least 0 (CT only). ``"stored"``: HU, or values as stored (MR).
-        mu_water: µ of water in 1/mm, for ``"attenuation"``.
-        recursive: read the folders inside the folder too.
-        size, crop_size: see ``ImageSource``. Reduced pictures have larger pixels than ``slice_of(i).pixel_size``.
+    Parameters
+    ----------
+    path
+        the folder, or a single file.
+    modality
+        ``"CT"`` or ``"MR"``; a slice of another modality is an error.
+    unit
+        ``"unit"``: on the scale [0, 1]. For CT µ / µ(3071 HU) = (HU + 1000) / 4071, where air is 0 (and so are values
+        below it), water 0.246, as in LoDoPaB-CT; for MR, the picture divided by its largest value. ``"attenuation"``: µ
+        in 1/mm, at least 0 (CT only). ``"stored"``: HU, or values as stored (MR).
+    mu_water
+        µ of water in 1/mm, for ``"attenuation"``.
+    recursive
+        read the folders inside the folder too.
+    size, crop_size
+        see ``ImageSource``. Reduced pictures have larger pixels than ``slice_of(i).pixel_size``.
 
-    Raises:
-        DataError: the folder is missing or has no slice; for each slice, see ``read_dicom``.
+    Raises
+    ------
+    DataError
+        the folder is missing or has no slice; for each slice, see ``read_dicom``.
     """
 
     def __init__(
@@ -175,8 +192,10 @@ class DicomFolder(PatientSource):
 def on_unit_scale(found: DicomSlice) -> Tensor:
     """The picture (1, H, W) on the scale [0, 1], see ``unit`` of ``DicomFolder``.
 
-    Raises:
-        DataError: a slice of MR without a positive value.
+    Raises
+    ------
+    DataError
+        a slice of MR without a positive value.
     """
     values = found.image[None]
     if found.modality == "CT":
@@ -197,9 +216,12 @@ def holds_dicom(path: Path) -> bool:
 def read_header(path: Path, pixels: bool = True) -> Any:
     """The ``pydicom.Dataset`` of a file.
 
-    Raises:
-        DataError: no such file, no DICOM, truncated.
-        ImportError: pydicom is not installed.
+    Raises
+    ------
+    DataError
+        no such file, no DICOM, truncated.
+    ImportError
+        pydicom is not installed.
     """
     pydicom = require("pydicom", "reading DICOM")
     if not path.is_file():

@@ -13,7 +13,7 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
-from recon.errors import fraction, one_of
+from recon.errors import fraction, one_of, positive
 from recon.lower_level import NotStronglyConvexError, Status
 
 SCHEDULES = ("quadratic", "cubic", "exponential", "constant")

@@ -82,10 +82,12 @@ class Comparison:
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare; returns 0, or 1 if some of several methods failed.
 
-    Raises:
-        ValueError: the configuration, a model, or the data cannot be used, or the data do not keep test and training
-            apart.
-        OSError: a file is missing, the output cannot be written, or another program writes into its folder.
+    Raises
+    ------
+    ValueError
+        the configuration, a model, or the data cannot be used, or the data do not keep test and training apart.
+    OSError
+        a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
     folders = {name: getattr(args, name) for name in FOLDERS if getattr(args, name) is not None}
@@ -159,9 +161,12 @@ def _result(name: str, comparison: Comparison, task: Task, output: Path) -> Resu
 def read_comparison(path: Path, folders: Mapping[str, str] | None = None) -> Comparison:
     """The configuration in a YAML file; ``folders`` (train, val, test) replace those of the data.
 
-    Raises:
-        ValueError: it is no such configuration.
-        OSError: the file cannot be read.
+    Raises
+    ------
+    ValueError
+        it is no such configuration.
+    OSError
+        the file cannot be read.
     """
     content = _read_yaml(path)
     if not content.keys() <= KEYS:
@@ -221,8 +226,10 @@ def _check_entry(path: Path, name: Any, entry: Any) -> None:
 def make_task(comparison: Comparison) -> Task:
     """The data module with what all methods share.
 
-    Raises:
-        ValueError: the data cannot be used.
+    Raises
+    ------
+    ValueError
+        the data cannot be used.
     """
     module = make_data(comparison.data)
     operator = module.operator if module.operator is not None else Identity()
@@ -237,9 +244,12 @@ def make_task(comparison: Comparison) -> Task:
 def check(comparison: Comparison, task: Task) -> None:
     """Refuse, before anything is computed, what could not be compared.
 
-    Raises:
-        ValueError: the test shares patients or pictures with training or validation data; a method does not fit.
-        OSError: a file is missing.
+    Raises
+    ------
+    ValueError
+        the test shares patients or pictures with training or validation data; a method does not fit.
+    OSError
+        a file is missing.
     """
     for part, word in (("train", "training"), ("val", "validation")):
         shared = task.module.shared_with_test(part)  # type: ignore[arg-type]
@@ -274,9 +284,12 @@ def _check_training(comparison: Comparison, path: Path) -> None:
 def identity(comparison: Comparison, name: str) -> dict[str, Any]:
     """What the results of a method depend on beside the data.
 
-    Raises:
-        ValueError: its configuration has no model.
-        OSError: a file is missing.
+    Raises
+    ------
+    ValueError
+        its configuration has no model.
+    OSError
+        a file is missing.
     """
     entry = comparison.methods[name]
     if "model" in entry:
@@ -297,8 +310,10 @@ def identity(comparison: Comparison, name: str) -> dict[str, Any]:
 def make_method(name: str, comparison: Comparison, task: Task, output: Path) -> Method:
     """Load, choose or train a method.
 
-    Raises:
-        ValueError, OSError: see what does it.
+    Raises
+    ------
+    ValueError, OSError
+        see what does it.
     """
     entry = comparison.methods[name]
     if "baseline" in entry:

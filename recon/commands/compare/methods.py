@@ -128,8 +128,10 @@ class Task:
 
         To first order they are the numbers of photons of the rays, as for ``recon reconstruct --photons``.
 
-        Raises:
-            ValueError: the noise is none of photons.
+        Raises
+        ------
+        ValueError
+            the noise is none of photons.
         """
         if not self.weighted:
             return None
@@ -153,8 +155,10 @@ class Task:
 def baseline(entry: Mapping[str, Any], task: Task) -> Method:
     """The method of an entry ``baseline: ...``, with what is best on validation data.
 
-    Raises:
-        ValueError: it does not go with the operator, or no weight of TV could be tried.
+    Raises
+    ------
+    ValueError
+        it does not go with the operator, or no weight of TV could be tried.
     """
     begin, kind = time.perf_counter(), entry["baseline"]
     if kind == "fbp":
@@ -261,15 +265,24 @@ def _applied(
 def load_method(file: Path, task: Task, unchecked: bool = False, trust: Iterable[Trusted] = ()) -> Method:
     """The method of a model in a file, see :func:`models.files.storage.load_model`.
 
-    Args:
-        file: of the model. task: what it is applied to.
-        unchecked: whether a model whose file does not say what it was trained for is accepted.
-        trust: what its class may come from, if it is none of this project.
+    Parameters
+    ----------
+    file
+        of the model.
+    task
+        what it is applied to.
+    unchecked
+        whether a model whose file does not say what it was trained for is accepted.
+    trust
+        what its class may come from, if it is none of this project.
 
-    Raises:
-        ValueError: the model was trained for another operator or noise, on patients of the test, with another fidelity,
-            or does not say so; or nothing says how to apply it.
-        FileNotFoundError: a file is missing.
+    Raises
+    ------
+    ValueError
+        the model was trained for another operator or noise, on patients of the test, with another fidelity, or does not
+        say so; or nothing says how to apply it.
+    FileNotFoundError
+        a file is missing.
     """
     model, metadata = load_model(file, trust)
     _check_setting(file, metadata, task, unchecked)
@@ -299,9 +312,11 @@ def _method(
 ) -> ReconstructionMethod:
     """Certified minimizers and saddle points, networks, and the descent that the file describes for what is not convex.
 
-    Raises:
-        ValueError: the model was trained with another fidelity, has no place for what the task asks, or nothing says
-            when descent is to stop.
+    Raises
+    ------
+    ValueError
+        the model was trained with another fidelity, has no place for what the task asks, or nothing says when descent
+        is to stop.
     """
     if isinstance(model, Reconstructor):
         return Network(model)

@@ -82,8 +82,10 @@ class Result:
 def measure(name: str, method: Method, task: Task) -> Result:
     """Reconstruct and measure all test images, those of :mod:`recon.metrics` of what people look at, in float64.
 
-    Raises:
-        ValueError: what the method raises, or a reconstruction that is not finite.
+    Raises
+    ------
+    ValueError
+        what the method raises, or a reconstruction that is not finite.
     """
     samples: Any = task.module.test_dataloader().dataset
     names, show = task.module.names("test"), task.operator.display
@@ -132,8 +134,10 @@ def quality(z: Tensor, target: Tensor) -> dict[str, float | None]:
 def save(result: Result, folder: Path) -> None:
     """Write a finished method; ``method.json`` is there if all of it is.
 
-    Raises:
-        OSError: the files cannot be written.
+    Raises
+    ------
+    OSError
+        the files cannot be written.
     """
     files: dict[Path, Content] = {folder / IMAGES: table(result.rows), folder / METHOD: result.info}
     if len({image.shape for image in result.images}) == 1:
@@ -144,8 +148,10 @@ def save(result: Result, folder: Path) -> None:
 def saved(name: str, folder: Path, images: Sequence[str]) -> Result | None:
     """What :func:`save` wrote, None if that does not exist.
 
-    Raises:
-        ValueError: a file was cut off, or belongs to other images.
+    Raises
+    ------
+    ValueError
+        a file was cut off, or belongs to other images.
     """
     if not all((folder / file).is_file() for file in (IMAGES, METHOD)):
         return None
@@ -179,8 +185,10 @@ def check_shown(show: int, task: Task) -> None:
 def write_tables(results: Sequence[Result], output: Path) -> None:
     """``images.csv``, ``table.csv`` and ``table.md``.
 
-    Raises:
-        OSError: the files cannot be written.
+    Raises
+    ------
+    OSError
+        the files cannot be written.
     """
     summaries = [result.summary() for result in results]
     cells = [_cells(s) for s in summaries]
@@ -224,9 +232,12 @@ def _cells(summary: Mapping[str, Any]) -> dict[str, str]:
 def write_pictures(results: Sequence[Result], task: Task, output: Path, show: int = 0) -> None:
     """``comparison.png``: test image ``show`` with a zoom and error maps; ``psnr.png``: box plots over the images.
 
-    Raises:
-        ValueError: there is no such image.
-        OSError: the files cannot be written.
+    Raises
+    ------
+    ValueError
+        there is no such image.
+    OSError
+        the files cannot be written.
     """
     check_shown(show, task)
     samples: Any = task.module.test_dataloader().dataset

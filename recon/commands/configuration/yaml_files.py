@@ -19,9 +19,12 @@ MOST_COUNT = 1_000_000
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file, in plain values.
 
-    Raises:
-        OSError: the file cannot be read.
-        DataError: it is no YAML, or exceeds a bound, see :func:`check_yaml`.
+    Raises
+    ------
+    OSError
+        the file cannot be read.
+    DataError
+        it is no YAML, or exceeds a bound, see :func:`check_yaml`.
     """
     text = check_yaml(path)
     try:
@@ -37,9 +40,12 @@ def check_yaml(path: Path) -> str:
     An alias counts as all that it stands for: nine levels of nine aliases are no bytes, and a billion nodes for whoever
     writes them out.
 
-    Raises:
-        OSError: the file cannot be read.
-        DataError: it is no YAML; too long, nested too deeply, too many nodes, or an alias inside of what it stands for.
+    Raises
+    ------
+    OSError
+        the file cannot be read.
+    DataError
+        it is no YAML; too long, nested too deeply, too many nodes, or an alias inside of what it stands for.
     """
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path}: has {path.stat().st_size} bytes; YAML files have at most {MOST_BYTES}")
@@ -83,8 +89,10 @@ def _count(text: str) -> None:
 def check_counts(values: Any, path: Path, name: str = "") -> None:
     """Check that no whole number in a geometry is larger than views and pixels can be.
 
-    Raises:
-        DataError: one is; the message names it.
+    Raises
+    ------
+    DataError
+        one is; the message names it.
     """
     if isinstance(values, Mapping):
         for key, value in values.items():

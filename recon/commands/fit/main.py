@@ -270,9 +270,10 @@ def check_cli(arguments: list[str]) -> None:
 def run_cli(arguments: list[str]) -> ReconCLI:
     """Parse ``arguments`` (subcommand first) and run.
 
-    Raises:
-        argparse.ArgumentError, ValueError, OSError: what is wrong with the configuration, the data or the files;
-            another program writes into the folder of the run.
+    Raises
+    ------
+    argparse.ArgumentError, ValueError, OSError
+        what is wrong with the configuration, the data or the files; another program writes into the folder of the run.
     """
     return _make_cli(ReconCLI, arguments)
 

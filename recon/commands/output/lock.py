@@ -41,9 +41,12 @@ def locked(folder: Path) -> Iterator[None]:
     A folder that was made and has nothing in it at the end is removed. So are temporary files that killed programs left
     in the folder, and in those inside it that nobody has locked.
 
-    Raises:
-        LockedError: (an OSError) another program holds the folder.
-        OSError: the folder cannot be made or written to, or is a file.
+    Raises
+    ------
+    LockedError
+        (an OSError) another program holds the folder.
+    OSError
+        the folder cannot be made or written to, or is a file.
     """
     made = not folder.exists()
     prepare_folder(folder)
@@ -84,7 +87,10 @@ def _acquire(path: Path) -> int:
 def _flock(descriptor: int) -> bool:
     """Lock; whether the file system can.
 
-    Raises ``BlockingIOError`` if another program has locked.
+    Raises
+    ------
+    BlockingIOError
+        if another program has locked.
     """
     try:
         import fcntl

@@ -53,14 +53,21 @@ def one_by_one(
 
     The error of a job becomes a failure, unless it is the only job: then it is raised, as nothing else can be lost.
 
-    Args:
-        jobs: by the name of their data, which reasons of failures begin with.
-        work: makes and writes one result.
-        report: of all that was done so far.
+    Parameters
+    ----------
+    jobs
+        by the name of their data, which reasons of failures begin with.
+    work
+        makes and writes one result.
+    report
+        of all that was done so far.
 
-    Raises:
-        OSError: a result or the report cannot be written.
-        ValueError: the report holds values that are not finite.
+    Raises
+    ------
+    OSError
+        a result or the report cannot be written.
+    ValueError
+        the report holds values that are not finite.
     """
     outcome: Outcome[Result] = Outcome(list(jobs))
     for data, job in jobs.items():

@@ -42,8 +42,10 @@ def run_of_checkpoint(path: Path) -> Path | None:
 def latest_checkpoint(root: Path, name: str) -> Path:
     """The newest ``<name>.ckpt`` of the runs in ``root``.
 
-    Raises:
-        FileNotFoundError: there is none.
+    Raises
+    ------
+    FileNotFoundError
+        there is none.
     """
     found = list(root.glob(f"*/{CHECKPOINTS}/{name}.ckpt"))
     if not found:
@@ -65,9 +67,12 @@ class MetricsFile(Logger):
     Numbers have all their digits. Values of one step that come at different times (training, then validation) share
     a row. A resumed run keeps the rows up to its checkpoint and goes on below them.
 
-    Args:
-        folder: of the run.
-        resume_after: step of the checkpoint that is resumed; None starts a new file.
+    Parameters
+    ----------
+    folder
+        of the run.
+    resume_after
+        step of the checkpoint that is resumed; None starts a new file.
     """
 
     def __init__(self, folder: Path, resume_after: int | None = None) -> None:
@@ -98,8 +103,10 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of ``step``.
 
-        Raises:
-            OSError: the disk is full.
+        Raises
+        ------
+        OSError
+            the disk is full.
         """
         step = step if step is not None else max(self._rows, default=0)
         values = {name: repr(float(value)) for name, value in metrics.items() if name != "step"}
@@ -173,8 +180,11 @@ def finite(content: dict[str, Any]) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` completely or not at all.
 
-    Raises:
-        OSError: the file cannot be written.
-        ValueError: a number inside of its entries is not finite.
+    Raises
+    ------
+    OSError
+        the file cannot be written.
+    ValueError
+        a number inside of its entries is not finite.
     """
     write_files({path: finite(content)})

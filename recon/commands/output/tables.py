@@ -15,7 +15,10 @@ from recon.files import write_files
 def claim(output: Path, settings: Mapping[str, Any]) -> None:
     """Write ``settings`` into the folder, or see that they are those of the results in it.
 
-    Raises ``ValueError`` if they are not.
+    Raises
+    ------
+    ValueError
+        if they are not.
     """
     path, mine = output / "settings.json", json.loads(json.dumps(settings))
     if not path.is_file():
@@ -46,7 +49,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file.
 
-    Raises ``ValueError`` if it was cut off.
+    Raises
+    ------
+    ValueError
+        if it was cut off.
     """
     text = path.read_text()
     rows = list(csv.DictReader(io.StringIO(text)))

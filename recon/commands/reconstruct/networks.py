@@ -38,8 +38,10 @@ class Network:
     def of(reconstructor: Reconstructor, metadata: Mapping[str, Any], args: argparse.Namespace) -> Network:
         """The network of ``--model``; ``args.dtype`` becomes its precision.
 
-        Raises:
-            ValueError: options are given that networks have not.
+        Raises
+        ------
+        ValueError
+            options are given that networks have not.
         """
         check_network_options(args, type(reconstructor).__name__)
         tensors = [*reconstructor.parameters(), *reconstructor.buffers()]
@@ -58,9 +60,11 @@ class Network:
     def __call__(self, problem: Problem) -> tuple[Tensor, list[str]]:
         """x of one problem, and in what the problem is not the one of the training.
 
-        Raises:
-            ValueError: another operator, or an unknown one, unless ``unchecked``; data or images with other numbers of
-                channels; a result that is not finite.
+        Raises
+        ------
+        ValueError
+            another operator, or an unknown one, unless ``unchecked``; data or images with other numbers of channels; a
+            result that is not finite.
         """
         warnings = self._differences(problem)
         try:

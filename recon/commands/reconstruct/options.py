@@ -106,8 +106,10 @@ def _check_method(args: argparse.Namespace, plain: Sequence[str | None]) -> None
 def check_network_options(args: argparse.Namespace, name: str) -> None:
     """Refuse what has no meaning for the network ``name`` in ``args.model``.
 
-    Raises:
-        ValueError: it names the option.
+    Raises
+    ------
+    ValueError
+        it names the option.
     """
     for each in _VARIATIONAL:
         if given(args, each):

@@ -69,8 +69,10 @@ class Trained:
     def of(model: Regularizer | SaddleModel, metadata: dict[str, Any], file: str) -> Trained:
         """As the file says.
 
-        Raises:
-            ValueError: it says something that cannot be.
+        Raises
+        ------
+        ValueError
+            it says something that cannot be.
         """
         steps = metadata.get("descent_iterations")
         own = model.image_convexity if isinstance(model, SaddleModel) else None
@@ -80,8 +82,10 @@ class Trained:
 def metadata_mu(metadata: dict[str, Any], file: str) -> float:
     """The mu that a model was trained with, 0 if its file says nothing.
 
-    Raises:
-        ValueError: it is no number, negative or not finite.
+    Raises
+    ------
+    ValueError
+        it is no number, negative or not finite.
     """
     mu = metadata.get("mu", 0.0)
     if not isinstance(mu, (int, float)) or not 0 <= mu < math.inf:
@@ -92,8 +96,10 @@ def metadata_mu(metadata: dict[str, Any], file: str) -> float:
 def check_variational(model: Regularizer | SaddleModel, settings: Settings, args: argparse.Namespace) -> None:
     """Check that a regularizer or saddle-point model, ``args.model``, has the options that are given.
 
-    Raises:
-        ValueError: it has not.
+    Raises
+    ------
+    ValueError
+        it has not.
     """
     file = args.model
     if args.unchecked:
@@ -123,8 +129,10 @@ def certificate(model: Trained | Network | None, plain: bool) -> str:
 def total_variation(problem: Problem, smoothing: float | None) -> TotalVariation:
     """TV of weight 1; its smoothing is 1 % of the height of the first guess unless it is given, in the unit of it.
 
-    Raises:
-        ValueError: the first guess is zero everywhere.
+    Raises
+    ------
+    ValueError
+        the first guess is zero everywhere.
     """
     nu = smoothing / problem.scale if smoothing else SMOOTHING * _height(problem.start)
     return TotalVariation(log_weight=0.0, log_smoothing=math.log(nu)).to(problem.y).requires_grad_(False)
@@ -149,17 +157,25 @@ def reconstruct(
 ) -> Regularized:
     """Choose the weight as ``settings`` say, and solve to a certified accuracy.
 
-    Args:
-        problem: data, operator, noise.
-        model: None is total variation.
-        mu: of the energy; None is 0 for energies, and what saddle-point models say themselves.
-        settings: what is asked for.
-        psnr: of an x against the reference, for a sweep.
-        watch: see ``Watch``.
+    Parameters
+    ----------
+    problem
+        data, operator, noise.
+    model
+        None is total variation.
+    mu
+        of the energy; None is 0 for energies, and what saddle-point models say themselves.
+    settings
+        what is asked for.
+    psnr
+        of an x against the reference, for a sweep.
+    watch
+        see ``Watch``.
 
-    Raises:
-        ValueError: no weight fits the noise, nothing can be certified, a weight could not be tried, or numbers
-            overflow.
+    Raises
+    ------
+    ValueError
+        no weight fits the noise, nothing can be certified, a weight could not be tried, or numbers overflow.
     """
     if not math.isfinite(float(problem.y.double().square().sum())):
         raise _overflow(problem)

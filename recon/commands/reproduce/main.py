@@ -49,9 +49,12 @@ def _modules() -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make a figure, or all; returns 0, or 1 if one of all failed.
 
-    Raises:
-        ValueError: there is no such figure or no data for it.
-        OSError: the output cannot be written, or another program writes into its folder.
+    Raises
+    ------
+    ValueError
+        there is no such figure or no data for it.
+    OSError
+        the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
     if not race.FOLDER.is_dir():

@@ -51,9 +51,12 @@ h2{margin-top:3rem;border-top:2px solid #222;padding-top:1rem}.bad{color:#a00}""
 def run(figures: Mapping[str, str], scale: str, output: Path) -> int:
     """Make the ``figures`` (names and descriptions) into folders of ``output``; returns how many failed.
 
-    Raises:
-        ValueError: the folder has figures of another scale.
-        OSError: a file cannot be written.
+    Raises
+    ------
+    ValueError
+        the folder has figures of another scale.
+    OSError
+        a file cannot be written.
     """
     claim(output, {"figure": "all", "scale": scale})
     console = Console()

@@ -89,9 +89,12 @@ def names() -> list[str]:
 def run(figure: str, scale: str, output: Path) -> None:
     """Make the runs that are not finished, write their tables into ``output``, and draw them.
 
-    Raises:
-        ValueError: the configuration or the data cannot be used, or the folder has the results of other settings.
-        OSError: a file is missing, or cannot be written.
+    Raises
+    ------
+    ValueError
+        the configuration or the data cannot be used, or the folder has the results of other settings.
+    OSError
+        a file is missing, or cannot be written.
     """
     begin, content = time.perf_counter(), read_figure(FOLDER / figure / f"{scale}.yaml")
     data, source = _data(content["data"], scale)
@@ -186,9 +189,12 @@ def finished(name: str, output: Path, console: Console) -> dict[str, Any] | None
 def read_figure(path: Path) -> dict[str, Any]:
     """The configuration of a figure.
 
-    Raises:
-        ValueError: it is none.
-        OSError: the file cannot be read.
+    Raises
+    ------
+    ValueError
+        it is none.
+    OSError
+        the file cannot be read.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -225,7 +231,10 @@ def make(
 ) -> tuple[BilevelObjective, UpperLevelMethod[Any] | None]:
     """The learning problem of a run at its start, with the options ``problem``, and its method if it has one.
 
-    Raises ``ValueError`` if they cannot be made.
+    Raises
+    ------
+    ValueError
+        if they cannot be made.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--regularizer", type=Regularizer)

@@ -35,7 +35,10 @@ def slug(name: str) -> str:
 def plot(output: Path) -> None:
     """Draw loss, accuracy, pictures, filters and intervals (.png, the last two if there are any) from the files there.
 
-    Raises ``ValueError`` if one is missing or cut off.
+    Raises
+    ------
+    ValueError
+        if one is missing or cut off.
     """
     results = read(output / "results.csv")
     runs = {row["run"]: iterations_of(output, row) for row in results}
@@ -83,7 +86,10 @@ def check_settings(output: Path, figure: str, scale: str) -> None:
 def images_of(output: Path, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The pictures of a run, and its filters.
 
-    Raises ``ValueError`` if they are missing or cut off.
+    Raises
+    ------
+    ValueError
+        if they are missing or cut off.
     """
     path = output / "runs" / f"{slug(row['run'])}.npz"
     if not path.is_file():
@@ -191,7 +197,10 @@ def _style(i: int) -> tuple[str, str]:
 def iterations_of(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The iterations of a run; none for the initial parameters, or if it diverged before the first one ended.
 
-    Raises ``ValueError`` if they are missing or cut off.
+    Raises
+    ------
+    ValueError
+        if they are missing or cut off.
     """
     path = output / "runs" / f"{slug(row['run'])}.csv"
     if int(row["iterations"]) == 0:

@@ -109,7 +109,10 @@ def save(path: Path, run: Training, iterations: Sequence[Iteration], due: float)
 def resume(path: Path, run: Training) -> tuple[list[Iteration], float]:
     """Put back what :func:`save` wrote; returns the iterations, and when an exact loss is due.
 
-    Raises ``ValueError`` if the file is damaged, or belongs to another run.
+    Raises
+    ------
+    ValueError
+        if the file is damaged, or belongs to another run.
     """
     try:
         content = load_checkpoint(path, run.objective.y.device)

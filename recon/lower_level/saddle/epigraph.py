@@ -101,7 +101,14 @@ class Epigraph(Functional):
 
     Parameters
     ----------
-    count: n. slope: s; width: w, of sigma. eps: the modulus of the conjugate.
+    count
+        n.
+    slope
+        s;
+    width
+        w, of sigma.
+    eps
+        the modulus of the conjugate.
     """
 
     def __init__(self, count: int, slope: float = 0.2, width: float = 0.0, eps: float = 0.0) -> None:

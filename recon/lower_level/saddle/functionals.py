@@ -107,8 +107,12 @@ class Squared(Functional):
 
     Parameters
     ----------
-    weight: w, a number or a tensor that broadcasts to ``shape``. centre: b, ``(batch, size)`` or a number.
-    shape: of one image; by default flat.
+    weight
+        w, a number or a tensor that broadcasts to ``shape``.
+    centre
+        b, ``(batch, size)`` or a number.
+    shape
+        of one image; by default flat.
     """
 
     def __init__(

@@ -43,13 +43,19 @@ class SaddlePoint:
 
     Parameters
     ----------
-    operator: K. g, f: the functionals, for every image of the batch.
-    image_shape: ``(channel, height, width)``; x begins with the image.
-    check: test the transpose of K on random vectors, at the cost of two evaluations.
+    operator
+        K.
+    g, f
+        the functionals, for every image of the batch.
+    image_shape
+        ``(channel, height, width)``; x begins with the image.
+    check
+        test the transpose of K on random vectors, at the cost of two evaluations.
 
     Raises
     ------
-    ValueError: sizes do not fit, or ``transpose`` is not the transpose of K.
+    ValueError
+        sizes do not fit, or ``transpose`` is not the transpose of K.
     """
 
     def __init__(
@@ -216,7 +222,10 @@ class SaddleModel(Recreatable):
     def plain_saddle_point(self, y: Tensor) -> SaddlePoint:
         """The problems without what was added for certificates: ``saddle_point(y, plain=True)``.
 
-        Raises ``ValueError`` if the model has no such form.
+        Raises
+        ------
+        ValueError
+            if the model has no such form.
         """
         if not self.has_plain_form:
             raise ValueError(f"{type(self).__name__} has no plain form: its saddle_point takes no argument plain")

@@ -19,9 +19,11 @@ class Preconditioner:
 
     Parameters
     ----------
-    symbol: s, ``(batch, height, width)``, or 1 in place of the batch, on the grid of ``torch.fft.fft2``; floored at a
-        small positive number.
-    complex_pairs: see :class:`recon.operators.symbol.NormalSymbol`.
+    symbol
+        s, ``(batch, height, width)``, or 1 in place of the batch, on the grid of ``torch.fft.fft2``; floored at a small
+        positive number.
+    complex_pairs
+        see :class:`recon.operators.symbol.NormalSymbol`.
     """
 
     def __init__(self, symbol: Tensor, complex_pairs: bool = False) -> None:

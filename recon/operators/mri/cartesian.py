@@ -28,8 +28,10 @@ _ROUNDING = 1e-13
 def complex_to_channels(z: Tensor) -> Tensor:
     """Complex ``(..., height, width)`` to real ``(..., 2, height, width)``: real part, imaginary part.
 
-    Raises:
-        ValueError: z is not complex or has fewer than two axes.
+    Raises
+    ------
+    ValueError
+        z is not complex or has fewer than two axes.
     """
     if not z.is_complex() or z.ndim < 2:
         raise ValueError(f"expected a complex tensor (..., height, width), got {z.dtype}, shape {tuple(z.shape)}")
@@ -39,8 +41,10 @@ def complex_to_channels(z: Tensor) -> Tensor:
 def channels_to_complex(x: Tensor) -> Tensor:
     """Real ``(..., 2, height, width)`` to complex ``(..., height, width)``, the inverse of the above.
 
-    Raises:
-        ValueError: x is not real floating, or has no axis of length two before its last two axes.
+    Raises
+    ------
+    ValueError
+        x is not real floating, or has no axis of length two before its last two axes.
     """
     if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 2:
         raise ValueError(f"expected a real tensor (..., 2, height, width), got {x.dtype}, shape {tuple(x.shape)}")
@@ -50,8 +54,10 @@ def channels_to_complex(x: Tensor) -> Tensor:
 def magnitude(x: Tensor) -> Tensor:
     """``|x|``: channels ``(..., 2, height, width)`` to ``(..., 1, height, width)``.
 
-    Raises:
-        ValueError: as :func:`channels_to_complex`.
+    Raises
+    ------
+    ValueError
+        as :func:`channels_to_complex`.
     """
     if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 2:
         raise ValueError(f"expected a real tensor (..., 2, height, width), got {x.dtype}, shape {tuple(x.shape)}")
@@ -90,8 +96,10 @@ def root_sum_of_squares(images: Tensor) -> Tensor:
 
     Needs no sensitivities. (Roemer et al. 1990, The NMR phased array, Magn. Reson. Med. 16, eq. 31)
 
-    Raises:
-        ValueError: the shape is another one.
+    Raises
+    ------
+    ValueError
+        the shape is another one.
     """
     if not images.is_floating_point() or images.ndim < 4 or images.shape[-3] != 2:
         raise ValueError(
@@ -121,13 +129,18 @@ class CartesianMRI(LinearOperator):
     def __init__(self, mask: Tensor, sensitivities: Tensor | None = None) -> None:
         """Create the operator.
 
-        Args:
-            mask: boolean ``(height, width)``, true where k-space was sampled, zero frequency at
-                ``(height // 2, width // 2)``; see :mod:`recon.operators.mri.sampling`.
-            sensitivities: complex ``(coils, height, width)``; None is one coil with constant sensitivity 1.
+        Parameters
+        ----------
+        mask
+            boolean ``(height, width)``, true where k-space was sampled, zero frequency at ``(height // 2, width //
+            2)``; see :mod:`recon.operators.mri.sampling`.
+        sensitivities
+            complex ``(coils, height, width)``; None is one coil with constant sensitivity 1.
 
-        Raises:
-            ValueError: mask or sensitivities are of another kind or shape, or not finite.
+        Raises
+        ------
+        ValueError
+            mask or sensitivities are of another kind or shape, or not finite.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
             got = f"{mask.dtype}, shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__

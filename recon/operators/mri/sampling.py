@@ -31,15 +31,22 @@ def random_lines(shape: tuple[int, int], acceleration: float, calibration: int |
     Exactly ``round(width / acceleration)`` columns are sampled. (Cartesian masks as in fastMRI: Zbontar et al. 2018,
     arXiv:1811.08839, section 4.3, there with a random number of columns.)
 
-    Args:
-        shape: ``(height, width)`` of k-space.
-        acceleration: at least 1.
-        calibration: fully sampled central columns; None is ``0.32 width / acceleration``, rounded: fastMRI's 8 % for
-            fourfold and 4 % for eightfold acceleration.
-        seed: at least 0.
+    Parameters
+    ----------
+    shape
+        ``(height, width)`` of k-space.
+    acceleration
+        at least 1.
+    calibration
+        fully sampled central columns; None is ``0.32 width / acceleration``, rounded: fastMRI's 8 % for fourfold and 4
+        % for eightfold acceleration.
+    seed
+        at least 0.
 
-    Raises:
-        ValueError: an argument is out of its range, or the centre alone is more than may be sampled.
+    Raises
+    ------
+    ValueError
+        an argument is out of its range, or the centre alone is more than may be sampled.
     """
     lines, centre = _count_lines(shape, acceleration, calibration)
     outer = np.flatnonzero(~centre)
@@ -69,14 +76,21 @@ def radial(shape: tuple[int, int], acceleration: float, calibration: int | None 
     There are as many spokes as bring the number of samples closest to ``height * width / acceleration``: it differs by
     less than ``max(height, width)`` samples, the longest spoke.
 
-    Args:
-        shape: ``(height, width)`` of k-space.
-        acceleration: at least 1, at most what a single spoke (with the central square) gives.
-        calibration: side of a fully sampled central square; None is 1, the zero frequency that all spokes share.
-        seed: at least 0.
+    Parameters
+    ----------
+    shape
+        ``(height, width)`` of k-space.
+    acceleration
+        at least 1, at most what a single spoke (with the central square) gives.
+    calibration
+        side of a fully sampled central square; None is 1, the zero frequency that all spokes share.
+    seed
+        at least 0.
 
-    Raises:
-        ValueError: an argument is out of its range, or one spoke and the centre are more than may be sampled.
+    Raises
+    ------
+    ValueError
+        an argument is out of its range, or one spoke and the centre are more than may be sampled.
     """
     target = _count_points(shape, acceleration)
     mask = _square(shape, 1 if calibration is None else calibration)
@@ -111,15 +125,22 @@ def poisson_disc(shape: tuple[int, int], acceleration: float, calibration: int |
     acceleration)`` points are sampled. (Vasanawala, Murphy, Alley, Lai, Keutzer, Pauly, Lustig 2011, Practical parallel
     imaging compressed sensing MRI: summary of two years of experience in accelerating body MRI of pediatric patients.)
 
-    Args:
-        shape: ``(height, width)`` of k-space.
-        acceleration: at least 1.
-        calibration: side of the fully sampled central square; None is 16, or less where this would be more than a
-            quarter of the samples.
-        seed: at least 0.
+    Parameters
+    ----------
+    shape
+        ``(height, width)`` of k-space.
+    acceleration
+        at least 1.
+    calibration
+        side of the fully sampled central square; None is 16, or less where this would be more than a quarter of the
+        samples.
+    seed
+        at least 0.
 
-    Raises:
-        ValueError: an argument is out of its range, or the centre alone is more than may be sampled.
+    Raises
+    ------
+    ValueError
+        an argument is out of its range, or the centre alone is more than may be sampled.
     """
     target = _count_points(shape, acceleration)
     if calibration is None:

@@ -23,8 +23,10 @@ class NoCalibrationError(ValueError):
 def sampled_points(kspace: Tensor) -> Tensor:
     """Boolean ``(height, width)`` of complex k-space ``(coils, height, width)``: where any coil is not exactly zero.
 
-    Raises:
-        ValueError: another shape or dtype, or values that are not finite.
+    Raises
+    ------
+    ValueError
+        another shape or dtype, or values that are not finite.
     """
     if not isinstance(kspace, Tensor) or not kspace.is_complex() or kspace.ndim != 3 or kspace.numel() == 0:
         got = f"{kspace.dtype}, shape {tuple(kspace.shape)}" if isinstance(kspace, Tensor) else type(kspace).__name__
@@ -41,8 +43,10 @@ def calibration_region(mask: Tensor) -> tuple[int, int]:
     Index ``n // 2`` of the block is the zero frequency, as in k-space. Largest is the block with the longest shorter
     side, and of those the one with most points.
 
-    Args:
-        mask: boolean ``(height, width)``.
+    Parameters
+    ----------
+    mask
+        boolean ``(height, width)``.
     """
     full = mask.detach().cpu().numpy()
     height, width = full.shape
@@ -78,18 +82,28 @@ def estimate_sensitivities(
     that of the coil images of the calibration region: the phase of the object goes into the maps, the image that is
     reconstructed with them is nearly real and positive, and regularizers see smooth channels.
 
-    Args:
-        kspace: complex ``(coils, height, width)``, zero frequency at ``(height // 2, width // 2)``.
-        mask: boolean ``(height, width)``, what was sampled; None is :func:`sampled_points`.
-        kernel: side of the patches, at least 2; the region must be twice as large.
-        noise_level, support: see above, both between 0 and 1.
+    Parameters
+    ----------
+    kspace
+        complex ``(coils, height, width)``, zero frequency at ``(height // 2, width // 2)``.
+    mask
+        boolean ``(height, width)``, what was sampled; None is :func:`sampled_points`.
+    kernel
+        side of the patches, at least 2; the region must be twice as large.
+    noise_level, support
+        see above, both between 0 and 1.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         complex ``(coils, height, width)`` with ``sum_c |s_c|^2`` equal to 1 within the support and 0 outside.
 
-    Raises:
-        NoCalibrationError: (a ValueError) the fully sampled centre is too small; it names its size and what is needed.
-        ValueError: an argument is of another shape or out of its range.
+    Raises
+    ------
+    NoCalibrationError
+        (a ValueError) the fully sampled centre is too small; it names its size and what is needed.
+    ValueError
+        an argument is of another shape or out of its range.
     """
     sampled = sampled_points(kspace)
     mask = sampled if mask is None else mask
@@ -122,13 +136,19 @@ def simulated_sensitivities(coils: int, shape: tuple[int, int], width: float = 0
     Coil c sits at the angle ``t = 2 pi c / coils`` on a circle that passes through the middles of the edges:
     ``s_c(p) ~ exp(-|p - q_c|^2 / (2 width^2) + i (t + <q_c, p>))``, in units of half the image's sides.
 
-    Args:
-        coils: at least 1; one coil has constant sensitivity 1.
-        shape: ``(height, width)``.
-        width: of the Gaussians, positive.
+    Parameters
+    ----------
+    coils
+        at least 1; one coil has constant sensitivity 1.
+    shape
+        ``(height, width)``.
+    width
+        of the Gaussians, positive.
 
-    Raises:
-        ValueError: an argument is out of its range.
+    Raises
+    ------
+    ValueError
+        an argument is out of its range.
     """
     if coils < 1 or len(shape) != 2 or min(shape) < 1 or not 0 < width < math.inf:
         raise ValueError(f"coils ({coils}), shape ({shape}) and width ({width}) must be positive")

@@ -235,8 +235,10 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     ``detector_offset`` there may be ``rotation_centre`` in detector pixels (2D). With ``convention: skimage`` angles
     are those of ``skimage.transform.radon``, and pictures turn about the pixel n // 2: see ``ParallelBeam.skimage``.
 
-    Raises:
-        ValueError: a key is unknown or missing, or a value not valid; the message names it.
+    Raises
+    ------
+    ValueError
+        a key is unknown or missing, or a value not valid; the message names it.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"a geometry is a mapping with the keys type, image_shape, ..., got {type(values).__name__}")
@@ -270,8 +272,10 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
 def _of_skimage(geometry: Geometry, convention: Any, given: Mapping[str, Any]) -> Geometry:
     """The scan of ``convention: skimage``, whose axis is in pixel n // 2 of picture and detector, whatever their pitch.
 
-    Raises:
-        ValueError: another convention, other beams, or offsets, which the convention fixes.
+    Raises
+    ------
+    ValueError
+        another convention, other beams, or offsets, which the convention fixes.
     """
     if convention != "skimage":
         raise ValueError(f"convention must be skimage, or left out, got {convention!r}")

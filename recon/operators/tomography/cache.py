@@ -62,8 +62,10 @@ def cache_folder() -> Path:
 def size_limit() -> int:
     """Return the limit in bytes.
 
-    Raises:
-        ValueError: RECON_CACHE_GB is no number, or negative.
+    Raises
+    ------
+    ValueError
+        RECON_CACHE_GB is no number, or negative.
     """
     text = os.environ.get("RECON_CACHE_GB") or "10"
     try:
@@ -150,8 +152,10 @@ def evict(limit: int) -> None:
 def clear() -> int:
     """Remove all matrices, also half-written ones; return how many bytes that freed.
 
-    Raises:
-        OSError: a file cannot be removed.
+    Raises
+    ------
+    OSError
+        a file cannot be removed.
     """
     freed = 0
     for path in (*_files(_SUFFIX), *_files(".part")):

@@ -31,9 +31,12 @@ _LOCK = threading.Lock()
 def check_cuda() -> Any:
     """Return the module ``astra``.
 
-    Raises:
-        ValueError: torch or ASTRA cannot use a GPU here.
-        ImportError: ASTRA is not installed.
+    Raises
+    ------
+    ValueError
+        torch or ASTRA cannot use a GPU here.
+    ImportError
+        ASTRA is not installed.
     """
     from recon.operators.tomography.matrix import import_astra
 
@@ -53,8 +56,10 @@ class CudaProjector:
     def __init__(self, geometry: Geometry) -> None:
         """Check that there is a GPU; ASTRA's objects are made at the first use.
 
-        Raises:
-            ValueError: there is none.
+        Raises
+        ------
+        ValueError
+            there is none.
         """
         check_cuda()
         self.geometry = geometry

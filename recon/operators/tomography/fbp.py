@@ -54,17 +54,25 @@ class FilteredBackProjection(nn.Module):
     ) -> None:
         """Prepare the filter; neither ASTRA nor a matrix is needed.
 
-        Args:
-            geometry: the scan, or an operator with one.
-            filter: "ram-lak", "shepp-logan", "cosine", "hamming" or "hann", from sharp to smooth.
-            frequency_scaling: cut-off relative to the highest frequency of the detector, in (0, 1].
-            padding: whether rows are padded with zeros to almost twice the length, against the wrap-around of the
-                discrete convolution.
-            ramp: "space", sampled there; or "frequency", ODL's samples of ``|f|``, which add a constant to all values
-                (38 HU in water): for networks that were trained on such reconstructions.
+        Parameters
+        ----------
+        geometry
+            the scan, or an operator with one.
+        filter
+            "ram-lak", "shepp-logan", "cosine", "hamming" or "hann", from sharp to smooth.
+        frequency_scaling
+            cut-off relative to the highest frequency of the detector, in (0, 1].
+        padding
+            whether rows are padded with zeros to almost twice the length, against the wrap-around of the discrete
+            convolution.
+        ramp
+            "space", sampled there; or "frequency", ODL's samples of ``|f|``, which add a constant to all values (38 HU
+            in water): for networks that were trained on such reconstructions.
 
-        Raises:
-            ValueError: for cone beams, an unknown filter or ramp, or a scaling out of range.
+        Raises
+        ------
+        ValueError
+            for cone beams, an unknown filter or ramp, or a scaling out of range.
         """
         super().__init__()
         geometry = geometry.geometry if isinstance(geometry, RayTransform) else geometry
@@ -92,8 +100,10 @@ class FilteredBackProjection(nn.Module):
     def forward(self, sinogram: Tensor) -> Tensor:
         """Return the reconstruction, in the precision and on the device of the data. No gradients pass.
 
-        Raises:
-            ValueError: the data do not fit the geometry.
+        Raises
+        ------
+        ValueError
+            the data do not fit the geometry.
         """
         if sinogram.ndim != 4 or tuple(sinogram.shape[1:]) != self.geometry.range_shape or sinogram.is_complex():
             raise ValueError(

@@ -42,8 +42,10 @@ class Geometry:
     def __post_init__(self) -> None:
         """Bring the fields into their canonical types and check them.
 
-        Raises:
-            ValueError: a size is not positive, an angle not finite, not in order or apparently in degrees.
+        Raises
+        ------
+        ValueError
+            a size is not positive, an angle not finite, not in order or apparently in degrees.
         """
         n, detector = self.ndim, self.ndim - 1
         shape = numbers(self.image_shape, n, "image_shape", whole=True)
@@ -132,8 +134,10 @@ class Geometry:
     def select(self, views: Sequence[int] | slice) -> Self:
         """Return the scan with only these views; ``sinogram[..., views, :]`` are its data.
 
-        Raises:
-            ValueError: there is no such view, or none is left.
+        Raises
+        ------
+        ValueError
+            there is no such view, or none is left.
         """
         try:
             chosen = np.asarray(self.angles)[views if isinstance(views, slice) else np.asarray(views, dtype=int)]
@@ -148,16 +152,20 @@ class Geometry:
     def limited_angle(self, start: float, stop: float) -> Self:
         """Return the scan with the views with ``start <= angle < stop`` (radians), see :meth:`views_between`.
 
-        Raises:
-            ValueError: no view is there.
+        Raises
+        ------
+        ValueError
+            no view is there.
         """
         return self.select(self.views_between(start, stop))
 
     def sparse_view(self, step: int) -> Self:
         """Return the scan with every ``step``-th view, beginning with the first.
 
-        Raises:
-            ValueError: the step is not positive.
+        Raises
+        ------
+        ValueError
+            the step is not positive.
         """
         if step < 1:
             raise ValueError(f"step must be positive, got {step}")
@@ -222,8 +230,10 @@ class Geometry:
 def numbers(value: Any, count: int, name: str, *, positive: bool = True, whole: bool = False) -> tuple[float, ...]:
     """Return ``count`` finite numbers; a single one is repeated, except for whole numbers.
 
-    Raises:
-        ValueError: the value is something else.
+    Raises
+    ------
+    ValueError
+        the value is something else.
     """
     try:
         single = np.ndim(value) == 0
@@ -268,8 +278,10 @@ def _angles(values: Any) -> tuple[float, ...]:
 def equispaced(start: float, arc: float, views: int) -> tuple[float, ...]:
     """Return ``start + k arc / views`` for k < views.
 
-    Raises:
-        ValueError: the arc is not positive, or the number no whole one.
+    Raises
+    ------
+    ValueError
+        the arc is not positive, or the number no whole one.
     """
     if not arc > 0:
         raise ValueError(f"need a positive arc, got arc={arc:g}")

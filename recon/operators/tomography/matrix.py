@@ -55,19 +55,28 @@ class ProjectorMatrix:
     ) -> None:
         """Load the matrix from the cache, or build and store it.
 
-        Args:
-            geometry: parallel or fan beam.
-            projector: "linear" (Joseph's method; default for parallel beams, as in ODL), "line" (lengths of
-                intersection; the only one for fan beams) or "strip" (areas; parallel beams).
-            cache: whether to use the cache on disk, see :mod:`recon.operators.tomography.cache`.
-            memory_limit: bytes that A and A^T may take together, in whatever type they are used; by default what the
-                machine has left.
+        Parameters
+        ----------
+        geometry
+            parallel or fan beam.
+        projector
+            "linear" (Joseph's method; default for parallel beams, as in ODL), "line" (lengths of intersection; the only
+            one for fan beams) or "strip" (areas; parallel beams).
+        cache
+            whether to use the cache on disk, see :mod:`recon.operators.tomography.cache`.
+        memory_limit
+            bytes that A and A^T may take together, in whatever type they are used; by default what the machine has
+            left.
 
-        Raises:
-            ImportError: ASTRA is not installed.
-            ValueError: no such projector for this geometry.
-            ValueError: the matrix would not fit in float32, the type it is built in. For float64 the same is raised at
-                the first product in that type.
+        Raises
+        ------
+        ImportError
+            ASTRA is not installed.
+        ValueError
+            no such projector for this geometry.
+        ValueError
+            the matrix would not fit in float32, the type it is built in. For float64 the same is raised at the first
+            product in that type.
         """
         projector = check_projector(geometry, projector)
         check_memory(geometry, projector, memory_limit)
@@ -93,8 +102,10 @@ class ProjectorMatrix:
     def forward(self, x: Tensor) -> Tensor:
         """Return ``A x``, ``(batch, *domain_shape) -> (batch, *range_shape)``.
 
-        Raises:
-            ValueError: the first product in float64, which the memory is too small for.
+        Raises
+        ------
+        ValueError
+            the first product in float64, which the memory is too small for.
         """
         self._check_double(x)
         return self.matrix.apply(x.flatten(1)).reshape(len(x), *self.geometry.range_shape)
@@ -102,8 +113,10 @@ class ProjectorMatrix:
     def backward(self, y: Tensor) -> Tensor:
         """Return ``A^T y``, ``(batch, *range_shape) -> (batch, *domain_shape)``.
 
-        Raises:
-            ValueError: as :meth:`forward`.
+        Raises
+        ------
+        ValueError
+            as :meth:`forward`.
         """
         self._check_double(y)
         return self.transpose.apply(y.flatten(1)).reshape(len(y), *self.geometry.domain_shape)
@@ -130,8 +143,10 @@ class ProjectorMatrix:
 def import_astra() -> Any:
     """Return the module ``astra``.
 
-    Raises:
-        ImportError: it is not installed; the message says how to get it.
+    Raises
+    ------
+    ImportError
+        it is not installed; the message says how to get it.
     """
     try:
         import astra
@@ -143,8 +158,10 @@ def import_astra() -> Any:
 def check_projector(geometry: Geometry, projector: str | None) -> str:
     """Return the name of the projector, the default one for None.
 
-    Raises:
-        ValueError: there is none of that name for the geometry.
+    Raises
+    ------
+    ValueError
+        there is none of that name for the geometry.
     """
     valid = PROJECTORS.get(geometry.kind)
     if valid is None:
@@ -194,8 +211,10 @@ def check_memory(
 ) -> float:
     """Return how many bytes A and A^T will take together when they are used in float32, or in float64.
 
-    Raises:
-        ValueError: more than ``memory_limit``, or than the machine has left, or more entries than int32 can count.
+    Raises
+    ------
+    ValueError
+        more than ``memory_limit``, or than the machine has left, or more entries than int32 can count.
     """
     entries = estimate_entries(geometry, projector)
     rays, pixels = math.prod(geometry.range_shape), math.prod(geometry.domain_shape)

@@ -29,8 +29,10 @@ def collatz_wielandt(matrix: SparseMatrix, transpose: SparseMatrix, iterations: 
 
     A column of zeros has (M v)_i = 0 and does not count, and v_i is kept positive everywhere.
 
-    Raises:
-        ValueError: an entry is negative or not finite.
+    Raises
+    ------
+    ValueError
+        an entry is negative or not finite.
     """
     values = matrix.values
     # NaN fails the comparison too

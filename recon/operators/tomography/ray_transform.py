@@ -56,17 +56,25 @@ class RayTransform(LinearOperator):
     ) -> None:
         """Build the operator.
 
-        Args:
-            geometry: the scan.
-            backend: "matrix", "astra_cuda" or "odl".
-            projector: of the matrix: "linear" (default of parallel beams), "line" (default of fan beams), "strip".
-            cache: whether the matrix is kept on disk, see :mod:`recon.operators.tomography.cache`.
-            memory_limit: bytes that the matrix and its transpose may take; by default what the machine has left.
+        Parameters
+        ----------
+        geometry
+            the scan.
+        backend
+            "matrix", "astra_cuda" or "odl".
+        projector
+            of the matrix: "linear" (default of parallel beams), "line" (default of fan beams), "strip".
+        cache
+            whether the matrix is kept on disk, see :mod:`recon.operators.tomography.cache`.
+        memory_limit
+            bytes that the matrix and its transpose may take; by default what the machine has left.
 
-        Raises:
-            ImportError: ASTRA is not installed.
-            ValueError: the backend does not exist, lacks a GPU, or does not serve this geometry; or the matrix is too
-                large.
+        Raises
+        ------
+        ImportError
+            ASTRA is not installed.
+        ValueError
+            the backend does not exist, lacks a GPU, or does not serve this geometry; or the matrix is too large.
         """
         if not isinstance(geometry, Geometry):
             raise ValueError(f"expected a geometry (ParallelBeam, FanBeam, ConeBeam), got {type(geometry).__name__}")

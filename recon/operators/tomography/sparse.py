@@ -32,8 +32,10 @@ class SparseMatrix:
     ) -> None:
         """Take over the arrays of CSR; columns within a row are sorted.
 
-        Raises:
-            ValueError: the arrays do not fit together.
+        Raises
+        ------
+        ValueError
+            the arrays do not fit together.
         """
         if len(indptr) != shape[0] + 1 or int(indptr[-1]) != len(indices) or len(indices) != len(values):
             raise ValueError(f"these are no CSR arrays of a {shape[0]} x {shape[1]} matrix")

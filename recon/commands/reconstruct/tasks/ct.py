@@ -173,8 +173,10 @@ def simulates(path: Path, options: CTOptions) -> bool:
 
     So are TIFF files of the shape (angles, detectors) of the geometry, or its transpose.
 
-    Raises:
-        DataError: a TIFF file fits both the sinogram and the picture of the geometry.
+    Raises
+    ------
+    DataError
+        a TIFF file fits both the sinogram and the picture of the geometry.
     """
     suffix = path.suffix.lower()
     if options.geometry is None or suffix not in (".npy", ".tif", ".tiff"):
@@ -195,10 +197,14 @@ def simulates(path: Path, options: CTOptions) -> bool:
 def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
     """The problem of one file: data, operator, filtered back-projection and the level of the noise.
 
-    Raises:
-        DataError: (a ValueError) the file cannot be used, does not fit the geometry, or leaves no view.
-        ValueError: a value is out of range, or the operator is too large for the memory.
-        ImportError: ASTRA is missing, or the package of a reader.
+    Raises
+    ------
+    DataError
+        (a ValueError) the file cannot be used, does not fit the geometry, or leaves no view.
+    ValueError
+        a value is out of range, or the operator is too large for the memory.
+    ImportError
+        ASTRA is missing, or the package of a reader.
     """
     if simulates(path, options):
         sinogram = _simulated(path, options)

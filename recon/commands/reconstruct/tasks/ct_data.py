@@ -269,9 +269,12 @@ def _of_scan(scan: Scan, geometry: Geometry, unit: str, details: dict[str, Any])
 def read_geometry(file: Path) -> ParallelBeam | FanBeam:
     """The geometry in a YAML file, see docs/geometry.md.
 
-    Raises:
-        OSError: the file cannot be read.
-        DataError: it is no YAML, or no parallel or fan beam in the plane.
+    Raises
+    ------
+    OSError
+        the file cannot be read.
+    DataError
+        it is no YAML, or no parallel or fan beam in the plane.
     """
     values = read_yaml(file)
     check_counts(values, file)

@@ -12,13 +12,19 @@ from recon.plotting import Panel
 def measured_figure(panels: Sequence[Panel], value_range: tuple[float, float], unit: str) -> Figure:
     """Reconstructions side by side, with the scale of their gray values beside them.
 
-    Args:
-        panels: at least one gray image each; sizes may differ.
-        value_range: shown from black to white; values beyond are shown as these.
-        unit: of the values, for the scale.
+    Parameters
+    ----------
+    panels
+        at least one gray image each; sizes may differ.
+    value_range
+        shown from black to white; values beyond are shown as these.
+    unit
+        of the values, for the scale.
 
-    Raises:
-        ValueError: there is nothing to show, or a shape is not an image's.
+    Raises
+    ------
+    ValueError
+        there is nothing to show, or a shape is not an image's.
     """
     if not panels:
         raise ValueError("a picture of reconstructions needs at least one image")

@@ -128,9 +128,12 @@ class MRIOptions:
 def mri_problem(path: Path, options: MRIOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
     """The problem of a k-space file, or of a picture whose k-space is simulated.
 
-    Raises:
-        DataError: (a ValueError) the file cannot be used, or the centre of its k-space is not sampled.
-        ValueError: a value is out of range, or a simulation lacks its noise.
+    Raises
+    ------
+    DataError
+        (a ValueError) the file cannot be used, or the centre of its k-space is not sampled.
+    ValueError
+        a value is out of range, or a simulation lacks its noise.
     """
     if is_picture(path):
         return _simulated(path, options, dtype, device)

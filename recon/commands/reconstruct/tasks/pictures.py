@@ -34,8 +34,10 @@ class Picture:
 def picture_files(path: Path, modality: Modality = "CT") -> list[Path]:
     """The images of a folder, or its DICOM slices if it has any; or the one file.
 
-    Raises:
-        DataError: no such file or folder, an empty folder, slices of another modality.
+    Raises
+    ------
+    DataError
+        no such file or folder, an empty folder, slices of another modality.
     """
     if is_nifti(path):
         if not path.is_file():
@@ -69,9 +71,11 @@ def read_picture(path: Path, task: str, size: int | None) -> Picture:
     CT: x = µ / ``MU_UNIT``, at least 0, from the Hounsfield units of DICOM; other pictures are taken as x.
     MRI: the magnitude divided by its maximum, which is the scale.
 
-    Raises:
-        DataError: the file cannot be used, or is of another modality; ``size`` exceeds it; (MRI) a negative value, or
-            none that is positive.
+    Raises
+    ------
+    DataError
+        the file cannot be used, or is of another modality; ``size`` exceeds it; (MRI) a negative value, or none that is
+        positive.
     """
     dicom = holds_dicom(path)
     spacing: tuple[float, float] | None = None

@@ -27,8 +27,10 @@ def read_reference(path: Path, task: str) -> Tensor:
     units;
     the organisers' reconstructions of HTC2022 (``.mat``), which are per pixel of the detector at the axis.
 
-    Raises:
-        DataError: no such file, another kind of file, values that are not finite.
+    Raises
+    ------
+    DataError
+        no such file, another kind of file, values that are not finite.
     """
     if task == "ct" and path.suffix.lower() == ".mat":
         return _htc(path)

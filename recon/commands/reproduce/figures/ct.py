@@ -18,9 +18,12 @@ SLICES = "ct_chest_dicom"
 def run(scale: str, output: Path) -> None:
     """Compare into ``output``; finished methods are kept.
 
-    Raises:
-        ValueError: there are no slices, or the folder has the results of other settings.
-        OSError: a file is missing, or cannot be written.
+    Raises
+    ------
+    ValueError
+        there are no slices, or the folder has the results of other settings.
+    OSError
+        a file is missing, or cannot be written.
     """
     if scale == "quick":
         compare.main(["--config", str(CONFIGS / "compare_quick.yaml"), "--output", str(output)])

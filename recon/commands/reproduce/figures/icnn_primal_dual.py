@@ -120,9 +120,12 @@ class Comparison:
 def run(scale: str, output: Path) -> None:
     """Make the figure in the folder ``output``.
 
-    Raises:
-        ValueError: ``scale`` is neither quick nor paper; a reference cannot be certified.
-        OSError: the folder cannot be written to.
+    Raises
+    ------
+    ValueError
+        ``scale`` is neither quick nor paper; a reference cannot be certified.
+    OSError
+        the folder cannot be written to.
     """
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, but must be one of {', '.join(SCALES)}")
@@ -190,7 +193,10 @@ def compare(energy: Energy, picture: str, sizes: Scale) -> Comparison:
 def reference(energy: Energy, iterations: int) -> Reference:
     """The primal-dual method until its own bounds of the minimum are TARGET/100 apart, or for ``iterations``.
 
-    Raises ``ValueError`` if they are more than TARGET/10 apart in the end.
+    Raises
+    ------
+    ValueError
+        if they are more than TARGET/10 apart in the end.
     """
     iteration = NetworkIteration(ICNNSaddle(_network(energy), _shape(energy.y)), energy.y, energy.y)
     upper, lower = math.inf, -math.inf
@@ -376,8 +382,10 @@ def read(path: Path) -> list[dict[str, str]]:
 def plot(output: Path) -> Path:
     """Draw ``icnn_primal_dual.png`` from the CSV file in ``output``; returns its path.
 
-    Raises:
-        ValueError: the file is missing, cut, or another one.
+    Raises
+    ------
+    ValueError
+        the file is missing, cut, or another one.
     """
     table = read(output / f"{NAME}.csv")
     figure = Figure(figsize=(8.6, 3.6), layout="constrained")

@@ -113,7 +113,10 @@ class Data:
 def load(scale: str) -> Data:
     """``quick``: built-in pictures. ``paper``: Kodak pictures in ``$RECON_DATA/kodak_gray_96``, 20 to learn from.
 
-    Raises ``ValueError`` if they are not there.
+    Raises
+    ------
+    ValueError
+        if they are not there.
     """
     size = SCALES[scale]
     source: dict[str, Any] = {}
@@ -134,9 +137,12 @@ def load(scale: str) -> Data:
 def run(scale: str, output: Path) -> None:
     """Learn, write what the figures show into ``output``, and draw them. Goes on where it was interrupted.
 
-    Raises:
-        ValueError: another scale, no data, or a folder with the results of other settings.
-        OSError: files cannot be written.
+    Raises
+    ------
+    ValueError
+        another scale, no data, or a folder with the results of other settings.
+    OSError
+        files cannot be written.
     """
     if scale not in SCALES:
         raise ValueError(f"scale is {scale!r}, but must be one of {', '.join(SCALES)}")
@@ -200,7 +206,10 @@ def train(size: Scale, data: Data, output: Path) -> None:
 def saved(path: Path) -> LearnedTV:
     """The model of a finished run.
 
-    Raises ``ValueError`` if it is of another kind.
+    Raises
+    ------
+    ValueError
+        if it is of another kind.
     """
     model, _ = load_model(path.with_suffix(".safetensors"))
     if not isinstance(model, LearnedTV):
@@ -287,7 +296,10 @@ def sensitivity(size: Scale, data: Data, output: Path) -> None:
 def plot(output: Path) -> None:
     """Draw the figures from the files in ``output``.
 
-    Raises ``ValueError`` if a file is missing.
+    Raises
+    ------
+    ValueError
+        if a file is missing.
     """
     missing = [
         name
