@@ -76,7 +76,7 @@ class AdversarialModule(EnergyModule):
     def __init__(
         self,
         regularizer: Regularizer,
-        optimizer: OptimizerCallable = CriticAdam,
+        optimizer: OptimizerCallable | None = None,
         solver: Solver | None = None,
         fidelity: DataFidelity | None = None,
         operator: LinearOperator | None = None,
@@ -86,7 +86,8 @@ class AdversarialModule(EnergyModule):
         descent_iterations: int = 200,
         reconstruction_accuracy: float = 1e-2,
     ) -> None:
-        super().__init__(regularizer, optimizer, solver, fidelity, operator, mu, reconstruction_accuracy)
+        method = optimizer if optimizer is not None else CriticAdam
+        super().__init__(regularizer, method, solver, fidelity, operator, mu, reconstruction_accuracy)
         not_negative(penalty=penalty)
         at_least(1, tune_images=tune_images, descent_iterations=descent_iterations)
         scale_parameter(regularizer)

@@ -130,7 +130,7 @@ class BilevelModule(EnergyModule):
     def __init__(
         self,
         regularizer: Regularizer,
-        optimizer: OptimizerCallable = MAID,
+        optimizer: OptimizerCallable | None = None,
         solver: Solver | None = None,
         fidelity: DataFidelity | None = None,
         operator: LinearOperator | None = None,
@@ -140,7 +140,7 @@ class BilevelModule(EnergyModule):
         reconstruction_accuracy: float = 1e-2,
         differentiation: Differentiation = IMPLICIT,
     ) -> None:
-        super().__init__(regularizer, optimizer, solver, fidelity, operator, mu, reconstruction_accuracy)
+        super().__init__(regularizer, optimizer or MAID, solver, fidelity, operator, mu, reconstruction_accuracy)
         check_chunk_size(chunk_size)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size, self.differentiation = chunk_size, differentiation

@@ -53,7 +53,7 @@ class SaddleModule(UpperLevelModule):
     def __init__(
         self,
         regularizer: SaddleModel,
-        optimizer: OptimizerCallable = MAID,
+        optimizer: OptimizerCallable | None = None,
         solver: PDHG | None = None,
         piggyback: Piggyback | None = None,
         operator: LinearOperator | None = None,
@@ -62,7 +62,7 @@ class SaddleModule(UpperLevelModule):
         reconstruction_accuracy: float = 1e-2,
         plain: bool = False,
     ) -> None:
-        super().__init__(regularizer, optimizer, operator, reconstruction_accuracy)
+        super().__init__(regularizer, optimizer or MAID, operator, reconstruction_accuracy)
         check_chunk_size(chunk_size)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size = chunk_size

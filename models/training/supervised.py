@@ -88,7 +88,7 @@ class SupervisedModule(ReconstructionModule):
     def __init__(
         self,
         reconstructor: Reconstructor,
-        optimizer: OptimizerCallable = PublishedAdam,
+        optimizer: OptimizerCallable | None = None,
         operator: LinearOperator | None = None,
         batch_size: int = 1,
         steps: int = 100_000,
@@ -106,7 +106,8 @@ class SupervisedModule(ReconstructionModule):
         if seed < 0:
             raise ValueError(f"seed is {seed}, but must be at least 0")
         self.automatic_optimization = False
-        self.reconstructor, self.make_optimizer, self.operator = reconstructor, optimizer, operator
+        self.make_optimizer = optimizer if optimizer is not None else PublishedAdam
+        self.reconstructor, self.operator = reconstructor, operator
         self.batch_size, self.steps, self.annealing = batch_size, steps, annealing
         self.gradient_clip, self.seed = gradient_clip, seed
         self.record: PassRecord | None = None
