@@ -76,6 +76,8 @@ def without_bad_pixels(scan: Scan) -> Scan:
     if unmeasured.all():
         return scan
     filled = interpolated(y, unmeasured)
+    if weights is not None:
+        filled = _lit(filled, (weights <= 0) & ~unmeasured)
     bad, doubtful = _judged(scan, filled, suspicious_pixels(filled))
     bad &= ~unmeasured
     if bad.mean() > _MOST:
@@ -124,6 +126,15 @@ def interpolated(sinogram: Array, wrong: Mask) -> Array:
     left, distance = right[before], np.maximum(right[after] - right[before], 1)
     share = np.clip((columns - left) / distance, 0, 1)
     filled[:, columns] = (1 - share) * sinogram[:, left] + share * sinogram[:, right[after]]
+    return filled
+
+
+def _lit(sinogram: Array, dark: Mask) -> Array:
+    """A sinogram whose ``dark`` rays, without light, are interpolated in their views: they say nothing of a pixel."""
+    filled, columns = sinogram.copy(), np.arange(sinogram.shape[1])
+    for view in np.flatnonzero(dark.any(1) & ~dark.all(1)):
+        lit = ~dark[view]
+        filled[view] = np.interp(columns, columns[lit], sinogram[view, lit])
     return filled
 
 

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import math
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytorch_lightning as pl
 import torch
@@ -323,6 +324,17 @@ def _check_files(arguments: list[str]) -> None:
                     check_yaml(path.parent / section)
 
 
+class _ToStandardError(logging.StreamHandler[TextIO]):
+    """Writes to what the standard error stream is when something is said, not when the handler was made."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def _quiet() -> None:
     """Silence Lightning's advertisements and its remarks about settings that are chosen on purpose."""
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -338,7 +350,7 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
     own = logging.getLogger("models")
     if not own.handlers:
-        own.addHandler(logging.StreamHandler())
+        own.addHandler(_ToStandardError())
         own.setLevel(logging.INFO)
 
 
