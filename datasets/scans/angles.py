@@ -19,7 +19,7 @@ _DIFFERENT = 0.1
 
 
 @dataclass(frozen=True)
-class Views:
+class OrderedViews:
     """Views in the order of their angles."""
 
     values: np.ndarray
@@ -31,7 +31,7 @@ class Views:
     warnings: tuple[str, ...] = ()
 
 
-def ordered_views(values: np.ndarray, angles: np.ndarray, path: Path) -> Views:
+def ordered_views(values: np.ndarray, angles: np.ndarray, path: Path) -> OrderedViews:
     """Views sorted by their angles modulo one turn; those at the same angle, a turn apart, are averaged.
 
     Golden-angle scans are sorted, scans that turn backwards turned around, and scans over several turns become scans
@@ -49,10 +49,10 @@ def ordered_views(values: np.ndarray, angles: np.ndarray, path: Path) -> Views:
         for the warning that views at the same angle differ.
     """
     if angles.ndim != 1 or len(angles) < 2 or len(angles) != len(values) or not np.isfinite(angles).all():
-        return Views(values, angles)
+        return OrderedViews(values, angles)
     turns = float(np.ptp(angles)) > TURN
     if not turns and (np.diff(angles) > 0).all():
-        return Views(values, angles)
+        return OrderedViews(values, angles)
     if turns:
         after = np.mod(angles - angles[0], 2 * math.pi)
         after[after > 2 * math.pi - _SAME] = 0.0  # the rounding of a full turn
@@ -61,13 +61,13 @@ def ordered_views(values: np.ndarray, angles: np.ndarray, path: Path) -> Views:
     values, angles = values[order], angles[order]
     first = np.concatenate([[True], np.diff(angles) > _SAME])
     if not turns or first.all():
-        return Views(values, angles)
+        return OrderedViews(values, angles)
     group, count = np.cumsum(first) - 1, int(first.sum())
     repeats = np.bincount(group, minlength=count).astype(np.float64)
     mean = np.zeros((count, *values.shape[1:]))
     np.add.at(mean, group, values)
     mean /= repeats.reshape(-1, *[1] * (values.ndim - 1))
-    return Views(mean, angles[first], repeats, _differences(values, mean[group], path))
+    return OrderedViews(mean, angles[first], repeats, _differences(values, mean[group], path))
 
 
 def _differences(values: np.ndarray, mean: np.ndarray, path: Path) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import torch
 from models import TotalVariation
 from models.files.checkpoint_file import CheckpointError, checkpoint_bytes, load_checkpoint
 from models.files.storage import ModelFileError, load_regularizer
-from recon.bilevel import MAID, BilevelObjective
+from recon.bilevel import MAID, BilevelObjective, Training
 from recon.commands.reproduce import race_run
 
 CONTENT: dict[str, Any] = {
@@ -104,16 +104,16 @@ def test_models_are_not_taken_from_damaged_checkpoints(tmp_path: Path) -> None:
 def test_a_run_of_a_race_refuses_a_flipped_bit(tmp_path: Path) -> None:
     clean = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     objective = BilevelObjective(TotalVariation(-3.0, -3.0).double(), clean, clean + 0.1 * torch.randn_like(clean))
-    maid = MAID(objective.params)
-    step: Any = maid.step
-    iterations = [race_run.Iteration(step(objective=objective), 1.0, [])]
+    run = Training(objective, MAID(objective.params))
+    run.descend(budget=1e6, iterations=1)
+    iterations = [race_run.Iteration(run.records[0], 1.0, [])]
     path = tmp_path / "a.ckpt"
-    race_run.save(path, objective, maid, iterations, 1.0, 30.0)
+    race_run.save(path, run, iterations, 30.0)
     content = path.read_bytes()
-    assert race_run.resume(path, objective, maid)[0][0].record == iterations[0].record
+    assert race_run.resume(path, run)[0][0].record == iterations[0].record
     before = [p.detach().clone() for p in objective.params]
     for bit in random.Random(0).sample(range(8 * len(content)), 40):
         path.write_bytes(flipped(content, bit))
         with pytest.raises(ValueError, match=r"is no checkpoint of this run; delete it to begin the run again \(.+\)"):
-            race_run.resume(path, objective, maid)
+            race_run.resume(path, run)
     assert all(map(torch.equal, objective.params, before))

@@ -49,7 +49,7 @@ class Five(Tiny):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.pictures = images(5)
+        self.made = images(5)
 
     def _source(self, path: Any, split: Any) -> Any:
         source = super()._source(path, split)
