@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 
 
 def code(page: str) -> str:
@@ -35,9 +37,20 @@ def test_worked_examples_of_the_architecture(tmp_path: Path) -> None:
     assert half == "tensor(0.5000)"
 
 
-@pytest.mark.parametrize("page", ["architecture.md"])
-def test_files_that_a_page_names_exist(page: str) -> None:
-    text = (ROOT / "docs" / page).read_text()
-    named = re.findall(r"`((?:recon|models|datasets|configs|tests)/[\w./]+)`", text)
-    assert len(named) > 10
-    assert [name for name in named if not (ROOT / name).exists()] == []
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_names_in_a_page_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    files = re.findall(r"`((?:recon|models|datasets|configs|tests|benchmarks|docs)/[\w./-]+)`", text)
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    names = re.findall(r"`((?:recon|models|datasets)\.[\w.]+)`", text)
+    assert [name for name in names if not exists(name)] == []
+    assert files or names
+
+
+def exists(name: str) -> bool:
+    """Whether a module, class, function or attribute has this name."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
