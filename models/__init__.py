@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.training.bilevel import BilevelModule
     from models.training.critic import CriticAdam
     from models.training.saddle import SaddleModule
-    from models.training.supervised import SupervisedModule
+    from models.training.supervised import PublishedAdam, SupervisedModule
 
 __all__ = [
     "ICNN",
@@ -37,6 +37,7 @@ __all__ = [
     "LearnedTV",
     "NetworkIteration",
     "PrimalDual",
+    "PublishedAdam",
     "SaddleModule",
     "SupervisedModule",
     "TotalVariation",
@@ -52,6 +53,7 @@ _TRAINING = {
     "AdversarialModule": "adversarial",
     "BilevelModule": "bilevel",
     "CriticAdam": "critic",
+    "PublishedAdam": "supervised",
     "SaddleModule": "saddle",
     "SupervisedModule": "supervised",
 }

@@ -11,6 +11,7 @@ import models
 from models.files.storage import load_model
 from models.files.trust import OLDER, OWN, find_class
 from recon.commands.main import main
+from recon.names import current_name
 
 FOLDER = Path(__file__).parent / "older"
 LEARNED = {
@@ -63,3 +64,10 @@ def test_configurations_may_have_the_older_names_of_classes(tmp_path: Path) -> N
 def test_options_learn_the_new_name_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", str(FOLDER / "bilevel.yaml"), "--model", "models.bilevel.BilevelModule"]) == 1
     assert "models.bilevel.BilevelModule is called models.BilevelModule by now" in capsys.readouterr().err
+
+
+def test_classes_that_older_configurations_name_are_public() -> None:
+    for older in ("models.supervised.PublishedAdam", "models.critic_training.CriticAdam", "models.saddle.SaddleModule"):
+        package, _, name = current_name(older).rpartition(".")
+        assert package == "models"
+        assert hasattr(models, name)
