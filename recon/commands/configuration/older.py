@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import pkgutil
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,11 +56,23 @@ def current_configuration(config: Any) -> Any:
         return config
     found = {key: current_configuration(item) for key, item in config.items()}
     if isinstance(found.get("class_path"), str):
-        found["class_path"] = current_name(found["class_path"])
+        found["class_path"] = _current_class(found["class_path"])
         name = found["class_path"].rpartition(".")[2]
         if isinstance(found.get("init_args"), dict):
             found["init_args"] = _of_method(name, _of_module(name, found["init_args"]))
     return found
+
+
+def _current_class(path: str) -> str:
+    """The path, or the name of today if it is one of this project and nothing has it any more."""
+    name = current_name(path)
+    if name == path:
+        return path
+    try:
+        pkgutil.resolve_name(path)  # imports modules of this project only: others have no other name
+    except (ImportError, AttributeError):
+        return name
+    return path
 
 
 def _of_method(name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -61,3 +61,16 @@ def test_options_of_the_command_line_reach_the_group(tmp_path: Path, capsys: pyt
     arguments = ["fit", "--config", str(OLDER), "--trainer.default_root_dir", str(tmp_path)]
     assert main([*arguments, "--model.differentiation.adjoint_steps", "0"]) == 1
     assert "adjoint_steps is 0, but must be at least 1" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("models.bilevel.BilevelModule", "models.BilevelModule"),
+        ("models.regularizers.ridge.RidgeRegularizer", "models.regularizers.ridge.RidgeRegularizer"),
+        ("recon.lower_level.lbfgs.LBFGS", "recon.lower_level.LBFGS"),
+        ("my_package.Filters", "my_package.Filters"),
+    ],
+)
+def test_classes_have_the_names_of_today_where_theirs_are_gone(path: str, expected: str) -> None:
+    assert current_configuration({"class_path": path}) == {"class_path": expected}
