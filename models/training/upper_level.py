@@ -16,11 +16,11 @@ from torch import Tensor
 
 from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.storage import specification
-from models.training.module import Reconstruction, ReconstructionModule, batch_weights
+from models.training.module import ReconstructionModule, batch_weights
 from recon.bilevel import Objective, Record
 from recon.bilevel.methods.older import current_method
 from recon.errors import positive
-from recon.lower_level import Grade, Recreatable, Regularizer, SaddleModel, Status
+from recon.lower_level import Grade, Recreatable, Regularizer, SaddleModel
 from recon.names import public_name
 from recon.operators import Identity, LinearOperator
 
@@ -190,16 +190,6 @@ class UpperLevelModule(ReconstructionModule):
             "evaluations": record.evaluations,
             "gradient_norm": record.gradient_norm,
         }
-
-    # --- reconstruction ----------------------------------------------------------------------------------------------
-
-    def _checked(self, found: Reconstruction) -> Reconstruction:
-        """The same; warns of images that did not reach their accuracy."""
-        worst = Status(int(found.status.max()))
-        if worst is not Status.CONVERGED:
-            reason = worst.name.lower().replace("_", " ")
-            log.warning("accuracy %g was not reached (%s)", self.reconstruction_accuracy, reason)
-        return found
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

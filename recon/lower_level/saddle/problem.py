@@ -140,10 +140,6 @@ class SaddlePoint:
         """x and y of z = (x, y)."""
         return z[:, : self.operator.domain_size], z[:, self.operator.domain_size :]
 
-    def primal_grad(self, x: Tensor, kx: Tensor) -> Tensor:
-        """The gradient of g(x) + f(Kx)."""
-        return self.g.grad(x) + self.operator.transpose(self.f.grad(kx))
-
     def gap(self, x: Tensor, y: Tensor, kx: Tensor, kty: Tensor) -> Tensor:
         """The primal-dual gap G(x, y) = g(x) + f(Kx) + g*(-K^T y) + f*(y) plus its rounding error; may be infinite."""
         gap, noise = self.gap_parts(x, y, kx, kty)
