@@ -69,13 +69,12 @@ class PiggybackIteration(Iteration):
         self.adjoint.advance()
         return residuals
 
-    def carried(self) -> tuple[Tensor, ...]:
-        return *super().carried(), self.adjoint.x, self.adjoint.y
+    def carried(self) -> dict[str, Tensor]:
+        return {"X": self.adjoint.x, "Y": self.adjoint.y}
 
     def select(self, index: Tensor) -> None:
         super().select(index)
         self.adjoint.select(index)
-        self.index = self.index[index]
 
 
 class Piggyback:
@@ -113,7 +112,8 @@ class Piggyback:
         if not fixed and solver.certified:
             saddle.require_strong_convexity()
         run = PiggybackIteration(saddle, z, w, slope)
-        solution, (big_x, big_y) = solver.run(run, 1e-300 if fixed else accuracy)
+        solution, more = solver.run(run, 1e-300 if fixed else accuracy)
+        big_x, big_y = more["X"], more["Y"]
         index = torch.arange(len(z), device=z.device)
         at = slope(solution.x, index)
         if fixed:

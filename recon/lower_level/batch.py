@@ -66,6 +66,22 @@ def over_image(v: Tensor, x: Tensor) -> Tensor:
     return v.view(-1, *([1] * (x.ndim - 1)))
 
 
+def per_image_accuracy(accuracy: float | Tensor, like: Tensor) -> Tensor:
+    """What is asked of every image of ``like``: float64 on its device, ``(batch,)``.
+
+    Raises
+    ------
+    ValueError
+        There is neither one accuracy nor one per image, or one is not positive.
+    """
+    batch, goal = len(like), torch.as_tensor(accuracy, dtype=torch.float64)
+    if goal.numel() not in (1, batch) or goal.ndim > 1:
+        raise ValueError(f"needs one accuracy, or one for each of {batch} images, got {tuple(goal.shape)}")
+    if not bool((goal > 0).all()):
+        raise ValueError(f"the accuracy asked for is {float(goal.min()):g}, but must be positive")
+    return goal.to(like.device).expand(batch).clone()
+
+
 def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from recon.errors import at_least
-from recon.lower_level.batch import per_image_norm
+from recon.lower_level.batch import per_image_accuracy, per_image_norm
 from recon.lower_level.grade import grade_bounds, modelled_part
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.problem import SaddlePoint, distances
 from recon.lower_level.solution import RUNNING, Status
-from recon.lower_level.solvers.iterate import Callback, Snapshot, ends
-from recon.lower_level.solvers.stopping import PATIENCE, merged
+from recon.lower_level.solvers.iterate import Callback, Loop, Saved, Snapshot
+from recon.lower_level.solvers.stopping import Collector, Patience, PerImage
 
 #: ratio of the residuals above which steps are balanced, and how fast the adaptation dies out (Goldstein et al. 2015)
 IMBALANCE, DECAY = 1.5, 0.95
@@ -54,7 +54,7 @@ class SaddleSolution:
         return bool((self.status == Status.CONVERGED).all())
 
 
-class Iteration:
+class Iteration(PerImage):
     r"""The state of the method, and one step of it; every image has its own step sizes tau, sigma.
 
         s = prox_{f/sigma}(y/sigma + K x_bar),  y+ = y + sigma (K x_bar - s),
@@ -73,7 +73,6 @@ class Iteration:
 
     def __init__(self, saddle: SaddlePoint, x: Tensor, y: Tensor, diagonal: bool = False) -> None:
         self.saddle, self.x, self.y = saddle, x.detach().clone(), y.detach().clone()
-        self.primal, self.dual = saddle.convexity, saddle.dual_convexity
         batch = len(x)
         sums = saddle.operator.absolute_sums() if diagonal else None
         if diagonal and sums is None:
@@ -91,11 +90,30 @@ class Iteration:
         self.kx_bar, self.s = self.kx, self.kx
         self._set_theta()
 
+    @classmethod
+    def of(cls, saddle: SaddlePoint, saved: Mapping[str, Tensor]) -> Iteration:
+        """One from the tensors that another one had, for the same problem; raises ``KeyError`` if some are missing."""
+        iteration = object.__new__(cls)
+        iteration.saddle = saddle
+        names = ("x", "y", "s", "kx", "kx_bar", "kty", "tau", "sigma", "alpha", "theta", "largest")
+        iteration.load({name: saved[name] for name in names})
+        return iteration
+
+    @property
+    def primal(self) -> float:
+        """mu_g."""
+        return self.saddle.convexity
+
+    @property
+    def dual(self) -> float:
+        """mu_f."""
+        return self.saddle.dual_convexity
+
     def _set_theta(self) -> None:
         dual = self.dual if math.isfinite(self.dual) else 0.0
         tau, sigma = self.tau.amin(1, keepdim=True), self.sigma.amin(1, keepdim=True)
         self.theta = 1 / (1 + 2 * torch.minimum(tau * max(self.primal, 0.0), sigma * dual))
-        self.largest = 1 / tau[:, 0].double(), 1 / sigma[:, 0].double()
+        self.largest = torch.stack((1 / tau[:, 0].double(), 1 / sigma[:, 0].double()), 1)
 
     def advance(self) -> tuple[Tensor, Tensor]:
         """One step; the residuals p and d at the new point."""
@@ -118,7 +136,7 @@ class Iteration:
         unit, norm = self.saddle.operator.eps(self.x.dtype), self.saddle.norm
         x, y = per_image_norm(self.x), per_image_norm(self.y)
         terms = self.saddle.f.conjugate_terms(self.y)
-        return unit * (norm * y + self.largest[0] * x), unit * (norm * x + self.largest[1] * y + terms)
+        return unit * (norm * y + self.largest[:, 0] * x), unit * (norm * x + self.largest[:, 1] * y + terms)
 
     def balance(self, p: Tensor, d: Tensor) -> None:
         """Move tau/sigma, less and less, so that both residuals weigh as much in the certificate (tau sigma stays)."""
@@ -133,9 +151,9 @@ class Iteration:
         self.alpha = torch.where(up | down, DECAY * self.alpha, self.alpha)
         self._set_theta()
 
-    def carried(self) -> tuple[Tensor, ...]:
-        """What is kept of an image when it stops: x, y, s, and more if a subclass has more."""
-        return self.x, self.y, self.s
+    def carried(self) -> dict[str, Tensor]:
+        """What is kept of an image when it stops, besides x, y and s: nothing, unless a subclass has more."""
+        return {}
 
     def gap(self) -> tuple[Tensor, Tensor]:
         """The primal-dual gap at the current point, and its rounding error."""
@@ -143,10 +161,8 @@ class Iteration:
 
     def select(self, index: Tensor) -> None:
         """Go on with the images ``index`` only."""
+        super().select(index)
         self.saddle = self.saddle.select(index)
-        for name in ("x", "y", "s", "kx", "kx_bar", "kty", "tau", "sigma", "alpha", "theta"):
-            setattr(self, name, getattr(self, name)[index])
-        self.largest = self.largest[0][index], self.largest[1][index]
 
 
 class PDHG:
@@ -182,8 +198,6 @@ class PDHG:
         self.max_iterations, self.adaptive = max_iterations, adaptive
         self.diagonal, self.certified = diagonal, certified
 
-    @full_precision()
-    @torch.no_grad()
     def __call__(
         self, saddle: SaddlePoint, x: Tensor, y: Tensor, accuracy: float | Tensor, callback: Callback | None = None
     ) -> SaddleSolution:
@@ -212,54 +226,151 @@ class PDHG:
         NotStronglyConvexError
             A certificate is asked for and g has no positive modulus.
         """
+        return self.start(saddle, x, y, accuracy).run(callback)
+
+    @full_precision()
+    @torch.no_grad()
+    def start(self, saddle: SaddlePoint, x: Tensor, y: Tensor, accuracy: float | Tensor) -> SaddleSolve:
+        """A solve that has made its first step; arguments and errors are those of the call."""
         if self.certified:
             saddle.require_strong_convexity()
-        return self.run(Iteration(saddle, x, y, self.diagonal), accuracy, callback)[0]
+        return SaddleSolve.begin(self, Iteration(saddle, x, y, self.diagonal), accuracy)
+
+    def resume(self, saddle: SaddlePoint, saved: Saved) -> SaddleSolve:
+        """A solve that goes on where another one was saved.
+
+        Parameters
+        ----------
+        saddle : SaddlePoint
+            The same as before, of the whole batch.
+        saved : mapping
+            What :meth:`SaddleSolve.state_dict` returned.
+
+        Returns
+        -------
+        SaddleSolve
+            Its ``run()`` returns what that of the other one would have returned, bit for bit.
+
+        Raises
+        ------
+        ValueError
+            ``saved`` is no state of such a solve, or not one of this problem.
+        """
+        try:
+            collected, iteration = Collector.of(saved["collected"]), int(saved["progress"]["iteration"])
+            x, state, track = collected.ended["x"], saved["state"], _Track(saved["track"]["accuracy"])
+            track.load(saved["track"])
+            if x.shape[1] != saddle.operator.domain_size:
+                raise ValueError(f"the saved x has {x.shape[1]} components, but K takes {saddle.operator.domain_size}")
+            part = Iteration.of(saddle.select(collected.active), state)
+        except KeyError as error:
+            raise ValueError(f"this is not what a solve of {type(self).__name__} saved: {error}") from error
+        return SaddleSolve(self, part, track, collected, iteration)
 
     @full_precision()
     @torch.no_grad()
     def run(
         self, iteration: Iteration, accuracy: float | Tensor, callback: Callback | None = None
-    ) -> tuple[SaddleSolution, list[Tensor]]:
+    ) -> tuple[SaddleSolution, dict[str, Tensor]]:
         """Advance until every image may stop; the solution, and what else the iteration carries."""
-        goal = torch.as_tensor(accuracy, dtype=torch.float64, device=iteration.x.device).expand(len(iteration.x))
-        if not bool((goal > 0).all()):
-            raise ValueError(f"the accuracy asked for is {float(goal.min()):g}, but must be positive")
-        collected, track = _Collected(iteration), _Track(goal)
-        steps = 0
-        while True:
-            p, d = iteration.advance()
-            steps += 1
-            primal, dual = per_image_norm(p), per_image_norm(d)
-            noise = iteration.rounding()
-            error, dual_error = distances(primal + noise[0], dual + noise[1], iteration.primal, iteration.dual)
-            proved = distances(primal, dual, iteration.primal, iteration.dual)[0]
-            if iteration.primal > 0:
-                error, proved = error / iteration.saddle.spread, proved / iteration.saddle.spread
-            if steps % GAP_EVERY == 0 or steps >= self.max_iterations:
-                error, dual_error, proved = _smaller(error, dual_error, proved, iteration)
-            status = track.status(primal, dual, noise, error if self.certified else None)
-            bad = ~torch.isfinite(primal + dual)
-            status[bad] = Status.NOT_FINITE
-            error, dual_error = (torch.where(bad | e.isnan(), math.inf, e) for e in (error, dual_error))
-            stopped = ends(callback, partial(collected.snapshot, steps, iteration, error))
-            if stopped or steps >= self.max_iterations:
-                status[status == RUNNING] = Status.ITERATION_LIMIT
-            done = status != RUNNING
-            if done.any():
-                rounding = modelled_part(error, proved)
-                dtype = iteration.saddle.working_dtype(iteration.x.dtype)
-                grade = grade_bounds(error, rounding, dtype, iteration.saddle.basis)
-                numbers = (error, dual_error, rounding, torch.maximum(primal, dual))
-                values = (*numbers, status, grade, *iteration.carried())
-                rest = collected.finish(done, values, steps, iteration)
-                if rest.numel() == 0:
-                    return collected.solution()
-                iteration.select(rest)
-                track.select(rest)
-                primal, dual = primal[rest], dual[rest]
-            if self.adaptive:
-                iteration.balance(primal.to(iteration.x), dual.to(iteration.x))
+        solve = SaddleSolve.begin(self, iteration, accuracy)
+        solution = solve.run(callback)
+        return solution, {name: solve.collected.ended[name] for name in iteration.carried()}
+
+
+class SaddleSolve(Loop[SaddleSolution]):
+    """One solve by PDHG, which :meth:`PDHG.resume` goes on with."""
+
+    def __init__(
+        self, solver: PDHG, method: Iteration, track: _Track, collected: Collector, iteration: int = 0
+    ) -> None:
+        """``method`` and ``track`` are those of the images in ``collected.active``."""
+        self.solver, self.method, self.track = solver, method, track
+        self.collected, self.iteration = collected, iteration
+        if iteration and collected.active.numel():
+            self._certify()
+
+    @classmethod
+    def begin(cls, solver: PDHG, method: Iteration, accuracy: float | Tensor) -> SaddleSolve:
+        """One that has made its first step."""
+        goal = per_image_accuracy(accuracy, method.x)
+        count = torch.zeros_like(goal, dtype=torch.int64)
+        ended = {"x": method.x, "y": method.y, "s": method.s, **method.carried()}
+        ended |= {name: torch.full_like(goal, math.inf) for name in ("error", "dual_error", "rounding", "residual")}
+        ended |= {"status": count, "grade": count, "evaluations": count}
+        collected = Collector({name: tensor.clone() for name, tensor in ended.items()})
+        solve = cls(solver, method, _Track(goal), collected)
+        solve._advance()
+        return solve
+
+    @torch.no_grad()
+    def run(self, callback: Callback | None = None) -> SaddleSolution:
+        """Go on until every image may stop; ``callback`` as in :meth:`PDHG.__call__`."""
+        return super().run(callback)
+
+    @torch.no_grad()
+    def snapshot(self) -> Snapshot:
+        """Where the whole batch is; tensors are not changed any more."""
+        whole = self.collected.merged(x=self.method.x, evaluations=self._evaluations(), error=self.error)
+        return Snapshot(self.iteration, **whole | {"x": self.method.saddle.image(whole["x"])})
+
+    def _parts(self) -> dict[str, PerImage]:
+        return {"state": self.method, "track": self.track}
+
+    def _evaluations(self) -> Tensor:
+        """Of every image that runs; K x at the start counts as one."""
+        return torch.full_like(self.collected.active, self.method.cost * (self.iteration + 1))
+
+    def _advance(self) -> None:
+        method, track = self.method, self.track
+        if self.solver.adaptive and self.iteration:
+            method.balance(track.primal.to(method.x), track.dual.to(method.x))
+        p, d = method.advance()
+        track.primal, track.dual = per_image_norm(p), per_image_norm(d)
+        self.iteration += 1
+        self._certify()
+
+    @full_precision()
+    @torch.no_grad()
+    def _certify(self) -> None:
+        """What the last step is worth: both errors, that of the image without rounding errors, which it has, too."""
+        method, primal, dual, noise = self.method, self.track.primal, self.track.dual, self.method.rounding()
+        error, dual_error = distances(primal + noise[0], dual + noise[1], method.primal, method.dual)
+        proved = distances(primal, dual, method.primal, method.dual)[0]
+        if method.primal > 0:
+            error, proved = error / method.saddle.spread, proved / method.saddle.spread
+        if self.iteration % GAP_EVERY == 0 or self.iteration >= self.solver.max_iterations:
+            error, dual_error, proved = _smaller(error, dual_error, proved, method)
+        bad = ~torch.isfinite(primal + dual)
+        self.error, self.dual_error = (torch.where(bad | e.isnan(), math.inf, e) for e in (error, dual_error))
+        self.proved, self.noise = proved, noise
+
+    def _finish(self, stopped: bool) -> None:
+        method, track, error = self.method, self.track, self.error
+        status = track.status(self.noise, error if self.solver.certified else None)
+        if stopped or self.iteration >= self.solver.max_iterations:
+            status[status == RUNNING] = Status.ITERATION_LIMIT
+        done = status != RUNNING
+        if not done.any():
+            return
+        rounding = modelled_part(error, self.proved)
+        rest = self.collected.finish(
+            done,
+            **{"x": method.x, "y": method.y, "s": method.s} | method.carried(),
+            error=error,
+            dual_error=self.dual_error,
+            rounding=rounding,
+            grade=grade_bounds(error, rounding, method.saddle.working_dtype(method.x.dtype), method.saddle.basis),
+            residual=torch.maximum(track.primal, track.dual),
+            status=status,
+            evaluations=self._evaluations(),
+        )
+        if rest.numel():
+            method.select(rest)
+            track.select(rest)
+
+    def _result(self) -> SaddleSolution:
+        return SaddleSolution(**{field.name: self.collected.ended[field.name] for field in fields(SaddleSolution)})
 
 
 def _smaller(error: Tensor, dual_error: Tensor, proved: Tensor, iteration: Iteration) -> tuple[Tensor, Tensor, Tensor]:
@@ -274,63 +385,17 @@ def _smaller(error: Tensor, dual_error: Tensor, proved: Tensor, iteration: Itera
     return error, dual_error, proved
 
 
-class _Track:
-    """Which images may stop."""
+class _Track(Patience):
+    """Which images may stop: ``primal`` and ``dual`` are the norms of p and d of the last step."""
 
-    def __init__(self, goal: Tensor) -> None:
-        self.goal = goal.clone()
-        self.best, self.stale = torch.full_like(goal, math.inf), torch.zeros_like(goal)
+    primal: Tensor
+    dual: Tensor
 
-    def status(self, p: Tensor, d: Tensor, noise: tuple[Tensor, Tensor], error: Tensor | None) -> Tensor:
-        size, floor = torch.maximum(p / noise[0], d / noise[1]), 1.0
-        better = size <= 0.9 * self.best
-        self.best = torch.where(better, size, self.best)
-        self.stale = torch.where(better, 0.0, self.stale + 1)
-        status = torch.full_like(p, RUNNING, dtype=torch.int64)
-        status[size <= floor] = Status.PRECISION_FLOOR
-        status[(self.stale >= PATIENCE) & (size <= 1000 * floor)] = Status.PRECISION_FLOOR
+    def status(self, noise: tuple[Tensor, Tensor], error: Tensor | None) -> Tensor:
+        """Of every image that runs, ``RUNNING`` where it has to go on; ``error``: None asks the residuals."""
+        p, d = self.primal, self.dual
+        status = self.floor_status(torch.maximum(p / noise[0], d / noise[1]), 1.0)
         reached = torch.maximum(p + noise[0], d + noise[1]) if error is None else error
-        status[reached <= self.goal] = Status.CONVERGED
+        status[reached <= self.accuracy] = Status.CONVERGED
+        status[~torch.isfinite(p + d)] = Status.NOT_FINITE
         return status
-
-    def select(self, index: Tensor) -> None:
-        self.goal, self.best, self.stale = self.goal[index], self.best[index], self.stale[index]
-
-
-def _spent(steps: int, iteration: Iteration) -> int:
-    """Evaluations after so many steps."""
-    return iteration.cost * (steps + 1)  # K x at the start counts as one
-
-
-class _Collected:
-    """Gathers the images of a batch as they finish, each at its own time."""
-
-    def __init__(self, iteration: Iteration) -> None:
-        batch = len(iteration.x)
-        number = torch.full((batch,), math.inf, dtype=torch.float64, device=iteration.x.device)
-        count = torch.zeros(batch, dtype=torch.int64, device=iteration.x.device)
-        self.values = [t.clone() for t in (*4 * (number,), count, count, *iteration.carried())]
-        self.evaluations = count.clone()
-        self.active = torch.arange(batch, device=iteration.x.device)
-
-    def finish(self, done: Tensor, values: tuple[Tensor, ...], evaluations: int, iteration: Iteration) -> Tensor:
-        """Store the images where ``done`` holds; returns the positions of those that go on."""
-        index = self.active[done]
-        for mine, new in zip(self.values, values, strict=True):
-            mine[index] = new[done]
-        self.evaluations[index] = _spent(evaluations, iteration)
-        rest = torch.nonzero(~done).flatten()
-        self.active = self.active[rest]
-        return rest
-
-    def snapshot(self, steps: int, iteration: Iteration, error: Tensor) -> Snapshot:
-        """The whole batch, given the errors of the images that still run."""
-        running = iteration.x, torch.full_like(self.active, _spent(steps, iteration)), error
-        known, _, _, _, _, _, x, *_ = self.values
-        x, evaluations, error = merged(self.active, running, (x, self.evaluations, known))
-        return Snapshot(steps, iteration.saddle.image(x), evaluations, error)
-
-    def solution(self) -> tuple[SaddleSolution, list[Tensor]]:
-        error, dual_error, rounding, residual, status, grade, x, y, s, *more = self.values
-        solution = SaddleSolution(x, y, s, error, dual_error, residual, status, self.evaluations, rounding, grade)
-        return solution, more

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
+from recon.lower_level.batch import over_image, per_image_accuracy, per_image_dot, per_image_norm
 from recon.lower_level.precision import full_precision
 from recon.lower_level.regularizer import HessianMap
 from recon.lower_level.solution import RUNNING, LinearSolution, Status
@@ -25,15 +25,10 @@ def conjugate_gradients(
     rounding: float = math.inf,
     preconditioner: Preconditioner | None = None,
 ) -> LinearSolution:
-    """Solve B w = b to ||Bw - b|| <= ``accuracy`` per image, from ``w0``.
+    """Solve B w = b to ||Bw - b|| <= ``accuracy`` per image, from ``w0``; images leave when done.
 
-    The recurred residual says when to look. By how much it can differ from the true one is bounded, to first order,
-    by ``rounding`` times the sum over the iterations of ||w|| + 2||step|| (Greenbaum 1997); ``rounding`` is u ||B||
-    with the unit roundoff u, infinite where ||B|| is not known. A residual that is computed is wrong by ``rounding``
-    ||w||, which is added to its norm. Where that gap is below a hundredth of the accuracy,
-    it is added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is
-    still too large restarts. If a restart does not reduce it any more, the image is at the floor of its precision.
-    Images leave when done.
+    The recurred residual says when to look. It is restarted from a true one where the gap between both may be too
+    large; if a restart does not reduce the residual any more, the image is at the floor of its precision.
 
     Parameters
     ----------
@@ -48,7 +43,8 @@ def conjugate_gradients(
     residual : Tensor, optional
         b - B w0, if the caller knows it already.
     rounding : float
-        u ||B||.
+        u ||B|| with the unit roundoff u, infinite where ||B|| is not known: what is computed of a residual is wrong by
+        ``rounding`` ||w||, which is added to its norm.
     preconditioner : Preconditioner, optional
         Applies P^{-1} with P about B: it changes the directions; residuals and accuracies stay those of Bw - b in the
         Euclidean norm.
@@ -63,20 +59,33 @@ def conjugate_gradients(
     ValueError
         An accuracy is not positive.
     """
-    batch, device = b.shape[0], b.device
-    goal = torch.as_tensor(accuracy, dtype=torch.float64, device=device).expand(batch).clone()
-    if not bool((goal > 0).all()):
-        raise ValueError(f"the accuracy asked for is {float(goal.min()):g}, but must be positive")
-    w = w0.detach().clone()
-    evaluations = torch.zeros(batch, dtype=torch.int64, device=device)
-    if residual is None:
-        residual = b - hessian(w)
-        evaluations += 1
-    residual = residual.clone()
+    goal, w = per_image_accuracy(accuracy, b), w0.detach().clone()
+    evaluations = torch.full_like(goal, int(residual is None), dtype=torch.int64)
+    residual = b - hessian(w) if residual is None else residual.clone()
+    return _restarted(hessian, b, w, residual, goal, evaluations, max_iterations, rounding, preconditioner)
+
+
+def _restarted(
+    hessian: HessianMap,
+    b: Tensor,
+    w: Tensor,
+    residual: Tensor,
+    goal: Tensor,
+    evaluations: Tensor,
+    max_iterations: int,
+    rounding: float,
+    preconditioner: Preconditioner | None,
+) -> LinearSolution:
+    """Cycles of conjugate gradients; all tensors are changed in place.
+
+    By how much the recurred residual can differ from the true one is bounded, to first order, by ``rounding`` times the
+    sum over the iterations of ||w|| + 2||step|| (Greenbaum 1997). Where that gap is below a hundredth of the accuracy,
+    it is added to the norm of the residual; elsewhere the residual is recomputed, and an image whose true residual is
+    still too large restarts.
+    """
     noise = rounding if rounding < math.inf else 0.0
-    status = torch.full((batch,), RUNNING, dtype=torch.int64, device=device)
+    status, previous = torch.full_like(evaluations, RUNNING), torch.full_like(goal, torch.inf)
     drift = noise * per_image_norm(w)
-    previous = torch.full_like(goal, torch.inf)
     while True:
         norm = per_image_norm(residual) + drift
         status[(status == RUNNING) & (norm <= goal)] = Status.CONVERGED
@@ -87,7 +96,7 @@ def conjugate_gradients(
         if active.numel() == 0:
             return LinearSolution(w, residual, norm, status, evaluations, drift)
         previous = norm
-        part = hessian if len(active) == batch else hessian.select(active)
+        part = hessian if len(active) == len(b) else hessian.select(active)
         inverse = preconditioner.select(active) if preconditioner is not None else None
         budget = max_iterations - evaluations[active]
         room = torch.maximum(goal - drift, 0.1 * goal)

@@ -1,7 +1,8 @@
-"""One loop for solvers of energies: what callbacks are told, what limits mean, and states to go on from."""
+"""One loop for solvers: what callbacks are told, what limits mean, and states to go on from."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.energy import Energy
+from recon.lower_level.grade import Grade
 from recon.lower_level.precision import full_precision
 from recon.lower_level.solution import RUNNING, Solution, Status
-from recon.lower_level.solvers.stopping import Collector, Stopping, merged
+from recon.lower_level.solvers.stopping import Collector, PerImage, Stopping
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Solver(ABC):
 
 
 @dataclass
-class State:
+class State(PerImage):
     """Where the images stand that still run: tensors only, each with one row for every such image.
 
     Parameters
@@ -101,11 +103,8 @@ class State:
     grad: Tensor
     evaluations: Tensor
 
-    def select(self, index: Tensor) -> None:
-        """Keep the images ``index`` only."""
-        vars(self).update({name: tensor[index] for name, tensor in vars(self).items()})
 
-
+R = TypeVar("R")
 S = TypeVar("S", bound=State)
 
 
@@ -150,7 +149,7 @@ class SteppedSolver(Solver, Generic[S]):
         """A solve that has been evaluated at its start; arguments are those of the call."""
         stopping = Stopping(energy, accuracy, x0, self.certified)
         self.prepare(energy, x0.detach())
-        return Solve(self, energy, stopping, self.init(energy, x0.detach()), Collector(x0))
+        return Solve(self, energy, stopping, self.init(energy, x0.detach()), _unfinished(x0.detach()))
 
     @full_precision()
     def resume(self, energy: Energy, saved: Saved) -> Solve[S]:
@@ -174,22 +173,82 @@ class SteppedSolver(Solver, Generic[S]):
             ``saved`` is no state of such a solver, or not one of this energy.
         """
         try:
-            state = self.state(**_copied(saved["state"]))
-            collected, iteration = Collector(saved["collected"]["x"]), int(saved["progress"]["iteration"])
-            vars(collected).update(_copied(saved["collected"]))
-            accuracy = saved["stopping"]["accuracy"]
+            state = self.state(**{name: tensor.clone() for name, tensor in saved["state"].items()})
+            collected, iteration = Collector.of(saved["collected"]), int(saved["progress"]["iteration"])
+            x, accuracy = collected.ended["x"], saved["stopping"]["accuracy"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is not what a solve of {type(self).__name__} saved: {error}") from error
-        energy.check_start(collected.x)
-        self.prepare(energy, collected.x)
+        energy.check_start(x)
+        self.prepare(energy, x)
         part = energy.select(collected.active)
         stopping = Stopping(part, accuracy, state.x, self.certified)
-        vars(stopping).update(_copied(saved["stopping"]))
+        stopping.load(saved["stopping"])
         return Solve(self, part, stopping, state, collected, iteration)
 
 
-class Solve(Generic[S]):
-    """One solve on its way, which can be saved in a callback, and gone on with by :meth:`SteppedSolver.resume`."""
+class Loop(ABC, Generic[R]):
+    """A solve on its way to a result, which can be saved in a callback: steps, and images that leave as they may stop.
+
+    Attributes
+    ----------
+    iteration : int
+        Of the callbacks.
+    collected : Collector
+        The images that have left, and which have not.
+    """
+
+    iteration: int
+    collected: Collector
+
+    @full_precision()
+    def run(self, callback: Callback | None = None) -> R:
+        """Go on until every image may stop.
+
+        Parameters
+        ----------
+        callback : callable, optional
+            As in :class:`Solver`; a solve that goes on tells the iteration that it was saved at once more.
+
+        Returns
+        -------
+        R
+            That of the whole batch.
+        """
+        while self.collected.active.numel():
+            self._finish(ends(callback, self.snapshot))
+            if self.collected.active.numel():
+                self._advance()
+        return self._result()
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that goes on, as plain tensors by part and name: copies, that ``torch.save`` takes."""
+        parts = {"progress": {"iteration": torch.tensor(self.iteration)}, "collected": self.collected.tensors()}
+        parts |= {name: part.tensors() for name, part in self._parts().items()}
+        return {name: {key: tensor.clone() for key, tensor in part.items()} for name, part in parts.items()}
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """Where the whole batch is; tensors are not changed any more."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, PerImage]:
+        """What else there is to save, by name."""
+
+    @abstractmethod
+    def _advance(self) -> None:
+        """Make one step, and count it."""
+
+    @abstractmethod
+    def _finish(self, stopped: bool) -> None:
+        """Take the images out that may stop; ``stopped``: all of them."""
+
+    @abstractmethod
+    def _result(self) -> R:
+        """Of the whole batch."""
+
+
+class Solve(Loop[Solution], Generic[S]):
+    """One solve of energies, which :meth:`SteppedSolver.resume` goes on with."""
 
     def __init__(
         self,
@@ -204,42 +263,21 @@ class Solve(Generic[S]):
         self.solver, self.energy, self.stopping, self.state = solver, energy, stopping, state
         self.collected, self.iteration = collected, iteration
 
-    @full_precision()
-    def run(self, callback: Callback | None = None) -> Solution:
-        """Go on until every image may stop.
-
-        Parameters
-        ----------
-        callback : callable, optional
-            As in :class:`Solver`; a solve that goes on tells the iteration that it was saved at once more.
-
-        Returns
-        -------
-        Solution
-            That of the whole batch.
-        """
-        while self.collected.active.numel():
-            self._finish(ends(callback, self.snapshot))
-            if self.collected.active.numel():
-                self.solver.step(self.energy, self.state)
-                self.iteration += 1
-        return self.collected.solution()
-
     def snapshot(self) -> Snapshot:
         """Where the whole batch is; tensors are not changed any more."""
-        state, ended = self.state, self.collected
+        state = self.state
         found = self.stopping.certificate(self.energy, state.x, self.solver.left(state))
-        running = state.x, state.evaluations, found.error
-        return Snapshot(self.iteration, *merged(ended.active, running, (ended.x, ended.evaluations, ended.error)))
+        whole = self.collected.merged(x=state.x, evaluations=state.evaluations, error=found.error)
+        return Snapshot(self.iteration, **whole)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that goes on, as plain tensors by part and name: copies, that ``torch.save`` takes."""
-        parts = {"state": self.state, "stopping": self.stopping, "collected": self.collected}
-        progress = {"iteration": torch.tensor(self.iteration)}
-        return {"progress": progress, **{name: _copied(vars(part)) for name, part in parts.items()}}
+    def _parts(self) -> dict[str, PerImage]:
+        return {"state": self.state, "stopping": self.stopping}
+
+    def _advance(self) -> None:
+        self.solver.step(self.energy, self.state)
+        self.iteration += 1
 
     def _finish(self, stopped: bool) -> None:
-        """Take the images out that may stop; ``stopped``: all of them."""
         state, left = self.state, self.solver.left(self.state)
         status = self.stopping.status(self.energy, state.x, left)
         if (stalled := self.solver.stalled(state)) is not None:
@@ -249,12 +287,28 @@ class Solve(Generic[S]):
         done = status != RUNNING
         if not done.any():
             return
-        found = self.stopping.certificate(self.energy, state.x, left)
-        rest = self.collected.finish(done, status, state.x, state.grad, state.evaluations, found)
+        found = self.stopping.certificate(self.energy, state.x, left)._asdict()
+        reached = {"x": state.x, "gradient": state.grad, "evaluations": state.evaluations, "status": status}
+        rest = self.collected.finish(done, **reached, **found)
         self.energy = self.energy.select(rest)
         self.stopping.select(rest)
         state.select(rest)
 
+    def _result(self) -> Solution:
+        return Solution(**self.collected.ended)
 
-def _copied(values: Mapping[str, object]) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in values.items() if isinstance(value, Tensor)}
+
+def _unfinished(x0: Tensor) -> Collector:
+    """Of images that have not been solved."""
+    count = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
+    unknown = torch.full_like(count, math.inf, dtype=torch.float64)
+    ended = {
+        "x": x0.clone(),
+        "gradient": torch.full_like(x0, math.nan),
+        "error": unknown.clone(),
+        "rounding": unknown,
+        "grade": torch.full_like(count, int(Grade.ESTIMATED)),
+        "status": torch.full_like(count, RUNNING),
+        "evaluations": count,
+    }
+    return Collector(ended)

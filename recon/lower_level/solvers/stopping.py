@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from recon.lower_level.batch import per_image_norm
+from recon.lower_level.batch import per_image_accuracy, per_image_norm
 from recon.lower_level.energy import Energy
-from recon.lower_level.grade import Grade, grade_bounds
-from recon.lower_level.solution import RUNNING, Solution, Status
+from recon.lower_level.grade import grade_bounds
+from recon.lower_level.solution import RUNNING, Status
 
 # Evaluations without progress near the rounding error after which an image is at its floor. FISTA's gradients ripple
 # with a period of about sqrt(L / mu) evaluations, which stays below this wherever single precision is of use.
 PATIENCE = 100
 
 
-class Stopping:
+class PerImage:
+    """What has tensors as attributes, each with one row for every image that still runs; others are not touched."""
+
+    def select(self, index: Tensor) -> None:
+        """Keep the images ``index`` only."""
+        vars(self).update({name: tensor[index] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over copies of what :meth:`tensors` returned."""
+        vars(self).update({name: tensor.clone() for name, tensor in saved.items()})
+
+
+class Patience(PerImage):
+    """Which images are at the floor of their precision; ``best``, ``stale``: the smallest residual, and since when."""
+
+    def __init__(self, accuracy: Tensor) -> None:
+        self.accuracy = accuracy
+        self.best, self.stale = torch.full_like(accuracy, math.inf), torch.zeros_like(accuracy)
+
+    def floor_status(self, size: Tensor, floor: Tensor | float) -> Tensor:
+        """PRECISION_FLOOR for residuals within their rounding errors ``floor``, or near them for long; else RUNNING."""
+        better = size <= 0.9 * self.best
+        self.best = torch.where(better, size, self.best)
+        self.stale = torch.where(better, 0.0, self.stale + 1)
+        status = torch.full_like(size, RUNNING, dtype=torch.int64)
+        status[size <= floor] = Status.PRECISION_FLOOR
+        status[(self.stale >= PATIENCE) & (size <= 1000 * floor)] = Status.PRECISION_FLOOR
+        return status
+
+
+class Stopping(Patience):
     r"""Per-image stopping by the certificate \|\|x - x^\|\| <= (\|\|grad h(x)\|\| + rounding) / mu.
 
     An image is CONVERGED when the certificate is below ``accuracy``; it is at the PRECISION_FLOOR when the computed
@@ -32,17 +67,10 @@ class Stopping:
 
     def __init__(self, energy: Energy, accuracy: float | Tensor, x0: Tensor, certified: bool = True) -> None:
         energy.check_start(x0)
-        batch, accuracy = len(x0), torch.as_tensor(accuracy, dtype=torch.float64)
-        if accuracy.numel() not in (1, batch) or accuracy.ndim > 1:
-            raise ValueError(f"needs one accuracy, or one for each of {batch} images, got {tuple(accuracy.shape)}")
-        if not bool((accuracy > 0).all()):
-            raise ValueError(f"the accuracy asked for is {float(accuracy.min()):g}, but must be positive")
+        super().__init__(per_image_accuracy(accuracy, energy.y))
         modulus = energy.require_strong_convexity() if certified else energy.strong_convexity
         self.mu = modulus if modulus > 0 else math.nan
-        self.accuracy = accuracy.to(energy.y.device).expand(batch).clone()
         self.scale = self.mu if certified else 1.0
-        self.best = torch.full_like(self.accuracy, math.inf)
-        self.stale = torch.zeros_like(self.accuracy)
 
     def certificate(self, energy: Energy, x: Tensor, grad: Tensor) -> Certificate:
         """The certified distance of x to the minimizer."""
@@ -52,19 +80,10 @@ class Stopping:
         """Status of every image still running, ``RUNNING`` where it has to go on."""
         norm = per_image_norm(grad)
         rounding = energy.rounding(x, norm)
-        status = torch.full_like(norm, RUNNING, dtype=torch.int64)
-        better = norm <= 0.9 * self.best
-        self.best = torch.where(better, norm, self.best)
-        self.stale = torch.where(better, 0.0, self.stale + 1)
-        status[norm <= rounding] = Status.PRECISION_FLOOR
-        status[(self.stale >= PATIENCE) & (norm <= 1000 * rounding)] = Status.PRECISION_FLOOR
+        status = self.floor_status(norm, rounding)
         status[norm + rounding <= self.scale * self.accuracy] = Status.CONVERGED
         status[~torch.isfinite(norm)] = Status.NOT_FINITE
         return status
-
-    def select(self, index: Tensor) -> None:
-        """Keep the images ``index`` only."""
-        self.accuracy, self.best, self.stale = self.accuracy[index], self.best[index], self.stale[index]
 
 
 class Certificate(NamedTuple):
@@ -84,41 +103,52 @@ def certificate(energy: Energy, x: Tensor, norm: Tensor, modulus: float) -> Cert
     return Certificate(error, rounding, grade_bounds(error, rounding, energy.working_dtype(x.dtype), energy.basis))
 
 
-def merged(active: Tensor, running: tuple[Tensor, ...], ended: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Tensors of the whole batch from those of the images ``active`` and, of all others, from ``ended``."""
-    if len(active) == len(ended[0]):
-        return running
-    whole = tuple(tensor.clone() for tensor in ended)
-    for mine, new in zip(whole, running, strict=True):
-        mine[active] = new
-    return whole
-
-
 class Collector:
-    """Gathers the images of a batch as they finish, each at its own time."""
+    """Gathers the images of a batch as they finish, each at its own time.
 
-    def __init__(self, x: Tensor) -> None:
-        batch, device = x.shape[0], x.device
-        self.x, self.gradient = x.detach().clone(), torch.full_like(x, math.nan)
-        self.error = torch.full((batch,), math.inf, dtype=torch.float64, device=device)
-        self.rounding = self.error.clone()
-        self.grade = torch.full((batch,), int(Grade.ESTIMATED), dtype=torch.int64, device=device)
-        self.status = torch.full((batch,), RUNNING, dtype=torch.int64, device=device)
-        self.evaluations = torch.zeros(batch, dtype=torch.int64, device=device)
-        self.active = torch.arange(batch, device=device)
+    Parameters
+    ----------
+    ended : dict of Tensor
+        What there is to say of every image, by name, ``(batch, ...)``: tensors that are changed as images finish.
 
-    def finish(
-        self, done: Tensor, status: Tensor, x: Tensor, gradient: Tensor, evaluations: Tensor, found: Certificate
-    ) -> Tensor:
-        """Store the images where ``done`` holds; returns the positions of those that go on."""
+    Attributes
+    ----------
+    active : Tensor
+        The images that have not finished.
+    """
+
+    def __init__(self, ended: dict[str, Tensor]) -> None:
+        self.ended = ended
+        some = next(iter(ended.values()))
+        self.active = torch.arange(len(some), device=some.device)
+
+    def finish(self, done: Tensor, **values: Tensor) -> Tensor:
+        """Store what there is to say of the images where ``done`` holds; returns the positions of those that go on."""
         index = self.active[done]
-        self.x[index], self.gradient[index], self.evaluations[index] = x[done], gradient[done], evaluations[done]
-        self.status[index], self.error[index] = status[done], found.error[done]
-        self.rounding[index], self.grade[index] = found.rounding[done], found.grade[done]
+        for name, value in values.items():
+            self.ended[name][index] = value[done]
         rest = torch.nonzero(~done).flatten()
         self.active = self.active[rest]
         return rest
 
-    def solution(self) -> Solution:
-        """The collected batch."""
-        return Solution(self.x, self.gradient, self.error, self.status, self.evaluations, self.rounding, self.grade)
+    def merged(self, **running: Tensor) -> dict[str, Tensor]:
+        """Tensors of the whole batch from those of the images that go on, and what others ended with."""
+        if len(self.active) == len(next(iter(self.ended.values()))):
+            return running
+        whole = {name: self.ended[name].clone() for name in running}
+        for name, tensor in running.items():
+            whole[name][self.active] = tensor
+        return whole
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a solve needs to go on, by name."""
+        return {**self.ended, "active": self.active}
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Tensor]) -> Collector:
+        """One from what :meth:`tensors` returned."""
+        ended = {name: tensor.clone() for name, tensor in saved.items()}
+        active = ended.pop("active")
+        collector = cls(ended)
+        collector.active = active
+        return collector

@@ -19,6 +19,7 @@ from recon.lower_level import (
     Energy,
     KullbackLeibler,
     ProjectedLBFGS,
+    SaddlePoint,
     Snapshot,
     Status,
     SteppedSolver,
@@ -210,14 +211,19 @@ def test_states_that_belong_to_something_else_are_refused() -> None:
         LBFGS().resume(energy.select(torch.tensor([0, 1])), saved)
 
 
-def test_primal_dual_steps_are_told_with_their_certificates() -> None:
-    y = smooth_image(2, 1, 6, 5, seed=1)
+def saddle_problem(y: Tensor) -> tuple[SaddlePoint, tuple[Tensor, Tensor]]:
+    """Learned total variation, and where to start."""
     model = LearnedTV(log_weight=-1.5, dual_convexity=0.3, field_convexity=0.2, smoothing=0.1).double()
     with torch.no_grad():
-        saddle, z = model.saddle_point(y), model.initial(y)
+        saddle = model.saddle_point(y)
+        return saddle, saddle.split(model.initial(y))
+
+
+def test_primal_dual_steps_are_told_with_their_certificates() -> None:
+    saddle, start = saddle_problem(smooth_image(2, 1, 6, 5, seed=1))
     seen: list[Snapshot] = []
     goal = torch.tensor([1e-1, 1e-4], dtype=torch.float64)
-    solution = PDHG()(saddle, *saddle.split(z), goal, seen.append)
+    solution = PDHG()(saddle, *start, goal, seen.append)
     assert [s.iteration for s in seen] == list(range(1, len(seen) + 1))
     assert torch.equal(seen[-1].x, saddle.image(solution.x))
     assert torch.equal(seen[-1].error, solution.error)
@@ -229,10 +235,58 @@ def test_primal_dual_steps_are_told_with_their_certificates() -> None:
         if snapshot.iteration == 7:
             raise StopIteration
 
-    stopped = PDHG()(saddle, *saddle.split(z), 1e-9, until)
+    stopped = PDHG()(saddle, *start, 1e-9, until)
     assert stopped.status.tolist() == [Status.ITERATION_LIMIT] * 2
     assert stopped.evaluations.tolist() == [8] * 2
-    assert torch.equal(saddle.image(stopped.x), saddle.image(PDHG(7)(saddle, *saddle.split(z), 1e-9).x))
+    assert torch.equal(saddle.image(stopped.x), saddle.image(PDHG(7)(saddle, *start, 1e-9).x))
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "fixed", "diagonal", "bare"])
+def test_a_primal_dual_solve_that_was_saved_goes_on_bit_for_bit(kind: str) -> None:
+    """From any step, through a file that holds nothing but tensors, on a problem that was made anew."""
+    y = smooth_image(3, 1, 6, 5, seed=1) + normal(3, 1, 6, 5, scale=0.1)
+    saddle, start = saddle_problem(y)
+    solver = PDHG(adaptive=kind != "fixed", diagonal=kind == "diagonal", certified=kind != "bare")
+    solve, files = solver.start(saddle, *start, ACCURACY), list[bytes]()
+
+    def save(snapshot: Snapshot) -> None:
+        file = io.BytesIO()
+        torch.save(solve.state_dict(), file)
+        files.append(file.getvalue())
+
+    expected, told = solve.run(save), solver(saddle, *start, ACCURACY)
+    assert len(set(expected.evaluations.tolist())) == 3  # the images left at different times
+    anew, _ = saddle_problem(y)
+    for file in (*files[:: max(1, len(files) // 12)], files[-1]):
+        saved, seen = torch.load(io.BytesIO(file), weights_only=True), list[Snapshot]()
+        again = solver.resume(anew, saved).run(seen.append)
+        assert seen[0].iteration == int(saved["progress"]["iteration"])
+        for other in (expected, told):
+            for field, value in vars(other).items():
+                assert torch.equal(getattr(again, field), value), field
+    assert torch.equal(solver.resume(anew, solve.state_dict()).run().x, expected.x)
+
+
+def test_a_primal_dual_solve_that_met_its_limit_goes_on_with_a_larger_one() -> None:
+    (saddle, start), saved = saddle_problem(smooth_image(2, 1, 6, 5, seed=1)), list[Any]()
+    short = PDHG(6).start(saddle, *start, 1e-6)
+    assert short.run(lambda snapshot: saved.append(short.state_dict())).status.tolist() == [Status.ITERATION_LIMIT] * 2
+    again, whole = PDHG().resume(saddle, saved[-1]).run(), PDHG()(saddle, *start, 1e-6)
+    assert again.converged
+    assert torch.equal(again.x, whole.x)
+    assert torch.equal(again.evaluations, whole.evaluations)
+
+
+def test_primal_dual_states_that_belong_to_something_else_are_refused() -> None:
+    saddle, start = saddle_problem(smooth_image(2, 1, 6, 5, seed=1))
+    saved = PDHG().start(saddle, *start, 1e-3).state_dict()
+    with pytest.raises(ValueError, match=r"the saved x has \d+ components, but K takes \d+"):
+        PDHG().resume(saddle_problem(smooth_image(2, 1, 7, 5))[0], saved)
+    with pytest.raises(ValueError, match="this is not what a solve of PDHG saved: 'track'"):
+        PDHG().resume(saddle, {name: part for name, part in saved.items() if name != "track"})
+    del saved["state"]["kty"]
+    with pytest.raises(ValueError, match="this is not what a solve of PDHG saved: 'kty'"):
+        PDHG().resume(saddle, saved)
 
 
 def test_all_runs_of_the_primal_dual_solver_are_one_to_callbacks() -> None:
