@@ -48,6 +48,34 @@ class ODLOperator(LinearOperator):
     known only through products, and fewer products than unknowns prove no upper bound: then it is
     :func:`recon.operators.lanczos_norm_bound` (40 forward and adjoint calls, wrong with probability 1e-10) and
     ``norm_bound_certified`` is False.
+
+    Parameters
+    ----------
+    odl_operator
+        linear, with an adjoint, between the spaces named above ("numpy" or "pytorch" backend).
+    norm_bound
+        proven upper bound of the Euclidean spectral norm, if known. ODL's own ``norm`` is another one, of the
+        weighted norms.
+    check_adjoint
+        whether to test the adjoint and the bounds that are given, with seeded random vectors. What the test of the
+        adjoint tolerates beyond rounding errors enters residuals, ``adjoint_mismatch``.
+    adjoint_tolerance
+        largest accepted mismatch of :func:`recon.operators.check_adjoint`; by default 1e-8 for double precision
+        spaces and 1e-5 for single precision.
+    lower_bound
+        proven m with ``||A x|| >= m ||x||``; by default from the dense matrix, or 0.
+    adjoint_weighted
+        False if ``odl_operator.adjoint`` is the Euclidean transpose although the spaces are weighted; W_X and W_Y
+        are then ignored.
+
+    Raises
+    ------
+    TypeError
+        if ``odl_operator`` is not an ``odl.Operator``.
+    ValueError
+        if it is not linear, has no adjoint or one that fails the test, or if a space is not supported.
+    BoundError
+        (a ValueError) if a bound that was given is refuted; the error has the vector.
     """
 
     def __init__(
@@ -59,36 +87,6 @@ class ODLOperator(LinearOperator):
         lower_bound: float | None = None,
         adjoint_weighted: bool = True,
     ) -> None:
-        """Wrap the operator and test it.
-
-        Parameters
-        ----------
-        odl_operator
-            linear, with an adjoint, between the spaces named above ("numpy" or "pytorch" backend).
-        norm_bound
-            proven upper bound of the Euclidean spectral norm, if known. ODL's own ``norm`` is another one, of the
-            weighted norms.
-        check_adjoint
-            whether to test the adjoint and the bounds that are given, with seeded random vectors. What the test of the
-            adjoint tolerates beyond rounding errors enters residuals, ``adjoint_mismatch``.
-        adjoint_tolerance
-            largest accepted mismatch of :func:`recon.operators.check_adjoint`; by default 1e-8 for double precision
-            spaces and 1e-5 for single precision.
-        lower_bound
-            proven m with ``||A x|| >= m ||x||``; by default from the dense matrix, or 0.
-        adjoint_weighted
-            False if ``odl_operator.adjoint`` is the Euclidean transpose although the spaces are weighted; W_X and W_Y
-            are then ignored.
-
-        Raises
-        ------
-        TypeError
-            if ``odl_operator`` is not an ``odl.Operator``.
-        ValueError
-            if it is not linear, has no adjoint or one that fails the test, or if a space is not supported.
-        BoundError
-            (a ValueError) if a bound that was given is refuted; the error has the vector.
-        """
         if not isinstance(odl_operator, Operator):
             raise TypeError(f"expected an odl.Operator, got {type(odl_operator).__name__}")
         name = _name(odl_operator)

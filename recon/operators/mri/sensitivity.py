@@ -105,14 +105,24 @@ def estimate_sensitivities(
     ValueError
         an argument is of another shape or out of its range.
     """
-    sampled = sampled_points(kspace)
-    mask = sampled if mask is None else mask
-    if mask.dtype != torch.bool or mask.shape != sampled.shape:
-        raise ValueError(f"the mask must be boolean {tuple(sampled.shape)}, got {mask.dtype} {tuple(mask.shape)}")
     if kernel < 2 or not (0 < noise_level < 1 and 0 < support < 1):
         raise ValueError(
             f"kernel ({kernel}) must be at least 2, noise_level ({noise_level}) and support ({support}) between 0 and 1"
         )
+    block = _calibration(kspace, mask, kernel)
+    shape = kspace.shape[1:]
+    maps, values = _first_eigenvectors(_reproducing_kernel(block, kernel, noise_level), shape)
+    aligned = (maps.conj() * _low_resolution(block, shape)).sum(0)
+    maps = maps * torch.polar(torch.ones_like(values), aligned.angle())
+    return torch.where(values >= support, maps, 0.0)
+
+
+def _calibration(kspace: Tensor, mask: Tensor | None, kernel: int) -> Tensor:
+    """The fully sampled centre of k-space, ``(coils, rows, columns)``; errors as :func:`estimate_sensitivities`."""
+    sampled = sampled_points(kspace)
+    mask = sampled if mask is None else mask
+    if mask.dtype != torch.bool or mask.shape != sampled.shape:
+        raise ValueError(f"the mask must be boolean {tuple(sampled.shape)}, got {mask.dtype} {tuple(mask.shape)}")
     region = calibration_region(mask)
     if min(region) < 2 * kernel:
         raise NoCalibrationError(
@@ -124,10 +134,7 @@ def estimate_sensitivities(
     block = _cut(kspace.detach().to(torch.complex128), rows, columns)
     if not bool(block.any()):
         raise NoCalibrationError(f"the centre of k-space ({rows}x{columns} points) is zero in all coils")
-    maps, values = _first_eigenvectors(_reproducing_kernel(block, kernel, noise_level), mask.shape)
-    aligned = (maps.conj() * _low_resolution(block, mask.shape)).sum(0)
-    maps = maps * torch.polar(torch.ones_like(values), aligned.angle())
-    return torch.where(values >= support, maps, 0.0)
+    return block
 
 
 def simulated_sensitivities(coils: int, shape: tuple[int, int], width: float = 0.8) -> Tensor:

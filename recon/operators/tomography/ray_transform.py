@@ -43,6 +43,26 @@ class RayTransform(LinearOperator):
 
     The estimate is the same ratio ``max_i (A^T A v)_i / v_i`` after a few power iterations, which bounds ``||A||^2``
     for an exact nonnegative pair in exact arithmetic; of these backends neither is known entry by entry.
+
+    Parameters
+    ----------
+    geometry
+        the scan.
+    backend
+        "matrix", "astra_cuda" or "odl".
+    projector
+        of the matrix: "linear" (default of parallel beams), "line" (default of fan beams), "strip".
+    cache
+        whether the matrix is kept on disk, see :mod:`recon.operators.tomography.cache`.
+    memory_limit
+        bytes that the matrix and its transpose may take; by default what the machine has left.
+
+    Raises
+    ------
+    ImportError
+        ASTRA is not installed.
+    ValueError
+        the backend does not exist, lacks a GPU, or does not serve this geometry; or the matrix is too large.
     """
 
     def __init__(
@@ -54,28 +74,6 @@ class RayTransform(LinearOperator):
         cache: bool = True,
         memory_limit: float | None = None,
     ) -> None:
-        """Build the operator.
-
-        Parameters
-        ----------
-        geometry
-            the scan.
-        backend
-            "matrix", "astra_cuda" or "odl".
-        projector
-            of the matrix: "linear" (default of parallel beams), "line" (default of fan beams), "strip".
-        cache
-            whether the matrix is kept on disk, see :mod:`recon.operators.tomography.cache`.
-        memory_limit
-            bytes that the matrix and its transpose may take; by default what the machine has left.
-
-        Raises
-        ------
-        ImportError
-            ASTRA is not installed.
-        ValueError
-            the backend does not exist, lacks a GPU, or does not serve this geometry; or the matrix is too large.
-        """
         if not isinstance(geometry, Geometry):
             raise ValueError(f"expected a geometry (ParallelBeam, FanBeam, ConeBeam), got {type(geometry).__name__}")
         if backend not in ("matrix", "astra_cuda", "odl"):
