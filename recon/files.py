@@ -14,14 +14,13 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image
 
 #: bytes as they are; an array, encoded as the suffix says; the content of a JSON file
-Content = bytes | np.ndarray | Mapping[str, Any]
+Content = bytes | np.ndarray | Mapping[str, object]
 
 
 class NotFiniteError(ValueError):
@@ -103,7 +102,7 @@ def encoded(path: Path, content: Content) -> bytes:
     return buffer.getvalue()
 
 
-def check_finite(content: Any, name: str, entry: str = "") -> None:
+def check_finite(content: object, name: str, entry: str = "") -> None:
     """Check an array, or the numbers in nested mappings and lists.
 
     Raises

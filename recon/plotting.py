@@ -6,8 +6,9 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -277,8 +278,8 @@ def _show(ax: Axes, image: np.ndarray, value_range: tuple[float, float], zoom: S
     low, high = value_range
     if image.ndim == 3:  # matplotlib scales gray images only
         image = (image - low) / (high - low)
-    options: dict[str, Any] = {"cmap": "gray", "vmin": low, "vmax": high}
-    ax.imshow(image, interpolation="nearest", **options)
+    show = partial(Axes.imshow, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    show(ax, image)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     if zoom is None:
@@ -291,7 +292,7 @@ def _show(ax: Axes, image: np.ndarray, value_range: tuple[float, float], zoom: S
     corner_x = 1 - size if left + side / 2 < width / 2 else 0.0
     corner_y = 0.0 if top + side / 2 < height / 2 else 1 - size * width / height
     inset = ax.inset_axes((corner_x, corner_y, size, size * width / height))
-    inset.imshow(image[top : top + side, left : left + side], interpolation="nearest", **options)
+    show(inset, image[top : top + side, left : left + side])
     inset.set(xticks=[], yticks=[])
     inset.spines[:].set(color=ACCENT, linewidth=1.2)
 

@@ -11,7 +11,7 @@ from torch import nn
 class Recreatable(nn.Module):
     """A module that can be saved as its class, the arguments of its constructor, and its parameters."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
         """Keep the arguments of the constructor, so that any model can be saved and made again."""
         self = super().__new__(cls)
         self.__dict__["_arguments"] = (args, kwargs)

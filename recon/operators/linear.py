@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -228,6 +228,13 @@ class Identity(LinearOperator):
         return y
 
 
+class _Maps(Protocol):
+    """What autograd keeps for the backward of :class:`_ApplyLinear`."""
+
+    matvec: LinearMap
+    rmatvec: LinearMap
+
+
 class _ApplyLinear(torch.autograd.Function):
     """``x -> A x`` whose backward is the same Function with ``A`` and ``A^T`` exchanged, so every derivative exists."""
 
@@ -236,15 +243,15 @@ class _ApplyLinear(torch.autograd.Function):
         return matvec(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Maps, inputs: tuple[Tensor, LinearMap, LinearMap], output: Tensor) -> None:
         _, ctx.matvec, ctx.rmatvec = inputs
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: _Maps, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         return apply_linear(grad_outputs[0], ctx.rmatvec, ctx.matvec), None, None
 
     @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Any:
+    def jvp(ctx: _Maps, *grad_inputs: Tensor) -> Tensor:
         return apply_linear(grad_inputs[0], ctx.matvec, ctx.rmatvec)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from odl.core.operator.operator import Operator
+from odl.core.space.base_tensors import Tensor as TensorElement
 from odl.core.space.base_tensors import TensorSpace
-from odl.core.space.pspace import ProductSpace
+from odl.core.space.pspace import ProductSpace, ProductSpaceElement
 from odl.core.space.weightings.weighting import ArrayWeighting, ConstWeighting
 from torch import Tensor
 
@@ -195,14 +195,14 @@ class ODLOperator(LinearOperator):
 class _SpaceLayout:
     """How the elements of one ODL space lie in a tensor, and the weight of its inner product."""
 
-    space: Any
+    space: TensorSpace | ProductSpace
     shape: Shape  # of one image of the tensor
     weight: float | Tensor  # of every entry; a tensor has shape `shape`, float64
     dtype: torch.dtype
     device: torch.device
 
     @classmethod
-    def of(cls, space: Any, name: str) -> _SpaceLayout:
+    def of(cls, space: TensorSpace | ProductSpace, name: str) -> _SpaceLayout:
         """Describe the space; ``name`` is for errors.
 
         Raises
@@ -233,12 +233,12 @@ class _SpaceLayout:
         """Dimension as a real vector space."""
         return math.prod(self.shape) * (2 if self.is_complex else 1)
 
-    def element(self, image: Tensor) -> Any:
+    def element(self, image: Tensor) -> TensorElement | ProductSpaceElement:
         """Return the ODL element that shares memory with ``image`` (shape of the space, its dtype and device)."""
         return _element(self.space, image)
 
 
-def _check_space(space: Any, name: str) -> TensorSpace:
+def _check_space(space: TensorSpace | ProductSpace, name: str) -> TensorSpace:
     """Return the tensor space at the bottom of ``space``, or raise ValueError if it is not supported."""
     if isinstance(space, ProductSpace):
         if len(space) == 0 or not space.is_power_space:
@@ -255,7 +255,7 @@ def _check_space(space: Any, name: str) -> TensorSpace:
     return space
 
 
-def _weight(space: Any, name: str) -> float | Tensor:
+def _weight(space: TensorSpace | ProductSpace, name: str) -> float | Tensor:
     """Return the diagonal of W: a number, or a tensor of the shape of the space."""
     weighting = space.weighting
     if weighting.exponent != 2.0:
@@ -302,15 +302,15 @@ def _apply(operator: Operator, x: Tensor, source: _SpaceLayout, target: _SpaceLa
     return result
 
 
-def _element(space: Any, image: Tensor) -> Any:
+def _element(space: TensorSpace | ProductSpace, image: Tensor) -> TensorElement | ProductSpaceElement:
     if isinstance(space, ProductSpace):
         return space.element([_element(part, component) for part, component in zip(space.spaces, image, strict=True)])
     return space.element(image if space.impl == "pytorch" else image.numpy())
 
 
-def _copy(element: Any, slot: Tensor) -> None:
-    if isinstance(element.space, ProductSpace):
-        for part, component in zip(element, slot, strict=True):
+def _copy(element: TensorElement | ProductSpaceElement, slot: Tensor) -> None:
+    if isinstance(element, ProductSpaceElement):
+        for part, component in zip(element.parts, slot, strict=True):
             _copy(part, component)
         return
     data = element.data if isinstance(element.data, Tensor) else torch.from_numpy(np.ascontiguousarray(element.data))

@@ -19,11 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from recon.operators.tomography.geometry import TURN, Array, Geometry, equispaced, numbers, odl_detector
+from recon.operators.tomography.geometry import TURN, Array, Geometry, equispaced, floats, numbers, odl_detector
+
+if TYPE_CHECKING:  # ODL takes seconds to import
+    from odl.applications.tomo.geometry import Geometry as ODLGeometry
+    from odl.core.discr import RectPartition
 
 __all__ = [
     "ConeBeam",
@@ -103,7 +107,7 @@ class ParallelBeam(Geometry):
         points = self.detector_positions()[None, :, None] * e_s[:, None]
         return points, np.broadcast_to(e_t[:, None], points.shape)
 
-    def odl_geometry(self, angles: Any) -> Any:
+    def odl_geometry(self, angles: RectPartition) -> ODLGeometry:
         from odl.applications.tomo.geometry.parallel import Parallel2dGeometry
 
         return Parallel2dGeometry(angles, odl_detector(self.across()))
@@ -176,7 +180,7 @@ class FanBeam(Geometry):
         direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
         return np.broadcast_to(-self.source_distance * e_t[:, None], direction.shape), direction
 
-    def odl_geometry(self, angles: Any) -> Any:
+    def odl_geometry(self, angles: RectPartition) -> ODLGeometry:
         from odl.applications.tomo.geometry.conebeam import FanBeamGeometry
 
         detector = odl_detector(self.across())
@@ -216,7 +220,7 @@ class ConeBeam(FanBeam):
     def rays(self) -> tuple[Array, Array]:
         raise NotImplementedError("rays are listed in 2D only")
 
-    def odl_geometry(self, angles: Any) -> Any:
+    def odl_geometry(self, angles: RectPartition) -> ODLGeometry:
         from odl.applications.tomo.geometry.conebeam import ConeBeamGeometry
 
         along = (self.detector_pixels[0], self.detector_spacing[0], self.detector_offset[0])
@@ -269,7 +273,7 @@ def geometry_from_dict(values: Mapping[str, Any]) -> Geometry:
     return cls(**rest) if convention is None else _of_skimage(cls(**rest), convention, rest)
 
 
-def _of_skimage(geometry: Geometry, convention: Any, given: Mapping[str, Any]) -> Geometry:
+def _of_skimage(geometry: Geometry, convention: object, given: Mapping[str, object]) -> Geometry:
     """The scan of ``convention: skimage``, whose axis is in pixel n // 2 of picture and detector, whatever their pitch.
 
     Raises
@@ -288,14 +292,9 @@ def _of_skimage(geometry: Geometry, convention: Any, given: Mapping[str, Any]) -
     return geometry.turned_as_skimage()
 
 
-def geometry_to_dict(geometry: Geometry) -> dict[str, Any]:
+def geometry_to_dict(geometry: Geometry) -> dict[str, object]:
     """The inverse of :func:`geometry_from_dict`, in plain values; equispaced angles as start, arc and views."""
-    values: dict[str, Any] = {"type": geometry.kind}
-    for field in fields(geometry):
-        value = getattr(geometry, field.name)
-        values[field.name] = list(value) if isinstance(value, tuple) else value
-    if not any(geometry.image_offset):
-        del values["image_offset"]
+    values = geometry.to_dict()
     start, views = geometry.angles[0], len(geometry.angles)
     for turn in (math.pi, TURN, geometry.arc):
         if views > 1 and equispaced(start, turn, views) == geometry.angles:
@@ -304,7 +303,7 @@ def geometry_to_dict(geometry: Geometry) -> dict[str, Any]:
     return values
 
 
-def _listed(value: Any, name: str, unit: float) -> list[float]:
+def _listed(value: object, name: str, unit: float) -> list[float]:
     """Angles in radians from a list, or from start, arc and views."""
     if isinstance(value, Mapping):
         if not {"arc", "views"} <= set(value) <= {"start", "arc", "views"}:
@@ -312,7 +311,7 @@ def _listed(value: Any, name: str, unit: float) -> list[float]:
         start, arc = (numbers(value.get(k, 0.0), 1, f"{name}.{k}", positive=False)[0] for k in ("start", "arc"))
         views = int(numbers(value["views"], 1, f"{name}.views", whole=True)[0])
         return [unit * angle for angle in equispaced(start, arc, views)]
-    try:
-        return [unit * float(angle) for angle in value]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a list of numbers, got {value!r}") from error
+    angles = floats(value)
+    if angles is None or angles.ndim != 1:
+        raise ValueError(f"{name} must be a list of numbers, got {value!r}")
+    return [unit * angle for angle in angles.tolist()]

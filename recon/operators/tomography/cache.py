@@ -20,13 +20,11 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 _MAGIC = b"RECONCT1"
 _SUFFIX = ".matrix"
@@ -35,7 +33,16 @@ _KINDS = tuple(f"{order}{kind}" for order in "<>|" for kind in ("i1", "u1", "i4"
 _STALE_SECONDS = 24 * 3600.0  # older temporary files belong to processes that were killed
 _log = logging.getLogger(__name__)
 
-Arrays = dict[str, NDArray[Any]]
+Arrays = dict[str, np.ndarray]
+
+
+class Header(TypedDict, total=False):
+    """What a file says of its matrix."""
+
+    norm_bound: float
+    description: str
+    key: str
+    arrays: dict[str, list[str | int]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def size_limit() -> int:
     return int(limit)
 
 
-def load(key: str) -> tuple[dict[str, Any], Arrays] | None:
+def load(key: str) -> tuple[Header, Arrays] | None:
     """Return header and arrays stored under the key, or None. A damaged file is removed."""
     path = cache_folder() / (key + _SUFFIX)
     try:
@@ -98,7 +105,7 @@ def load(key: str) -> tuple[dict[str, Any], Arrays] | None:
     return header, arrays
 
 
-def store(key: str, header: Mapping[str, Any], arrays: Arrays) -> bool:
+def store(key: str, header: Header, arrays: Arrays) -> bool:
     """Store under the key, after making room; return whether it was stored.
 
     A cache that cannot be written (no room, no permission) costs time later, and is no error: a warning is logged.
@@ -113,7 +120,7 @@ def store(key: str, header: Mapping[str, Any], arrays: Arrays) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         evict(limit - size)
         with temporary.open("xb") as file:
-            _write(file, dict(header) | {"key": key}, arrays)
+            _write(file, {**header, "key": key}, arrays)
         temporary.replace(folder / (key + _SUFFIX))
     except OSError as error:
         _log.warning("%s: cannot be written (%s); matrices are not cached", folder, error.strerror or error)
@@ -181,21 +188,21 @@ def _description(path: Path) -> str:
         return "damaged"
 
 
-def _write(file: BinaryIO, header: dict[str, Any], arrays: Arrays) -> None:
-    header["arrays"] = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
-    text = json.dumps(header).encode()
+def _write(file: BinaryIO, header: Header, arrays: Arrays) -> None:
+    layout = {name: [array.dtype.str, len(array)] for name, array in arrays.items()}
+    text = json.dumps({**header, "arrays": layout}).encode()
     digest = hashlib.blake2b(digest_size=_DIGEST)
-    blobs: list[Any] = [np.ascontiguousarray(array) for array in arrays.values()]
-    for part in (_MAGIC, len(text).to_bytes(8, "little"), text, *blobs):
-        view = memoryview(part).cast("B")
-        digest.update(view)
-        file.write(view)
+    parts: list[bytes | memoryview] = [_MAGIC, len(text).to_bytes(8, "little"), text]
+    parts += [np.ascontiguousarray(array).data.cast("B") for array in arrays.values()]
+    for part in parts:
+        digest.update(part)
+        file.write(part)
     file.write(digest.digest())
     file.flush()
     os.fsync(file.fileno())
 
 
-def _read(file: BinaryIO, key: str) -> tuple[dict[str, Any], Arrays]:
+def _read(file: BinaryIO, key: str) -> tuple[Header, Arrays]:
     digest = hashlib.blake2b(digest_size=_DIGEST)
     header = _header(file, digest)
     if header.get("key") != key:
@@ -208,13 +215,13 @@ def _read(file: BinaryIO, key: str) -> tuple[dict[str, Any], Arrays]:
     arrays = {}
     for name, (kind, count) in layout.items():
         arrays[name] = np.fromfile(file, dtype=kind, count=count)
-        digest.update(memoryview(arrays[name]).cast("B"))  # type: ignore[arg-type]
+        digest.update(arrays[name].data.cast("B"))
     if file.read(_DIGEST) != digest.digest():
         raise ValueError("its checksum is wrong")
     return header, arrays
 
 
-def _layout(values: Any) -> dict[str, tuple[np.dtype[Any], int]]:
+def _layout(values: object) -> dict[str, tuple[np.dtype, int]]:
     """Types and lengths of the arrays. Not yet covered by the checksum, so that anything may stand there."""
     layout = {}
     for name, value in values.items() if isinstance(values, dict) else ():
@@ -225,7 +232,7 @@ def _layout(values: Any) -> dict[str, tuple[np.dtype[Any], int]]:
     return layout
 
 
-def _header(file: BinaryIO, digest: Any) -> dict[str, Any]:
+def _header(file: BinaryIO, digest: hashlib.blake2b) -> Header:
     magic, length = file.read(8), file.read(8)
     size = int.from_bytes(length, "little")
     if magic != _MAGIC or len(length) < 8 or size > 2**20:
@@ -234,7 +241,7 @@ def _header(file: BinaryIO, digest: Any) -> dict[str, Any]:
     for part in (magic, length, text):
         digest.update(part)
     try:
-        header = json.loads(text)
+        header: Header = json.loads(text)
     except RecursionError as error:
         raise ValueError("no header") from error
     if not isinstance(header, dict):

@@ -15,7 +15,7 @@ ASTRA's back-projector interpolates in the detector, its projector in the image:
 from __future__ import annotations
 
 import threading
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from recon.operators.tomography.beams import ConeBeam, FanBeam, Geometry
 _LOCK = threading.Lock()
 
 
-def check_cuda() -> Any:
+def check_cuda() -> ModuleType:
     """Return the module ``astra``.
 
     Raises
@@ -104,7 +104,7 @@ class CudaProjector:
             else:
                 astra.experimental.direct_BP3D(self._handles[slices], result, data)
 
-    def _projector(self, astra: Any, slices: int) -> int:
+    def _projector(self, astra: ModuleType, slices: int) -> int:
         geometry = self.geometry
         volume = geometry.image_shape if geometry.ndim == 3 else (slices, *geometry.image_shape)
         # Any height of slices will do in 2D, if the detector rows have the same.
@@ -118,11 +118,11 @@ class CudaProjector:
         config = {"type": "cuda3d", "VolumeGeometry": box, "ProjectionGeometry": beams, "options": {}} | options
         return int(astra.projector3d.create(config))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_handles": {}}  # handles belong to this object in this process
 
     def __del__(self) -> None:
-        if handles := list(getattr(self, "_handles", {}).values()):
+        if handles := list(vars(self).get("_handles", {}).values()):
             import astra
 
             astra.projector3d.delete(handles)

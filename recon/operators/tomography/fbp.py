@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +154,6 @@ def _positions(
     These are the numbers of the samples at or before the positions s(p), counted through the chosen rows of ``values``
     and flat; how far the positions are behind them; and g, None for 1.
     """
-    options: dict[str, Any] = {"dtype": values.dtype, "device": values.device}
     x, y = (torch.from_numpy(axis) for axis in geometry.pixel_positions())
     angles = torch.tensor(geometry.angles[chosen], dtype=torch.float64)[:, None, None]
     cos, sin = angles.cos(), angles.sin()
@@ -166,12 +164,12 @@ def _positions(
     if isinstance(geometry, FanBeam):
         # R / U, and s = M (R / U) <p, e_s>
         distance, scale = geometry.source_distance, geometry.magnification / spacing
-        gain = ((1 - x * sin / distance).to(**options) + (y * cos / distance).to(**options)).reciprocal_()
-        index = (x * cos * scale).to(**options) + (y * sin * scale).to(**options)
+        gain = ((1 - x * sin / distance).to(values) + (y * cos / distance).to(values)).reciprocal_()
+        index = (x * cos * scale).to(values) + (y * sin * scale).to(values)
         index.mul_(gain).add_(zero)
         gain.square_()
     else:
-        index = (x * cos / spacing + zero).to(**options) + (y * sin / spacing).to(**options)
+        index = (x * cos / spacing + zero).to(values) + (y * sin / spacing).to(values)
     samples = values.shape[-1]
     index.clamp_(0, samples - 2)
     lower = index.to(torch.int32)  # rounds towards zero

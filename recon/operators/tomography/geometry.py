@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # ODL takes seconds to import
+    from odl.applications.tomo.geometry import Geometry as ODLGeometry
+    from odl.core.discr import DiscretizedSpace, RectPartition
 
 Array = NDArray[np.float64]
 TURN = 2.0 * math.pi
@@ -192,7 +196,7 @@ class Geometry:
 
     # --- ODL ---
 
-    def to_odl(self, dtype: str = "float32") -> tuple[Any, Any]:
+    def to_odl(self, dtype: str = "float32") -> tuple[DiscretizedSpace, ODLGeometry]:
         """Return ODL's image space and geometry, for ``odl.applications.tomo.RayTransform(space, geometry)``.
 
         In 3D, ODL orders axes (x, y, z) and (angles, ...); this project (z, x, y) and (rows, angles, columns).
@@ -210,15 +214,15 @@ class Geometry:
         angles = nonuniform_partition(np.asarray(self.angles), min_pt=start, max_pt=stop)
         return space, self.odl_geometry(angles)
 
-    def odl_geometry(self, angles: Any) -> Any:
+    def odl_geometry(self, angles: RectPartition) -> ODLGeometry:
         """Return ODL's geometry for a partition of the angles."""
         raise NotImplementedError
 
     # --- dictionaries ---
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the geometry as numbers, strings and lists, for YAML or JSON; ``geometry_from_dict`` reads it."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values = asdict(self)
         if not any(self.image_offset):
             del values["image_offset"]
         return {"type": self.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
@@ -227,7 +231,15 @@ class Geometry:
 # --- checks and helpers ---
 
 
-def numbers(value: Any, count: int, name: str, *, positive: bool = True, whole: bool = False) -> tuple[float, ...]:
+def floats(value: object) -> Array | None:
+    """Numbers, nested or not, as an array; None for what are no numbers."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def numbers(value: object, count: int, name: str, *, positive: bool = True, whole: bool = False) -> tuple[float, ...]:
     """Return ``count`` finite numbers; a single one is repeated, except for whole numbers.
 
     Raises
@@ -235,11 +247,11 @@ def numbers(value: Any, count: int, name: str, *, positive: bool = True, whole: 
     ValueError
         the value is something else.
     """
-    try:
-        single = np.ndim(value) == 0
-        values = tuple(float(v) for v in ([value] * (1 if whole else count) if single else value))
-    except (TypeError, ValueError):
-        values = ()
+    array = floats(value)
+    if array is None or array.ndim > 1:
+        values: tuple[float, ...] = ()
+    else:
+        values = tuple(array.tolist() if array.ndim else [float(array)] * (1 if whole else count))
     wanted = "whole number" if whole else "number"
     good = len(values) == count and all(math.isfinite(v) and (v > 0 or not positive) for v in values)
     if not good or (whole and any(v != int(v) for v in values)):
@@ -249,11 +261,11 @@ def numbers(value: Any, count: int, name: str, *, positive: bool = True, whole: 
     return values
 
 
-def _angles(values: Any) -> tuple[float, ...]:
-    try:
-        angles = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"angles must be numbers in radians, got {values!r}") from error
+def _angles(values: object) -> tuple[float, ...]:
+    given = floats(values)
+    if given is None:
+        raise ValueError(f"angles must be numbers in radians, got {values!r}")
+    angles = np.atleast_1d(given)
     if angles.ndim != 1 or angles.size == 0 or not np.isfinite(angles).all():
         raise ValueError(f"angles must be a non-empty list of finite numbers, got shape {angles.shape}")
     low, high = float(angles.min()), float(angles.max())
@@ -272,7 +284,7 @@ def _angles(values: Any) -> tuple[float, ...]:
             f"angles must increase strictly, but angle {k} is {angles[k]:g} and angle {k + 1} is {angles[k + 1]:g}: "
             "sort them, and the rows of the sinogram with them"
         )
-    return tuple(float(a) for a in angles)
+    return tuple(angles.tolist())
 
 
 def equispaced(start: float, arc: float, views: int) -> tuple[float, ...]:
@@ -294,7 +306,7 @@ def covering(reach: float, spacing: float) -> int:
     return max(1, math.ceil(2 * reach / spacing - 1e-9))
 
 
-def odl_detector(*axes: tuple[int, float, float]) -> Any:
+def odl_detector(*axes: tuple[int, float, float]) -> RectPartition:
     """Return ODL's partition of a detector with these numbers, spacings and offsets along its axes."""
     from odl.core.discr import uniform_partition
 

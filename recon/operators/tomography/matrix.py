@@ -16,7 +16,8 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from recon.operators.tomography import cache as matrix_cache
 from recon.operators.tomography.beams import FanBeam, Geometry, ParallelBeam
 from recon.operators.tomography.norm import collatz_wielandt
 from recon.operators.tomography.sparse import SparseMatrix, transpose_csr
+
+if TYPE_CHECKING:  # scipy.sparse takes time to import
+    from scipy.sparse import csr_matrix
 
 _FORMAT = 1  # of the cached files: raise it whenever the numbers change
 _BLOCK_ENTRIES = 16_000_000  # entries that ASTRA makes at once; scipy's copy takes 12 bytes each
@@ -89,7 +93,7 @@ class ProjectorMatrix:
         rays, pixels = math.prod(geometry.range_shape), math.prod(geometry.domain_shape)
         if stored is not None:
             header, arrays = stored
-            self.norm_bound = float(header["norm_bound"])
+            self.norm_bound = header["norm_bound"]
         else:
             arrays = _build(geometry, projector)
         self.matrix = SparseMatrix(arrays["indptr"], arrays["indices"], arrays["values"], (rays, pixels))
@@ -140,7 +144,7 @@ class ProjectorMatrix:
         self._has_double = True
 
 
-def import_astra() -> Any:
+def import_astra() -> ModuleType:
     """Return the module ``astra``.
 
     Raises
@@ -258,7 +262,7 @@ def _describe(geometry: Geometry, projector: str) -> str:
     return f"{geometry.kind} {projector} {sizes}, {len(geometry.angles)} views, {geometry.detector_pixels} detectors"
 
 
-def _build(geometry: Geometry, projector: str) -> dict[str, NDArray[Any]]:
+def _build(geometry: Geometry, projector: str) -> matrix_cache.Arrays:
     """Return CSR arrays, built in blocks of views: ASTRA and scipy keep only a block in memory beside the result."""
     views = len(geometry.angles)
     guess = estimate_entries(geometry, projector)
@@ -283,7 +287,7 @@ def _build(geometry: Geometry, projector: str) -> dict[str, NDArray[Any]]:
     return {"indptr": indptr, "indices": indices, "values": values}
 
 
-def _astra_block(geometry: Geometry, projector: str) -> Any:
+def _astra_block(geometry: Geometry, projector: str) -> csr_matrix:
     """Return ASTRA's matrix of some views in mm, scipy CSR with sorted columns and no zeros."""
     astra = import_astra()
     kind, beam = (projector, "parallel_vec") if isinstance(geometry, ParallelBeam) else ("line_fanflat", "fanflat_vec")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from recon.operators.symbol import NormalSymbol, impulse_symbol
 from recon.operators.tomography.beams import Geometry
 from recon.operators.tomography.cuda import CudaProjector
 from recon.operators.tomography.matrix import ProjectorMatrix, import_astra
+
+if TYPE_CHECKING:  # ODL takes seconds to import
+    from odl.applications.tomo.operators.ray_trafo import RayTransform as ODLRayTransform
 
 Backend = Literal["matrix", "astra_cuda", "odl"]
 _SINGLE_TOLERANCE = 1e-5  # of the adjoint, for backends that compute in float32
@@ -148,7 +151,7 @@ class RayTransform(LinearOperator):
         return f"{self.geometry.kind}, backend={self.backend}, {super().extra_repr()}"
 
 
-def _odl_ray_transform(geometry: Geometry) -> Any:
+def _odl_ray_transform(geometry: Geometry) -> ODLRayTransform:
     """Return ODL's operator with its CPU backend, or refuse what that gets wrong."""
     instead = 'use backend="matrix"'
     if geometry.ndim == 3:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,10 +93,10 @@ class SparseMatrix:
                     self._values = None
         return self._copies[key]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SparseMatrix:
+    def __deepcopy__(self, memo: dict[int, object]) -> SparseMatrix:
         return self  # its numbers never change, and a second copy of some gigabytes is one too many
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_copies": {}, "_values": self.values}  # copies are made anew where it is unpickled
 
 

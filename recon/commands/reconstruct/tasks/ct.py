@@ -217,7 +217,8 @@ def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, 
     back_projection = FilteredBackProjection(geometry, options.filter)(y)
     noise, noise_rule, weights = _noise(sinogram, options, path)
     geometry_entries = geometry.to_dict()
-    geometry_entries["angles_degrees"] = [round(math.degrees(a), 6) for a in geometry_entries.pop("angles")]
+    del geometry_entries["angles"]
+    geometry_entries["angles_degrees"] = [round(math.degrees(a), 6) for a in geometry.angles]
     return Problem(
         name=path.stem if options.index == 0 else f"{path.stem}_{options.index}",
         data=path,
