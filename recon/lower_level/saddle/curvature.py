@@ -7,6 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: a step: a number, or a tensor ``(batch or 1, size or 1)``
+Step = Tensor | float
+
+
+def shaped_step(step: Step, shape: Sequence[int]) -> Step:
+    """``step`` against vectors as ``(batch, *shape)``."""
+    if not isinstance(step, Tensor):
+        return step
+    return step.view(-1, *([1] * len(shape) if step.shape[1] == 1 else shape))
+
+
+def split_step(step: Step, sizes: list[int]) -> list[Step]:
+    """``step`` for each block of a vector."""
+    if isinstance(step, Tensor) and step.shape[1] > 1:
+        return list(step.split(sizes, 1))
+    return [step] * len(sizes)
+
 
 class Curvature:
     """A symmetric positive semidefinite map H of flat vectors, ``(batch, size)``; eigenvalues may be infinite."""
@@ -15,7 +32,7 @@ class Curvature:
         """H v."""
         raise NotImplementedError
 
-    def resolvent(self, v: Tensor, step: Tensor | float) -> Tensor:
+    def resolvent(self, v: Tensor, step: Step) -> Tensor:
         """(I + t H)^{-1} v, which exists for infinite eigenvalues, too."""
         raise NotImplementedError
 
@@ -45,10 +62,8 @@ class GroupCurvature(Curvature):
         part = (self.direction * z).sum(self.axis, keepdim=True)
         return (self.across * z + ((self.along - self.across) * part) * self.direction).flatten(1)
 
-    def resolvent(self, v: Tensor, step: Tensor | float) -> Tensor:
-        z = v.reshape(len(v), *self.shape)
-        if isinstance(step, Tensor):
-            step = step.view(-1, *[1] * len(self.shape)) if step.shape[1] == 1 else step.view(-1, *self.shape)
+    def resolvent(self, v: Tensor, step: Step) -> Tensor:
+        z, step = v.reshape(len(v), *self.shape), shaped_step(step, self.shape)
         if self.direction is None or self.along is None or self.axis is None:
             return (z / (1 + step * self.across)).flatten(1)
         if isinstance(step, Tensor) and step.shape[self.axis] > 1:
@@ -75,10 +90,8 @@ class BlockCurvature(Curvature):
     def __call__(self, v: Tensor) -> Tensor:
         return torch.cat([h(b) for h, b in zip(self.parts, v.split(self.sizes, 1), strict=True)], 1)
 
-    def resolvent(self, v: Tensor, step: Tensor | float) -> Tensor:
-        whole = not isinstance(step, Tensor) or step.shape[1] == 1
-        steps = [step] * len(self.parts) if whole else list(step.split(self.sizes, 1))  # type: ignore[union-attr]
-        blocks = zip(self.parts, v.split(self.sizes, 1), steps, strict=True)
+    def resolvent(self, v: Tensor, step: Step) -> Tensor:
+        blocks = zip(self.parts, v.split(self.sizes, 1), split_step(step, self.sizes), strict=True)
         return torch.cat([h.resolvent(b, t) for h, b, t in blocks], 1)
 
     def select(self, index: Tensor) -> BlockCurvature:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from recon.errors import not_negative
 from recon.lower_level.batch import per_image_norm
-from recon.lower_level.saddle.curvature import Curvature, GroupCurvature
-from recon.lower_level.saddle.functionals import Functional, ParameterBound, Step, value_range
+from recon.lower_level.saddle.curvature import Curvature, GroupCurvature, Step, shaped_step
+from recon.lower_level.saddle.functionals import Functional, ParameterBound, value_range
+from recon.lower_level.saddle.norms import sum_within
 
 
 def _leaky(t: Tensor, slope: float, width: float) -> Tensor:
@@ -207,9 +209,7 @@ class ReLUSum(Functional):
 
     def prox(self, v: Tensor, step: Step) -> Tensor:
         z, a = self._parts(v)
-        if isinstance(step, Tensor):
-            step = step.view(-1, *([1] * len(self.shape) if step.shape[1] == 1 else self.shape))
-        pull = step * a
+        pull = shaped_step(step, self.shape) * a
         middle = z / (1 + pull / self.width) if self.width else torch.zeros_like(z)
         return torch.where(z <= 0, z, torch.where(z - pull >= self.width, z - pull, middle)).flatten(1)
 
@@ -220,25 +220,18 @@ class ReLUSum(Functional):
         room = 64 * torch.finfo(p.dtype).eps * a.max()
         outside = (q < -room) | (q > a + room)
         conjugate = torch.where(q > 0, self.width / 2 * q.square() / a.clamp_min(1e-300), 0.0)
-        gap = (a * _leaky(z, 0.0, self.width) + conjugate - z * q).flatten(1).double().sum(1)
-        return torch.where(outside.flatten(1).any(1), math.inf, gap)
+        return sum_within(a * _leaky(z, 0.0, self.width) + conjugate - z * q, outside)
 
     def tensors(self) -> list[tuple[Tensor, ParameterBound]]:
-        return [(self.weight, _ReLUWeight(self))] if isinstance(self.weight, Tensor) else []
+        return [(self.weight, self._weight_bound)] if isinstance(self.weight, Tensor) else []
 
-
-class _ReLUWeight(ParameterBound):
-    """d_a <a sigma'(x), u> = sigma'(x) u, summed over what one weight belongs to; of Lipschitz constant 1/w."""
-
-    def __init__(self, relu: ReLUSum) -> None:
-        self.relu = relu
-
-    def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        rate = 1 / self.relu.width if self.relu.width else math.inf
-        norm = per_image_norm(_leaky_slope(x, 0.0, self.relu.width)) + (rate * radius if rate < math.inf else 0)
-        if rate == math.inf:
-            norm = torch.full_like(norm, math.sqrt(x.shape[1]))
-        return norm, rate * per_image_norm(w)
+    def _weight_bound(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """d_a <a sigma'(x), u> = sigma'(x) u, summed over what one weight belongs to; of Lipschitz constant 1/w."""
+        size = per_image_norm(w)
+        if not self.width:
+            return torch.full_like(size, math.sqrt(x.shape[1])), math.inf * size
+        rate = 1 / self.width
+        return per_image_norm(_leaky_slope(x, 0.0, self.width)) + rate * radius, rate * size
 
 
 class Shifted(Functional):
@@ -277,31 +270,18 @@ class Shifted(Functional):
         return self.of.variation(w)
 
     def tensors(self) -> list[tuple[Tensor, ParameterBound]]:
-        inner: list[tuple[Tensor, ParameterBound]] = [(t, _AtShifted(self, b)) for t, b in self.of.tensors()]
-        return [*inner, (self.bias, _Bias(self))]
+        inner: list[tuple[Tensor, ParameterBound]] = [(t, partial(self._shifted, b)) for t, b in self.of.tensors()]
+        return [*inner, (self.bias, self._bias_bound)]
+
+    def _shifted(self, bound: ParameterBound, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        return bound(x + self.shift().detach(), w, radius)
+
+    def _bias_bound(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """d_b <grad phi(x + b), u> = phi''(x + b) u, summed over the components that share one b."""
+        shared = math.sqrt(math.prod(self.shape) / self.bias.numel())
+        return torch.full_like(radius, shared * self.smoothness), shared * self.of.variation(w)[1]
 
     def select(self, index: Tensor) -> Shifted:
         part = copy.copy(self)
         part.of = self.of.select(index)
         return part
-
-
-class _AtShifted(ParameterBound):
-    def __init__(self, shifted: Shifted, bound: ParameterBound) -> None:
-        self.shifted, self.bound = shifted, bound
-
-    def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bound(x + self.shifted.shift().detach(), w, radius)
-
-
-class _Bias(ParameterBound):
-    """d_b <grad phi(x + b), u> = phi''(x + b) u, summed over the components that share one b."""
-
-    def __init__(self, shifted: Shifted) -> None:
-        self.shifted = shifted
-
-    def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        shared = math.sqrt(math.prod(self.shifted.shape) / self.shifted.bias.numel())
-        norm = torch.full_like(radius, shared * self.shifted.smoothness)
-        lipschitz = self.shifted.of.variation(w)[1]
-        return norm, shared * lipschitz

@@ -15,16 +15,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Self
+from functools import partial
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.energy import NotStronglyConvexError
-from recon.lower_level.saddle.curvature import BlockCurvature, Curvature, GroupCurvature
-
-Step = Tensor | float
+from recon.lower_level.saddle.curvature import BlockCurvature, Curvature, GroupCurvature, Step, split_step
 
 
 class Functional:
@@ -91,7 +90,7 @@ class Functional:
         return self
 
 
-class ParameterBound:
+class ParameterBound(Protocol):
     """How d_t <grad phi(x), w> moves, t a tensor of phi: see :meth:`__call__`."""
 
     def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +98,6 @@ class ParameterBound:
 
         \|\|d_t <grad phi(x^), u>\|\| <= N \|\|u\|\| and \|\|d_t <grad phi(x^) - grad phi(x), w>\|\| <= V radius.
         """
-        raise NotImplementedError
 
 
 class Squared(Functional):
@@ -182,23 +180,17 @@ class Squared(Functional):
         return zero, zero
 
     def tensors(self) -> list[tuple[Tensor, ParameterBound]]:
-        return [(self.weight, _SquaredWeight(self))] if isinstance(self.weight, Tensor) else []
+        return [(self.weight, self._weight_bound)] if isinstance(self.weight, Tensor) else []
+
+    def _weight_bound(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """d_w <w (x - b), u> = (x - b) u, summed over what one weight belongs to."""
+        return per_image_norm(x - self.centre) + radius, per_image_norm(w)
 
     def select(self, index: Tensor) -> Squared:
         part = copy.copy(self)
         if isinstance(self.centre, Tensor):
             part.centre = self.centre[index]
         return part
-
-
-class _SquaredWeight(ParameterBound):
-    """d_w <w (x - b), u> = (x - b) u, summed over what one weight belongs to."""
-
-    def __init__(self, squared: Squared) -> None:
-        self.squared = squared
-
-    def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        return per_image_norm(x - self.squared.centre) + radius, per_image_norm(w)
 
 
 class Vanishing(Functional):
@@ -252,9 +244,8 @@ class Blocks(Functional):
         return BlockCurvature([f.hessian(b) for f, b in zip(self.parts, self.split(x), strict=True)], self.sizes)
 
     def prox(self, v: Tensor, step: Step) -> Tensor:
-        whole = not isinstance(step, Tensor) or step.shape[1] == 1
-        steps = [step] * len(self.parts) if whole else list(step.split(self.sizes, 1))  # type: ignore[union-attr]
-        return torch.cat([f.prox(b, t) for f, b, t in zip(self.parts, self.split(v), steps, strict=True)], 1)
+        blocks = zip(self.parts, self.split(v), split_step(step, self.sizes), strict=True)
+        return torch.cat([f.prox(b, t) for f, b, t in blocks], 1)
 
     def fenchel(self, x: Tensor, p: Tensor) -> Tensor:
         pairs = zip(self.parts, self.split(x), self.split(p), strict=True)
@@ -272,7 +263,7 @@ class Blocks(Functional):
         start = 0
         for part in self.parts:
             window = slice(start, start + part.size)
-            bounds += [(t, _OfBlock(bound, window)) for t, bound in part.tensors()]
+            bounds += [(t, partial(_of_block, bound, window)) for t, bound in part.tensors()]
             start += part.size
         return bounds
 
@@ -282,12 +273,8 @@ class Blocks(Functional):
         return part
 
 
-class _OfBlock(ParameterBound):
-    def __init__(self, bound: ParameterBound, window: slice) -> None:
-        self.bound, self.window = bound, window
-
-    def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        return self.bound(x[:, self.window], w[:, self.window], radius)
+def _of_block(bound: ParameterBound, window: slice, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+    return bound(x[:, window], w[:, window], radius)
 
 
 def value_range(value: Tensor | float, name: str = "", least: float = -math.inf) -> tuple[float, float]:

@@ -12,14 +12,15 @@ import copy
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from recon.errors import not_negative
 from recon.lower_level.batch import per_image_norm
-from recon.lower_level.saddle.curvature import Curvature, GroupCurvature
-from recon.lower_level.saddle.functionals import Functional, ParameterBound, Step, value_range
+from recon.lower_level.saddle.curvature import Curvature, GroupCurvature, Step, shaped_step
+from recon.lower_level.saddle.functionals import Functional, ParameterBound, value_range
 
 #: sup of the third derivative of sqrt(t^2 + 1)
 THIRD = 1.5 / 1.25**2.5
@@ -43,7 +44,7 @@ class GroupNorm(Functional):
         """psi(r), psi'(r)/r and psi''(r); both infinite at a kink."""
         raise NotImplementedError
 
-    def shrink(self, r: Tensor, step: Tensor | float) -> Tensor:
+    def shrink(self, r: Tensor, step: Step) -> Tensor:
         """rho/r, with rho >= 0 the solution of (1 + t mu) rho + t psi'(rho) = r."""
         raise NotImplementedError
 
@@ -53,14 +54,9 @@ class GroupNorm(Functional):
         # not torch.norm, which takes ten times as long along an axis that is not the last one
         return z, z.abs() if self.axis is None else z.square().sum(self.axis, keepdim=True).sqrt()
 
-    def steps(self, step: Step) -> Step:
-        """One step per group."""
-        if not isinstance(step, Tensor):
-            return step
-        if step.shape[1] == 1:
-            return step.view(-1, *[1] * len(self.shape))
-        view = step.view(-1, *self.shape)
-        return view if self.axis is None else view.narrow(self.axis, 0, 1)
+    def along(self, z: Tensor) -> Tensor:
+        """The sum over each group."""
+        return z if self.axis is None else z.sum(self.axis, keepdim=True)
 
     def value(self, x: Tensor) -> Tensor:
         _, r = self.groups(x)
@@ -81,7 +77,10 @@ class GroupNorm(Functional):
 
     def prox(self, v: Tensor, step: Step) -> Tensor:
         z, r = self.groups(v)
-        return (self.shrink(r, self.steps(step)) * z).flatten(1)
+        step = shaped_step(step, self.shape)
+        if isinstance(step, Tensor) and self.axis is not None:
+            step = step.narrow(self.axis, 0, 1)  # one per group
+        return (self.shrink(r, step) * z).flatten(1)
 
     def conjugate_distance(self, x: Tensor, p: Tensor) -> Tensor:
         """phi(x) + phi*(p) - <x, p> without the quadratic term: :meth:`fenchel` for mu = 0."""
@@ -101,6 +100,18 @@ class GroupNorm(Functional):
         # by rounding alone it may lie outside the ball of the weight
         q = q * (self.weight * (1 - torch.finfo(x.dtype).eps) / size.clamp_min(torch.finfo(x.dtype).tiny)).clamp_max(1)
         return self.conjugate_distance(x, q.flatten(1)) + 0.5 * self.mu * (x - b).double().square().sum(1)
+
+    def _weight_bound(self, rate: float, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """d_w <grad psi(x), u> = <psi'(|x|)/(w |x|) x, u>, of Lipschitz constant ``rate``: 1/nu, infinite for kinks."""
+        z, r = self.groups(x)
+        count, weight = math.sqrt(r[0].numel()), self.weight
+        slope = (self.profile(r)[1] / weight * z) if value_range(weight)[0] > 0 else torch.ones_like(z)
+        if math.isfinite(rate):
+            norm = per_image_norm(torch.nan_to_num(slope, posinf=1.0))
+            norm = (norm + rate * radius).clamp_max(count)
+        else:
+            norm = torch.full_like(radius, count)
+        return norm, rate * per_image_norm(w)
 
 
 class HuberNorm(GroupNorm):
@@ -130,7 +141,7 @@ class HuberNorm(GroupNorm):
         ratio = torch.where(inside, inner, w / torch.where(inside, 1.0, r))
         return value, ratio, torch.where(inside, inner, torch.zeros_like(r))
 
-    def shrink(self, r: Tensor, step: Tensor | float) -> Tensor:
+    def shrink(self, r: Tensor, step: Step) -> Tensor:
         w, eps = self.weight, self.eps
         scale = 1 + step * self.mu
         inside = r <= (eps * scale + step) * w
@@ -141,16 +152,13 @@ class HuberNorm(GroupNorm):
         q, size = self.groups(p)
         w, eps = self.weight, self.eps
         outside = size > w * (1 + 8 * torch.finfo(x.dtype).eps)
-        dot = (z * q).sum(self.axis, keepdim=True) if self.axis is not None else z * q
-        far = w * r - dot - 0.5 * eps * (w**2 - size.square())
+        far = w * r - self.along(z * q) - 0.5 * eps * (w**2 - size.square())
         if eps:
-            near = (z - eps * q).square() / (2 * eps)
-            near = near.sum(self.axis, keepdim=True) if self.axis is not None else near
-            far = torch.where(r <= eps * w, near, far)
-        return torch.where(outside.flatten(1).any(1), math.inf, far.flatten(1).double().sum(1))
+            far = torch.where(r <= eps * w, self.along((z - eps * q).square() / (2 * eps)), far)
+        return sum_within(far, outside)
 
     def tensors(self) -> list[tuple[Tensor, ParameterBound]]:
-        return [(self.weight, _NormWeight(self, math.inf))] if isinstance(self.weight, Tensor) else []
+        return [(self.weight, partial(self._weight_bound, math.inf))] if isinstance(self.weight, Tensor) else []
 
 
 class SmoothedNorm(GroupNorm):
@@ -180,7 +188,7 @@ class SmoothedNorm(GroupNorm):
         ratio = w / root
         return w * r.square() / (root + nu), ratio, ratio * (nu / root) ** 2
 
-    def shrink(self, r: Tensor, step: Tensor | float) -> Tensor:
+    def shrink(self, r: Tensor, step: Step) -> Tensor:
         """Newton's method: the equation is concave in rho, so that iterates below its solution rise to it."""
         w, nu = self.weight, self.nu
         scale, pull = 1 + step * self.mu, step * w
@@ -202,10 +210,8 @@ class SmoothedNorm(GroupNorm):
         # stands in the definition it would cancel, and certify less than the rounding error
         a, b = (r.square() + nu**2).sqrt(), (w**2 - size.square()).clamp_min(0).sqrt()
         safe = _positive(w, x)
-        turn = (z / a - q / safe).square()
-        turn = turn.sum(self.axis, keepdim=True) if self.axis is not None else turn
-        gap = 0.5 * a * w * (turn + (nu / a - b / safe).square())
-        return torch.where(outside.flatten(1).any(1), math.inf, gap.flatten(1).double().sum(1))
+        turn = self.along((z / a - q / safe).square())
+        return sum_within(0.5 * a * w * (turn + (nu / a - b / safe).square()), outside)
 
     def variation(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """kappa = relative/nu |w_j|, T = third weight/nu^2 |w_j|, maximal over the groups."""
@@ -216,10 +222,16 @@ class SmoothedNorm(GroupNorm):
     def tensors(self) -> list[tuple[Tensor, ParameterBound]]:
         bounds: list[tuple[Tensor, ParameterBound]] = []
         if isinstance(self.weight, Tensor):
-            bounds.append((self.weight, _NormWeight(self, 1 / value_range(self.nu)[0])))
+            bounds.append((self.weight, partial(self._weight_bound, 1 / value_range(self.nu)[0])))
         if isinstance(self.nu, Tensor):
-            bounds.append((self.nu, _NormWidth(self)))
+            bounds.append((self.nu, self._width_bound))
         return bounds
+
+    def _width_bound(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """d_nu <grad psi(x), u> = <width_slope(|x|) x, u>, of Lipschitz constant w / nu^2."""
+        z, r = self.groups(x)
+        rate = value_range(self.weight / self.nu**2)[1]
+        return per_image_norm(self.width_slope(r) * z) + rate * radius, rate * per_image_norm(w)
 
     def width_slope(self, r: Tensor) -> Tensor:
         """The derivative of psi'(r)/r in nu."""
@@ -240,7 +252,7 @@ class FairNorm(SmoothedNorm):
         ratio = w / (nu + r)
         return w * nu * _log_distance(r / nu), ratio, ratio * (nu / (nu + r))
 
-    def shrink(self, r: Tensor, step: Tensor | float) -> Tensor:
+    def shrink(self, r: Tensor, step: Step) -> Tensor:
         """The positive root of (1 + t mu) rho^2 + b rho - r nu, b = (1 + t mu) nu + t w - r."""
         nu, scale = self.nu, 1 + step * self.mu
         b = scale * nu + step * self.weight - r
@@ -252,10 +264,10 @@ class FairNorm(SmoothedNorm):
         (z, r), (q, size) = self.groups(x), self.groups(p)
         w, nu = self.weight, self.nu
         s = r / nu - (1 + r / nu) * (size / _positive(w, x))
-        turn = r * size - (z * q if self.axis is None else (z * q).sum(self.axis, keepdim=True))
+        turn = r * size - self.along(z * q)
         if self.axis is not None:  # the same without cancellation where both are not tiny
             tiny = torch.finfo(x.dtype).tiny
-            between = (z / r.clamp_min(tiny) - q / size.clamp_min(tiny)).square().sum(self.axis, keepdim=True)
+            between = self.along((z / r.clamp_min(tiny) - q / size.clamp_min(tiny)).square())
             turn = torch.where((r > tiny) & (size > tiny), 0.5 * r * size * between, turn)
         gap = torch.where(s > -1, w * nu * _log_distance(s.clamp_min(-1)), math.inf) + turn
         return gap.flatten(1).double().sum(1)
@@ -263,6 +275,11 @@ class FairNorm(SmoothedNorm):
     def width_slope(self, r: Tensor) -> Tensor:
         """The derivative of psi'(r)/r in nu."""
         return -self.weight / (self.nu + r).square()
+
+
+def sum_within(terms: Tensor, outside: Tensor) -> Tensor:
+    """The sum of the terms of every image, float64; infinite where one of its components is ``outside``."""
+    return torch.where(outside.flatten(1).any(1), math.inf, terms.flatten(1).double().sum(1))
 
 
 def _positive(w: Tensor | float, like: Tensor) -> Tensor | float:
@@ -275,37 +292,6 @@ def _log_distance(s: Tensor) -> Tensor:
     """s - log(1 + s) >= 0, by its series where it would cancel."""
     series = s.square() * (0.5 - s * (1 / 3 - s * (0.25 - 0.2 * s)))
     return torch.where(s.abs() < 1e-3, series, s - torch.log1p(s))
-
-
-class _NormWeight(ParameterBound):
-    """d_w <grad psi(x), u> = <psi'(|x|)/(w |x|) x, u>, of Lipschitz constant 1/nu (infinite for kinks)."""
-
-    def __init__(self, norm: GroupNorm, rate: float) -> None:
-        self.norm, self.rate = norm, rate
-
-    def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        z, r = self.norm.groups(x)
-        count = math.sqrt(r[0].numel())
-        weight = self.norm.weight
-        slope = (self.norm.profile(r)[1] / weight * z) if value_range(weight)[0] > 0 else torch.ones_like(z)
-        norm = per_image_norm(torch.nan_to_num(slope, posinf=1.0))
-        rate = self.rate if math.isfinite(self.rate) else 0.0
-        norm = (norm + rate * radius).clamp_max(count) if rate else torch.full_like(radius, count)
-        return norm, self.rate * per_image_norm(w)
-
-
-class _NormWidth(ParameterBound):
-    """d_nu <grad psi(x), u> = <width_slope(|x|) x, u>, of Lipschitz constant w / nu^2."""
-
-    def __init__(self, norm: SmoothedNorm) -> None:
-        self.norm = norm
-
-    def __call__(self, x: Tensor, w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        z, r = self.norm.groups(x)
-        weight, nu = self.norm.weight, self.norm.nu
-        slope = self.norm.width_slope(r) * z
-        rate = value_range(weight / nu**2)[1]
-        return per_image_norm(slope) + rate * radius, rate * per_image_norm(w)
 
 
 class HuberReLU(Functional):

@@ -21,8 +21,8 @@ from recon.lower_level.batch import per_image_norm
 from recon.lower_level.energy import NotStronglyConvexError
 from recon.lower_level.grade import Grade
 from recon.lower_level.recreatable import Recreatable
-from recon.lower_level.saddle.curvature import Curvature
-from recon.lower_level.saddle.functionals import Functional, Step
+from recon.lower_level.saddle.curvature import Curvature, Step
+from recon.lower_level.saddle.functionals import Functional
 from recon.lower_level.saddle.maps import SaddleMap, check_transpose, power_method
 from recon.operators import Identity, LinearOperator
 

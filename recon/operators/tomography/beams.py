@@ -56,24 +56,6 @@ class ParallelBeam(Geometry):
     kind: ClassVar[str] = "parallel"
 
     @classmethod
-    def equispaced(
-        cls,
-        image_shape: Sequence[int],
-        pixel_size: float | Sequence[float],
-        views: int,
-        *,
-        start: float = 0.0,
-        arc: float = math.pi,
-        detector_pixels: int | None = None,
-        detector_spacing: float | None = None,
-        detector_offset: float = 0.0,
-    ) -> ParallelBeam:
-        """Views at ``start + k arc / views``; the detector covers the image's diagonal unless it is given."""
-        size = numbers(pixel_size, 2, "pixel_size")
-        draft = cls(tuple(image_shape), size, equispaced(start, arc, views), 1, min(size), detector_offset)
-        return draft._with_detector(detector_pixels, detector_spacing, draft.radius, 1.0)
-
-    @classmethod
     def skimage(
         cls,
         image_shape: Sequence[int],
@@ -126,6 +108,7 @@ class FanBeam(Geometry):
     detector_distance: float = 0.0
 
     kind: ClassVar[str] = "fan"
+    full: ClassVar[float] = TURN
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,43 +123,23 @@ class FanBeam(Geometry):
             raise ValueError(f"detector_distance must be finite and not negative, got {self.detector_distance:g} mm")
 
     @property
-    def magnification(self) -> float:
-        """Size of the detector relative to its image at the rotation axis."""
-        return (self.source_distance + self.detector_distance) / self.source_distance
+    def length(self) -> float:
+        """From the source to the detector, mm."""
+        return self.source_distance + self.detector_distance
 
     @property
-    def half_fan_angle(self) -> float:
-        """Largest angle between a ray and the central ray, radians."""
-        reach = float(np.abs(self.detector_positions()).max())
-        return math.atan2(reach, self.source_distance + self.detector_distance)
+    def magnification(self) -> float:
+        """Size of the detector relative to its image at the rotation axis."""
+        return self.length / self.source_distance
 
-    @classmethod
-    def equispaced(
-        cls,
-        image_shape: Sequence[int],
-        pixel_size: float | Sequence[float],
-        views: int,
-        *,
-        source_distance: float,
-        detector_distance: float,
-        start: float = 0.0,
-        arc: float = TURN,
-        detector_pixels: int | None = None,
-        detector_spacing: float | None = None,
-        detector_offset: float = 0.0,
-    ) -> FanBeam:
-        """Views at ``start + k arc / views``; the detector covers the circle around the image unless it is given."""
-        size = numbers(pixel_size, 2, "pixel_size")
-        distances = (source_distance, detector_distance)
-        angles = equispaced(start, arc, views)
-        draft = cls(tuple(image_shape), size, angles, 1, min(size), detector_offset, *distances)
-        reach = sum(distances) * math.tan(math.asin(draft.radius / source_distance))
-        return draft._with_detector(detector_pixels, detector_spacing, reach, draft.magnification)
+    @property
+    def reach(self) -> float:
+        """As far from the axis as the circle around the image projects, mm on the detector."""
+        return self.length * math.tan(math.asin(self.radius / self.source_distance))
 
     def rays(self) -> tuple[Array, Array]:
         e_s, e_t = self.frames()
-        length = self.source_distance + self.detector_distance
-        direction = length * e_t[:, None] + self.detector_positions()[None, :, None] * e_s[:, None]
+        direction = self.length * e_t[:, None] + self.detector_positions()[None, :, None] * e_s[:, None]
         direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
         return np.broadcast_to(-self.source_distance * e_t[:, None], direction.shape), direction
 
@@ -197,25 +160,6 @@ class ConeBeam(FanBeam):
 
     kind: ClassVar[str] = "cone"
     ndim: ClassVar[int] = 3
-
-    @classmethod
-    def equispaced(  # type: ignore[override]
-        cls,
-        image_shape: Sequence[int],
-        pixel_size: float | Sequence[float],
-        views: int,
-        *,
-        source_distance: float,
-        detector_distance: float,
-        detector_pixels: Sequence[int],
-        detector_spacing: float | Sequence[float],
-        detector_offset: float | Sequence[float] = 0.0,
-        start: float = 0.0,
-        arc: float = TURN,
-    ) -> ConeBeam:
-        """Views at ``start + k arc / views``."""
-        angles, detector = equispaced(start, arc, views), (detector_pixels, detector_spacing, detector_offset)
-        return cls(tuple(image_shape), pixel_size, angles, *detector, source_distance, detector_distance)  # type: ignore[arg-type]
 
     def rays(self) -> tuple[Array, Array]:
         raise NotImplementedError("rays are listed in 2D only")

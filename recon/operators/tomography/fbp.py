@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -91,7 +89,7 @@ class FilteredBackProjection(nn.Module):
         self._filter = RampFilter(pixels, geometry.detector_spacing, filter, frequency_scaling, padding, ramp)
         weights = redundancy_weights(geometry) * geometry.view_widths[:, None]
         if isinstance(geometry, FanBeam):
-            length = geometry.source_distance + geometry.detector_distance
+            length = geometry.length
             weights = weights * geometry.magnification * length / np.hypot(length, geometry.detector_positions())
         self._weights = torch.from_numpy(weights)
 
@@ -180,11 +178,7 @@ def _positions(
 
 def _continuation(geometry: Geometry) -> tuple[int, int]:
     """Return how many pixels before and after the detector (at most its own number) the image projects onto."""
-    reach = geometry.radius
-    if isinstance(geometry, FanBeam):
-        length = geometry.source_distance + geometry.detector_distance
-        reach = length * math.tan(math.asin(reach / geometry.source_distance))
-    positions = geometry.detector_positions()
+    reach, positions = geometry.reach, geometry.detector_positions()
     missing = (np.array([reach + positions[0], reach - positions[-1]]) / geometry.detector_spacing).clip(0)
     before, after = np.minimum(np.ceil(missing - 1e-6), geometry.detector_pixels).astype(int)
     return int(before), int(after)

@@ -42,6 +42,8 @@ class Geometry:
 
     kind: ClassVar[str] = ""
     ndim: ClassVar[int] = 2
+    #: radians over which a scan sees everything
+    full: ClassVar[float] = math.pi
 
     def __post_init__(self) -> None:
         """Bring the fields into their canonical types and check them.
@@ -65,6 +67,37 @@ class Geometry:
         set_(self, "detector_spacing", spacing if detector == 2 else spacing[0])
         set_(self, "detector_offset", offset if detector == 2 else offset[0])
 
+    @classmethod
+    def equispaced(
+        cls,
+        image_shape: Sequence[int],
+        pixel_size: float | Sequence[float],
+        views: int,
+        *,
+        start: float = 0.0,
+        arc: float | None = None,
+        detector_pixels: int | Sequence[int] | None = None,
+        detector_spacing: float | Sequence[float] | None = None,
+        detector_offset: float | Sequence[float] = 0.0,
+        **distances: float,
+    ) -> Self:
+        """Views at ``start + k arc / views``, over half a turn of parallel beams and a whole one of others by default.
+
+        The detector has pixels of the image's size there, as many as cover the circle around the image, unless they are
+        given; in 3D they have to be. ``distances`` are those of the source and of the detector, see :class:`FanBeam`.
+        """
+        shape, size = tuple(image_shape), numbers(pixel_size, cls.ndim, "pixel_size")
+        angles = equispaced(start, cls.full if arc is None else arc, views)
+        if cls.ndim == 3:
+            return cls(shape, size, angles, detector_pixels, detector_spacing, detector_offset, **distances)
+        scan = cls(shape, size, angles, 1, min(size), detector_offset, **distances)
+        spacing = min(size) * scan.magnification
+        if detector_spacing is not None:
+            spacing = numbers(detector_spacing, 1, "detector_spacing")[0]
+        if detector_pixels is None:
+            detector_pixels = max(1, math.ceil(2 * (scan.reach + abs(scan.detector_offset)) / spacing - 1e-9))
+        return replace(scan, detector_pixels=detector_pixels, detector_spacing=spacing)
+
     # --- sizes ---
 
     @property
@@ -84,6 +117,16 @@ class Geometry:
         """Distance of the farthest corner of a slice from the axis in mm: the circle that holds it at every angle."""
         sides = zip(self.image_shape[-2:], self.pixel_size[-2:], self.image_offset[-2:], strict=True)
         return math.hypot(*(0.5 * n * p + abs(offset) for n, p, offset in sides))
+
+    @property
+    def magnification(self) -> float:
+        """Size of the detector relative to its image at the rotation axis: 1 for parallel beams."""
+        return 1.0
+
+    @property
+    def reach(self) -> float:
+        """As far from the axis as the circle around the image projects, mm on the detector."""
+        return self.radius
 
     def pixel_positions(self) -> tuple[Array, ...]:
         """Coordinates (mm) of the pixels' centres along each axis of the image; the rotation axis is at 0."""
@@ -174,14 +217,6 @@ class Geometry:
         if step < 1:
             raise ValueError(f"step must be positive, got {step}")
         return self.select(slice(None, None, step))
-
-    def _with_detector(self, pixels: int | None, spacing: float | None, reach: float, magnification: float) -> Self:
-        """The scan (2D) with pixels of the image's size on the detector, as many as cover ``reach``, unless given."""
-        chosen = min(self.pixel_size) * magnification
-        if spacing is not None:
-            chosen = numbers(spacing, 1, "detector_spacing")[0]
-        count = covering(reach + abs(self.detector_offset), chosen) if pixels is None else pixels
-        return replace(self, detector_pixels=count, detector_spacing=chosen)
 
     # --- rays ---
 
@@ -299,11 +334,6 @@ def equispaced(start: float, arc: float, views: int) -> tuple[float, ...]:
         raise ValueError(f"need a positive arc, got arc={arc:g}")
     count = int(numbers(views, 1, "views", whole=True)[0])
     return tuple(start + k * arc / count for k in range(count))
-
-
-def covering(reach: float, spacing: float) -> int:
-    """Number of detector pixels that cover ``[-reach, reach]``."""
-    return max(1, math.ceil(2 * reach / spacing - 1e-9))
 
 
 def odl_detector(*axes: tuple[int, float, float]) -> RectPartition:

@@ -37,9 +37,8 @@ def redundancy_weights(geometry: Geometry) -> NDArray[np.float64]:
     gamma = np.zeros(len(positions))
     widest = 0.0  # of the angles gamma that are seen on both sides
     if isinstance(geometry, FanBeam):
-        length = geometry.source_distance + geometry.detector_distance
-        gamma = np.arctan2(positions, length)
-        widest = max(math.atan2(min(-low, high), length), 0.0)
+        gamma = np.arctan2(positions, geometry.length)
+        widest = max(math.atan2(min(-low, high), geometry.length), 0.0)
     arc = geometry.arc
     taper = min(max(arc - math.pi, 0.0) + 2 * widest, arc / 2)
 
