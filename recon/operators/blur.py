@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.operators.linear import LinearOperator, Shape, fft_rounding
+from recon.operators.spectrum import Spectrum
 
 # Relative slack for the rounding of the bounds themselves (float64 FFT: a few times 1e-16).
 _ROUNDING = 1e-13
@@ -121,36 +122,21 @@ class Blur(LinearOperator):
         self.boundary = boundary
         self.rounding_factor = fft_rounding(torus.shape)
         self.register_buffer("kernel", kernel, persistent=False)
-        # The transfer function is no buffer: Module.to(torch.float32) would drop its imaginary part, and casting forth
-        # and back would lose digits. Instead it stays in complex128 and is copied once for each dtype and device used.
-        self._transfer = torch.fft.rfft2(torus)
-        self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._transfer = Spectrum(torch.fft.rfft2(torus))
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self._filter(x, self._transfer_like(x))
-
-    def _adjoint(self, y: Tensor) -> Tensor:
-        return self._filter_transposed(y, self._transfer_like(y))
-
-    def _filter(self, x: Tensor, transfer: Tensor) -> Tensor:
+        transfer = self._transfer.like(x)
         if self.boundary == "periodic":
             return _multiply_spectrum(x, transfer)
         height, width = x.shape[-2:]
         return _multiply_spectrum(_extend(x), transfer)[..., :height, :width]
 
-    def _filter_transposed(self, y: Tensor, transfer: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
+        transfer = self._transfer.like(y).conj()
         if self.boundary == "periodic":
-            return _multiply_spectrum(y, transfer.conj())
+            return _multiply_spectrum(y, transfer)
         height, width = y.shape[-2:]
-        return _fold(_multiply_spectrum(torch.nn.functional.pad(y, (0, width, 0, height)), transfer.conj()))
-
-    def _transfer_like(self, x: Tensor) -> Tensor:
-        key = (x.dtype, x.device)
-        if key not in self._copies:
-            # Outside inference mode, even if called in it: autograd could not save an inference tensor later.
-            with torch.inference_mode(False):
-                self._copies[key] = self._transfer.to(x.device, x.dtype.to_complex())
-        return self._copies[key]
+        return _fold(_multiply_spectrum(torch.nn.functional.pad(y, (0, width, 0, height)), transfer))
 
 
 def _wrap(kernel: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -143,11 +143,9 @@ def lanczos(
         The operator has no fixed domain shape.
     """
     n = _real_unknowns(operator)
-    shape = (1, *(operator.domain_shape or ()))
 
     def normal(q: Tensor) -> Tensor:
-        x = torch.view_as_complex(q.reshape(*shape, 2)) if operator.complex_domain else q.reshape(shape)
-        z = operator.adjoint(operator(x))
+        z = operator.adjoint(operator(_image(operator, q)))
         return (torch.view_as_real(z) if z.is_complex() else z).reshape(-1)
 
     start = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
@@ -171,6 +169,12 @@ def lanczos(
         off = torch.tensor(off_diagonal[: k - 1], dtype=torch.float64)
         ritz = ritz + torch.diag(off, 1) + torch.diag(off, -1)
     return basis[:k], ritz
+
+
+def _image(operator: LinearOperator, q: Tensor) -> Tensor:
+    """The image of the domain, with a batch axis, whose real numbers are q."""
+    shape = (1, *(operator.domain_shape or ()))
+    return torch.view_as_complex(q.reshape(*shape, 2).contiguous()) if operator.complex_domain else q.reshape(shape)
 
 
 def _real_unknowns(operator: LinearOperator) -> int:
@@ -282,14 +286,8 @@ def _gain(operator: LinearOperator, x: Tensor) -> float:
 def _ritz_vectors(operator: LinearOperator, steps: int, seed: int) -> list[Tensor]:
     """The smallest and the largest Ritz vector of A^T A, as images."""
     basis, tridiagonal = lanczos(operator, steps, seed)
-    assert operator.domain_shape is not None  # lanczos asks for it
     _, vectors = torch.linalg.eigh(tridiagonal)
-    flat = vectors.T[[0, -1]].to(basis) @ basis
-    shape = (1, *operator.domain_shape)
-    return [
-        torch.view_as_complex(v.reshape(*shape, 2).contiguous()) if operator.complex_domain else v.reshape(shape)
-        for v in flat
-    ]
+    return [_image(operator, v) for v in vectors.T[[0, -1]].to(basis) @ basis]
 
 
 def _inverse_iteration(operator: LinearOperator, x: Tensor) -> Tensor:

@@ -207,6 +207,11 @@ class LinearOperator(nn.Module):
         return f"{self.domain_shape} -> {self.range_shape}, norm_bound={self.norm_bound:.6g}{certified}"
 
 
+def kind_of(value: object) -> str:
+    """Type and shape of a tensor, or the class of something else, for messages."""
+    return f"{value.dtype}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
 def fft_rounding(shape: Sequence[int]) -> float:
     """``rounding_factor`` of operators with a Fourier transform over ``shape`` and one back: 2 log2 n, n its size.
 

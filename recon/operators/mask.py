@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recon.operators.linear import LinearOperator
+from recon.operators.linear import LinearOperator, kind_of
 
 
 class Mask(LinearOperator):
@@ -31,8 +31,7 @@ class Mask(LinearOperator):
             if the mask is not a boolean tensor with at least one axis.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim == 0:
-            got = f"{mask.dtype}, shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"the mask must be a boolean tensor with the shape of one image, got {got}")
+            raise ValueError(f"the mask must be a boolean tensor with the shape of one image, got {kind_of(mask)}")
         shape = tuple(mask.shape)
         super().__init__(shape, shape, norm_bound=float(mask.any()), lower_bound=float(mask.all()))
         # Not in the state dict: the mask belongs to the problem, not to what is learned.

@@ -18,7 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from recon.operators.linear import LinearOperator, fft_rounding
+from recon.operators.linear import LinearOperator, fft_rounding, kind_of
+from recon.operators.spectrum import Spectrum
 from recon.operators.symbol import NormalSymbol
 
 # Relative slack for the rounding of the bounds themselves.
@@ -34,7 +35,7 @@ def complex_to_channels(z: Tensor) -> Tensor:
         z is not complex or has fewer than two axes.
     """
     if not z.is_complex() or z.ndim < 2:
-        raise ValueError(f"expected a complex tensor (..., height, width), got {z.dtype}, shape {tuple(z.shape)}")
+        raise ValueError(f"expected a complex tensor (..., height, width), got {kind_of(z)}")
     return torch.stack((z.real, z.imag), dim=-3)
 
 
@@ -46,8 +47,7 @@ def channels_to_complex(x: Tensor) -> Tensor:
     ValueError
         x is not real floating, or has no axis of length two before its last two axes.
     """
-    if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 2:
-        raise ValueError(f"expected a real tensor (..., 2, height, width), got {x.dtype}, shape {tuple(x.shape)}")
+    _check_channels(x, 3, "a real tensor (..., 2, height, width)")
     return torch.complex(x[..., 0, :, :], x[..., 1, :, :])
 
 
@@ -59,8 +59,7 @@ def magnitude(x: Tensor) -> Tensor:
     ValueError
         as :func:`channels_to_complex`.
     """
-    if not x.is_floating_point() or x.ndim < 3 or x.shape[-3] != 2:
-        raise ValueError(f"expected a real tensor (..., 2, height, width), got {x.dtype}, shape {tuple(x.shape)}")
+    _check_channels(x, 3, "a real tensor (..., 2, height, width)")
     return torch.linalg.vector_norm(x, dim=-3, keepdim=True)
 
 
@@ -101,10 +100,7 @@ def root_sum_of_squares(images: Tensor) -> Tensor:
     ValueError
         the shape is another one.
     """
-    if not images.is_floating_point() or images.ndim < 4 or images.shape[-3] != 2:
-        raise ValueError(
-            f"expected real coil images (..., coils, 2, height, width), got {images.dtype}, shape {tuple(images.shape)}"
-        )
+    _check_channels(images, 4, "real coil images (..., coils, 2, height, width)")
     return torch.linalg.vector_norm(images, dim=(-4, -3))[..., None, :, :]
 
 
@@ -143,8 +139,7 @@ class CartesianMRI(LinearOperator):
             mask or sensitivities are of another kind or shape, or not finite.
         """
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
-            got = f"{mask.dtype}, shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"the mask must be a boolean tensor (height, width), got {got}")
+            raise ValueError(f"the mask must be a boolean tensor (height, width), got {kind_of(mask)}")
         shape = (int(mask.shape[0]), int(mask.shape[1]))
         coils, lowest, highest = 1, 1.0, 1.0
         if sensitivities is not None:
@@ -166,9 +161,8 @@ class CartesianMRI(LinearOperator):
         self.register_buffer("mask", mask.clone(), persistent=False)
         channels = None if sensitivities is None else complex_to_channels(sensitivities)
         self.register_buffer("sensitivities", channels, persistent=False)
-        # What is computed with: complex128, copied once for each dtype and device, so that casts lose no digits.
-        self._maps = _modulated(sensitivities, shape)
-        self._copies: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        # what is computed with
+        self._maps = Spectrum(_modulated(sensitivities, shape))
 
     @property
     def acceleration(self) -> float:
@@ -178,7 +172,7 @@ class CartesianMRI(LinearOperator):
 
     def normal_symbol(self) -> NormalSymbol:
         """The mask times the mean of sum_c |s_c|^2: exact for one coil of constant sensitivity."""
-        square = float(self._maps.abs().square().sum(0).mean())
+        square = float(self._maps.values.abs().square().sum(0).mean())
         # an image and its data both have the origin in the middle, which changes phases only
         return NormalSymbol(torch.fft.ifftshift(self.mask.double().cpu()) * square, complex_pairs=True)
 
@@ -190,27 +184,24 @@ class CartesianMRI(LinearOperator):
 
     def _forward(self, x: Tensor) -> Tensor:
         if len(x) == 0:  # the FFT libraries refuse an empty batch
-            return x.new_zeros((0, self._maps.shape[0], *x.shape[1:]))
+            return x.new_zeros((0, *(self.range_shape or ())))
         image = torch.fft.ifftshift(channels_to_complex(x), dim=(-2, -1))[:, None]
-        return self._sampled(complex_to_channels(torch.fft.fft2(self._maps_like(x) * image, norm="ortho")))
+        return self._sampled(complex_to_channels(torch.fft.fft2(self._maps.like(x) * image, norm="ortho")))
 
     def _adjoint(self, y: Tensor) -> Tensor:
         if len(y) == 0:
             return y.new_zeros((0, *y.shape[2:]))
         images = torch.fft.ifft2(channels_to_complex(self._sampled(y)), norm="ortho")
-        image = (self._maps_like(y).conj() * images).sum(1)
+        image = (self._maps.like(y).conj() * images).sum(1)
         return complex_to_channels(torch.fft.fftshift(image, dim=(-2, -1)))
 
     def _sampled(self, y: Tensor) -> Tensor:
         return y.masked_fill(~self.mask.to(y.device), 0.0)
 
-    def _maps_like(self, x: Tensor) -> Tensor:
-        key = (x.dtype, x.device)
-        if key not in self._copies:
-            # Outside inference mode, even if called in it: autograd could not save an inference tensor later.
-            with torch.inference_mode(False):
-                self._copies[key] = self._maps.to(x.device, x.dtype.to_complex())
-        return self._copies[key]
+
+def _check_channels(x: Tensor, axes: int, expected: str) -> None:
+    if not x.is_floating_point() or x.ndim < axes or x.shape[-3] != 2:
+        raise ValueError(f"expected {expected}, got {kind_of(x)}")
 
 
 def _modulated(sensitivities: Tensor | None, shape: tuple[int, int]) -> Tensor:
@@ -225,11 +216,10 @@ def _modulated(sensitivities: Tensor | None, shape: tuple[int, int]) -> Tensor:
 
 
 def _check_sensitivities(maps: Tensor, shape: tuple[int, int]) -> None:
-    expected = f"the sensitivities must be a complex tensor (coils, {shape[0]}, {shape[1]}), as the mask is"
-    if not isinstance(maps, Tensor):
-        raise ValueError(f"{expected}; got {type(maps).__name__}")
-    if not maps.is_complex() or maps.ndim != 3 or len(maps) == 0 or tuple(maps.shape[1:]) != shape:
-        raise ValueError(f"{expected}; got {maps.dtype}, shape {tuple(maps.shape)}")
+    good = isinstance(maps, Tensor) and maps.is_complex() and maps.ndim == 3 and len(maps) > 0
+    if not good or tuple(maps.shape[1:]) != shape:
+        expected = f"the sensitivities must be a complex tensor (coils, {shape[0]}, {shape[1]}), as the mask is"
+        raise ValueError(f"{expected}; got {kind_of(maps)}")
     bad = int((~torch.isfinite(maps)).sum())
     if bad:
         raise ValueError(f"the sensitivities hold {bad} values that are NaN or infinite")

@@ -211,7 +211,7 @@ def _count_lines(shape: tuple[int, int], acceleration: float, calibration: int |
     if calibration > lines:
         raise ValueError(_too_large(calibration, "columns", lines, acceleration, shape))
     centre = np.zeros(width, dtype=bool)
-    centre[_block(width, calibration)] = True
+    centre[central(width, calibration)] = True
     return lines, centre
 
 
@@ -222,7 +222,7 @@ def _too_large(centre: int, unit: str, allowed: int, acceleration: float, shape:
     )
 
 
-def _block(n: int, size: int) -> slice:
+def central(n: int, size: int) -> slice:
     """The ``size`` indices around ``n // 2``, which is at ``size // 2`` among them, as in all centred grids here."""
     start = n // 2 - size // 2
     return slice(start, start + size)
@@ -232,7 +232,7 @@ def _square(shape: tuple[int, int], side: int) -> np.ndarray:
     if not 1 <= side <= min(shape):
         raise ValueError(f"calibration is {side}; it must be from 1 to the shorter side of k-space, {min(shape)}")
     mask = np.zeros(shape, dtype=bool)
-    mask[_block(shape[0], side), _block(shape[1], side)] = True
+    mask[central(shape[0], side), central(shape[1], side)] = True
     return mask
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recon.operators.linear import kind_of
 from recon.operators.mri.cartesian import centred_ifft
+from recon.operators.mri.sampling import central
 
 # More of the centre than this adds nothing but time: sensitivities are smooth.
 _LARGEST_REGION = 32
@@ -29,8 +31,7 @@ def sampled_points(kspace: Tensor) -> Tensor:
         another shape or dtype, or values that are not finite.
     """
     if not isinstance(kspace, Tensor) or not kspace.is_complex() or kspace.ndim != 3 or kspace.numel() == 0:
-        got = f"{kspace.dtype}, shape {tuple(kspace.shape)}" if isinstance(kspace, Tensor) else type(kspace).__name__
-        raise ValueError(f"k-space must be a complex tensor (coils, height, width), got {got}")
+        raise ValueError(f"k-space must be a complex tensor (coils, height, width), got {kind_of(kspace)}")
     bad = int((~torch.isfinite(kspace)).sum())
     if bad:
         raise ValueError(f"k-space holds {bad} values that are NaN or infinite")
@@ -52,8 +53,7 @@ def calibration_region(mask: Tensor) -> tuple[int, int]:
     height, width = full.shape
     best, columns = (0, 0), width
     for rows in range(1, height + 1):
-        top = height // 2 - rows // 2
-        while columns and not full[top : top + rows, _start(width, columns) : _start(width, columns) + columns].all():
+        while columns and not full[central(height, rows), central(width, columns)].all():
             columns -= 1
         if columns and (min(rows, columns), rows * columns) > (min(best), best[0] * best[1]):
             best = (rows, columns)
@@ -169,13 +169,8 @@ def simulated_sensitivities(coils: int, shape: tuple[int, int], width: float = 0
     return maps / maps.abs().square().sum(0).sqrt()
 
 
-def _start(n: int, size: int) -> int:
-    return n // 2 - size // 2
-
-
 def _cut(kspace: Tensor, rows: int, columns: int) -> Tensor:
-    top, left = _start(kspace.shape[1], rows), _start(kspace.shape[2], columns)
-    return kspace[:, top : top + rows, left : left + columns]
+    return kspace[:, central(kspace.shape[1], rows), central(kspace.shape[2], columns)]
 
 
 def _reproducing_kernel(block: Tensor, kernel: int, noise_level: float) -> Tensor:
