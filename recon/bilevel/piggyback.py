@@ -111,9 +111,9 @@ class Piggyback:
         solver = PDHG(self.iterations, adaptive=False, certified=False) if self.iterations is not None else self.solver
         if not fixed and solver.certified:
             saddle.require_strong_convexity()
-        run = PiggybackIteration(saddle, z, w, slope)
-        solution, more = solver.run(run, 1e-300 if fixed else accuracy)
-        big_x, big_y = more["X"], more["Y"]
+        solve = solver.begin(PiggybackIteration(saddle, z, w, slope), 1e-300 if fixed else accuracy)
+        solution, ended = solve.run(), solve.collected.ended
+        big_x, big_y = ended["X"], ended["Y"]
         index = torch.arange(len(z), device=z.device)
         at = slope(solution.x, index)
         if fixed:

@@ -11,6 +11,8 @@ from recon.operators.linear import LinearOperator, Shape
 
 #: steps of inverse iteration, and of conjugate gradients in each
 _INVERSE_STEPS, _SOLVE_STEPS = 3, 40
+#: of the Lanczos method
+_STEPS = 40
 
 
 def random_tensor(
@@ -90,11 +92,8 @@ def _adjoint_mismatch(operator: LinearOperator, x: Tensor, y: Tensor) -> float:
 def lanczos_norm_bound(
     operator: LinearOperator,
     *,
-    steps: int = 40,
+    steps: int = _STEPS,
     failure_probability: float = 1e-10,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
 ) -> float:
     """Return an upper bound of ``||A||`` that holds with probability ``1 - failure_probability`` over the start vector.
 
@@ -117,19 +116,13 @@ def lanczos_norm_bound(
     relative_gap = (math.log(1.648 * math.sqrt(n) / failure_probability) / (2 * steps - 1)) ** 2
     if relative_gap >= 1.0:
         raise ValueError(f"{steps} Lanczos steps are too few for failure probability {failure_probability:g}")
-    _, ritz = lanczos(operator, steps, seed, dtype=dtype, device=device)
+    _, ritz = lanczos(operator, steps)
     return math.sqrt(max(float(torch.linalg.eigvalsh(ritz)[-1]), 0.0) / (1.0 - relative_gap))
 
 
 @torch.no_grad()
-def lanczos(
-    operator: LinearOperator,
-    steps: int,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Lanczos with full reorthogonalization on A^T A from a random start.
+def lanczos(operator: LinearOperator, steps: int) -> tuple[Tensor, Tensor]:
+    """Lanczos with full reorthogonalization on A^T A from a random start, always the same, in float64 on the CPU.
 
     Returns
     -------
@@ -148,7 +141,7 @@ def lanczos(
         z = operator.adjoint(operator(_image(operator, q)))
         return (torch.view_as_real(z) if z.is_complex() else z).reshape(-1)
 
-    start = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=dtype).to(device)
+    start = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     basis = (start / start.norm())[None]
     diagonal: list[float] = []
     off_diagonal: list[float] = []
@@ -196,14 +189,11 @@ def check_bounds(
     operator: LinearOperator,
     norm_bound: float | None = None,
     lower_bound: float | None = None,
-    *,
-    steps: int = 40,
-    seed: int = 0,
     name: str = "",
 ) -> None:
     r"""Try to refute \|\|Ax\|\| <= ``norm_bound`` \|\|x\|\| and \|\|Ax\|\| >= ``lower_bound`` \|\|x\|\|.
 
-    The first by the largest Ritz vector of ``steps`` Lanczos steps on A^T A, the second by the smallest one, improved
+    The first by the largest Ritz vector of 40 Lanczos steps on A^T A, the second by the smallest one, improved
     by inverse iteration with conjugate gradients. What is not refuted is not proved: a test, as good as its vectors.
 
     Parameters
@@ -212,8 +202,6 @@ def check_bounds(
         A, of known ``domain_shape``.
     norm_bound, lower_bound
         the claims, by default those of the operator.
-    steps, seed
-        of the Lanczos method.
     name
         of the operator, for the message.
 
@@ -227,7 +215,7 @@ def check_bounds(
     norm_bound = operator.norm_bound if norm_bound is None else norm_bound
     lower_bound = operator.lower_bound if lower_bound is None else lower_bound
     name = name or type(operator).__name__
-    vectors = _ritz_vectors(operator, steps, seed)
+    vectors = _ritz_vectors(operator)
     # norms are rounded, even those of what is not
     slack = 64 * operator.unit_roundoff(torch.float64) * max(1.0, operator.rounding_factor)
     largest = max(_gain(operator, vectors[-1]), _gain(operator, vectors[0]))
@@ -249,7 +237,7 @@ def check_bounds(
 
 
 @torch.no_grad()
-def adjoint_mismatch(operator: LinearOperator, trials: int = 4, seed: int = 0) -> float:
+def adjoint_mismatch(operator: LinearOperator) -> float:
     r"""An estimate of sup \|\|(A' - A^T) y\|\| / (\|\|A\|\| \|\|y\|\|), A' = ``adjoint``; zero where it is rounding.
 
     <x, A'y> - <Ax, y> = <x, (A' - A^T) y>: about \|\|(A' - A^T) y\|\| \|\|x\|\| / sqrt(n) for random x independent of
@@ -263,9 +251,9 @@ def adjoint_mismatch(operator: LinearOperator, trials: int = 4, seed: int = 0) -
     """
     if operator.domain_shape is None or operator.range_shape is None or not operator.norm_bound > 0:
         raise ValueError(f"{type(operator).__name__} has no fixed shapes or no norm: its adjoint cannot be measured")
-    generator, found = torch.Generator().manual_seed(seed), 0.0
+    generator, found = torch.Generator().manual_seed(0), 0.0
     n = math.prod(operator.domain_shape)
-    for _ in range(trials):
+    for _ in range(4):
         x, z = (random_tensor((1, *operator.domain_shape), operator.complex_domain, generator=generator) for _ in "xz")
         y = operator(x)
         back, scale = operator.adjoint(y), operator.norm_bound * float(y.norm())
@@ -283,9 +271,9 @@ def _gain(operator: LinearOperator, x: Tensor) -> float:
     return float(operator(x).norm() / x.norm())
 
 
-def _ritz_vectors(operator: LinearOperator, steps: int, seed: int) -> list[Tensor]:
+def _ritz_vectors(operator: LinearOperator) -> list[Tensor]:
     """The smallest and the largest Ritz vector of A^T A, as images."""
-    basis, tridiagonal = lanczos(operator, steps, seed)
+    basis, tridiagonal = lanczos(operator, _STEPS)
     _, vectors = torch.linalg.eigh(tridiagonal)
     return [_image(operator, v) for v in vectors.T[[0, -1]].to(basis) @ basis]
 

@@ -204,7 +204,7 @@ def test_distances_of_saddle_points_are_attained(weight: float, steps: int) -> N
     iteration = Iteration(saddle, one(3.0), one(2.0))
     iteration.tau, iteration.sigma = iteration.tau * 0 + 0.1, iteration.sigma * 0 + 0.1
     iteration._set_theta()
-    found, _ = PDHG(steps, adaptive=False).run(iteration, 1e-300)
+    found = PDHG(steps, adaptive=False).begin(iteration, 1e-300).run()
     root_x, root_y = abs(float(found.x) - 1) * math.sqrt(weight), abs(float(found.y)) / math.sqrt(weight)
     a, b = root_x + math.hypot(root_x, root_y), root_y + math.hypot(root_x, root_y)
     by_gap = math.hypot(root_x, root_y)
@@ -365,7 +365,7 @@ def test_the_error_of_all_of_x_is_the_spread_times_that_of_the_image() -> None:
     saddle = SaddlePoint(operator, g, Squared(1, 1.0), (1, 1, 1), check=False)
     iteration = Iteration(saddle, torch.tensor([[0.0, 4.0]], dtype=torch.float64), one(0.0))
     iteration.tau, iteration.sigma = iteration.tau * 0 + 1.0, iteration.sigma * 0 + 1.0
-    found, _ = PDHG(1, adaptive=False).run(iteration, 1e-300)
+    found = PDHG(1, adaptive=False).begin(iteration, 1e-300).run()
     within(float(found.error) * saddle.spread, float(found.x[0, 1]) - 2, 1 - 1e-6)
     assert float(found.x[0, 1]) == 3.0
 
@@ -380,7 +380,7 @@ def test_errors_of_saddle_points_count_the_rounding_of_the_residuals() -> None:
     g, f = Squared(1, 1.0, one(3.0)), Squared(1, 1.0, one(6.0))
     saddle = SaddlePoint(Rough(one(2.0)), g, f, (1, 1, 1), check=False)
     iteration = Iteration(saddle, one(3.0), one(0.0))
-    found, _ = PDHG(1, adaptive=False).run(iteration, 1e-300)
+    found = PDHG(1, adaptive=False).begin(iteration, 1e-300).run()
     (p, d), (gap, noise) = iteration.rounding(), iteration.gap()
     by_residuals = float(p + torch.hypot(p, d)) / 2
     by_gap = math.sqrt(2 * float(gap + noise))

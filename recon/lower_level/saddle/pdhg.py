@@ -234,7 +234,7 @@ class PDHG:
         """A solve that has made its first step; arguments and errors are those of the call."""
         if self.certified:
             saddle.require_strong_convexity()
-        return SaddleSolve.begin(self, Iteration(saddle, x, y, self.diagonal), accuracy)
+        return self.begin(Iteration(saddle, x, y, self.diagonal), accuracy)
 
     def resume(self, saddle: SaddlePoint, saved: Saved) -> SaddleSolve:
         """A solve that goes on where another one was saved.
@@ -269,13 +269,16 @@ class PDHG:
 
     @full_precision()
     @torch.no_grad()
-    def run(
-        self, iteration: Iteration, accuracy: float | Tensor, callback: Callback | None = None
-    ) -> tuple[SaddleSolution, dict[str, Tensor]]:
-        """Advance until every image may stop; the solution, and what else the iteration carries."""
-        solve = SaddleSolve.begin(self, iteration, accuracy)
-        solution = solve.run(callback)
-        return solution, {name: solve.collected.ended[name] for name in iteration.carried()}
+    def begin(self, iteration: Iteration, accuracy: float | Tensor) -> SaddleSolve:
+        """A solve by the steps of ``iteration``, which has made the first one."""
+        goal = per_image_accuracy(accuracy, iteration.x)
+        ended = {"x": iteration.x, "y": iteration.y, "s": iteration.s, **iteration.carried()}
+        ended |= dict.fromkeys(("error", "dual_error", "rounding", "residual"), torch.full_like(goal, math.inf))
+        ended |= dict.fromkeys(("status", "grade", "evaluations"), torch.zeros_like(goal, dtype=torch.int64))
+        collected = Collector({name: tensor.clone() for name, tensor in ended.items()})
+        solve = SaddleSolve(self, iteration, _Track(goal), collected)
+        solve._advance()
+        return solve
 
 
 class SaddleSolve(Loop[SaddleSolution]):
@@ -289,19 +292,6 @@ class SaddleSolve(Loop[SaddleSolution]):
         self.collected, self.iteration = collected, iteration
         if iteration and collected.active.numel():
             self._certify()
-
-    @classmethod
-    def begin(cls, solver: PDHG, method: Iteration, accuracy: float | Tensor) -> SaddleSolve:
-        """One that has made its first step."""
-        goal = per_image_accuracy(accuracy, method.x)
-        count = torch.zeros_like(goal, dtype=torch.int64)
-        ended = {"x": method.x, "y": method.y, "s": method.s, **method.carried()}
-        ended |= {name: torch.full_like(goal, math.inf) for name in ("error", "dual_error", "rounding", "residual")}
-        ended |= {"status": count, "grade": count, "evaluations": count}
-        collected = Collector({name: tensor.clone() for name, tensor in ended.items()})
-        solve = cls(solver, method, _Track(goal), collected)
-        solve._advance()
-        return solve
 
     @torch.no_grad()
     def run(self, callback: Callback | None = None) -> SaddleSolution:

@@ -165,9 +165,7 @@ class LBFGS(LineSearchSolver[LBFGSState]):
     ) -> None:
         z = None if inverse is None else inverse(y).flatten(1)
         s, y = s.flatten(1), y.flatten(1)
-        sy = per_image_dot(s, y)
-        useful = accepted & (sy > 1e-10 * s.norm(dim=1) * y.norm(dim=1))
-        rows = torch.nonzero(useful).flatten()
+        rows = torch.nonzero(accepted & _curved(s, y, per_image_dot(s, y))).flatten()
         if len(rows) == len(s):
             history.update(rows, s, y, z)
         else:
@@ -271,6 +269,11 @@ def _direction(x: Tensor, grad: Tensor, gamma: Tensor, history: _Pairs, inverse:
     return torch.where(free, -history.apply(grad, free, gamma, inverse), -scale * grad)
 
 
+def _curved(s: Tensor, y: Tensor, sy: Tensor) -> Tensor:
+    """Which pairs have a positive curvature <s, y>, beyond rounding errors."""
+    return sy > 1e-10 * s.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
+
+
 def _spectral(s: Tensor, y: Tensor) -> Tensor:
     return (per_image_dot(s, y) / per_image_dot(y, y)).double()
 
@@ -288,7 +291,7 @@ class _Pairs:
 
     def update(self, accepted: Tensor, s: Tensor, y: Tensor) -> Tensor:
         """Keep the pairs of the images where ``accepted``, if they are of use; returns of which they are."""
-        useful = accepted & (per_image_dot(s, y) > 1e-10 * s.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1))
+        useful = accepted & _curved(s, y, per_image_dot(s, y))
         rows = torch.nonzero(useful).flatten()
         head = self.count[rows] % self.s.shape[1]
         self.s[rows, head], self.y[rows, head] = s[rows], y[rows]
@@ -311,7 +314,7 @@ class _Pairs:
         for slot in slots:
             s, y = self.s[images, slot] * free, self.y[images, slot] * free
             sy = per_image_dot(s, y)
-            good = sy > 1e-10 * s.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
+            good = _curved(s, y, sy)
             if not good.any():
                 continue
             rho = torch.where(good, 1 / sy, 0.0)

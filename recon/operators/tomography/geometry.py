@@ -231,7 +231,7 @@ class Geometry:
 
     # --- ODL ---
 
-    def to_odl(self, dtype: str = "float32") -> tuple[DiscretizedSpace, ODLGeometry]:
+    def to_odl(self) -> tuple[DiscretizedSpace, ODLGeometry]:
         """Return ODL's image space and geometry, for ``odl.applications.tomo.RayTransform(space, geometry)``.
 
         In 3D, ODL orders axes (x, y, z) and (angles, ...); this project (z, x, y) and (rows, angles, columns).
@@ -244,7 +244,7 @@ class Geometry:
         middle = self.image_offset if self.ndim == 2 else (*self.image_offset[1:], self.image_offset[0])
         half = [0.5 * n * p for n, p in zip(shape, sizes, strict=True)]
         low, high = ([m + sign * h for m, h in zip(middle, half, strict=True)] for sign in (-1, 1))
-        space = uniform_discr(low, high, shape, dtype=dtype)
+        space = uniform_discr(low, high, shape, dtype="float32")
         start, stop = self.ends
         angles = nonuniform_partition(np.asarray(self.angles), min_pt=start, max_pt=stop)
         return space, self.odl_geometry(angles)
