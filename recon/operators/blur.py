@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from recon.errors import one_of
 from recon.operators.linear import LinearOperator, Shape, fft_rounding
 from recon.operators.spectrum import Spectrum
 
@@ -105,8 +106,7 @@ class Blur(LinearOperator):
             raise ValueError("the kernel has entries that are not finite")
         if len(domain_shape) != 3 or any(n < 1 for n in domain_shape):
             raise ValueError(f"expected domain_shape (channels, height, width), got {tuple(domain_shape)}")
-        if boundary not in ("periodic", "reflect"):
-            raise ValueError(f'boundary must be "periodic" or "reflect", got {boundary!r}')
+        one_of(("periodic", "reflect"), boundary=boundary)
 
         kernel = kernel.detach().to("cpu", torch.float64)
         height, width = domain_shape[1:]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from recon.errors import one_of
 from recon.operators.linear import LinearOperator, Shape
 
 
@@ -43,8 +44,7 @@ class FiniteDifferences(LinearOperator):
         """
         if len(domain_shape) != 3 or domain_shape[0] != 1 or any(n < 1 for n in domain_shape):
             raise ValueError(f"expected a positive domain_shape (1, height, width), got {tuple(domain_shape)}")
-        if boundary not in ("neumann", "periodic"):
-            raise ValueError(f'boundary must be "neumann" or "periodic", got {boundary!r}')
+        one_of(("neumann", "periodic"), boundary=boundary)
         _, height, width = domain_shape
         squared_norm = _largest_eigenvalue(height, boundary) + _largest_eigenvalue(width, boundary)
         # 1 + 1e-14 covers the rounding of this formula itself.

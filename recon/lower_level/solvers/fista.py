@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recon.errors import at_least
+from recon.errors import at_least, positive
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.energy import Energy
 from recon.lower_level.solvers.iterate import State, SteppedSolver
@@ -62,8 +62,7 @@ class FISTA(SteppedSolver[FISTAState]):
         accelerated: bool = True,
     ) -> None:
         at_least(1, max_iterations=max_iterations)
-        if initial_lipschitz is not None and not initial_lipschitz > 0:
-            raise ValueError(f"initial_lipschitz is {initial_lipschitz}, but must be positive")
+        positive(initial_lipschitz=initial_lipschitz)
         self.max_iterations, self.backtracking = max_iterations, backtracking
         self.initial_lipschitz, self.accelerated = initial_lipschitz, accelerated
 

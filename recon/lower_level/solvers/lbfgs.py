@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from recon.errors import at_least
 from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
 from recon.lower_level.solvers.iterate import State, SteppedSolver
@@ -63,8 +64,7 @@ class LineSearchSolver(SteppedSolver[L]):
         certified: bool = True,
         precondition: bool = True,
     ) -> None:
-        if memory < 1 or max_iterations < 1:
-            raise ValueError(f"memory ({memory}) and max_iterations ({max_iterations}) must be at least 1")
+        at_least(1, memory=memory, max_iterations=max_iterations)
         if not 0 < armijo < 0.5:
             raise ValueError(f"armijo is {armijo}, but must lie in (0, 1/2)")
         self.memory, self.max_iterations, self.armijo, self.certified = memory, max_iterations, armijo, certified

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recon.errors import at_least
+
 Pattern = Literal["random_lines", "equispaced", "radial", "poisson_disc"]
 
 # Increment of the angle between spokes, pi / golden ratio: any number of them covers the circle evenly (Winkelmann,
@@ -175,8 +177,7 @@ PATTERNS: dict[Pattern, Callable[[tuple[int, int], float, int | None, int], Tens
 
 
 def _generator(seed: int) -> np.random.Generator:
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be at least 0")
+    at_least(0, seed=seed)
     return np.random.default_rng(seed)
 
 

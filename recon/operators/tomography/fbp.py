@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recon.errors import one_of
 from recon.operators.tomography.beams import FanBeam, Geometry
 from recon.operators.tomography.ramp import FILTERS, RAMPS, RampFilter
 from recon.operators.tomography.ray_transform import RayTransform
@@ -75,10 +76,8 @@ class FilteredBackProjection(nn.Module):
         geometry = geometry.geometry if isinstance(geometry, RayTransform) else geometry
         if geometry.ndim != 2:
             raise ValueError(f"filtered back-projection serves parallel and fan beams, got {geometry.kind}")
-        if filter not in FILTERS:
-            raise ValueError(f"filter must be one of {', '.join(FILTERS)}, got {filter!r}")
-        if ramp not in RAMPS:
-            raise ValueError(f"ramp must be one of {', '.join(RAMPS)}, got {ramp!r}")
+        one_of(FILTERS, filter=filter)
+        one_of(RAMPS, ramp=ramp)
         if not 0.0 < frequency_scaling <= 1.0:
             raise ValueError(f"frequency_scaling must be in (0, 1], got {frequency_scaling}")
         self.geometry = geometry

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from recon.errors import at_least
+
 if TYPE_CHECKING:  # ODL takes seconds to import
     from odl.applications.tomo.geometry import Geometry as ODLGeometry
     from odl.core.discr import DiscretizedSpace, RectPartition
@@ -214,8 +216,7 @@ class Geometry:
         ValueError
             the step is not positive.
         """
-        if step < 1:
-            raise ValueError(f"step must be positive, got {step}")
+        at_least(1, step=step)
         return self.select(slice(None, None, step))
 
     # --- rays ---

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from recon.errors import one_of
 from recon.operators.checks import adjoint_mismatch, check_adjoint
 from recon.operators.linear import LinearOperator, apply_linear
 from recon.operators.odl import ODLOperator
@@ -79,8 +80,7 @@ class RayTransform(LinearOperator):
     ) -> None:
         if not isinstance(geometry, Geometry):
             raise ValueError(f"expected a geometry (ParallelBeam, FanBeam, ConeBeam), got {type(geometry).__name__}")
-        if backend not in ("matrix", "astra_cuda", "odl"):
-            raise ValueError(f'backend must be "matrix", "astra_cuda" or "odl", got {backend!r}')
+        one_of(("matrix", "astra_cuda", "odl"), backend=backend)
         if projector is not None and backend != "matrix":
             raise ValueError(f'projector can be chosen for backend="matrix" only, got {projector!r} for {backend!r}')
         super().__init__(geometry.domain_shape, geometry.range_shape, norm_bound=0.0)

@@ -124,7 +124,7 @@ def test_parts_of_a_scan() -> None:
         geometry.limited_angle(4.0, 5.0)
     with pytest.raises(ValueError, match="out of range: there are 12"):
         geometry.select([3, 12])
-    with pytest.raises(ValueError, match="step must be positive"):
+    with pytest.raises(ValueError, match="step is 0, but must be at least 1"):
         geometry.sparse_view(0)
 
 
