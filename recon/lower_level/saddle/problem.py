@@ -140,13 +140,10 @@ class SaddlePoint:
         """x and y of z = (x, y)."""
         return z[:, : self.operator.domain_size], z[:, self.operator.domain_size :]
 
-    def gap(self, x: Tensor, y: Tensor, kx: Tensor, kty: Tensor) -> Tensor:
-        """The primal-dual gap G(x, y) = g(x) + f(Kx) + g*(-K^T y) + f*(y) plus its rounding error; may be infinite."""
-        gap, noise = self.gap_parts(x, y, kx, kty)
-        return gap + noise
-
     def gap_parts(self, x: Tensor, y: Tensor, kx: Tensor, kty: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The computed gap, which may be infinite, and a model of its rounding error.
+        r"""The primal-dual gap G(x, y) = g(x) + f(Kx) + g*(-K^T y) + f*(y), and a model of its rounding error.
+
+        Both may be infinite.
 
         Where the formula of a Fenchel gap F(v) does not cancel, what remains are the rounding errors of K x, K^T y, x,
         grad f*(y) and grad g*(-K^T y): F, convex in v with an L-Lipschitz gradient, moves by at most sqrt(2 L F) r +

@@ -96,8 +96,7 @@ def radial(shape: tuple[int, int], acceleration: float, calibration: int | None 
     """
     target = _count_points(shape, acceleration)
     mask = _square(shape, 1 if calibration is None else calibration)
-    if int(mask.sum()) > target:
-        raise ValueError(_too_large(int(mask.sum()), "samples", target, acceleration, shape))
+    _check_centre(int(mask.sum()), "samples", target, acceleration, shape)
     angle = math.pi * _generator(seed).random()
     for spokes in range(64 * max(shape)):
         before, count = mask.copy(), int(mask.sum())
@@ -148,8 +147,7 @@ def poisson_disc(shape: tuple[int, int], acceleration: float, calibration: int |
     if calibration is None:
         calibration = max(1, min(16, *shape, math.isqrt(target // 4)))
     centre = _square(shape, calibration)
-    if int(centre.sum()) > target:
-        raise ValueError(_too_large(int(centre.sum()), "samples", target, acceleration, shape))
+    _check_centre(int(centre.sum()), "samples", target, acceleration, shape)
     generator = _generator(seed)
     order = generator.permutation(shape[0] * shape[1])
     jitter = generator.random((2, *shape)) - 0.5
@@ -209,18 +207,18 @@ def _count_lines(shape: tuple[int, int], acceleration: float, calibration: int |
         calibration = max(1, round(0.32 * width / acceleration))
     if not 1 <= calibration <= width:
         raise ValueError(f"calibration is {calibration}; it must be from 1 to the number of columns, {width}")
-    if calibration > lines:
-        raise ValueError(_too_large(calibration, "columns", lines, acceleration, shape))
+    _check_centre(calibration, "columns", lines, acceleration, shape)
     centre = np.zeros(width, dtype=bool)
     centre[central(width, calibration)] = True
     return lines, centre
 
 
-def _too_large(centre: int, unit: str, allowed: int, acceleration: float, shape: tuple[int, int]) -> str:
-    return (
-        f"the fully sampled centre has {centre} {unit}, but acceleration {acceleration:g} of {shape[0]}x{shape[1]} "
-        f"leaves {allowed}; lower calibration or acceleration"
-    )
+def _check_centre(centre: int, unit: str, allowed: int, acceleration: float, shape: tuple[int, int]) -> None:
+    if centre > allowed:
+        raise ValueError(
+            f"the fully sampled centre has {centre} {unit}, but acceleration {acceleration:g} of {shape[0]}x{shape[1]} "
+            f"leaves {allowed}; lower calibration or acceleration"
+        )
 
 
 def central(n: int, size: int) -> slice:
