@@ -43,12 +43,20 @@ def ssim(x: Tensor, target: Tensor, data_range: float = 1.0) -> Tensor:
     Gaussian window of standard deviation 1.5 and 11x11 pixels, K1 = 0.01, K2 = 0.03, computed in float64 by
     scikit-image.
 
-    Args and raises: as :func:`psnr`; images must also have at least 11x11 pixels.
+    Parameters
+    ----------
+    x, target, data_range
+        As for :func:`psnr`; images must have at least 11x11 pixels.
 
     Returns
     -------
     Tensor
         ``(batch,)``, float64, at most 1.
+
+    Raises
+    ------
+    ValueError
+        As :func:`psnr`, or smaller images.
     """
     _check(x, target, data_range)
     if min(x.shape[2:]) < SSIM_WINDOW:

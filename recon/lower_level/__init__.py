@@ -15,7 +15,7 @@ from recon.lower_level.regularizer import (
 from recon.lower_level.saddle.functionals import Blocks, Functional, Squared, Vanishing
 from recon.lower_level.saddle.maps import SaddleMap
 from recon.lower_level.saddle.norms import FairNorm, HuberNorm, HuberReLU, SmoothedNorm
-from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
+from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution, SaddleSolve
 from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 from recon.lower_level.solution import LinearSolution, Solution, Status
 from recon.lower_level.solvers.cg import conjugate_gradients
@@ -50,6 +50,7 @@ __all__ = [
     "SaddleModel",
     "SaddlePoint",
     "SaddleSolution",
+    "SaddleSolve",
     "SmoothedNorm",
     "Snapshot",
     "Solution",

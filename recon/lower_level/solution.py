@@ -29,8 +29,19 @@ class Status(IntEnum):
     NOT_FINITE = 3
 
 
+class Solved:
+    """What has a :class:`Status` for every image."""
+
+    status: Tensor
+
+    @property
+    def converged(self) -> bool:
+        """Whether every image reached the accuracy asked for."""
+        return bool((self.status == Status.CONVERGED).all())
+
+
 @dataclass(frozen=True)
-class Solution:
+class Solution(Solved):
     """Approximate minimizers of a batch of energies.
 
     x: ``(batch, channel, height, width)``; gradient: grad h at this very x.
@@ -54,14 +65,9 @@ class Solution:
         if self.grade is UNSAID:
             object.__setattr__(self, "grade", torch.full_like(self.status, int(Grade.ESTIMATED)))
 
-    @property
-    def converged(self) -> bool:
-        """Whether every image reached the accuracy asked for."""
-        return bool((self.status == Status.CONVERGED).all())
-
 
 @dataclass(frozen=True)
-class LinearSolution:
+class LinearSolution(Solved):
     """Approximate solutions of a batch of linear systems B w = b.
 
     residual: b - Bw at the returned w, recomputed, or recurred where the gap between both is negligible;
@@ -79,8 +85,3 @@ class LinearSolution:
     def __post_init__(self) -> None:
         if self.rounding is UNSAID:
             object.__setattr__(self, "rounding", self.residual_norm)
-
-    @property
-    def converged(self) -> bool:
-        """Whether every image reached the accuracy asked for."""
-        return bool((self.status == Status.CONVERGED).all())

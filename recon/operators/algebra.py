@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from recon.operators.linear import LinearOperator, Shape
+from recon.operators.linear import LinearOperator, Shape, real_size
 
 #: the shape of images or data, None for any, and whether they are complex
 Side = tuple[Shape | None, bool]
@@ -258,7 +258,7 @@ class Transpose(Combined):
 
 def _real_numbers(side: Side) -> int | None:
     shape, is_complex = side
-    return None if shape is None else math.prod(shape) * (2 if is_complex else 1)
+    return None if shape is None else real_size(shape, is_complex)
 
 
 def stack(operators: Sequence[LinearOperator]) -> Stack:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from recon.operators.linear import LinearOperator, Shape
+from recon.operators.linear import LinearOperator, Shape, real_size
 
 #: steps of inverse iteration, and of conjugate gradients in each
 _INVERSE_STEPS, _SOLVE_STEPS = 3, 40
@@ -173,7 +173,7 @@ def _image(operator: LinearOperator, q: Tensor) -> Tensor:
 def _real_unknowns(operator: LinearOperator) -> int:
     if operator.domain_shape is None:
         raise ValueError(f"{type(operator).__name__} has no fixed domain_shape")
-    return math.prod(operator.domain_shape) * (2 if operator.complex_domain else 1)
+    return real_size(operator.domain_shape, operator.complex_domain)
 
 
 class BoundError(ValueError):

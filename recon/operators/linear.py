@@ -207,6 +207,11 @@ class LinearOperator(nn.Module):
         return f"{self.domain_shape} -> {self.range_shape}, norm_bound={self.norm_bound:.6g}{certified}"
 
 
+def real_size(shape: Shape, is_complex: bool) -> int:
+    """The dimension of these tensors as a real vector space."""
+    return math.prod(shape) * (2 if is_complex else 1)
+
+
 def kind_of(value: object) -> str:
     """Type and shape of a tensor, or the class of something else, for messages."""
     return f"{value.dtype}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

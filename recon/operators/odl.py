@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recon.operators import checks
 from recon.operators.checks import adjoint_mismatch, check_bounds, lanczos_norm_bound
-from recon.operators.linear import LinearOperator, Shape, apply_linear
+from recon.operators.linear import LinearOperator, Shape, apply_linear, real_size
 
 # Below this many real unknowns and matrix entries the norm is computed exactly from the dense matrix.
 _DENSE_UNKNOWNS = 1024
@@ -103,6 +103,8 @@ class ODLOperator(LinearOperator):
         self.odl_operator = odl_operator
         self._odl_adjoint = odl_adjoint
         self._domain_layout, self._range_layout = domain, range_
+        # of real numbers, the less precise one
+        self._precision = max((side.dtype.to_real() for side in (domain, range_)), key=lambda d: torch.finfo(d).eps)
         self._weights: tuple[float | Tensor, float | Tensor] = (domain.weight, range_.weight)
         if not adjoint_weighted:
             self._weights = (1.0, 1.0)
@@ -110,7 +112,7 @@ class ODLOperator(LinearOperator):
         if check_adjoint:
             tolerance = adjoint_tolerance
             if tolerance is None:
-                tolerance = 1e-8 if min(domain.precision, range_.precision) == 64 else 1e-5
+                tolerance = 1e-8 if self._precision == torch.float64 else 1e-5
             self._test_adjoint(tolerance)
         self._set_bounds(norm_bound, lower_bound)
         if check_adjoint and (norm_bound is not None or lower_bound):
@@ -120,9 +122,7 @@ class ODLOperator(LinearOperator):
 
     def unit_roundoff(self, dtype: torch.dtype) -> float:
         """The larger one of u of ``dtype`` and of the spaces that ODL computes in."""
-        single = min(self._domain_layout.precision, self._range_layout.precision) == 32
-        own = torch.float32 if single else torch.float64
-        return max(super().unit_roundoff(dtype), super().unit_roundoff(own))
+        return max(super().unit_roundoff(dtype), super().unit_roundoff(self._precision))
 
     def _forward(self, x: Tensor) -> Tensor:
         return apply_linear(x, self._matvec, self._rmatvec)
@@ -159,7 +159,7 @@ class ODLOperator(LinearOperator):
             )
 
     def _set_bounds(self, norm_bound: float | None, lower_bound: float | None) -> None:
-        unknowns, data = self._domain_layout.real_size, self._range_layout.real_size
+        unknowns, data = (real_size(side.shape, side.is_complex) for side in (self._domain_layout, self._range_layout))
         if norm_bound is None and unknowns <= _DENSE_UNKNOWNS and unknowns * data <= _DENSE_ENTRIES:
             smallest, largest = self._singular_values()
             norm_bound = largest
@@ -182,9 +182,7 @@ class ODLOperator(LinearOperator):
             images = self(basis.reshape(-1, *self.domain_shape))
         matrix = (torch.view_as_real(images) if images.is_complex() else images).reshape(len(basis), -1)
         values = torch.linalg.svdvals(matrix)
-        epsilon = torch.finfo(torch.float64).eps
-        if min(self._domain_layout.precision, self._range_layout.precision) == 32:
-            epsilon = torch.finfo(torch.float32).eps
+        epsilon = torch.finfo(self._precision).eps
         # ||M - A|| <= sqrt(rank) eps ||A|| for entries of relative accuracy eps, and as much for the decomposition.
         slack = 8.0 * math.sqrt(max(matrix.shape)) * epsilon * float(values[0])
         smallest = float(values[-1]) if matrix.shape[1] >= matrix.shape[0] else 0.0
@@ -222,16 +220,6 @@ class _SpaceLayout:
     @property
     def is_complex(self) -> bool:
         return self.dtype.is_complex
-
-    @property
-    def precision(self) -> int:
-        """Bits of one real number."""
-        return torch.finfo(self.dtype).bits
-
-    @property
-    def real_size(self) -> int:
-        """Dimension as a real vector space."""
-        return math.prod(self.shape) * (2 if self.is_complex else 1)
 
     def element(self, image: Tensor) -> TensorElement | ProductSpaceElement:
         """Return the ODL element that shares memory with ``image`` (shape of the space, its dtype and device)."""

@@ -15,10 +15,13 @@ class NormalSymbol:
 
     An approximation that solvers may be fast by, and that nothing they certify depends on.
 
-    Attributes:
-        values: s on the grid of ``torch.fft.fft2``, ``(height, width)``, float64 on the CPU.
-        complex_pairs: whether the two channels of an image are the parts of one complex number, which F acts on;
-            otherwise F acts on each channel, and s is symmetric, s(-xi) = s(xi).
+    Attributes
+    ----------
+    values
+        s on the grid of ``torch.fft.fft2``, ``(height, width)``, float64 on the CPU.
+    complex_pairs
+        whether the two channels of an image are the parts of one complex number, which F acts on; otherwise F acts on
+        each channel, and s is symmetric, s(-xi) = s(xi).
     """
 
     values: Tensor

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,19 +43,15 @@ class Curvature:
         raise NotImplementedError
 
 
+@dataclass(eq=False)
 class GroupCurvature(Curvature):
     """H = across (I - n n^T) + along n n^T in every group, n the ``direction`` of the group; ``across`` I without n."""
 
-    def __init__(
-        self,
-        shape: Sequence[int],
-        across: Tensor,
-        along: Tensor | None = None,
-        direction: Tensor | None = None,
-        axis: int | None = None,
-    ) -> None:
-        self.shape, self.across, self.along = tuple(shape), across, along
-        self.direction, self.axis = direction, axis
+    shape: tuple[int, ...]
+    across: Tensor
+    along: Tensor | None = None
+    direction: Tensor | None = None
+    axis: int | None = None
 
     def __call__(self, v: Tensor) -> Tensor:
         z = v.reshape(len(v), *self.shape)
@@ -73,19 +71,17 @@ class GroupCurvature(Curvature):
         return (across * z + ((along - across) * part) * self.direction).flatten(1)
 
     def select(self, index: Tensor) -> GroupCurvature:
-        def pick(t: Tensor | None) -> Tensor | None:
-            return t if t is None or t.shape[0] == 1 else t[index]
-
-        across = pick(self.across)
-        assert across is not None
-        return GroupCurvature(self.shape, across, pick(self.along), pick(self.direction), self.axis)
+        part = copy.copy(self)
+        vars(part).update({name: t[index] for name, t in vars(self).items() if isinstance(t, Tensor) and len(t) != 1})
+        return part
 
 
+@dataclass(eq=False)
 class BlockCurvature(Curvature):
     """Block by block."""
 
-    def __init__(self, parts: list[Curvature], sizes: list[int]) -> None:
-        self.parts, self.sizes = parts, sizes
+    parts: list[Curvature]
+    sizes: list[int]
 
     def __call__(self, v: Tensor) -> Tensor:
         return torch.cat([h(b) for h, b in zip(self.parts, v.split(self.sizes, 1), strict=True)], 1)

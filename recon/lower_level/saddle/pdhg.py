@@ -14,7 +14,7 @@ from recon.lower_level.batch import per_image_accuracy, per_image_norm
 from recon.lower_level.grade import grade_bounds, modelled_part
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.problem import SaddlePoint, distances
-from recon.lower_level.solution import RUNNING, Status
+from recon.lower_level.solution import RUNNING, Solved, Status
 from recon.lower_level.solvers.iterate import Callback, Loop, Saved, Snapshot
 from recon.lower_level.solvers.stopping import Collector, Patience, PerImage
 
@@ -25,7 +25,7 @@ GAP_EVERY = 5
 
 
 @dataclass(frozen=True)
-class SaddleSolution:
+class SaddleSolution(Solved):
     """Approximate saddle points of a batch of problems, with certificates for these very points.
 
     x: ``(batch, n)``; y: ``(batch, m)``; s: ``(batch, m)``, a subgradient of f* at y (near Kx).
@@ -47,11 +47,6 @@ class SaddleSolution:
     evaluations: Tensor
     rounding: Tensor
     grade: Tensor
-
-    @property
-    def converged(self) -> bool:
-        """Whether every image reached the accuracy asked for."""
-        return bool((self.status == Status.CONVERGED).all())
 
 
 class Iteration(PerImage):
@@ -281,16 +276,21 @@ class PDHG:
         return solve
 
 
+@dataclass(eq=False)
 class SaddleSolve(Loop[SaddleSolution]):
-    """One solve by PDHG, which :meth:`PDHG.resume` goes on with."""
+    """One solve by PDHG, which :meth:`PDHG.resume` goes on with.
 
-    def __init__(
-        self, solver: PDHG, method: Iteration, track: _Track, collected: Collector, iteration: int = 0
-    ) -> None:
-        """``method`` and ``track`` are those of the images in ``collected.active``."""
-        self.solver, self.method, self.track = solver, method, track
-        self.collected, self.iteration = collected, iteration
-        if iteration and collected.active.numel():
+    ``method`` and ``track`` are those of the images in ``collected.active``.
+    """
+
+    solver: PDHG
+    method: Iteration
+    track: _Track
+    collected: Collector
+    iteration: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iteration and self.collected.active.numel():
             self._certify()
 
     @torch.no_grad()

@@ -247,21 +247,19 @@ class Loop(ABC, Generic[R]):
         """Of the whole batch."""
 
 
+@dataclass(eq=False)
 class Solve(Loop[Solution], Generic[S]):
-    """One solve of energies, which :meth:`SteppedSolver.resume` goes on with."""
+    """One solve of energies, which :meth:`SteppedSolver.resume` goes on with.
 
-    def __init__(
-        self,
-        solver: SteppedSolver[S],
-        energy: Energy,
-        stopping: Stopping,
-        state: S,
-        collected: Collector,
-        iteration: int = 0,
-    ) -> None:
-        """``energy``, ``stopping`` and ``state`` are those of the images in ``collected.active``."""
-        self.solver, self.energy, self.stopping, self.state = solver, energy, stopping, state
-        self.collected, self.iteration = collected, iteration
+    ``energy``, ``stopping`` and ``state`` are those of the images in ``collected.active``.
+    """
+
+    solver: SteppedSolver[S]
+    energy: Energy
+    stopping: Stopping
+    state: S
+    collected: Collector
+    iteration: int = 0
 
     def snapshot(self) -> Snapshot:
         """Where the whole batch is; tensors are not changed any more."""

@@ -99,9 +99,12 @@ class ParallelBeam(Geometry):
 class FanBeam(Geometry):
     """Rays from the source ``-source_distance e_t`` to the points ``detector_distance e_t + s e_s`` of a flat detector.
 
-    Attributes:
-        source_distance: from the source to the rotation axis in mm; the source stays outside the image.
-        detector_distance: from the rotation axis to the detector in mm; 0 is a virtual detector through the axis.
+    Attributes
+    ----------
+    source_distance
+        from the source to the rotation axis in mm; the source stays outside the image.
+    detector_distance
+        from the rotation axis to the detector in mm; 0 is a virtual detector through the axis.
     """
 
     source_distance: float = 0.0

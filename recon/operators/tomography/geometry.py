@@ -24,14 +24,20 @@ TURN = 2.0 * math.pi
 class Geometry:
     """What all scans share; use one of the subclasses.
 
-    Attributes:
-        image_shape: pixels, ``(H, W)``, in 3D ``(D, H, W)``.
-        pixel_size: side lengths in mm in the order of ``image_shape``; one number stands for all of them.
-        angles: radians, strictly increasing, over at most one turn (both ends included).
-        detector_pixels, detector_spacing, detector_offset: number, pitch in mm and position of the detector's centre in
-            mm; numbers, in 3D pairs (along the rotation axis, across it).
-        image_offset: position of the image's centre relative to the rotation axis in mm, in the order of
-            ``image_shape``; one number stands for all of them, and zero is an image centred on the axis.
+    Attributes
+    ----------
+    image_shape
+        pixels, ``(H, W)``, in 3D ``(D, H, W)``.
+    pixel_size
+        side lengths in mm in the order of ``image_shape``; one number stands for all of them.
+    angles
+        radians, strictly increasing, over at most one turn (both ends included).
+    detector_pixels, detector_spacing, detector_offset
+        number, pitch in mm and position of the detector's centre in mm; numbers, in 3D pairs (along the rotation axis,
+        across it).
+    image_offset
+        position of the image's centre relative to the rotation axis in mm, in the order of ``image_shape``; one number
+        stands for all of them, and zero is an image centred on the axis.
     """
 
     image_shape: tuple[int, ...]

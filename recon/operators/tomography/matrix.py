@@ -44,9 +44,12 @@ PROJECTORS = {"parallel": ("linear", "line", "strip"), "fan": ("line",)}
 class ProjectorMatrix:
     """``A`` as CSR, ``A^T`` as CSR, and a proven bound of ``||A||``.
 
-    Attributes:
-        matrix, transpose: :class:`recon.operators.tomography.sparse.SparseMatrix`, rays x pixels and pixels x rays.
-        norm_bound: see :func:`recon.operators.tomography.norm.collatz_wielandt`.
+    Attributes
+    ----------
+    matrix, transpose
+        :class:`recon.operators.tomography.sparse.SparseMatrix`, rays x pixels and pixels x rays.
+    norm_bound
+        see :func:`recon.operators.tomography.norm.collatz_wielandt`.
     """
 
     def __init__(
