@@ -228,7 +228,7 @@ def active_set(a: np.ndarray, y: np.ndarray, mu: float) -> Tensor:
 
 def test_bad_options_are_refused() -> None:
     for make_solver, message in (
-        (lambda: ProjectedLBFGS(memory=0), r"memory \(0\)"),
+        (lambda: ProjectedLBFGS(memory=0), "memory is 0, but must be at least 1"),
         (lambda: ProjectedLBFGS(armijo=0.5), r"armijo is 0\.5"),
     ):
         with pytest.raises(ValueError, match=message):
