@@ -256,6 +256,10 @@ LOWER: list[Mutation] = [
             "torch.fmin(dual_error, (2 * (gap + noise) / iteration.dual).sqrt())",
             "torch.fmin(dual_error, ((gap + noise) / iteration.dual).sqrt())",
         ),
+    ),
+    *mutations_of(
+        "recon/lower_level/saddle/iteration.py",
+        SADDLE,
         ("unit * (norm * y + self.largest[:, 0] * x), unit", "unit * (self.largest[:, 0] * x), unit"),
         ("unit * (norm * y + self.largest[:, 0] * x), unit", "unit * (norm * y), unit"),
         ("unit * (norm * x + self.largest[:, 1] * y + terms)", "unit * (norm * x + self.largest[:, 1] * y)"),

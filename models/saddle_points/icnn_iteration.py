@@ -14,7 +14,7 @@ BALANCE_EVERY, IMBALANCE, DECAY = 5, 1.5, 0.8
 
 
 class NetworkIteration:
-    r"""The steps of :class:`~recon.lower_level.saddle.pdhg.Iteration`, theta = 1, for an exact ICNN without A.
+    r"""The steps of :class:`~recon.lower_level.saddle.iteration.Iteration`, theta = 1, for an exact ICNN without A.
 
     What :class:`ICNNSaddle` puts into flat vectors is one tensor per layer here, ``(batch * channel, filters, height,
     width)``: x and z_0, ..., z_{L-1}; the multipliers (p_l, q_l) of (W_l z_{l-1} + b_l, z_l), W_0 = V, z_{-1} = x, and

@@ -17,7 +17,8 @@ from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
 from recon.lower_level.grade import Grade, modelled_part, proved_part
 from recon.lower_level.precision import SUMMATION, full_precision
 from recon.lower_level.saddle.curvature import Curvature
-from recon.lower_level.saddle.pdhg import PDHG, Iteration, SaddleSolution
+from recon.lower_level.saddle.iteration import Iteration
+from recon.lower_level.saddle.pdhg import PDHG, SaddleSolution
 from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 from recon.lower_level.solution import Status
 

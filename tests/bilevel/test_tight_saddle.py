@@ -15,7 +15,7 @@ from recon.lower_level import PDHG, Functional, SaddleModel, SaddlePoint, Saddle
 from recon.lower_level.grade import Grade
 from recon.lower_level.saddle.curvature import Curvature, GroupCurvature
 from recon.lower_level.saddle.functionals import Blocks, ParameterBound
-from recon.lower_level.saddle.pdhg import Iteration
+from recon.lower_level.saddle.iteration import Iteration
 from tests.bilevel.methods.line import number
 from tests.lower_level.saddle.saddle_problems import MatrixMap
 

@@ -111,5 +111,5 @@ def test_what_it_does_not_take() -> None:
         UNet(frequency_scaling=1.5)
     pytest.importorskip("astra")
     operator = RayTransform(ParallelBeam.equispaced((8, 8), 1.0, 4), cache=False)
-    with pytest.raises(ValueError, match="filter is .* but must be one of"):
+    with pytest.raises(ValueError, match=r"filter is .* but must be one of"):
         UNet(filter="ramp")(operator(torch.rand(1, 1, 8, 8)), operator)  # type: ignore[arg-type]

@@ -177,7 +177,7 @@ CONE = ConeBeam.equispaced(
 
 
 def test_wrong_backends_are_refused() -> None:
-    with pytest.raises(ValueError, match="backend is .* but must be one of matrix"):
+    with pytest.raises(ValueError, match=r"backend is .* but must be one of matrix"):
         RayTransform(SQUARE["fan"], "gpu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="projector can be chosen"):
         RayTransform(SQUARE["fan"], "odl", projector="line")
