@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from abc import abstractmethod
-from enum import Enum
 from typing import Any
 
 import torch
@@ -234,7 +232,7 @@ class UpperLevelModule(ReconstructionModule):
 
 def record_values(record: Record) -> dict[str, float]:
     """The numbers of a record by name; ``step`` becomes ``alpha``, as loggers take "step" for the abscissa."""
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    values = record.line()
     values["alpha"] = values.pop("step")
     del values["iteration"]  # the abscissa
-    return {k: float(v) for k, v in values.items() if not isinstance(v, Enum)}
+    return {name: float(value) for name, value in values.items() if not isinstance(value, str)}

@@ -6,7 +6,6 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -125,11 +124,11 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
     @property
     def evaluation(self) -> Evaluation:
         """The objective at the current parameters; its warm starts are part of a checkpoint."""
-        return Evaluation(**self.progress["evaluation"])
+        return Evaluation.from_state(self.progress["evaluation"])
 
     @evaluation.setter
     def evaluation(self, value: Evaluation) -> None:
-        self.progress["evaluation"] = {f.name: getattr(value, f.name) for f in fields(value)}
+        self.progress["evaluation"] = value.state_dict()
 
     def _keep(self, gradient: Hypergradient) -> None:
         """Take note of the hypergradient at the current parameters, and of the evaluation that it belongs to."""
@@ -150,19 +149,15 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
         at, z = self.evaluation, self.progress.get("z")
         return Record(
             iteration=self.progress["iteration"] + 1,
-            loss=at.value,
-            lower=at.lower,
-            upper=at.upper,
+            certified=at.certified,
             epsilon=float(at.error.max()),
-            delta=float(at.adjoint_residual.max()),
+            delta=float(at.adjoint.residual.max()),
             omega=omega,
             step=step,
             trials=trials,
             evaluations=objective.evaluations,
             gradient_norm=float(z.norm()) if z is not None else math.nan,
             progress=progress,
-            rounding=at.rounding,
-            grade=at.grade,
         )
 
     # --- state -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from recon.bilevel import (
     Accelerations,
     AccuracySchedule,
     BilevelObjective,
+    CertifiedLoss,
     Limits,
     LineSearch,
     Progress,
@@ -452,7 +453,7 @@ def test_published_maid_has_none_of_the_accelerations() -> None:
 
 @pytest.mark.parametrize("progress", list(Progress))
 def test_finished(progress: Progress) -> None:
-    record = Record(1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1, 1.0, 0.0, progress)
+    record = Record(1, CertifiedLoss(0.0, 0.0, 0.0), 0.0, 0.0, 0.0, 0.0, 1, 1.0, 0.0, progress)
     assert record.finished == (progress in (Progress.CONVERGED, Progress.PRECISION_FLOOR))
 
 
