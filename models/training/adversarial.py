@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, cast
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
@@ -129,13 +128,13 @@ class AdversarialModule(EnergyModule):
         self.tune_weight(x, y)
         self.train(was_training)
         self.validated_iteration = None  # figures of the validation belonged to another weight
-        for callback in cast(list[pl.Callback], self.trainer.callbacks):  # type: ignore[attr-defined]
+        for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 self.trainer.save_checkpoint(callback.path)
 
     def _validation_data(self, count: int) -> tuple[Tensor, Tensor]:
         """The first ``count`` true images and data of the validation set."""
-        module = getattr(self.trainer, "datamodule", None)
+        module = self._datamodule
         if module is not None and self.trainer.limit_val_batches:
             loaders: Any = module.val_dataloader()
         else:
@@ -209,7 +208,7 @@ class AdversarialModule(EnergyModule):
         def note(snapshot: Snapshot) -> None:
             found.append(float(metrics.psnr(self.display(self._inside(snapshot.x, y)), target).mean()))
 
-        descend(energy, start, self.most_iterations, note)
+        descend(energy, start, self.most_iterations, note, self.nonnegative)
         return found
 
     # --- reconstruction ----------------------------------------------------------------------------------------------

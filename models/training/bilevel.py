@@ -14,7 +14,7 @@ from recon.bilevel import MAID, BilevelObjective, Differentiation, SquaredError,
 from recon.bilevel.energy_objective import IMPLICIT
 from recon.bilevel.objective import check_chunk_size
 from recon.errors import not_negative
-from recon.lower_level import LBFGS, DataFidelity, Regularizer, Solver, SquaredL2
+from recon.lower_level import LBFGS, DataFidelity, ProjectedLBFGS, Regularizer, Solver, SquaredL2
 from recon.names import public_name
 from recon.operators import LinearOperator
 from recon.reconstruction import Data, Method, Variational
@@ -28,7 +28,8 @@ class EnergyModule(UpperLevelModule):
     regularizer, optimizer, operator, reconstruction_accuracy
         As in :class:`models.training.upper_level.UpperLevelModule`.
     solver : Solver, optional
-        Of minimizers; L-BFGS by default.
+        Of minimizers; L-BFGS by default. With :class:`recon.lower_level.ProjectedLBFGS` all reconstruction is over
+        x >= 0.
     fidelity : DataFidelity, optional
         D; 1/2||Ax - y||^2 by default.
     mu : float
@@ -71,12 +72,17 @@ class EnergyModule(UpperLevelModule):
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
+    @property
+    def nonnegative(self) -> bool:
+        """Whether the solver is one over x >= 0, :class:`recon.lower_level.ProjectedLBFGS`."""
+        return isinstance(self.solver, ProjectedLBFGS)
+
     def problem(self, y: Tensor, weights: Tensor | None = None) -> Data:
         return dataclasses.replace(super().problem(y, weights), term=self.fidelity)
 
     def method(self, problem: Data) -> Method:
         """Minimizers of the energies, with certified errors."""
-        return Variational(self.regularizer, self.mu, self.solver)
+        return Variational(self.regularizer, self.mu, minimize=self.solver, project=self.solver)
 
     # --- checkpoints and files ---------------------------------------------------------------------------------------
 

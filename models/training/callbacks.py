@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.regularizers.ridge import RidgeRegularizer
 from models.saddle_points.learned_tv import LearnedTV
-from models.training.module import Reconstruction, ReconstructionModule
+from models.training.module import Prediction, ReconstructionModule
 from models.training.supervised import SupervisedModule
 from recon.files import write_files
 from recon.plotting import figure_bytes, filter_grid, filters_figure
@@ -130,7 +130,7 @@ class ImageLogger(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or not isinstance(outputs, Reconstruction):
+        if trainer.sanity_checking or not isinstance(outputs, Prediction):
             return
         assert isinstance(pl_module, ReconstructionModule)  # what makes reconstructions
         target, x, data = pl_module.display(batch[0]), pl_module.display(outputs.x), batch[1]
