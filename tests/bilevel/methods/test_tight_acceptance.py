@@ -24,7 +24,7 @@ from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.certified_descent import CertifiedDescent
 from recon.lower_level import Status
 from recon.lower_level.grade import Grade
-from tests.bilevel.methods.variants import variant
+from tests.bilevel.methods.descents import variant
 
 
 class Parabola:
