@@ -12,8 +12,7 @@ from models.files.checkpoints import describe
 from models.training.upper_level import UpperLevelModule
 from recon.bilevel import MAID, BilevelObjective, Differentiation, SquaredError, UpperLoss
 from recon.bilevel.energy_objective import IMPLICIT
-from recon.bilevel.objective import check_chunk_size
-from recon.errors import not_negative
+from recon.errors import at_least, not_negative
 from recon.lower_level import LBFGS, DataFidelity, ProjectedLBFGS, Regularizer, Solver, SquaredL2
 from recon.names import public_name
 from recon.operators import LinearOperator
@@ -147,7 +146,7 @@ class BilevelModule(EnergyModule):
         differentiation: Differentiation = IMPLICIT,
     ) -> None:
         super().__init__(regularizer, optimizer or MAID, solver, fidelity, operator, mu, reconstruction_accuracy)
-        check_chunk_size(chunk_size)
+        at_least(1, chunk_size=chunk_size)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size, self.differentiation = chunk_size, differentiation
 

@@ -20,6 +20,7 @@ from models.regularizers.ridge import RidgeRegularizer
 from models.saddle_points.learned_tv import LearnedTV
 from models.training.module import Prediction, ReconstructionModule
 from models.training.supervised import SupervisedModule
+from recon.errors import at_least
 from recon.files import write_files
 from recon.plotting import figure_bytes, filter_grid, filters_figure
 
@@ -32,10 +33,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: str | Path, every_n_iterations: int = 1) -> None:
-        if every_n_iterations < 1:
-            raise ValueError(
-                f"every_n_iterations of the last checkpoint is {every_n_iterations}; it must be at least 1"
-            )
+        at_least(1, every_n_iterations=every_n_iterations)
         self.path, self.every_n_iterations = Path(path), every_n_iterations
         self._written = -1
 
@@ -113,8 +111,7 @@ class ImageLogger(Callback):
     """
 
     def __init__(self, images: int = 4) -> None:
-        if images < 0:
-            raise ValueError(f"images of the image logger is {images}; it must be at least 0")
+        at_least(0, images=images)
         self.images = images
         self._shown = 0
 

@@ -14,7 +14,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from models.files.checkpoints import CheckpointError, checksum, describe, difference
+from models.files.checkpoints import CheckpointError, describe, difference
 from models.files.storage import specification
 from models.training.precision import cast
 from recon import metrics
@@ -163,9 +163,9 @@ class ReconstructionModule(pl.LightningModule):
                 f"batch_size of the data to null, and {self._remedy}"
             )
 
-    def _check_data(self, *data: Tensor) -> None:
+    def _check_data(self, found: str) -> None:
         """Refuse other training data than those of the checkpoint that the training goes on from."""
-        if self._resumed is not None and self._resumed["data"] != checksum(*data):
+        if self._resumed is not None and self._resumed["data"] != found:
             raise CheckpointError(
                 f"{self._checkpoint_name}: belongs to other training data (or other noise) than these; "
                 "resume with the data, noise and seed it was made with"

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.files.checkpoints import describe
 from models.training.upper_level import UpperLevelModule
 from recon.bilevel import MAID, Piggyback, SaddleObjective, SquaredError, UpperLoss
-from recon.bilevel.objective import check_chunk_size
+from recon.errors import at_least
 from recon.lower_level import PDHG, SaddleModel
 from recon.operators import LinearOperator
 from recon.reconstruction import Data, Method, Saddle
@@ -63,7 +63,7 @@ class SaddleModule(UpperLevelModule):
         plain: bool = False,
     ) -> None:
         super().__init__(regularizer, optimizer or MAID, operator, reconstruction_accuracy)
-        check_chunk_size(chunk_size)
+        at_least(1, chunk_size=chunk_size)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size = chunk_size
         self.saddle_solver = solver if solver is not None else PDHG()

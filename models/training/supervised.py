@@ -154,7 +154,7 @@ class SupervisedModule(ReconstructionModule):
         belongs: dict[str, Any] = {"problem": self._problem(), "data": checksum(x, y)}
         if self._resumed is not None:
             self._check_problem(self._resumed["problem"], belongs["problem"])
-            self._check_data(x, y)
+            self._check_data(belongs["data"])
             self._resumed = None
         self._belongs = belongs
         passes, limit = math.ceil(self.steps * self.batch_size / len(x)), self.trainer.max_epochs

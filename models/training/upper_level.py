@@ -122,7 +122,7 @@ class UpperLevelModule(ReconstructionModule):
         self._weights = batch_weights(batch)
         objective = self._objective(x, y)
         if self._resumed is not None:
-            self._check_data(*self._data_of(objective))
+            self._check_data(self._checksum_of(objective))
             objective.load_state_dict(self._resumed["objective"])
             self._resumed = None
         return objective
@@ -168,12 +168,14 @@ class UpperLevelModule(ReconstructionModule):
         objective = self.objective
         if objective is None:
             return {}
-        if self._checksum is None:  # computed once: the data never change
-            self._checksum = checksum(*self._data_of(objective))
-        return {"problem": self._problem(), "data": self._checksum, "objective": objective.state_dict()}
+        data = self._checksum_of(objective)
+        return {"problem": self._problem(), "data": data, "objective": objective.state_dict()}
 
-    def _data_of(self, objective: Objective) -> list[Tensor]:
-        return [objective.target, objective.y, *([] if self._weights is None else [self._weights])]
+    def _checksum_of(self, objective: Objective) -> str:
+        if self._checksum is None:  # computed once: the data never change
+            data = [objective.target, objective.y, *([] if self._weights is None else [self._weights])]
+            self._checksum = checksum(*data)
+        return self._checksum
 
 
 def record_values(record: Record) -> dict[str, float]:

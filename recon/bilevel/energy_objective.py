@@ -22,6 +22,7 @@ from recon.bilevel.hypergradient import (
 )
 from recon.bilevel.loss import UpperLoss
 from recon.bilevel.objective import InexactObjective
+from recon.errors import at_least
 from recon.lower_level import (
     FISTA,
     LBFGS,
@@ -73,9 +74,7 @@ class Differentiation:
     max_adjoint_iterations: int = 10_000
 
     def __post_init__(self) -> None:
-        for name, steps in (("adjoint_steps", self.adjoint_steps), ("unrolled_steps", self.unrolled_steps)):
-            if steps is not None and steps < 1:
-                raise ValueError(f"{name} is {steps}, but must be at least 1, or None to solve")
+        at_least(1, adjoint_steps=self.adjoint_steps, unrolled_steps=self.unrolled_steps)
         if self.adjoint_steps is not None and self.unrolled_steps is not None:
             raise ValueError("adjoint_steps and unrolled_steps exclude each other: leave one of them out")
 

@@ -144,7 +144,7 @@ class Evaluation(Certified):
     def of(cls, chunks: Sequence[Chunk]) -> Evaluation:
         """The evaluation of all images, from those of the chunks."""
         joined = {name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in _PER_IMAGE}
-        ends = zip(*(chunk.interval.parts for chunk in chunks), strict=True)
+        ends = zip(*(chunk.interval for chunk in chunks), strict=True)
         mean, below, above, rounding = (float(torch.cat(parts).mean()) for parts in ends)
         grade = int(worst(torch.cat([chunk.grade for chunk in chunks])))
         loss = CertifiedLoss(mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=grade)
@@ -167,6 +167,11 @@ class Evaluation(Certified):
     def satisfies(self, accuracy: Accuracy) -> bool:
         """Whether every image has the accuracy asked for."""
         return bool((self.error <= accuracy.solution).all()) and self.adjoint.satisfies(accuracy)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every energy, and the value, was finite."""
+        return math.isfinite(self.value) and not bool((self.status == Status.NOT_FINITE).any())
 
     @property
     def at_precision_floor(self) -> bool:

@@ -24,11 +24,6 @@ from recon.lower_level.saddle.pdhg import SaddleSolution
 from recon.lower_level.saddle.problem import SaddlePoint
 
 
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise ``ValueError`` for a number of images that cannot be solved together; None stands for all."""
-    at_least(1, chunk_size=chunk_size)
-
-
 class Objective(ABC):
     """What is minimized over theta: a function of training images, which counts what it has cost.
 
@@ -104,7 +99,7 @@ class InexactObjective(Objective):
     def __init__(
         self, target: Tensor, y: Tensor, loss: UpperLoss | None, chunk_size: int | None, max_adjoint_iterations: int
     ) -> None:
-        check_chunk_size(chunk_size)
+        at_least(1, chunk_size=chunk_size)
         super().__init__(target, y)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size = chunk_size if chunk_size is not None else len(y)

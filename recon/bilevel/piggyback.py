@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recon.bilevel.evaluation import Adjoint
 from recon.bilevel.hypergradient import ErrorBound
-from recon.errors import at_least
+from recon.errors import at_least, one_of
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
 from recon.lower_level.grade import Grade, modelled_part, proved_part
 from recon.lower_level.precision import SUMMATION, full_precision
@@ -96,8 +96,7 @@ class Piggyback:
     """
 
     def __init__(self, solver: PDHG | None = None, adjoint: str = "cg", iterations: int | None = None) -> None:
-        if adjoint not in ("cg", "pdhg"):
-            raise ValueError(f"adjoint is {adjoint!r}, but must be cg or pdhg")
+        one_of(("cg", "pdhg"), adjoint=adjoint)
         at_least(1, iterations=iterations)
         self.solver = solver if solver is not None else PDHG()
         self.method, self.iterations = adjoint, iterations

@@ -15,7 +15,7 @@ from recon.bilevel.methods.direction import Direction, make_direction
 from recon.bilevel.methods.method import UpperLevelMethod
 from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, fraction, one_of, positive
-from recon.lower_level import NotStronglyConvexError, Status
+from recon.lower_level import Status
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,6 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
     def _limited(self, step: float, d: Tensor) -> float:
         """The step along d, or the longest that may be tried."""
         return min(step, self.progress["longest"] / max(float(d.norm()), 1e-300))
-
-    def _try(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
-        """The objective at a trial point, or ``None`` where no modulus of strong convexity certifies anything."""
-        try:
-            return objective.evaluate(accuracy, current, self._second)
-        except NotStronglyConvexError:
-            return None
 
     def _accept(
         self, objective: InexactObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy

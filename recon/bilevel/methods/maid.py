@@ -139,7 +139,7 @@ class MAID(CertifiedDescent):
                 break
             if same is not None:
                 accuracy = objective.accuracy_for(same, margin, self._second)
-            new = self._try(objective, accuracy, same if same is not None else current)
+            new = self._try(objective, accuracy, same if same is not None else current, self._second)
             same = None
             if new is None:
                 step *= search.shrink

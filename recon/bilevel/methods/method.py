@@ -11,12 +11,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from recon.bilevel.evaluation import Evaluation
+from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.older import current_state, plain
 from recon.bilevel.methods.parameters import assign, check_one_group, flat
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
+from recon.lower_level import NotStronglyConvexError, Status
 
 #: what a method descends on
 Objective = TypeVar("Objective")
@@ -24,6 +25,13 @@ Objective = TypeVar("Objective")
 
 class DivergedError(ValueError):
     """Parameters, of which nothing certifies that they converge, went where hypergradients are not finite."""
+
+
+def require_finite(gradient: Hypergradient) -> None:
+    """Raise :class:`DivergedError` if an energy or the hypergradient is not finite."""
+    lost = bool((gradient.evaluation.status == Status.NOT_FINITE).any())
+    if lost or not bool(torch.isfinite(gradient.z).all()):
+        raise DivergedError("the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr")
 
 
 class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
@@ -133,6 +141,16 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
     def _keep(self, gradient: Hypergradient) -> None:
         """Take note of the hypergradient at the current parameters, and of the evaluation that it belongs to."""
         self.evaluation, self.progress["z"] = gradient.evaluation, gradient.z
+
+    @staticmethod
+    def _try(
+        objective: InexactObjective, accuracy: Accuracy, start: Evaluation | None, second: bool = False
+    ) -> Evaluation | None:
+        """The objective at a trial point, or None where no modulus of strong convexity certifies anything."""
+        try:
+            return objective.evaluate(accuracy, start, second)
+        except NotStronglyConvexError:
+            return None
 
     def _theta(self) -> Tensor:
         """The parameters, flat, in float64; a copy."""

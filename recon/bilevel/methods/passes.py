@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, CertifiedLoss, Evaluation
-from recon.bilevel.methods.method import DivergedError, Objective, UpperLevelMethod
+from recon.bilevel.methods.method import Objective, UpperLevelMethod, require_finite
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, not_negative, positive
-from recon.lower_level import Status
 
 
 class Passes(UpperLevelMethod[Objective]):
@@ -94,15 +93,11 @@ class InexactPasses(Passes[InexactObjective]):
         start = dataclasses.replace(start, x=state["x"][index], adjoint=warm)
         gradient = part.hypergradient(part.evaluate(accuracy, start, goal_oriented=False), accuracy)
         objective.evaluations += part.evaluations * len(index) / len(objective.y)
-        norm = float(gradient.z.norm())
-        if not math.isfinite(norm) or bool((gradient.evaluation.status == Status.NOT_FINITE).any()):
-            raise DivergedError(
-                "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
-            )
+        require_finite(gradient)
         self._descend(gradient.z.split([p.numel() for p in self.options["params"]]))
         at = gradient.evaluation
         state["x"][index], state["w"][index] = at.x, at.adjoint.w  # in place: only warm starts
-        return at, norm
+        return at, float(gradient.z.norm())
 
     def _mean(self, objective: InexactObjective, batches: list[tuple[Evaluation, float]]) -> Record:
         weights = [len(at.x) / len(objective.y) for at, _ in batches]

@@ -108,7 +108,7 @@ class PublishedMAID(CertifiedDescent):
             for _ in range(budget):
                 trials += 1
                 moved = self._set(theta - step * d)
-                new = self._try(objective, accuracy, current)
+                new = self._try(objective, accuracy, current, self._second)
                 if new is not None and new.upper + search.armijo * step * slope <= current.lower:
                     self._accept(objective, direction, moved - theta, new, accuracy)
                     options["lr"] = direction.next_step(alpha, step, 1, search.growth)
