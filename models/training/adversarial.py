@@ -230,7 +230,7 @@ class AdversarialModule(EnergyModule):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def extra_metadata(self) -> dict[str, Any]:
+    def extra_metadata(self) -> dict[str, object]:
         """What the files of the trained regularizer say beside the energy: weights, steps of descent, ramp of FBP."""
         return {
             "weight": self.weight,
@@ -241,7 +241,7 @@ class AdversarialModule(EnergyModule):
             "ramp": "space",  # of critic_reconstruction; files without it are older, and learned from "frequency"
         }
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         return super().metadata() | self.extra_metadata()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -266,7 +266,7 @@ class AdversarialModule(EnergyModule):
         self.trials = [(t["weight"], t["psnr"]) for t in saved["weight_trials"]]
         self.descent_iterations = int(saved["descent_iterations"])
 
-    def _check_ramp(self, saved: dict[str, Any]) -> None:
+    def _check_ramp(self, saved: dict[str, object]) -> None:
         """Refuse to go on, with other images, from what learned from the older filtered back-projection."""
         if "ramp" in saved or not isinstance(self.operator, RayTransform):
             return
@@ -279,6 +279,6 @@ class AdversarialModule(EnergyModule):
         if self.regularizer.convexity() < 0:  # others have minimizers that do not depend on the start
             log.warning("%s, and now its descent starts from these; train anew for figures of its own", older)
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         own = {"penalty": float(self.penalty), "method": "adversarial"}
         return super()._problem() | own | {"loss": describe(SquaredError())}  # it has none, but checkpoints say one

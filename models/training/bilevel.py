@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
@@ -85,10 +84,10 @@ class EnergyModule(UpperLevelModule):
 
     # --- checkpoints and files ---------------------------------------------------------------------------------------
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         return {"mu": self.mu, "fidelity": public_name(self.fidelity)}
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         own = {"solver": describe(self.solver), "fidelity": describe(self.fidelity), "mu": float(self.mu)}
         return super()._problem() | own
 
@@ -164,5 +163,5 @@ class BilevelModule(EnergyModule):
             self.differentiation,
         )
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         return super()._problem() | {"loss": describe(self.loss), **dataclasses.asdict(self.differentiation)}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.backends.backend_agg  # noqa: F401  # native code that loads in mid-training loses an interrupt
 import numpy as np
@@ -79,7 +79,7 @@ class IterationProgress(ProgressBar):
         )
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if self._bar is None:
             return
@@ -122,8 +122,8 @@ class ImageLogger(Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: Sequence[Tensor],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -137,9 +137,9 @@ class ImageLogger(Callback):
             self._shown += 1
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        regularizer = getattr(pl_module, "regularizer", None)
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not isinstance(pl_module, ReconstructionModule):
             return
+        regularizer = pl_module.learned
         if isinstance(regularizer, RidgeRegularizer):
             self._write(trainer, "filters", draw_filters(regularizer))
         elif isinstance(regularizer, LearnedTV):
@@ -167,8 +167,8 @@ class PredictionWriter(Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: Prediction,
+        batch: Sequence[Tensor],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

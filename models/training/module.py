@@ -6,7 +6,7 @@ import copy
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -27,6 +27,14 @@ log = logging.getLogger(__name__)
 
 #: of these the largest counts, of PSNR and SSIM the mean
 LARGEST = ("error", "grade")
+
+
+class Belongings(TypedDict, total=False):
+    """What a checkpoint belongs to, from the first iteration on."""
+
+    problem: dict[str, object]
+    data: str
+    objective: dict[str, float]
 
 
 class Prediction(NamedTuple):
@@ -76,8 +84,8 @@ class ReconstructionModule(pl.LightningModule):
         self.make_optimizer, self.operator = optimizer, operator
         self.validated_iteration: int | None = None
         self._values: dict[str, list[Tensor]] = {}
-        self._method: dict[str, Any] = {}
-        self._resumed: dict[str, Any] | None = None
+        self._method: dict[str, object] = {}
+        self._resumed: Belongings | None = None
 
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
@@ -96,19 +104,19 @@ class ReconstructionModule(pl.LightningModule):
         """What is learned, and written to a file after the training."""
 
     @abstractmethod
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         """Everything beside the model and the data that decides which numbers the next iteration produces."""
 
     @abstractmethod
-    def _belongs_to(self) -> dict[str, Any]:
-        """What a checkpoint belongs to: ``problem``, ``data`` and the like; nothing before the first iteration."""
+    def _belongs_to(self) -> Belongings:
+        """What a checkpoint belongs to; nothing before the first iteration."""
 
     @abstractmethod
     def progress(self) -> str:
         """The last iteration in one line."""
 
     @abstractmethod
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """The outcome of the training: status, iterations, loss, ..."""
 
     # --- set-up ------------------------------------------------------------------------------------------------------
@@ -228,7 +236,7 @@ class ReconstructionModule(pl.LightningModule):
         result = self.reconstruct(batch[1], batch_weights(batch))
         x, target = self.display(result.x), self.display(batch[0])
         values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target)}
-        values |= {name: getattr(result, name) for name in LARGEST}
+        values |= {"error": result.error, "grade": result.grade}
         for name, value in values.items():
             self._values.setdefault(name, []).append(value.double())
         return result
@@ -289,7 +297,7 @@ class ReconstructionModule(pl.LightningModule):
                 raise CheckpointError(f"{self._checkpoint_name}: was written before the first iteration; start anew")
             self._resumed = saved
 
-    def _check_learned(self, saved: dict[str, Any]) -> None:
+    def _check_learned(self, saved: dict[str, object]) -> None:
         self._require(self._part, saved, describe(self.learned))
 
     @property
@@ -297,7 +305,7 @@ class ReconstructionModule(pl.LightningModule):
         path = self.trainer.ckpt_path if self._trainer is not None else None
         return str(path) if path else "the checkpoint"
 
-    def _require(self, what: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    def _require(self, what: str, saved: Mapping[str, object], current: Mapping[str, object]) -> None:
         found = difference(saved, current, what if what != "problem" else "")
         if found:
             raise CheckpointError(f"{self._checkpoint_name}: belongs to another {what}: {found}")

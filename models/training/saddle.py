@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
@@ -91,6 +89,6 @@ class SaddleModule(UpperLevelModule):
         """The images in the saddle points, with certified errors if not plain."""
         return Saddle(self.regularizer, plain=self.plain, minimize=self.saddle_solver)
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         own = {"solver": self.saddle_solver, "piggyback": self.piggyback, "loss": self.loss}
         return super()._problem() | {name: describe(part) for name, part in own.items()}

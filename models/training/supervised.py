@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.setting import describe_setting, setting_difference
-from models.training.module import ReconstructionModule
+from models.training.module import Belongings, ReconstructionModule
 from recon.bilevel.loss import check_finite
 from recon.errors import at_least, one_of, positive
 from recon.names import public_name
@@ -107,7 +107,7 @@ class SupervisedModule(ReconstructionModule):
         self.batch_size, self.steps, self.annealing = batch_size, steps, annealing
         self.gradient_clip, self.seed = gradient_clip, seed
         self.record: PassRecord | None = None
-        self._belongs: dict[str, Any] | None = None
+        self._belongs: Belongings | None = None
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -151,7 +151,7 @@ class SupervisedModule(ReconstructionModule):
             )
         check_finite("true images", x)
         check_finite("data", y)
-        belongs: dict[str, Any] = {"problem": self._problem(), "data": checksum(x, y)}
+        belongs: Belongings = {"problem": self._problem(), "data": checksum(x, y)}
         if self._resumed is not None:
             self._check_problem(self._resumed["problem"], belongs["problem"])
             self._check_data(belongs["data"])
@@ -224,7 +224,7 @@ class SupervisedModule(ReconstructionModule):
         record = self.record
         return "" if record is None else f"loss {record.loss:.4g}, lr {record.lr:.1e}, |g| {record.gradient_norm:.1e}"
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         record = self.record
         assert record is not None
         return {
@@ -244,10 +244,10 @@ class SupervisedModule(ReconstructionModule):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _belongs_to(self) -> dict[str, Any]:
+    def _belongs_to(self) -> Belongings:
         return self._belongs or {}
 
-    def _check_learned(self, saved: dict[str, Any]) -> None:
+    def _check_learned(self, saved: dict[str, object]) -> None:
         """Arguments that are younger than the checkpoint had the value ``older_arguments`` when it was trained."""
         current, older = describe(self.reconstructor), self.reconstructor.older_arguments
         changed = [name for name in older if name not in saved and older[name] != current.get(name)]
@@ -259,7 +259,7 @@ class SupervisedModule(ReconstructionModule):
             )
         self._require("reconstructor", _completed(saved, self.reconstructor), current)
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         return {
             "optimizer": self._method,
             "setting": describe_setting(self._operator, self._datamodule),
@@ -272,8 +272,9 @@ class SupervisedModule(ReconstructionModule):
         }
 
 
-def _completed(saved: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+def _completed(saved: dict[str, object], network: nn.Module) -> dict[str, object]:
     """The description of a network with what its arguments, and those of its parts, were before they existed."""
-    found = getattr(network, "older_arguments", {}) | saved
+    older = network.older_arguments if isinstance(network, Reconstructor) else {}
+    found = older | saved
     parts = {name: part for name, part in network.named_children() if isinstance(found.get(name), dict)}
     return found | {name: _completed(found[name], part) for name, part in parts.items()}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from models.files.checkpoints import checksum, describe
-from models.training.module import ReconstructionModule, batch_weights
+from models.training.module import Belongings, ReconstructionModule, batch_weights
 from recon.bilevel import Objective, Record
 from recon.bilevel.methods.older import current_method
 from recon.errors import positive
@@ -52,7 +51,7 @@ class UpperLevelModule(ReconstructionModule):
     _part, _entry = "regularizer", "bilevel"
     _remedy = "chunk_size of the model to save memory"
     #: what arguments were before they existed, for the problem of older checkpoints
-    _older_problem: dict[str, Any] = {}  # noqa: RUF012
+    _older_problem: dict[str, object] = {}  # noqa: RUF012
 
     def __init__(
         self,
@@ -76,14 +75,14 @@ class UpperLevelModule(ReconstructionModule):
     def _objective(self, x: Tensor, y: Tensor) -> Objective:
         """The learning problem of true images x and data y."""
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         return {
             "optimizer": self._method,
             "operator": describe(self._operator),
             "dtype": str(next(self.regularizer.parameters()).dtype),
         }
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """What the files of the trained model say beside it, for whoever reconstructs with it."""
         return {}
 
@@ -93,7 +92,9 @@ class UpperLevelModule(ReconstructionModule):
         """Refuse a checkpoint of another problem before its state reaches the optimizer."""
         if self._resumed is not None:
             saved = self._older_problem | self._resumed["problem"]
-            saved |= {"optimizer": current_method(saved["optimizer"], self._method)}
+            optimizer = saved["optimizer"]
+            assert isinstance(optimizer, dict)
+            saved |= {"optimizer": current_method(optimizer, self._method)}
             self._require("problem", saved, self._problem())
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> None:
@@ -147,7 +148,7 @@ class UpperLevelModule(ReconstructionModule):
             f"δ {record.delta:.1e}, α {record.step:.1e}, evaluations {record.evaluations:.0f}"
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         record = self.record
         assert record is not None
         return {
@@ -164,7 +165,7 @@ class UpperLevelModule(ReconstructionModule):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def _belongs_to(self) -> dict[str, Any]:
+    def _belongs_to(self) -> Belongings:
         objective = self.objective
         if objective is None:
             return {}

@@ -136,7 +136,7 @@ class DFOLS(UpperLevelMethod[InexactObjective]):
         known = iter(state["residuals"])
         first, last = self._radii()[state["stage"]]
 
-        def residuals(theta: Any) -> Any:
+        def residuals(theta: np.ndarray) -> np.ndarray:
             values = next(known, None)
             if values is None:
                 raise _Asked(torch.from_numpy(np.array(theta, dtype=np.float64)))
