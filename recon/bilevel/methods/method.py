@@ -20,7 +20,7 @@ from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 #: what a method descends on
-Objective = TypeVar("Objective")
+ObjectiveT = TypeVar("ObjectiveT")
 
 
 class DivergedError(ValueError):
@@ -34,7 +34,7 @@ def require_finite(gradient: Hypergradient) -> None:
         raise DivergedError("the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr")
 
 
-class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
+class UpperLevelMethod(torch.optim.Optimizer, Generic[ObjectiveT], ABC):
     """An upper-level method: ``step(objective=...)`` makes one iteration and returns its :class:`Record`.
 
     A method is a subclass with ``_iterate``, and with ``_begin`` if there is something to do before the first
@@ -71,7 +71,7 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], object] | None = None, *, objective: Objective
+        self, closure: Callable[[], object] | None = None, *, objective: ObjectiveT
     ) -> Record:
         """One upper-level iteration on ``objective``, whose parameters must be those of this optimizer.
 
@@ -107,13 +107,13 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
     # --- what a method adds ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _iterate(self, objective: Objective) -> Record:
+    def _iterate(self, objective: ObjectiveT) -> Record:
         """One iteration; its record is made by ``_record`` unless it is that of another kind of method."""
 
-    def _begin(self, objective: Objective) -> None:
+    def _begin(self, objective: ObjectiveT) -> None:
         """Fill ``progress`` before the first iteration."""
 
-    def _check(self, objective: Objective) -> None:
+    def _check(self, objective: ObjectiveT) -> None:
         """Raise ``ValueError`` for an objective that the method is not made for."""
 
     # --- what it has for that ----------------------------------------------------------------------------------------

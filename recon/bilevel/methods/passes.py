@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, CertifiedLoss, Evaluation
-from recon.bilevel.methods.method import Objective, UpperLevelMethod, require_finite
+from recon.bilevel.methods.method import ObjectiveT, UpperLevelMethod, require_finite
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, not_negative, positive
 
 
-class Passes(UpperLevelMethod[Objective]):
+class Passes(UpperLevelMethod[ObjectiveT]):
     """An iteration is a pass through all images, in mini-batches, each of which is a step of an optimizer of torch.
 
     In pass k = 0, 1, ... the step is lr_k = lr (k+1)^-lr_decay, and the order of the images is decided by ``seed`` and
