@@ -20,6 +20,7 @@ from recon.bilevel import (
     PublishedMAID,
     Record,
 )
+from recon.lower_level import Grade
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,29 @@ def test_published_maid_has_none_of_the_accelerations() -> None:
 def test_finished(progress: Progress) -> None:
     record = Record(1, CertifiedLoss(0.0, 0.0, 0.0), 0.0, 0.0, 0.0, 0.0, 1, 1.0, 0.0, progress)
     assert record.finished == (progress in (Progress.CONVERGED, Progress.PRECISION_FLOOR))
+
+
+def test_a_record_is_what_its_line_says_in_this_version_and_in_older_ones() -> None:
+    record = Record(3, CertifiedLoss(0.5, 0.25, 0.75, 1e-9, 1), 0.1, 0.2, 0.3, 0.4, 5, 60.0, 0.7, Progress.ACCEPTED)
+    line = record.line()
+    assert list(line) == [
+        "iteration",
+        "loss",
+        "lower",
+        "upper",
+        "epsilon",
+        "delta",
+        "omega",
+        "step",
+        "trials",
+        "evaluations",
+        "gradient_norm",
+        "progress",
+        "rounding",
+        "grade",
+    ]
+    assert line["progress"] == "accepted"
+    assert Record.of_line(line) == record
+    older = Record.of_line({name: value for name, value in line.items() if name not in ("rounding", "grade")})
+    assert (older.loss, older.lower, older.upper) == (0.5, 0.25, 0.75)
+    assert (older.rounding, older.grade) == (math.inf, Grade.ESTIMATED)
