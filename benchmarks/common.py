@@ -10,7 +10,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,7 +101,7 @@ def reached(records: Iterable[Record], holds: Callable[[Record], bool]) -> float
 
 def as_row(record: Record, **labels: Any) -> dict[str, Any]:
     """A line of a CSV file."""
-    return labels | asdict(record) | {"progress": record.progress.value}
+    return labels | record.line()
 
 
 # --- output ----------------------------------------------------------------------------------------------------------

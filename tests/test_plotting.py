@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recon.bilevel import Progress, Record
+from recon.bilevel import CertifiedLoss, Progress, Record
 from recon.plotting import (
     Panel,
     Square,
@@ -24,7 +24,18 @@ from recon.plotting import (
 
 def records(count: int = 5) -> list[Record]:
     return [
-        Record(i, 5 / i, 4.9 / i, 5.2 / i, 0.1 / i, 0.05 / i, float("inf"), 1.0, 1, 10.0 * i, 1 / i, Progress.ACCEPTED)
+        Record(
+            i,
+            CertifiedLoss(5 / i, 4.9 / i, 5.2 / i),
+            0.1 / i,
+            0.05 / i,
+            float("inf"),
+            1.0,
+            1,
+            10.0 * i,
+            1 / i,
+            Progress.ACCEPTED,
+        )
         for i in range(1, count + 1)
     ]
 

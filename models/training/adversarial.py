@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, cast
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
@@ -129,13 +128,13 @@ class AdversarialModule(EnergyModule):
         self.tune_weight(x, y)
         self.train(was_training)
         self.validated_iteration = None  # figures of the validation belonged to another weight
-        for callback in cast(list[pl.Callback], self.trainer.callbacks):  # type: ignore[attr-defined]
+        for callback in self.trainer.checkpoint_callbacks:
             if isinstance(callback, LastCheckpoint):
                 self.trainer.save_checkpoint(callback.path)
 
     def _validation_data(self, count: int) -> tuple[Tensor, Tensor]:
         """The first ``count`` true images and data of the validation set."""
-        module = getattr(self.trainer, "datamodule", None)
+        module = self._datamodule
         if module is not None and self.trainer.limit_val_batches:
             loaders: Any = module.val_dataloader()
         else:
@@ -209,7 +208,7 @@ class AdversarialModule(EnergyModule):
         def note(snapshot: Snapshot) -> None:
             found.append(float(metrics.psnr(self.display(self._inside(snapshot.x, y)), target).mean()))
 
-        descend(energy, start, self.most_iterations, note)
+        descend(energy, start, self.most_iterations, note, self.nonnegative)
         return found
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
@@ -231,7 +230,7 @@ class AdversarialModule(EnergyModule):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def extra_metadata(self) -> dict[str, Any]:
+    def extra_metadata(self) -> dict[str, object]:
         """What the files of the trained regularizer say beside the energy: weights, steps of descent, ramp of FBP."""
         return {
             "weight": self.weight,
@@ -242,7 +241,7 @@ class AdversarialModule(EnergyModule):
             "ramp": "space",  # of critic_reconstruction; files without it are older, and learned from "frequency"
         }
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         return super().metadata() | self.extra_metadata()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -267,7 +266,7 @@ class AdversarialModule(EnergyModule):
         self.trials = [(t["weight"], t["psnr"]) for t in saved["weight_trials"]]
         self.descent_iterations = int(saved["descent_iterations"])
 
-    def _check_ramp(self, saved: dict[str, Any]) -> None:
+    def _check_ramp(self, saved: dict[str, object]) -> None:
         """Refuse to go on, with other images, from what learned from the older filtered back-projection."""
         if "ramp" in saved or not isinstance(self.operator, RayTransform):
             return
@@ -280,6 +279,6 @@ class AdversarialModule(EnergyModule):
         if self.regularizer.convexity() < 0:  # others have minimizers that do not depend on the start
             log.warning("%s, and now its descent starts from these; train anew for figures of its own", older)
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         own = {"penalty": float(self.penalty), "method": "adversarial"}
         return super()._problem() | own | {"loss": describe(SquaredError())}  # it has none, but checkpoints say one

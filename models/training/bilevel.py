@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
@@ -12,9 +11,8 @@ from models.files.checkpoints import describe
 from models.training.upper_level import UpperLevelModule
 from recon.bilevel import MAID, BilevelObjective, Differentiation, SquaredError, UpperLoss
 from recon.bilevel.energy_objective import IMPLICIT
-from recon.bilevel.objective import check_chunk_size
-from recon.errors import not_negative
-from recon.lower_level import LBFGS, DataFidelity, Regularizer, Solver, SquaredL2
+from recon.errors import at_least, not_negative
+from recon.lower_level import LBFGS, DataFidelity, ProjectedLBFGS, Regularizer, Solver, SquaredL2
 from recon.names import public_name
 from recon.operators import LinearOperator
 from recon.reconstruction import Data, Method, Variational
@@ -28,7 +26,8 @@ class EnergyModule(UpperLevelModule):
     regularizer, optimizer, operator, reconstruction_accuracy
         As in :class:`models.training.upper_level.UpperLevelModule`.
     solver : Solver, optional
-        Of minimizers; L-BFGS by default.
+        Of minimizers; L-BFGS by default. With :class:`recon.lower_level.ProjectedLBFGS` all reconstruction is over
+        x >= 0.
     fidelity : DataFidelity, optional
         D; 1/2||Ax - y||^2 by default.
     mu : float
@@ -71,19 +70,24 @@ class EnergyModule(UpperLevelModule):
 
     # --- reconstruction ----------------------------------------------------------------------------------------------
 
+    @property
+    def nonnegative(self) -> bool:
+        """Whether the solver is one over x >= 0, :class:`recon.lower_level.ProjectedLBFGS`."""
+        return isinstance(self.solver, ProjectedLBFGS)
+
     def problem(self, y: Tensor, weights: Tensor | None = None) -> Data:
         return dataclasses.replace(super().problem(y, weights), term=self.fidelity)
 
     def method(self, problem: Data) -> Method:
         """Minimizers of the energies, with certified errors."""
-        return Variational(self.regularizer, self.mu, self.solver)
+        return Variational(self.regularizer, self.mu, minimize=self.solver, project=self.solver)
 
     # --- checkpoints and files ---------------------------------------------------------------------------------------
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         return {"mu": self.mu, "fidelity": public_name(self.fidelity)}
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         own = {"solver": describe(self.solver), "fidelity": describe(self.fidelity), "mu": float(self.mu)}
         return super()._problem() | own
 
@@ -141,7 +145,7 @@ class BilevelModule(EnergyModule):
         differentiation: Differentiation = IMPLICIT,
     ) -> None:
         super().__init__(regularizer, optimizer or MAID, solver, fidelity, operator, mu, reconstruction_accuracy)
-        check_chunk_size(chunk_size)
+        at_least(1, chunk_size=chunk_size)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size, self.differentiation = chunk_size, differentiation
 
@@ -159,5 +163,5 @@ class BilevelModule(EnergyModule):
             self.differentiation,
         )
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         return super()._problem() | {"loss": describe(self.loss), **dataclasses.asdict(self.differentiation)}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.backends.backend_agg  # noqa: F401  # native code that loads in mid-training loses an interrupt
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from models.regularizers.ridge import RidgeRegularizer
 from models.saddle_points.learned_tv import LearnedTV
-from models.training.module import Reconstruction, ReconstructionModule
+from models.training.module import Prediction, ReconstructionModule
 from models.training.supervised import SupervisedModule
+from recon.errors import at_least
 from recon.files import write_files
 from recon.plotting import figure_bytes, filter_grid, filters_figure
 
@@ -32,10 +33,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: str | Path, every_n_iterations: int = 1) -> None:
-        if every_n_iterations < 1:
-            raise ValueError(
-                f"every_n_iterations of the last checkpoint is {every_n_iterations}; it must be at least 1"
-            )
+        at_least(1, every_n_iterations=every_n_iterations)
         self.path, self.every_n_iterations = Path(path), every_n_iterations
         self._written = -1
 
@@ -81,7 +79,7 @@ class IterationProgress(ProgressBar):
         )
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if self._bar is None:
             return
@@ -113,8 +111,7 @@ class ImageLogger(Callback):
     """
 
     def __init__(self, images: int = 4) -> None:
-        if images < 0:
-            raise ValueError(f"images of the image logger is {images}; it must be at least 0")
+        at_least(0, images=images)
         self.images = images
         self._shown = 0
 
@@ -125,12 +122,12 @@ class ImageLogger(Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: object,
+        batch: Sequence[Tensor],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or not isinstance(outputs, Reconstruction):
+        if trainer.sanity_checking or not isinstance(outputs, Prediction):
             return
         assert isinstance(pl_module, ReconstructionModule)  # what makes reconstructions
         target, x, data = pl_module.display(batch[0]), pl_module.display(outputs.x), batch[1]
@@ -140,9 +137,9 @@ class ImageLogger(Callback):
             self._shown += 1
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        regularizer = getattr(pl_module, "regularizer", None)
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not isinstance(pl_module, ReconstructionModule):
             return
+        regularizer = pl_module.learned
         if isinstance(regularizer, RidgeRegularizer):
             self._write(trainer, "filters", draw_filters(regularizer))
         elif isinstance(regularizer, LearnedTV):
@@ -170,8 +167,8 @@ class PredictionWriter(Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: Prediction,
+        batch: Sequence[Tensor],
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

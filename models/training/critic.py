@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from recon.bilevel import Objective, Progress, Record
+from recon.bilevel import CertifiedLoss, Objective, Progress, Record
 from recon.bilevel.loss import check_finite
 from recon.bilevel.methods.passes import Passes
 from recon.errors import not_negative
@@ -203,7 +203,7 @@ class CriticAdam(Passes[AdversarialObjective], torch.optim.Adam):  # type: ignor
         seed: int = 0,
     ) -> None:
         torch.optim.Adam.__init__(self, params, lr=max(lr, 0.0), betas=betas)
-        self._take(first_lr=lr, batch_size=batch_size, lr_decay=lr_decay, seed=seed)
+        self._take_passes(lr, batch_size, lr_decay, seed)
 
     def _iterate(self, objective: AdversarialObjective) -> Record:
         """One pass."""
@@ -220,9 +220,7 @@ class CriticAdam(Passes[AdversarialObjective], torch.optim.Adam):  # type: ignor
             loss, norm = loss + value * len(index) / count, norm + size * len(index) / count
         return Record(
             iteration=self.progress["iteration"] + 1,
-            loss=loss,
-            lower=loss,
-            upper=loss,
+            certified=CertifiedLoss(loss, loss, loss),
             epsilon=0.0,
             delta=0.0,
             omega=0.0,

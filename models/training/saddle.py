@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from models.files.checkpoints import describe
 from models.training.upper_level import UpperLevelModule
 from recon.bilevel import MAID, Piggyback, SaddleObjective, SquaredError, UpperLoss
-from recon.bilevel.objective import check_chunk_size
+from recon.errors import at_least
 from recon.lower_level import PDHG, SaddleModel
 from recon.operators import LinearOperator
 from recon.reconstruction import Data, Method, Saddle
@@ -63,7 +61,7 @@ class SaddleModule(UpperLevelModule):
         plain: bool = False,
     ) -> None:
         super().__init__(regularizer, optimizer or MAID, operator, reconstruction_accuracy)
-        check_chunk_size(chunk_size)
+        at_least(1, chunk_size=chunk_size)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size = chunk_size
         self.saddle_solver = solver if solver is not None else PDHG()
@@ -91,6 +89,6 @@ class SaddleModule(UpperLevelModule):
         """The images in the saddle points, with certified errors if not plain."""
         return Saddle(self.regularizer, plain=self.plain, minimize=self.saddle_solver)
 
-    def _problem(self) -> dict[str, Any]:
+    def _problem(self) -> dict[str, object]:
         own = {"solver": self.saddle_solver, "piggyback": self.piggyback, "loss": self.loss}
         return super()._problem() | {name: describe(part) for name, part in own.items()}

@@ -9,16 +9,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from models.files.checkpoints import CheckpointError, checksum, describe
 from models.files.setting import describe_setting, setting_difference
-from models.files.storage import specification
-from models.training.module import ReconstructionModule
-from recon.errors import positive
+from models.training.module import Belongings, ReconstructionModule
+from recon.bilevel.loss import check_finite
+from recon.errors import at_least, one_of, positive
 from recon.names import public_name
-from recon.operators import Identity, LinearOperator
+from recon.operators import LinearOperator
 from recon.reconstruction import Data, Method, Network, Reconstructor
 
 log = logging.getLogger(__name__)
@@ -85,6 +84,9 @@ class SupervisedModule(ReconstructionModule):
         (a ValueError) a checkpoint of another network or, in training, of another problem.
     """
 
+    _part, _entry = "reconstructor", "supervised"
+    _remedy = "that of the model to the size of the mini-batches"
+
     def __init__(
         self,
         reconstructor: Reconstructor,
@@ -96,36 +98,24 @@ class SupervisedModule(ReconstructionModule):
         gradient_clip: float | None = 1.0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        for name, value in {"batch_size": batch_size, "steps": steps}.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1")
+        super().__init__(optimizer if optimizer is not None else PublishedAdam, operator)
+        at_least(1, batch_size=batch_size, steps=steps)
+        at_least(0, seed=seed)
+        one_of(("cosine", "none"), annealing=annealing)
         positive(gradient_clip=gradient_clip)
-        if annealing not in ("cosine", "none"):
-            raise ValueError(f"annealing is {annealing!r}; valid are 'cosine' and 'none'")
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, but must be at least 0")
-        self.automatic_optimization = False
-        self.make_optimizer = optimizer if optimizer is not None else PublishedAdam
-        self.reconstructor, self.operator = reconstructor, operator
+        self.reconstructor = reconstructor
         self.batch_size, self.steps, self.annealing = batch_size, steps, annealing
         self.gradient_clip, self.seed = gradient_clip, seed
         self.record: PassRecord | None = None
-        self._method: dict[str, Any] = {}
-        self._belongs: dict[str, Any] | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._belongs: Belongings | None = None
 
     # --- training ----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of theta; its learning rates before annealing are kept as ``initial_lr``."""
-        params = self.reconstructor.trainable()
-        if not params:
-            raise ValueError(f"{public_name(self.reconstructor)} has no trainable parameter: nothing can be learned")
-        optimizer = self.make_optimizer(params)
-        plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, (bool, int, float, str, type(None)))}
+        optimizer = super().configure_optimizers()
         betas = optimizer.defaults.get("betas")
-        self._method = {"class": public_name(optimizer), **plain, "betas": list(betas) if betas else None}
+        self._method["betas"] = list(betas) if betas else None
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -152,30 +142,19 @@ class SupervisedModule(ReconstructionModule):
 
     def _start(self, x: Tensor, y: Tensor) -> None:
         """Check the training set, and that a checkpoint belongs to it and to this problem."""
-        batches = self.trainer.num_training_batches
-        if batches != 1:
-            raise ValueError(
-                f"the whole training set must come as one batch, but the data come in {batches} batches; set "
-                "batch_size of the data to null, and that of the model to the size of the mini-batches"
-            )
+        self._check_loader()
         dtypes = {p.dtype for p in self.reconstructor.parameters()}
         if dtypes != {x.dtype} or x.dtype != y.dtype:
             raise ValueError(
                 f"the images are {x.dtype} and the data {y.dtype}, but the network is "
                 f"{', '.join(map(str, dtypes))}; give the data module an attribute dtype, or cast the module"
             )
-        for what, tensor in {"true images": x, "data": y}.items():
-            bad = ~torch.isfinite(tensor).flatten(1).all(1)
-            if bad.any():
-                raise ValueError(f"{what}: image {int(bad.nonzero()[0])} holds values that are NaN or infinite")
-        belongs: dict[str, Any] = {"problem": self._problem(), "data": checksum(x, y)}
+        check_finite("true images", x)
+        check_finite("data", y)
+        belongs: Belongings = {"problem": self._problem(), "data": checksum(x, y)}
         if self._resumed is not None:
             self._check_problem(self._resumed["problem"], belongs["problem"])
-            if self._resumed["data"] != belongs["data"]:
-                raise CheckpointError(
-                    f"{self._checkpoint_name}: belongs to other training data (or other noise) than these; "
-                    "resume with the data, noise and seed it was made with"
-                )
+            self._check_data(belongs["data"])
             self._resumed = None
         self._belongs = belongs
         passes, limit = math.ceil(self.steps * self.batch_size / len(x)), self.trainer.max_epochs
@@ -231,10 +210,6 @@ class SupervisedModule(ReconstructionModule):
         optimizer: Any = self.optimizers()
         return float(optimizer.param_groups[0]["initial_lr"]) * self._factor(k)
 
-    @property
-    def _operator(self) -> LinearOperator:
-        return self.operator if self.operator is not None else Identity()
-
     # --- what is shown of it -----------------------------------------------------------------------------------------
 
     @property
@@ -249,7 +224,7 @@ class SupervisedModule(ReconstructionModule):
         record = self.record
         return "" if record is None else f"loss {record.loss:.4g}, lr {record.lr:.1e}, |g| {record.gradient_norm:.1e}"
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         record = self.record
         assert record is not None
         return {
@@ -269,30 +244,10 @@ class SupervisedModule(ReconstructionModule):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the checkpoint belongs to; parameters of the network only, operators can be large."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.startswith("reconstructor.")}
-        checkpoint["supervised"] = {
-            "reconstructor": describe(self.reconstructor),
-            "specification": specification(self.reconstructor),
-            **(self._belongs or {}),
-        }
+    def _belongs_to(self) -> Belongings:
+        return self._belongs or {}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse checkpoints of another network; remember the rest until the data are there."""
-        saved = checkpoint.get("supervised")
-        if saved is None:
-            raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {public_name(self)}")
-        self._check_network(saved["reconstructor"])
-        for name, value in self.state_dict().items():
-            checkpoint["state_dict"].setdefault(name, value)
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            if "problem" not in saved:
-                raise CheckpointError(f"{self._checkpoint_name}: was written before the first step; start anew")
-            self._resumed = saved
-
-    def _check_network(self, saved: dict[str, Any]) -> None:
+    def _check_learned(self, saved: dict[str, object]) -> None:
         """Arguments that are younger than the checkpoint had the value ``older_arguments`` when it was trained."""
         current, older = describe(self.reconstructor), self.reconstructor.older_arguments
         changed = [name for name in older if name not in saved and older[name] != current.get(name)]
@@ -304,12 +259,10 @@ class SupervisedModule(ReconstructionModule):
             )
         self._require("reconstructor", _completed(saved, self.reconstructor), current)
 
-    def _problem(self) -> dict[str, Any]:
-        """Everything beside network and data that decides which numbers the next step produces."""
-        datamodule = getattr(self.trainer, "datamodule", None)
+    def _problem(self) -> dict[str, object]:
         return {
             "optimizer": self._method,
-            "setting": describe_setting(self._operator, datamodule),
+            "setting": describe_setting(self._operator, self._datamodule),
             "batch_size": self.batch_size,
             "steps": self.steps,
             "annealing": self.annealing,
@@ -319,8 +272,9 @@ class SupervisedModule(ReconstructionModule):
         }
 
 
-def _completed(saved: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+def _completed(saved: dict[str, object], network: nn.Module) -> dict[str, object]:
     """The description of a network with what its arguments, and those of its parts, were before they existed."""
-    found = getattr(network, "older_arguments", {}) | saved
+    older = network.older_arguments if isinstance(network, Reconstructor) else {}
+    found = older | saved
     parts = {name: part for name, part in network.named_children() if isinstance(found.get(name), dict)}
     return found | {name: _completed(found[name], part) for name, part in parts.items()}

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from abc import abstractmethod
-from enum import Enum
-from typing import Any
 
 import torch
 from pytorch_lightning.cli import OptimizerCallable
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from models.files.checkpoints import CheckpointError, checksum, describe
-from models.files.storage import specification
-from models.training.module import ReconstructionModule, batch_weights
+from models.files.checkpoints import checksum, describe
+from models.training.module import Belongings, ReconstructionModule, batch_weights
 from recon.bilevel import Objective, Record
 from recon.bilevel.methods.older import current_method
 from recon.errors import positive
-from recon.lower_level import Grade, Recreatable, Regularizer, SaddleModel
-from recon.names import public_name
-from recon.operators import Identity, LinearOperator
+from recon.lower_level import Grade, Regularizer, SaddleModel
+from recon.operators import LinearOperator
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +25,7 @@ class UpperLevelModule(ReconstructionModule):
     """Learns the parameters of a model by an upper-level method. Subclasses say what it minimizes, and reconstruct.
 
     One training step is one upper-level iteration on the whole training set, which the data loader serves as one
-    batch ``(x, y, index)`` and which must be the same in every epoch: descent is certified for one fixed objective.
-    The module takes over the floating-point type of the data module (its attribute ``dtype``).
+    batch ``(x, y, index)``: descent is certified for one fixed objective.
 
     Parameters
     ----------
@@ -55,8 +48,10 @@ class UpperLevelModule(ReconstructionModule):
     """
 
     regularizer: Regularizer | SaddleModel
+    _part, _entry = "regularizer", "bilevel"
+    _remedy = "chunk_size of the model to save memory"
     #: what arguments were before they existed, for the problem of older checkpoints
-    _older_problem: dict[str, Any] = {}  # noqa: RUF012
+    _older_problem: dict[str, object] = {}  # noqa: RUF012
 
     def __init__(
         self,
@@ -65,17 +60,14 @@ class UpperLevelModule(ReconstructionModule):
         operator: LinearOperator | None,
         reconstruction_accuracy: float,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, operator)
         positive(reconstruction_accuracy=reconstruction_accuracy)
-        self.automatic_optimization = False
-        self.regularizer, self.make_optimizer, self.operator = regularizer, optimizer, operator
+        self.regularizer = regularizer
         self.reconstruction_accuracy = reconstruction_accuracy
         self.objective: Objective | None = None
         self.record: Record | None = None
-        self._method: dict[str, Any] = {}
         self._checksum: str | None = None
         self._weights: Tensor | None = None
-        self._resumed: dict[str, Any] | None = None
 
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
@@ -83,37 +75,26 @@ class UpperLevelModule(ReconstructionModule):
     def _objective(self, x: Tensor, y: Tensor) -> Objective:
         """The learning problem of true images x and data y."""
 
-    def _problem(self) -> dict[str, Any]:
-        """Everything beside the model and the data that decides which numbers the next iteration produces."""
+    def _problem(self) -> dict[str, object]:
         return {
             "optimizer": self._method,
-            "operator": describe(self.operator if self.operator is not None else Identity()),
+            "operator": describe(self._operator),
             "dtype": str(next(self.regularizer.parameters()).dtype),
         }
 
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, object]:
         """What the files of the trained model say beside it, for whoever reconstructs with it."""
         return {}
 
     # --- training ----------------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The upper-level method on theta."""
-        params = self.regularizer.trainable()
-        if not params:
-            raise ValueError(f"{public_name(self.regularizer)} has no trainable parameter: nothing can be learned")
-        optimizer = self.make_optimizer(params)
-        # what was configured: the parameter groups change as the method adapts itself
-        kinds = (bool, int, float, str, dict, type(None))
-        plain = {k: v for k, v in optimizer.defaults.items() if isinstance(v, kinds)}
-        self._method = {"class": public_name(optimizer), **plain}
-        return optimizer
-
     def on_fit_start(self) -> None:
         """Refuse a checkpoint of another problem before its state reaches the optimizer."""
         if self._resumed is not None:
             saved = self._older_problem | self._resumed["problem"]
-            saved |= {"optimizer": current_method(saved["optimizer"], self._method)}
+            optimizer = saved["optimizer"]
+            assert isinstance(optimizer, dict)
+            saved |= {"optimizer": current_method(optimizer, self._method)}
             self._require("problem", saved, self._problem())
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int) -> None:
@@ -131,12 +112,7 @@ class UpperLevelModule(ReconstructionModule):
             log.info("stopped after iteration %d: %s", record.iteration, record.progress.value)
 
     def _start(self, batch: tuple[Tensor, Tensor, Tensor]) -> Objective:
-        batches = self.trainer.num_training_batches
-        if batches != 1:
-            raise ValueError(
-                f"an upper-level iteration needs the whole training set, but the data come in {batches} batches; "
-                "set batch_size of the data to null, and chunk_size of the model to save memory"
-            )
+        self._check_loader()
         x, y = batch[0], batch[1]
         dtypes = {p.dtype for p in self.regularizer.parameters()}
         if dtypes != {x.dtype}:
@@ -147,11 +123,7 @@ class UpperLevelModule(ReconstructionModule):
         self._weights = batch_weights(batch)
         objective = self._objective(x, y)
         if self._resumed is not None:
-            if self._resumed["data"] != self._checksum_of(x, y):
-                raise CheckpointError(
-                    f"{self.trainer.ckpt_path}: belongs to other training data (or other noise) than these; "
-                    "resume with the data, sigma and seed it was made with"
-                )
+            self._check_data(self._checksum_of(objective))
             objective.load_state_dict(self._resumed["objective"])
             self._resumed = None
         return objective
@@ -163,7 +135,7 @@ class UpperLevelModule(ReconstructionModule):
         return self.record.iteration if self.record is not None else None
 
     @property
-    def learned(self) -> Recreatable:
+    def learned(self) -> Regularizer | SaddleModel:
         return self.regularizer
 
     def progress(self) -> str:
@@ -176,7 +148,7 @@ class UpperLevelModule(ReconstructionModule):
             f"δ {record.delta:.1e}, α {record.step:.1e}, evaluations {record.evaluations:.0f}"
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         record = self.record
         assert record is not None
         return {
@@ -193,48 +165,23 @@ class UpperLevelModule(ReconstructionModule):
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counter and what the checkpoint belongs to; parameters of R only, operators can be large."""
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k.startswith("regularizer.")}
-        checkpoint["bilevel"] = {
-            "regularizer": describe(self.regularizer),
-            "specification": specification(self.regularizer),
-        }
-        if self.objective is not None:
-            checkpoint["bilevel"] |= {
-                "problem": self._problem(),
-                "data": self._data_checksum(),
-                "objective": self.objective.state_dict(),
-            }
+    def _belongs_to(self) -> Belongings:
+        objective = self.objective
+        if objective is None:
+            return {}
+        data = self._checksum_of(objective)
+        return {"problem": self._problem(), "data": data, "objective": objective.state_dict()}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse checkpoints of another regularizer; remember the rest until the objective exists."""
-        saved = checkpoint.get("bilevel")
-        if saved is None:
-            raise CheckpointError(f"{self._checkpoint_name}: not a checkpoint of {public_name(self)}")
-        self._require("regularizer", saved["regularizer"], describe(self.regularizer))
-        for name, value in self.state_dict().items():
-            checkpoint["state_dict"].setdefault(name, value)
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            if "objective" not in saved:
-                raise CheckpointError(f"{self._checkpoint_name}: was written before the first iteration; start anew")
-            self._resumed = saved
-
-    def _data_checksum(self) -> str:
-        """Computed once: the data never change."""
-        assert self.objective is not None
-        if self._checksum is None:
-            self._checksum = self._checksum_of(self.objective.target, self.objective.y)
+    def _checksum_of(self, objective: Objective) -> str:
+        if self._checksum is None:  # computed once: the data never change
+            data = [objective.target, objective.y, *([] if self._weights is None else [self._weights])]
+            self._checksum = checksum(*data)
         return self._checksum
-
-    def _checksum_of(self, x: Tensor, y: Tensor) -> str:
-        return checksum(x, y) if self._weights is None else checksum(x, y, self._weights)
 
 
 def record_values(record: Record) -> dict[str, float]:
     """The numbers of a record by name; ``step`` becomes ``alpha``, as loggers take "step" for the abscissa."""
-    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    values = record.line()
     values["alpha"] = values.pop("step")
     del values["iteration"]  # the abscissa
-    return {k: float(v) for k, v in values.items() if not isinstance(v, Enum)}
+    return {name: float(value) for name, value in values.items() if not isinstance(value, str)}

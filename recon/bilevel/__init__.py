@@ -1,7 +1,7 @@
 """The learning problem: certified objectives, inexact hypergradients, and the methods that descend on them."""
 
 from recon.bilevel.energy_objective import BilevelObjective, Differentiation
-from recon.bilevel.evaluation import Accuracy, Evaluation
+from recon.bilevel.evaluation import Accuracy, CertifiedLoss, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.loss import NegativePSNR, SquaredError, UpperLoss
 from recon.bilevel.methods.certified_descent import Accelerations, LineSearch
@@ -25,6 +25,7 @@ __all__ = [
     "Accuracy",
     "AccuracySchedule",
     "BilevelObjective",
+    "CertifiedLoss",
     "Differentiation",
     "DivergedError",
     "Evaluation",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from recon.lower_level.grade import modelled_part, proved_part
 from recon.lower_level.precision import SUMMATION, unit_roundoff
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """value - below <= f <= value + above, per image, float64.
 
     rounding: how much of below and of above, at most, a model of rounding errors adds; not more than the larger one.
@@ -28,19 +27,13 @@ class Interval:
         """Image by image the shorter of two intervals."""
         lengths = (torch.nan_to_num(i.below + i.above, nan=torch.inf, posinf=torch.inf) for i in (self, other))
         mine = torch.less_equal(*lengths)
-        pick = [torch.where(mine, a, b) for a, b in zip(self.parts, other.parts, strict=True)]
-        return Interval(*pick)
+        return Interval(*(torch.where(mine, a, b) for a, b in zip(self, other, strict=True)))
 
     def outwards(self) -> Interval:
         """With 8 u |value| on both sides: rounding errors of the value in double precision, and of the ends."""
         noise = SUMMATION * unit_roundoff(torch.float64) * self.value.abs()
         below, above = self.below + noise, self.above + noise
         return Interval(self.value, below, above, torch.minimum(self.rounding + noise, torch.maximum(below, above)))
-
-    @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Value, below, above, rounding."""
-        return self.value, self.below, self.above, self.rounding
 
 
 def first_order(

@@ -22,6 +22,7 @@ from recon.bilevel.hypergradient import (
 )
 from recon.bilevel.loss import UpperLoss
 from recon.bilevel.objective import InexactObjective
+from recon.errors import at_least
 from recon.lower_level import (
     FISTA,
     LBFGS,
@@ -73,9 +74,7 @@ class Differentiation:
     max_adjoint_iterations: int = 10_000
 
     def __post_init__(self) -> None:
-        for name, steps in (("adjoint_steps", self.adjoint_steps), ("unrolled_steps", self.unrolled_steps)):
-            if steps is not None and steps < 1:
-                raise ValueError(f"{name} is {steps}, but must be at least 1, or None to solve")
+        at_least(1, adjoint_steps=self.adjoint_steps, unrolled_steps=self.unrolled_steps)
         if self.adjoint_steps is not None and self.unrolled_steps is not None:
             raise ValueError("adjoint_steps and unrolled_steps exclude each other: leave one of them out")
 
@@ -227,17 +226,17 @@ class BilevelObjective(InexactObjective):
     def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> Chunk:
         energy = self._energy(c)
         solution = self._solve(energy, c, start.x[c], accuracy.solution)
-        found = self._by_first_order(c, solution, solution.x, solution.x, start.w[c])
+        found = self._by_first_order(c, solution, solution.x, solution.x, start.adjoint.w[c])
         solves = self.adjoint_steps is None and self.unrolled_steps is None
         if second and solves and self.loss.quadratic and self.fidelity.quadratic:
-            adjoint = self._solve_adjoint(energy, c, solution.x, start.w[c], accuracy.adjoint)
+            adjoint = self._solve_adjoint(energy, c, solution.x, start.adjoint.w[c], accuracy.adjoint)
             found = self._by_second_order(found, energy, solution, adjoint)
         return self._of_loss(found, c, energy)
 
     def _by_second_order(self, found: Chunk, energy: Energy, at: Solution, adjoint: Adjoint) -> Chunk:
         """The same with an adjoint, and with the goal-oriented interval where it is shorter."""
         w, residual, rounding = adjoint
-        found = replace(found, w=w, adjoint_residual=residual, adjoint_rounding=rounding)
+        found = replace(found, adjoint=adjoint)
         variation = self.regularizer.hessian_variation(w)
         if variation is None:
             return found
@@ -253,8 +252,8 @@ class BilevelObjective(InexactObjective):
         self, c: slice, evaluation: Evaluation, accuracy: Accuracy, errors: Errors | None
     ) -> tuple[Sequence[Tensor], Adjoint]:
         energy, x, error = self._energy(c), evaluation.x[c], evaluation.error[c]
-        adjoint = evaluation.adjoint(c)
-        if not bool((adjoint.residual <= accuracy.adjoint).all()):
+        adjoint = evaluation.adjoint.select(c)
+        if not adjoint.satisfies(accuracy):
             adjoint = self._solve_adjoint(energy, c, x, adjoint.w, accuracy.adjoint)
         w, residual, rounding = adjoint
         weight = evaluation.weight[c]

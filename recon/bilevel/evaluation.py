@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from recon.bilevel.certificate import Interval
 from recon.lower_level import Status
 from recon.lower_level.grade import Grade, worst
-from recon.lower_level.solution import UNSAID
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,19 @@ class Adjoint(NamedTuple):
     residual: Tensor
     rounding: Tensor
 
+    @classmethod
+    def of(cls, parts: Sequence[Adjoint]) -> Adjoint:
+        """Those of all images, from those of the chunks."""
+        return cls(*(torch.cat(chunks) for chunks in zip(*parts, strict=True)))
+
+    def select(self, c: slice) -> Adjoint:
+        """Those of the images ``c``."""
+        return Adjoint(*(part[c] for part in self))
+
+    def satisfies(self, accuracy: Accuracy) -> bool:
+        """Whether every image has the accuracy asked for."""
+        return bool((self.residual <= accuracy.adjoint).all())
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -49,11 +61,9 @@ class Chunk:
     """
 
     x: Tensor
-    w: Tensor
+    adjoint: Adjoint
     error: Tensor
     error_rounding: Tensor
-    adjoint_residual: Tensor
-    adjoint_rounding: Tensor
     slope: Tensor
     sensitivity: Tensor
     weight: Tensor
@@ -63,65 +73,111 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class CertifiedLoss:
+    """f(theta) within [lower, upper], about ``value``.
+
+    rounding: the part of the interval (below, and above ``value``, at most) that a model of rounding errors adds;
+    grade: what the interval rests on, a value of :class:`recon.lower_level.Grade`. Where nothing is said: all of it,
+    and ESTIMATED.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    rounding: float = math.inf
+    grade: int = int(Grade.ESTIMATED)
+
+
+class Certified:
+    """What has a certified loss, and shows its interval as its own."""
+
+    certified: CertifiedLoss
+
+    @property
+    def lower(self) -> float:
+        """The lower end of the interval."""
+        return self.certified.lower
+
+    @property
+    def upper(self) -> float:
+        """The upper end of the interval."""
+        return self.certified.upper
+
+    @property
+    def rounding(self) -> float:
+        """How much of the interval, on either side of the loss at most, is a model of rounding errors."""
+        return self.certified.rounding
+
+    @property
+    def grade(self) -> int:
+        """What the interval rests on."""
+        return self.certified.grade
+
+
+@dataclass(frozen=True)
+class Evaluation(Certified):
     """The objective at one theta: a value, an interval that holds the exact f(theta), and the way to go on from it.
 
-    x, w: minimizers and adjoint solutions of all images. error: certified ||x - x^||; adjoint_residual: ||grad q - Bw||
-    (infinite where not known); slope: ||grad q(x)||; sensitivity: C_i with interval length of q_i about C_i eps^2
-    (infinite without a goal-oriented certificate); weight: dg/dq, see :class:`UpperLoss`; status: of the lower-level
-    solves. All per image in float64. value, lower, upper: means of g over the images.
-
-    What they rest on: error_rounding, adjoint_rounding, rounding: the parts of ``error``, ``adjoint_residual`` and the
-    interval (below, and above ``value``, at most) that a model of rounding errors adds; grade: of ``error`` and the
-    interval, the worst of all images.
+    x: minimizers of all images; adjoint: their adjoint solutions w, and ||grad q - Bw|| (infinite where not known).
+    error: certified ||x - x^||, and error_rounding the part of it that a model of rounding errors adds; slope:
+    ||grad q(x)||; sensitivity: C_i with interval length of q_i about C_i eps^2 (infinite without a goal-oriented
+    certificate); weight: dg/dq, see :class:`UpperLoss`; status: of the lower-level solves. All per image in float64.
+    certified: means of g over the images; its grade is that of ``error``, too, the worst of all images.
     """
 
     x: Tensor
-    w: Tensor
+    adjoint: Adjoint
     error: Tensor
-    adjoint_residual: Tensor
+    error_rounding: Tensor
     slope: Tensor
     sensitivity: Tensor
     weight: Tensor
     status: Tensor
-    value: float
-    lower: float
-    upper: float
-    error_rounding: Tensor = UNSAID
-    adjoint_rounding: Tensor = UNSAID
-    rounding: float = math.inf
-    grade: int = int(Grade.ESTIMATED)
+    certified: CertifiedLoss
 
-    def __post_init__(self) -> None:
-        for name, whole in (("error_rounding", self.error), ("adjoint_rounding", self.adjoint_residual)):
-            if not getattr(self, name).numel():  # older checkpoints
-                object.__setattr__(self, name, whole)
+    @property
+    def value(self) -> float:
+        """f(theta) as it was computed."""
+        return self.certified.value
 
     @classmethod
     def of(cls, chunks: Sequence[Chunk]) -> Evaluation:
         """The evaluation of all images, from those of the chunks."""
-        names = [field.name for field in fields(Chunk) if field.name not in ("interval", "grade")]
-        joined = {name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in names}
-        ends = zip(*(chunk.interval.parts for chunk in chunks), strict=True)
+        joined = {name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in _PER_IMAGE}
+        ends = zip(*(chunk.interval for chunk in chunks), strict=True)
         mean, below, above, rounding = (float(torch.cat(parts).mean()) for parts in ends)
         grade = int(worst(torch.cat([chunk.grade for chunk in chunks])))
-        return cls(**joined, value=mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=grade)
+        loss = CertifiedLoss(mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=grade)
+        return cls(**joined, adjoint=Adjoint.of([chunk.adjoint for chunk in chunks]), certified=loss)
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        """Everything by name, on one level, as checkpoints keep it."""
+        w, residual, rounding = self.adjoint
+        adjoint = {"w": w, "adjoint_residual": residual, "adjoint_rounding": rounding}
+        return {name: vars(self)[name] for name in _PER_IMAGE} | adjoint | vars(self.certified)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Evaluation:
+        """What :meth:`state_dict` returned, in this version or an older one, which said nothing of rounding errors."""
+        known = {"error_rounding": state["error"], "adjoint_rounding": state["adjoint_residual"]} | dict(state)
+        adjoint = Adjoint(known["w"], known["adjoint_residual"], known["adjoint_rounding"])
+        loss = CertifiedLoss(**{f.name: known[f.name] for f in fields(CertifiedLoss) if f.name in known})
+        return cls(**{name: known[name] for name in _PER_IMAGE}, adjoint=adjoint, certified=loss)
 
     def satisfies(self, accuracy: Accuracy) -> bool:
         """Whether every image has the accuracy asked for."""
-        solved = (self.error <= accuracy.solution) & (self.adjoint_residual <= accuracy.adjoint)
-        return bool(solved.all())
+        return bool((self.error <= accuracy.solution).all()) and self.adjoint.satisfies(accuracy)
 
-    def adjoint(self, c: slice) -> Adjoint:
-        """That of the images ``c``."""
-        return Adjoint(self.w[c], self.adjoint_residual[c], self.adjoint_rounding[c])
-
-    def with_adjoints(self, parts: Sequence[Adjoint]) -> Evaluation:
-        """The same with other adjoints, chunk by chunk."""
-        w, residual, rounding = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
-        return replace(self, w=w, adjoint_residual=residual, adjoint_rounding=rounding)
+    @property
+    def finite(self) -> bool:
+        """Whether every energy, and the value, was finite."""
+        return math.isfinite(self.value) and not bool((self.status == Status.NOT_FINITE).any())
 
     @property
     def at_precision_floor(self) -> bool:
         """Whether some image could not be solved more accurately in its floating-point type."""
         return bool((self.status == Status.PRECISION_FLOOR).any())
+
+
+#: what chunks and an evaluation have of every image, beside the adjoints
+_PER_IMAGE = ("x", "error", "error_rounding", "slope", "sensitivity", "weight", "status")

@@ -139,11 +139,7 @@ def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> Linea
     ValueError
         if no L is known.
     """
-    if not math.isfinite(energy.smoothness):
-        raise ValueError(
-            f"adjoint_steps needs a Lipschitz constant of the gradient, and {type(energy.regularizer).__name__} has "
-            "none; leave adjoint_steps out to solve the adjoint equations"
-        )
+    _require_smooth(energy, "adjoint_steps", "solve the adjoint equations")
     step = 1 / energy.smoothness
     w, hessian = step * b, energy.hessian(x)
     for _ in range(steps - 1):
@@ -152,6 +148,14 @@ def truncated_adjoint(energy: Energy, x: Tensor, b: Tensor, steps: int) -> Linea
     count = torch.full((len(b),), steps - 1, dtype=torch.int64, device=b.device)
     status = torch.full_like(count, int(Status.ITERATION_LIMIT))
     return LinearSolution(w, torch.full_like(b, math.nan), unknown, status, count)
+
+
+def _require_smooth(energy: Energy, option: str, without: str) -> None:
+    if not math.isfinite(energy.smoothness):
+        raise ValueError(
+            f"{option} needs a Lipschitz constant of the gradient, and {type(energy.regularizer).__name__} has none; "
+            f"leave {option} out to {without}"
+        )
 
 
 def descent_step(energy: Energy) -> float:
@@ -164,11 +168,7 @@ def descent_step(energy: Energy) -> float:
     ValueError
         if no L is known.
     """
-    if not math.isfinite(energy.smoothness):
-        raise ValueError(
-            f"unrolled_steps needs a Lipschitz constant of the gradient, and {type(energy.regularizer).__name__} has "
-            "none; leave unrolled_steps out to solve the lower level"
-        )
+    _require_smooth(energy, "unrolled_steps", "solve the lower level")
     return 2.0 ** -math.ceil(math.log2(energy.smoothness))
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from recon.errors import positive
+from recon.errors import at_least, positive
 
 
 class UpperLoss(nn.Module):
@@ -47,8 +47,7 @@ class SquaredError(UpperLoss):
 
     def __init__(self, margin: int = 0) -> None:
         super().__init__()
-        if margin < 0:
-            raise ValueError(f"margin is {margin}, but must not be negative")
+        at_least(0, margin=margin)
         self.margin = margin
 
     def value(self, x: Tensor, target: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recon.bilevel.certificate import Interval, first_order
-from recon.bilevel.evaluation import Accuracy, Adjoint, Chunk, Evaluation
+from recon.bilevel.evaluation import Accuracy, Adjoint, CertifiedLoss, Chunk, Evaluation
 from recon.bilevel.hypergradient import Errors, Hypergradient
 from recon.bilevel.loss import SquaredError, UpperLoss, check_finite
 from recon.errors import at_least
@@ -22,11 +22,6 @@ from recon.lower_level.grade import grade_bounds, proved_part
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.pdhg import SaddleSolution
 from recon.lower_level.saddle.problem import SaddlePoint
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    """Raise ``ValueError`` for a number of images that cannot be solved together; None stands for all."""
-    at_least(1, chunk_size=chunk_size)
 
 
 class Objective(ABC):
@@ -104,7 +99,7 @@ class InexactObjective(Objective):
     def __init__(
         self, target: Tensor, y: Tensor, loss: UpperLoss | None, chunk_size: int | None, max_adjoint_iterations: int
     ) -> None:
-        check_chunk_size(chunk_size)
+        at_least(1, chunk_size=chunk_size)
         super().__init__(target, y)
         self.loss = loss if loss is not None else SquaredError()
         self.chunk_size = chunk_size if chunk_size is not None else len(y)
@@ -164,9 +159,9 @@ class InexactObjective(Objective):
         x = torch.cat([self._first_guess(c) for c in self._chunks()])
         inf = torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
         running = torch.full((len(self.y),), int(Status.ITERATION_LIMIT), device=self.y.device)
-        a, b, c, d = (inf.clone() for _ in range(4))
-        w, weight = torch.zeros_like(x), torch.ones_like(inf)
-        return Evaluation(x, w, a, b, c, d, weight, running, math.inf, -math.inf, math.inf, inf)
+        adjoint = Adjoint(torch.zeros_like(x), inf, inf)
+        unknown = CertifiedLoss(math.inf, -math.inf, math.inf)
+        return Evaluation(x, adjoint, inf, inf, inf, inf, torch.ones_like(inf), running, unknown)
 
     @full_precision()
     @torch.no_grad()
@@ -224,7 +219,7 @@ class InexactObjective(Objective):
             total = part if total is None else total + part
             adjoints.append(adjoint)
         assert total is not None
-        return errors.hypergradient(total / len(self.y), evaluation.with_adjoints(adjoints))
+        return errors.hypergradient(total / len(self.y), replace(evaluation, adjoint=Adjoint.of(adjoints)))
 
     def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
@@ -260,11 +255,9 @@ class InexactObjective(Objective):
         unknown = torch.full_like(slope, math.inf)
         return Chunk(
             x=x,
-            w=w,
+            adjoint=Adjoint(w, unknown, unknown),
             error=solution.error,
             error_rounding=solution.rounding,
-            adjoint_residual=unknown,
-            adjoint_rounding=unknown,
             slope=slope,
             sensitivity=unknown,
             weight=self.loss.outer_slope(value, target),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recon.bilevel.evaluation import Adjoint
 from recon.bilevel.hypergradient import ErrorBound
-from recon.errors import at_least
+from recon.errors import at_least, one_of
 from recon.lower_level import HessianMap, conjugate_gradients, per_image_norm
 from recon.lower_level.grade import Grade, modelled_part, proved_part
 from recon.lower_level.precision import SUMMATION, full_precision
@@ -96,8 +96,7 @@ class Piggyback:
     """
 
     def __init__(self, solver: PDHG | None = None, adjoint: str = "cg", iterations: int | None = None) -> None:
-        if adjoint not in ("cg", "pdhg"):
-            raise ValueError(f"adjoint is {adjoint!r}, but must be cg or pdhg")
+        one_of(("cg", "pdhg"), adjoint=adjoint)
         at_least(1, iterations=iterations)
         self.solver = solver if solver is not None else PDHG()
         self.method, self.iterations = adjoint, iterations
@@ -213,13 +212,20 @@ def parameter_gradient(
         return torch.autograd.grad(value, model.trainable(), allow_unused=True, materialize_grads=True)
 
 
+class DualLoss(NamedTuple):
+    """What an error bound takes of a loss l_2 of y: grad l_2(y), and a Lipschitz constant of grad l_2."""
+
+    slope: Tensor
+    smoothness: float
+
+
 @dataclass(frozen=True)
 class AdjointPoint:
     """Where an error bound is computed: x, y, X, Y, their slopes, and per image what is certified of them.
 
-    error: ||x - x^||, of all of x; residual: R of :class:`AdjointSolution`; dual_slope: grad l_2(y), None for no l_2;
-    smoothness, dual_smoothness: Lipschitz constants of grad l_1, grad l_2. error_rounding, adjoint_rounding: the
-    modelled parts of error and residual, None for all of them.
+    error: ||x - x^||, of all of x; residual: R of :class:`AdjointSolution`; smoothness: a Lipschitz constant of grad
+    l_1; dual: of l_2, None for no l_2. error_rounding, adjoint_rounding: the modelled parts of error and residual, None
+    for all of them.
     """
 
     x: Tensor
@@ -229,10 +235,14 @@ class AdjointPoint:
     error: Tensor
     residual: Tensor
     smoothness: float
-    dual_slope: Tensor | None = None
-    dual_smoothness: float = 0.0
+    dual: DualLoss | None = None
     error_rounding: Tensor | None = None
     adjoint_rounding: Tensor | None = None
+
+    @property
+    def dual_smoothness(self) -> float:
+        """L_2."""
+        return 0.0 if self.dual is None else self.dual.smoothness
 
 
 class _Radii(NamedTuple):
@@ -269,7 +279,7 @@ def error_bound(model: SaddleModel, data: Tensor, at: AdjointPoint) -> ErrorBoun
     with torch.no_grad():
         saddle = model.saddle_point(data)
         kx, inner = saddle.operator(at.x), saddle.operator(at.X)
-        q = inner if at.dual_slope is None else inner + at.dual_slope
+        q = inner if at.dual is None else inner + at.dual.slope
         eps, eps_s, dual_error, d_x, d_y, certified = _radii(saddle, at, kx, q)
         sizes = [per_image_norm(v) for v in (at.x, at.y, at.X, at.Y, q)]
     unit = saddle.operator.eps(at.x.dtype) / 2

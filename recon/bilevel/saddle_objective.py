@@ -26,8 +26,8 @@ from recon.lower_level.saddle.problem import SaddleModel, SaddlePoint
 class SaddleObjective(InexactObjective):
     """f(theta) = (1/N) sum_i l(x^_i(theta), x_i*), x^_i the image in the saddle point of the problem of data i.
 
-    In an :class:`Evaluation`, x holds the saddle points (x, y) and w the adjoint ones (X, Y), flat; ``error`` and
-    ``slope`` belong to the image; ``adjoint_residual`` is R with ||X - X^|| <= R / mu_g. The hypergradient is
+    In an :class:`Evaluation`, x holds the saddle points (x, y), flat, and ``adjoint`` the adjoint ones (X, Y), and R
+    with ||X - X^|| <= R / mu_g; ``error`` and ``slope`` belong to the image. The hypergradient is
     z = (1/N) sum_i l_i' d_theta <pairing of (x, y) and (X, Y)>, and omega that of
     :func:`recon.bilevel.piggyback.error_bound`.
 
@@ -114,7 +114,7 @@ class SaddleObjective(InexactObjective):
         return found
 
     def _evaluate_chunk(self, c: slice, accuracy: Accuracy, start: Evaluation, second: bool) -> Chunk:
-        saddle, z, w = self.saddle_point(c), start.x[c], start.w[c]
+        saddle, z, w = self.saddle_point(c), start.x[c], start.adjoint.w[c]
         second = second and self.loss.quadratic and self._has_derivatives(saddle)
         adjoint: AdjointSolution | None = None
         if self.piggyback.iterations is not None or (second and self.piggyback.method == "pdhg"):
@@ -129,8 +129,7 @@ class SaddleObjective(InexactObjective):
         image = saddle.image(solution.x)
         found = self._by_first_order(c, solution, image, torch.cat([solution.x, solution.y], 1), w)
         if adjoint is not None:
-            w, residual, rounding = adjoint.parts
-            found = replace(found, w=w, adjoint_residual=residual, adjoint_rounding=rounding)
+            found = replace(found, adjoint=adjoint.parts)
             if second:
                 interval, sensitivity = self._second_order(saddle, found.interval, solution, adjoint.X, image, c)
                 found = replace(found, interval=interval, sensitivity=sensitivity)
@@ -140,9 +139,9 @@ class SaddleObjective(InexactObjective):
         self, c: slice, evaluation: Evaluation, accuracy: Accuracy, errors: Errors | None
     ) -> tuple[Sequence[Tensor], Adjoint]:
         saddle = self.saddle_point(c)
-        adjoint = evaluation.adjoint(c)
+        adjoint = evaluation.adjoint.select(c)
         x, y = saddle.split(evaluation.x[c])
-        if self.piggyback.iterations is None and not bool((adjoint.residual <= accuracy.adjoint).all()):
+        if self.piggyback.iterations is None and not adjoint.satisfies(accuracy):
             adjoint = self._solve_adjoint(saddle, c, x, adjoint.w, accuracy.adjoint).parts
         weight = evaluation.weight[c]
         big_x, big_y = saddle.split(adjoint.w)

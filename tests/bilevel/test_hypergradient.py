@@ -215,11 +215,11 @@ def test_adjoints_are_improved_only_where_needed() -> None:
     before = objective.evaluations
     loose = objective.hypergradient(evaluation, Accuracy(1e-6, 1e-2))
     assert objective.evaluations == before
-    assert torch.equal(loose.evaluation.w, evaluation.w)
+    assert torch.equal(loose.evaluation.adjoint.w, evaluation.adjoint.w)
     tight = objective.hypergradient(evaluation, Accuracy(1e-6, 1e-8))
     assert objective.evaluations > before
-    assert bool((tight.evaluation.adjoint_residual <= 1e-8).all())
-    assert bool((evaluation.adjoint_residual > 1e-8).all())  # the argument is not changed
+    assert bool((tight.evaluation.adjoint.residual <= 1e-8).all())
+    assert bool((evaluation.adjoint.residual > 1e-8).all())  # the argument is not changed
 
 
 def test_loss_of_the_upper_level() -> None:

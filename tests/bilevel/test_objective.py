@@ -48,9 +48,11 @@ def test_interval_of_the_mean_and_errors_of_the_images(name: str, second: bool) 
         torch.testing.assert_close(at.slope, norms(slope))
         if second:
             assert at.satisfies(accuracy)
-            assert bool((norms(slope - energy.hessian(at.x)(at.w)) <= at.adjoint_residual * (1 + 1e-9) + 1e-14).all())
+            assert bool(
+                (norms(slope - energy.hessian(at.x)(at.adjoint.w)) <= at.adjoint.residual * (1 + 1e-9) + 1e-14).all()
+            )
         else:
-            assert bool(torch.isinf(at.adjoint_residual).all())
+            assert bool(torch.isinf(at.adjoint.residual).all())
             assert not at.satisfies(accuracy)
         assert not at.at_precision_floor
 
@@ -93,7 +95,7 @@ def test_bounds_of_the_first_order_for_losses_and_fidelities_that_are_not_quadra
         for accuracy in (Accuracy(1.0, 1.0), Accuracy(1e-3, 1e-3)):
             at = objective.evaluate(accuracy)
             assert at.lower <= f <= at.upper
-            assert bool(torch.isinf(at.adjoint_residual).all())
+            assert bool(torch.isinf(at.adjoint.residual).all())
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 5, 8])
@@ -140,11 +142,11 @@ def test_warm_starts_save_evaluations_and_are_not_changed() -> None:
     objective = objective_of()
     at = objective.evaluate(Accuracy(1e-6, 1e-6))
     cold = objective.evaluations
-    x, w = at.x.clone(), at.w.clone()
+    x, w = at.x.clone(), at.adjoint.w.clone()
     objective.evaluate(Accuracy(1e-7, 1e-7), at)
     assert objective.evaluations - cold < 0.6 * cold
     assert torch.equal(at.x, x)
-    assert torch.equal(at.w, w)
+    assert torch.equal(at.adjoint.w, w)
 
 
 def test_accuracy_for_a_margin() -> None:
@@ -200,7 +202,7 @@ def test_evaluations_have_no_graph(name: str) -> None:
     network = ICNN(2, 3, 1, width=0.2, activation="smooth", initial_filters="normal", zero_mean=False).double()
     objective = BilevelObjective(network if name == "icnn" else make(name), target, y)
     evaluation = objective.evaluate(Accuracy(1e-6, 1e-6))
-    assert bool((evaluation.adjoint_residual <= 1e-6).all())
+    assert bool((evaluation.adjoint.residual <= 1e-6).all())
     for value in vars(evaluation).values():
         assert not (isinstance(value, Tensor) and value.requires_grad)
 

@@ -94,4 +94,4 @@ def test_adjoint_equations_end_where_their_options_say() -> None:
     )
     for objective, reached in ((few, False), (energies(), True)):
         at = objective.hypergradient(objective.evaluate(fine, goal_oriented=False), fine).evaluation
-        assert bool((at.adjoint_residual <= fine.adjoint).all()) is reached
+        assert bool((at.adjoint.residual <= fine.adjoint).all()) is reached

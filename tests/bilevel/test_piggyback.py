@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recon.bilevel import Accuracy, Piggyback, SaddleObjective
-from recon.bilevel.piggyback import AdjointPoint, error_bound, parameter_gradient, reduced_hessian
+from recon.bilevel.piggyback import AdjointPoint, DualLoss, error_bound, parameter_gradient, reduced_hessian
 from recon.lower_level import Grade, NotStronglyConvexError, SaddleModel, SaddlePoint, Status
 from tests.lower_level.problems import normal
 from tests.lower_level.saddle.saddle_problems import FieldModel, FilterModel, ReLUModel, solved
@@ -66,7 +66,7 @@ def test_all_ways_to_the_adjoint_agree(kind: str) -> None:
         objective = SaddleObjective(model, target, y, piggyback=piggyback)
         gradient = objective.hypergradient(objective.evaluate(fine), fine)
         found.append(gradient.z)
-        assert bool((gradient.evaluation.adjoint_residual <= 1e-9).all())
+        assert bool((gradient.evaluation.adjoint.residual <= 1e-9).all())
     for z in found[1:]:
         assert float((z - found[0]).norm()) <= 1e-8 * float(z.norm())
 
@@ -136,7 +136,8 @@ def test_bound_of_the_error_in_random_cases(kind: str, certified: bool) -> None:
             at_x, at_y = dense_adjoint(saddle, x, slope, dual_slope)
             big_x, big_y = at_x + inner * e_big_x, at_y + inner * math.sqrt(mu / nu) * e_big_y
             residual = torch.full((1,), inner * mu, dtype=torch.float64)
-            at = AdjointPoint(x, y, big_x, big_y, (x - best.x).norm(dim=1), residual, l_1, dual_slope, l_2)
+            error, dual = (x - best.x).norm(dim=1), DualLoss(dual_slope, l_2)
+            at = AdjointPoint(x, y, big_x, big_y, error, residual, l_1, dual)
             omega, size, _, grade, _ = error_bound(model, data, at)
             assert (grade is not Grade.ESTIMATED) == certified
             q = saddle.operator(big_x).detach() + dual_slope

@@ -255,7 +255,7 @@ def smooth() -> BilevelObjective:
 
 def computed_residual(objective: BilevelObjective, at: Evaluation) -> Tensor:
     energy = objective._energy(slice(0, 2))
-    return norms(at.x - objective.target - energy.hessian(at.x)(at.w))
+    return norms(at.x - objective.target - energy.hessian(at.x)(at.adjoint.w))
 
 
 @pytest.mark.parametrize("adjoint", [1e-3, 1e-12, 1e-300])
@@ -264,13 +264,13 @@ def test_evaluations_and_hypergradients_carry_the_split(adjoint: float, second: 
     objective, accuracy = smooth(), Accuracy(1e-3, adjoint)
     at = objective.evaluate(accuracy, None, second)
     if not second:
-        assert bool(torch.isinf(at.adjoint_rounding).all())
+        assert bool(torch.isinf(at.adjoint.rounding).all())
         at = objective.hypergradient(at, accuracy).evaluation
-    proved = at.adjoint_residual - at.adjoint_rounding
+    proved = at.adjoint.residual - at.adjoint.rounding
     torch.testing.assert_close(proved, computed_residual(objective, at), rtol=1e-5, atol=1e-14)
-    assert bool((at.adjoint_rounding > 0).all())
+    assert bool((at.adjoint.rounding > 0).all())
     again = objective.hypergradient(at, Accuracy(1e-3, 1e-9)).evaluation
-    proved = again.adjoint_residual - again.adjoint_rounding
+    proved = again.adjoint.residual - again.adjoint.rounding
     torch.testing.assert_close(proved, computed_residual(objective, again), rtol=1e-5, atol=1e-14)
 
 
@@ -278,15 +278,16 @@ def test_the_gap_of_conjugate_gradients_is_modelled() -> None:
     """Up to a hundredth of the accuracy counts without a look at the true residual: too much for a proved bound."""
     objective, goal = smooth(), 1.2e-10
     at = objective.evaluate(Accuracy(1e-3, goal))
-    share = at.adjoint_rounding / at.adjoint_residual
+    share = at.adjoint.rounding / at.adjoint.residual
     assert bool((share < 0.02).all())
     # as if x were known: omega rests on the adjoint alone
     zero = torch.zeros_like(at.error)
-    at = replace(at, error=zero, error_rounding=zero, grade=int(Grade.PROVED))
+    certified = replace(at.certified, grade=int(Grade.PROVED))
+    at = replace(at, error=zero, error_rounding=zero, certified=certified)
     found = objective.hypergradient(at, Accuracy(1.0, goal), bound=True)
     assert found.rounding > SHARE * found.error
     assert found.grade is Grade.MODELLED
-    without = replace(at, adjoint_rounding=zero)  # as if the residual were exact
+    without = replace(at, adjoint=at.adjoint._replace(rounding=zero))  # as if the residual were exact
     assert objective.hypergradient(without, Accuracy(1.0, goal), bound=True).grade is Grade.PROVED
     loose = objective.hypergradient(
         replace(objective.evaluate(Accuracy(1e-3, 1e-6)), error=zero, error_rounding=zero), Accuracy(1.0, 1.0), True
@@ -298,16 +299,20 @@ def test_saddle_point_objectives_carry_the_split() -> None:
     model, y = FilterModel((4, 3)), smooth_image(2, 1, 4, 3)
     objective, accuracy = SaddleObjective(model, y, y + 0.1, chunk_size=1), Accuracy(1e-3, 1e-300)
     at = objective.evaluate(accuracy)
-    assert bool((at.adjoint_rounding > 0.1 * at.adjoint_residual).all())
+    assert bool((at.adjoint.rounding > 0.1 * at.adjoint.residual).all())
     loose = objective.evaluate(Accuracy(1e-3, 1e-3))
-    assert bool((loose.adjoint_rounding < SHARE * loose.adjoint_residual).all())
+    assert bool((loose.adjoint.rounding < SHARE * loose.adjoint.residual).all())
     found = objective.hypergradient(loose, Accuracy(1.0, 1.0), bound=True)
     assert found.rounding < SHARE * found.error
     zero = torch.zeros_like(at.error)
-    improved = objective.hypergradient(replace(loose, adjoint_rounding=zero), accuracy).evaluation
-    assert bool((improved.adjoint_rounding > 0.1 * improved.adjoint_residual).all())
+    improved = objective.hypergradient(
+        replace(loose, adjoint=loose.adjoint._replace(rounding=zero)), accuracy
+    ).evaluation
+    assert bool((improved.adjoint.rounding > 0.1 * improved.adjoint.residual).all())
     known = replace(improved, error=zero, error_rounding=zero)
     split = objective.hypergradient(known, Accuracy(1.0, 1.0), bound=True)
-    unsaid = objective.hypergradient(replace(known, adjoint_rounding=zero), Accuracy(1.0, 1.0), bound=True)
+    unsaid = objective.hypergradient(
+        replace(known, adjoint=known.adjoint._replace(rounding=zero)), Accuracy(1.0, 1.0), bound=True
+    )
     assert split.error == unsaid.error
     assert split.rounding > unsaid.rounding

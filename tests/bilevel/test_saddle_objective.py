@@ -297,7 +297,9 @@ def test_bound_after_a_fixed_number_of_iterations_from_a_warm_start(k: float, it
     at = SaddleObjective(Learned(0.5), target, y).evaluate(tight)
     of = SaddleObjective(Learned(k), target, y, piggyback=Piggyback(iterations=iterations))
     for factor in (1.0, 50.0):
-        found = of.hypergradient(of.evaluate(tight, replace(at, w=factor * at.w)), tight, bound=True)
+        found = of.hypergradient(
+            of.evaluate(tight, replace(at, adjoint=at.adjoint._replace(w=factor * at.adjoint.w))), tight, bound=True
+        )
         exact = float(((y / (1 + k**2) - target) * y).sum() * -2 * k / (1 + k**2) ** 2)
         assert abs(float(found.z) - exact) <= found.error * (1 + 1e-9)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError
 from recon.bilevel.certificate import Interval, first_order, goal_oriented, middle_term
+from recon.bilevel.evaluation import Adjoint
 from recon.bilevel.hypergradient import (
     ErrorBound,
     Errors,
@@ -77,9 +78,8 @@ def one_image(loss: NegativePSNR | SquaredError, eps: float, residual: float) ->
     at = replace(
         objective.start(),
         x=x,
-        w=w,
+        adjoint=Adjoint(w, number(residual), number(residual)),
         error=number(eps),
-        adjoint_residual=number(residual),
         slope=number(1.0),
         weight=loss.outer_slope(value, target),
     )
@@ -366,7 +366,7 @@ def test_an_evaluation_satisfies_what_all_images_satisfy() -> None:
     start = BilevelObjective(Line(), two, two).start()
 
     def satisfied(error: list[float], residual: list[float]) -> bool:
-        at = replace(start, error=torch.tensor(error), adjoint_residual=torch.tensor(residual))
+        at = replace(start, error=torch.tensor(error), adjoint=start.adjoint._replace(residual=torch.tensor(residual)))
         return at.satisfies(Accuracy(1.0, 2.0))
 
     assert satisfied([1.0, 0.5], [2.0, 1.0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recon.bilevel import SaddleObjective
 from recon.bilevel.certificate import Interval
-from recon.bilevel.piggyback import AdjointPoint, error_bound, parameter_gradient
+from recon.bilevel.piggyback import AdjointPoint, DualLoss, error_bound, parameter_gradient
 from recon.lower_level import PDHG, Functional, SaddleModel, SaddlePoint, SaddleSolution, Squared
 from recon.lower_level.grade import Grade
 from recon.lower_level.saddle.curvature import Curvature, GroupCurvature
@@ -110,8 +110,7 @@ def omega_and_truth(
         number(eps),
         number(abs(residual)),
         smoothness,
-        one(dual_slope) if dual else None,
-        dual,
+        DualLoss(one(dual_slope), dual) if dual else None,
         number(0.0),
     )
     found = error_bound(model, one(0.0), at)

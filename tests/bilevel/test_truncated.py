@@ -67,7 +67,7 @@ def test_methods_descend_with_it_and_count_what_it_costs(method: type[MAID] | ty
         before, spent = at.value, objective.evaluations
         objective.hypergradient(at, FINE)
     assert objective.evaluations == spent + 4
-    assert math.isinf(float(at.adjoint_residual.max()))
+    assert math.isinf(float(at.adjoint.residual.max()))
     optimizer = method(objective.params)
     for _ in range(10):
         record = optimizer.step(objective=objective)

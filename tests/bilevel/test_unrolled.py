@@ -102,7 +102,7 @@ def test_costs_and_intervals() -> None:
         z = many.hypergradient(reached, ANY).z
         implicit = exact.hypergradient(exact.evaluate(FINE), FINE).z
     assert at.lower <= f <= at.upper
-    assert math.isinf(float(at.adjoint_residual.max()))
+    assert math.isinf(float(at.adjoint.residual.max()))
     assert reached.value == pytest.approx(f, rel=1e-9)
     torch.testing.assert_close(z, implicit, rtol=1e-6, atol=1e-9)
 

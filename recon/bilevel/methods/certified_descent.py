@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from recon.bilevel.methods.direction import Direction, make_direction
 from recon.bilevel.methods.method import UpperLevelMethod
 from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, fraction, one_of, positive
-from recon.lower_level import NotStronglyConvexError, Status
+from recon.lower_level import Status
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,34 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
     """Accepts a trial theta+ = theta - a d if U(theta+) + armijo a <z, d> <= L(theta), with bounds L <= f <= U.
 
     The exact f then decreases by at least armijo a <z, d>. How accurate the bounds are is up to the subclasses.
+
+    Parameters
+    ----------
+    params, lr, solution_accuracy, adjoint_accuracy, line_search, tolerance
+        As in :class:`MAID`.
+    own
+        The options of the subclass.
+
+    Raises
+    ------
+    ValueError
+        An option is out of range, or the parameters are in several groups.
     """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        solution_accuracy: float,
+        adjoint_accuracy: float,
+        line_search: LineSearch,
+        tolerance: float,
+        **own: object,
+    ) -> None:
+        numbers = {"lr": lr, "solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
+        positive(**numbers)
+        at_least(0, tolerance=tolerance)
+        super().__init__(params, **numbers, line_search=line_search, tolerance=tolerance, **own)
 
     @property
     @abstractmethod
@@ -94,12 +122,6 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
     @property
     def _search(self) -> LineSearch:
         return LineSearch(**self.options["line_search"])
-
-    def _take(self, **options: object) -> None:
-        super()._take(**options)
-        own = self.options
-        positive(**{name: own[name] for name in ("lr", "solution_accuracy", "adjoint_accuracy")})
-        at_least(0, tolerance=own["tolerance"])
 
     def _check(self, objective: InexactObjective) -> None:
         if objective.unrolled_steps is not None:
@@ -133,13 +155,6 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
         """The step along d, or the longest that may be tried."""
         return min(step, self.progress["longest"] / max(float(d.norm()), 1e-300))
 
-    def _try(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
-        """The objective at a trial point, or ``None`` where no modulus of strong convexity certifies anything."""
-        try:
-            return objective.evaluate(accuracy, current, self._second)
-        except NotStronglyConvexError:
-            return None
-
     def _accept(
         self, objective: InexactObjective, direction: Direction, move: Tensor, new: Evaluation, accuracy: Accuracy
     ) -> None:
@@ -158,7 +173,7 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
             current, z = self.evaluation, self.progress["z"]
             if current.at_precision_floor or not tolerance:
                 return True
-            errors = float(current.error.max()), float(current.adjoint_residual.max())
+            errors = float(current.error.max()), float(current.adjoint.residual.max())
             accuracy = Accuracy(*(max(0.1 * e, 1e-300) for e in errors))
             self._keep(objective.hypergradient(objective.refine(current, accuracy), accuracy))
             if float((self.progress["z"] - z).norm()) <= 0.1 * tolerance:

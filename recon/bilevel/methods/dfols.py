@@ -18,7 +18,6 @@ from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.errors import positive
-from recon.lower_level import NotStronglyConvexError, Status
 
 #: models of the residuals are interpolated in as many directions as there are parameters
 MOST_PARAMETERS = 100
@@ -104,7 +103,7 @@ class DFOLS(UpperLevelMethod[InexactObjective]):
             return replace(self._record(objective, Progress.CONVERGED, 0.0), iteration=state["iteration"])
         before, first = state["best"], not state["residuals"]
         self._set(point)
-        new = self._try(objective)
+        new = self._at_point(objective)
         if first and new is None:
             raise DivergedError("the energy is NaN or infinite at the start; start from other parameters")
         found = [BARRIER * r for r in state["residuals"][0]] if new is None else new.slope.tolist()
@@ -137,7 +136,7 @@ class DFOLS(UpperLevelMethod[InexactObjective]):
         known = iter(state["residuals"])
         first, last = self._radii()[state["stage"]]
 
-        def residuals(theta: Any) -> Any:
+        def residuals(theta: np.ndarray) -> np.ndarray:
             values = next(known, None)
             if values is None:
                 raise _Asked(torch.from_numpy(np.array(theta, dtype=np.float64)))
@@ -154,7 +153,7 @@ class DFOLS(UpperLevelMethod[InexactObjective]):
             np.random.set_state(generator)
         return None
 
-    def _try(self, objective: InexactObjective) -> Evaluation | None:
+    def _at_point(self, objective: InexactObjective) -> Evaluation | None:
         """The objective at the point, or None where there are no minimizers."""
         options, state = self.options, self.progress
         goal = options["solution_accuracy"]
@@ -163,12 +162,8 @@ class DFOLS(UpperLevelMethod[InexactObjective]):
             factor = 1.0 if state["stage"] + 1 == len(radii) else LOOSE
             goal = min(goal, factor * radii[state["stage"]][1] ** 2)
         start = self.evaluation if "evaluation" in state else None
-        try:
-            new = objective.evaluate(Accuracy(goal, math.inf), start, goal_oriented=False)
-        except NotStronglyConvexError:
-            return None
-        lost = bool((new.status == Status.NOT_FINITE).any()) or not math.isfinite(new.value)
-        return None if lost else new
+        new = self._try(objective, Accuracy(goal, math.inf), start)
+        return new if new is not None and new.finite else None
 
 
 class _Asked(Exception):

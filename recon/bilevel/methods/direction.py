@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -31,7 +29,7 @@ class Direction:
     def reset(self) -> None:
         """Forget what was learned."""
 
-    def state_dict(self) -> dict[str, Any] | None:
+    def state_dict(self) -> dict[str, Tensor] | None:
         """Everything that a checkpoint needs."""
         return None
 
@@ -39,7 +37,7 @@ class Direction:
 class AdaGrad(Direction):
     """d = z / (sqrt(sum of squares of all z so far) + 1e-12), component by component."""
 
-    def __init__(self, like: Tensor, state: dict[str, Any] | None) -> None:
+    def __init__(self, like: Tensor, state: dict[str, Tensor] | None) -> None:
         self.squares = torch.zeros_like(like) if state is None else state["squares"]
         self.counted = self.squares if state is None else state["counted"]
 
@@ -50,14 +48,14 @@ class AdaGrad(Direction):
     def learn(self, move: Tensor, change: Tensor) -> None:
         self.squares = self.counted
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {"squares": self.squares, "counted": self.counted}
 
 
 class QuasiNewton(Direction):
     """L-BFGS on pairs of moves s and changes c with <s, c> > 1e-3 ||s|| ||c||; a move of length lr before the first."""
 
-    def __init__(self, like: Tensor, memory: int, state: dict[str, Any] | None) -> None:
+    def __init__(self, like: Tensor, memory: int, state: dict[str, Tensor] | None) -> None:
         self.history = InverseHessian(like[None], memory)
         if state is not None:
             self.history.load_state_dict(state)
@@ -84,11 +82,11 @@ class QuasiNewton(Direction):
     def reset(self) -> None:
         self.history = InverseHessian(self.history.pairs[:, 0], self.history.memory)
 
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self.history.state_dict())
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.history.state_dict()
 
 
-def make_direction(name: str, memory: int, like: Tensor, state: dict[str, Any] | None) -> Direction:
+def make_direction(name: str, memory: int, like: Tensor, state: dict[str, Tensor] | None) -> Direction:
     """The direction of that name, with its state; ``memory``: pairs of ``lbfgs``."""
     if name == "lbfgs":
         return QuasiNewton(like, memory, state)

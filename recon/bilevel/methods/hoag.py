@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
-from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
+from recon.bilevel.methods.method import DivergedError, UpperLevelMethod, require_finite
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.errors import fraction, one_of, positive
-from recon.lower_level import NotStronglyConvexError, Status
 
 SCHEDULES = ("quadratic", "cubic", "exponential", "constant")
 #: C of the adaptive rule, growth of the step, and the relative increase of the loss after which a step is put back
@@ -93,7 +90,7 @@ class HOAG(UpperLevelMethod[InexactObjective]):
         accuracy = self._accuracy()
         following = lr
         self._set(theta - lr * z)
-        new = self._try(objective, accuracy, current)
+        new = self._try_step(objective, accuracy, current)
         accepted = new is not None
         if new is not None and options["adaptive"]:
             bound = SLACK * accuracy.solution + before * (SLACK + 1) * length - length**2 / lr
@@ -108,20 +105,15 @@ class HOAG(UpperLevelMethod[InexactObjective]):
         options["lr"] = following
         return self._record(objective, Progress.ACCEPTED if accepted else Progress.REJECTED, lr)
 
-    def _try(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
+    def _try_step(self, objective: InexactObjective, accuracy: Accuracy, current: Evaluation) -> Evaluation | None:
         """The objective at the new point, or None where there is none and the step can be put back."""
-        adaptive = self.options["adaptive"]
-        try:
-            new = objective.evaluate(accuracy, current, goal_oriented=False)
-        except NotStronglyConvexError:
-            if adaptive:
-                return None
-            raise
-        if math.isfinite(new.value) and not bool((new.status == Status.NOT_FINITE).any()):
-            return new
-        if adaptive:
-            return None
-        raise DivergedError("the energy is NaN or infinite; start from other parameters, or with a smaller lr")
+        if self.options["adaptive"]:
+            new = self._try(objective, accuracy, current)
+            return new if new is not None and new.finite else None
+        new = objective.evaluate(accuracy, current, goal_oriented=False)
+        if not new.finite:
+            raise DivergedError("the energy is NaN or infinite; start from other parameters, or with a smaller lr")
+        return new
 
     def _accuracy(self) -> Accuracy:
         """epsilon_k and delta_k of the point at hand."""
@@ -132,11 +124,7 @@ class HOAG(UpperLevelMethod[InexactObjective]):
         return Accuracy(options["solution_accuracy"], options["adjoint_accuracy"]).scaled(factor)
 
     def _keep(self, gradient: Hypergradient) -> None:
-        lost = gradient.evaluation.status == Status.NOT_FINITE
-        if bool(lost.any()) or not bool(torch.isfinite(gradient.z).all()):
-            raise DivergedError(
-                "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
-            )
+        require_finite(gradient)
         super()._keep(gradient)
 
 

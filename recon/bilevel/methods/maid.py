@@ -102,18 +102,8 @@ class MAID(CertifiedDescent):
         memory: int = 80,
         tolerance: float = 0.0,
     ) -> None:
-        super().__init__(
-            params,
-            certificate=certificate,
-            direction=direction,
-            lr=lr,
-            solution_accuracy=solution_accuracy,
-            adjoint_accuracy=adjoint_accuracy,
-            line_search=line_search,
-            limits=limits,
-            memory=memory,
-            tolerance=tolerance,
-        )
+        own = {"certificate": certificate, "direction": direction, "limits": limits, "memory": memory}
+        super().__init__(params, lr, solution_accuracy, adjoint_accuracy, line_search, tolerance, **own)
         _ = self._accelerations  # checks them
 
     @property
@@ -149,7 +139,7 @@ class MAID(CertifiedDescent):
                 break
             if same is not None:
                 accuracy = objective.accuracy_for(same, margin, self._second)
-            new = self._try(objective, accuracy, same if same is not None else current)
+            new = self._try(objective, accuracy, same if same is not None else current, self._second)
             same = None
             if new is None:
                 step *= search.shrink
@@ -178,7 +168,7 @@ class MAID(CertifiedDescent):
 
     def _failed(self, objective: InexactObjective, current: Evaluation, direction: Direction, floor: bool) -> Progress:
         """Certified values without any descent: z is too inaccurate, unless the errors cannot be any smaller."""
-        error, adjoint = float(current.error.max()), float(current.adjoint_residual.max())
+        error, adjoint = float(current.error.max()), float(current.adjoint.residual.max())
         accuracy = Accuracy(max(0.1 * error, 1e-300), max(0.1 * (adjoint if adjoint < math.inf else error), 1e-300))
         self._keep(objective.hypergradient(objective.refine(current, accuracy), accuracy))
         direction.reset()
@@ -192,7 +182,7 @@ class MAID(CertifiedDescent):
         while True:
             needed = max(0.1 * float(current.slope.mean()), 1e-300)
             accuracy = Accuracy(needed, needed)
-            errors = max(float(current.error.max()), float(current.adjoint_residual.max()))
+            errors = max(float(current.error.max()), float(current.adjoint.residual.max()))
             if current.satisfies(accuracy) or current.at_precision_floor or errors >= before:
                 return  # accurate enough, or as accurate as the solvers get
             before = errors

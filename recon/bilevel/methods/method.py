@@ -6,28 +6,35 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from recon.bilevel.evaluation import Evaluation
+from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.older import current_state, plain
 from recon.bilevel.methods.parameters import assign, check_one_group, flat
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
+from recon.lower_level import NotStronglyConvexError, Status
 
 #: what a method descends on
-Objective = TypeVar("Objective")
+ObjectiveT = TypeVar("ObjectiveT")
 
 
 class DivergedError(ValueError):
     """Parameters, of which nothing certifies that they converge, went where hypergradients are not finite."""
 
 
-class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
+def require_finite(gradient: Hypergradient) -> None:
+    """Raise :class:`DivergedError` if an energy or the hypergradient is not finite."""
+    lost = bool((gradient.evaluation.status == Status.NOT_FINITE).any())
+    if lost or not bool(torch.isfinite(gradient.z).all()):
+        raise DivergedError("the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr")
+
+
+class UpperLevelMethod(torch.optim.Optimizer, Generic[ObjectiveT], ABC):
     """An upper-level method: ``step(objective=...)`` makes one iteration and returns its :class:`Record`.
 
     A method is a subclass with ``_iterate``, and with ``_begin`` if there is something to do before the first
@@ -64,7 +71,7 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], object] | None = None, *, objective: Objective
+        self, closure: Callable[[], object] | None = None, *, objective: ObjectiveT
     ) -> Record:
         """One upper-level iteration on ``objective``, whose parameters must be those of this optimizer.
 
@@ -100,13 +107,13 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
     # --- what a method adds ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _iterate(self, objective: Objective) -> Record:
+    def _iterate(self, objective: ObjectiveT) -> Record:
         """One iteration; its record is made by ``_record`` unless it is that of another kind of method."""
 
-    def _begin(self, objective: Objective) -> None:
+    def _begin(self, objective: ObjectiveT) -> None:
         """Fill ``progress`` before the first iteration."""
 
-    def _check(self, objective: Objective) -> None:
+    def _check(self, objective: ObjectiveT) -> None:
         """Raise ``ValueError`` for an objective that the method is not made for."""
 
     # --- what it has for that ----------------------------------------------------------------------------------------
@@ -125,15 +132,25 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
     @property
     def evaluation(self) -> Evaluation:
         """The objective at the current parameters; its warm starts are part of a checkpoint."""
-        return Evaluation(**self.progress["evaluation"])
+        return Evaluation.from_state(self.progress["evaluation"])
 
     @evaluation.setter
     def evaluation(self, value: Evaluation) -> None:
-        self.progress["evaluation"] = {f.name: getattr(value, f.name) for f in fields(value)}
+        self.progress["evaluation"] = value.state_dict()
 
     def _keep(self, gradient: Hypergradient) -> None:
         """Take note of the hypergradient at the current parameters, and of the evaluation that it belongs to."""
         self.evaluation, self.progress["z"] = gradient.evaluation, gradient.z
+
+    @staticmethod
+    def _try(
+        objective: InexactObjective, accuracy: Accuracy, start: Evaluation | None, second: bool = False
+    ) -> Evaluation | None:
+        """The objective at a trial point, or None where no modulus of strong convexity certifies anything."""
+        try:
+            return objective.evaluate(accuracy, start, second)
+        except NotStronglyConvexError:
+            return None
 
     def _theta(self) -> Tensor:
         """The parameters, flat, in float64; a copy."""
@@ -150,19 +167,15 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[Objective], ABC):
         at, z = self.evaluation, self.progress.get("z")
         return Record(
             iteration=self.progress["iteration"] + 1,
-            loss=at.value,
-            lower=at.lower,
-            upper=at.upper,
+            certified=at.certified,
             epsilon=float(at.error.max()),
-            delta=float(at.adjoint_residual.max()),
+            delta=float(at.adjoint.residual.max()),
             omega=omega,
             step=step,
             trials=trials,
             evaluations=objective.evaluations,
             gradient_norm=float(z.norm()) if z is not None else math.nan,
             progress=progress,
-            rounding=at.rounding,
-            grade=at.grade,
         )
 
     # --- state -------------------------------------------------------------------------------------------------------

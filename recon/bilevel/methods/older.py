@@ -29,12 +29,12 @@ MOVED = {
 SCHEDULED = "MAID with the accuracy schedule is PublishedMAID by now, its certificate and direction are accelerations"
 
 
-def plain(option: object) -> Any:
+def plain(option: object) -> object:
     """An option, a group as a dictionary."""
     return asdict(option) if is_dataclass(option) and not isinstance(option, type) else option
 
 
-def place_of(name: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
+def place_of(name: str, options: Mapping[str, object]) -> tuple[str, str] | None:
     """Where an option that had a place of its own is among ``options``, some of which are groups; None if nowhere."""
     groups = {key: group for key, group in options.items() if isinstance(group, dict)}
     if name in options and name not in groups:
@@ -42,7 +42,7 @@ def place_of(name: str, options: Mapping[str, Any]) -> tuple[str, str] | None:
     return next(((group, field) for group, field in MOVED.get(name, ()) if field in groups.get(group, ())), None)
 
 
-def options_of(constructor: Callable[..., object]) -> dict[str, Any]:
+def options_of(constructor: Callable[..., object]) -> dict[str, object]:
     """The options of a constructor with their defaults, groups as dictionaries."""
     defaults = {name: p.default for name, p in inspect.signature(constructor).parameters.items()}
     return {name: plain(value) for name, value in defaults.items()}
@@ -72,7 +72,7 @@ def takes_older(constructor: Callable[P, None]) -> Callable[P, None]:
     return construct
 
 
-def current_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def current_options(options: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, Any]:
     """Options that this or an older version wrote, as the ``known`` options of a method; what is gone is left out."""
     found = {k: v for k, v in options.items() if k in known and isinstance(v, dict) == isinstance(known[k], dict)}
     for name in options.keys() - found.keys():
@@ -81,13 +81,13 @@ def current_options(options: Mapping[str, Any], known: Mapping[str, Any]) -> dic
     return found
 
 
-def current_method(saved: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def current_method(saved: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, object]:
     """What a checkpoint says of its method, ``class`` and options, in the words that the method itself has today."""
     scheduled = saved["class"].endswith(".MAID") and saved.get("accuracy") == "schedule"
     return current_options(saved, known) | {"class": "recon.bilevel.PublishedMAID" if scheduled else saved["class"]}
 
 
-def current_state(state: Mapping[str, Any], known: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+def current_state(state: Mapping[str, Any], known: Mapping[str, object], own: Sequence[str]) -> dict[str, object]:
     """A ``state_dict()`` that this or an older version wrote, for a method with ``known`` options, some its ``own``.
 
     Raises

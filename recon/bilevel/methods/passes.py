@@ -10,28 +10,27 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from recon.bilevel.evaluation import Accuracy, Evaluation
-from recon.bilevel.methods.method import DivergedError, Objective, UpperLevelMethod
+from recon.bilevel.evaluation import Accuracy, CertifiedLoss, Evaluation
+from recon.bilevel.methods.method import ObjectiveT, UpperLevelMethod, require_finite
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
-from recon.errors import not_negative, positive
-from recon.lower_level import Status
+from recon.errors import at_least, not_negative, positive
 
 
-class Passes(UpperLevelMethod[Objective]):
+class Passes(UpperLevelMethod[ObjectiveT]):
     """An iteration is a pass through all images, in mini-batches, each of which is a step of an optimizer of torch.
 
     In pass k = 0, 1, ... the step is lr_k = lr (k+1)^-lr_decay, and the order of the images is decided by ``seed`` and
-    k alone. A subclass is one of an optimizer of torch as well, whose constructor it calls, and then ``_take``.
+    k alone. A subclass is one of an optimizer of torch as well, whose constructor it calls, and then
+    ``_take_passes``.
     """
 
-    def _take(self, **options: object) -> None:
-        super()._take(**options)
-        own = self.options
-        positive(lr=own["first_lr"])
-        not_negative(lr_decay=own["lr_decay"])
-        if own["batch_size"] < 1:
-            raise ValueError(f"batch_size is {own['batch_size']}, but must be at least 1")
+    def _take_passes(self, lr: float, batch_size: int, lr_decay: float, seed: int, **own: object) -> None:
+        """Keep the options of passes, and those of the subclass."""
+        positive(lr=lr)
+        not_negative(lr_decay=lr_decay)
+        at_least(1, batch_size=batch_size)
+        self._take(first_lr=lr, batch_size=batch_size, lr_decay=lr_decay, seed=seed, **own)
 
     def _start_pass(self, count: int) -> tuple[torch.Generator, Sequence[Tensor]]:
         """Set the step of this pass; its random numbers, and the images of its mini-batches, out of ``count``."""
@@ -55,15 +54,24 @@ class Passes(UpperLevelMethod[Objective]):
 class InexactPasses(Passes[InexactObjective]):
     """Passes on hypergradients whose accuracies in pass k are their first ones times (k+1)^-accuracy_decay."""
 
-    def _take(self, **options: object) -> None:
-        super()._take(**options)
-        own = self.options
-        positive(solution_accuracy=own["solution_accuracy"], adjoint_accuracy=own["adjoint_accuracy"])
-        not_negative(accuracy_decay=own["accuracy_decay"])
+    def _take_inexact(
+        self,
+        lr: float,
+        batch_size: int,
+        solution_accuracy: float,
+        adjoint_accuracy: float,
+        lr_decay: float,
+        accuracy_decay: float,
+        seed: int,
+    ) -> None:
+        first = {"solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
+        positive(**first)
+        not_negative(accuracy_decay=accuracy_decay)
+        self._take_passes(lr, batch_size, lr_decay, seed, **first, accuracy_decay=accuracy_decay)
 
     def _begin(self, objective: InexactObjective) -> None:
         start = objective.start()
-        self.progress.update(x=start.x, w=start.w)
+        self.progress.update(x=start.x, w=start.adjoint.w)
 
     def _iterate(self, objective: InexactObjective) -> Record:
         """One pass."""
@@ -80,18 +88,16 @@ class InexactPasses(Passes[InexactObjective]):
         """One step on the images ``index``; the objective there, and ||z||."""
         state = self.progress
         part = objective.subset(index)
-        start = dataclasses.replace(part.start(), x=state["x"][index], w=state["w"][index])
+        start = part.start()
+        warm = start.adjoint._replace(w=state["w"][index])
+        start = dataclasses.replace(start, x=state["x"][index], adjoint=warm)
         gradient = part.hypergradient(part.evaluate(accuracy, start, goal_oriented=False), accuracy)
         objective.evaluations += part.evaluations * len(index) / len(objective.y)
-        norm = float(gradient.z.norm())
-        if not math.isfinite(norm) or bool((gradient.evaluation.status == Status.NOT_FINITE).any()):
-            raise DivergedError(
-                "the hypergradient is NaN or infinite; start from other parameters, or with a smaller lr"
-            )
+        require_finite(gradient)
         self._descend(gradient.z.split([p.numel() for p in self.options["params"]]))
         at = gradient.evaluation
-        state["x"][index], state["w"][index] = at.x, at.w  # in place: only warm starts
-        return at, norm
+        state["x"][index], state["w"][index] = at.x, at.adjoint.w  # in place: only warm starts
+        return at, float(gradient.z.norm())
 
     def _mean(self, objective: InexactObjective, batches: list[tuple[Evaluation, float]]) -> Record:
         weights = [len(at.x) / len(objective.y) for at, _ in batches]
@@ -101,19 +107,21 @@ class InexactPasses(Passes[InexactObjective]):
 
         return Record(
             iteration=self.progress["iteration"] + 1,
-            loss=mean(at.value for at, _ in batches),
-            lower=mean(at.lower for at, _ in batches),
-            upper=mean(at.upper for at, _ in batches),
+            certified=CertifiedLoss(
+                value=mean(at.value for at, _ in batches),
+                lower=mean(at.lower for at, _ in batches),
+                upper=mean(at.upper for at, _ in batches),
+                rounding=mean(at.rounding for at, _ in batches),
+                grade=max(at.grade for at, _ in batches),
+            ),
             epsilon=max(float(at.error.max()) for at, _ in batches),
-            delta=max(float(at.adjoint_residual.max()) for at, _ in batches),
+            delta=max(float(at.adjoint.residual.max()) for at, _ in batches),
             omega=math.inf,
             step=self.options["lr"],
             trials=len(batches),
             evaluations=objective.evaluations,
             gradient_norm=mean(norm for _, norm in batches),
             progress=Progress.ACCEPTED,
-            rounding=mean(at.rounding for at, _ in batches),
-            grade=max(at.grade for at, _ in batches),
         )
 
 
@@ -170,15 +178,7 @@ class InexactAdam(InexactPasses, torch.optim.Adam):  # type: ignore[misc]
         seed: int = 0,
     ) -> None:
         torch.optim.Adam.__init__(self, params, lr=max(lr, 0.0), betas=betas)
-        self._take(
-            first_lr=lr,
-            batch_size=batch_size,
-            seed=seed,
-            lr_decay=lr_decay,
-            solution_accuracy=solution_accuracy,
-            adjoint_accuracy=adjoint_accuracy,
-            accuracy_decay=accuracy_decay,
-        )
+        self._take_inexact(lr, batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed)
 
     def _move(self) -> None:
         torch.optim.Adam.step(self)
@@ -222,15 +222,7 @@ class InexactSGD(InexactPasses, torch.optim.SGD):  # type: ignore[misc]
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}, but must be at least 0 and less than 1")
         torch.optim.SGD.__init__(self, params, lr=max(lr, 0.0), momentum=momentum)
-        self._take(
-            first_lr=lr,
-            batch_size=batch_size,
-            seed=seed,
-            lr_decay=lr_decay,
-            solution_accuracy=solution_accuracy,
-            adjoint_accuracy=adjoint_accuracy,
-            accuracy_decay=accuracy_decay,
-        )
+        self._take_inexact(lr, batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed)
 
     def _move(self) -> None:
         torch.optim.SGD.step(self)

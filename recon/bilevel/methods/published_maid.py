@@ -86,16 +86,8 @@ class PublishedMAID(CertifiedDescent):
         accelerations: Accelerations = Accelerations(),
         tolerance: float = 0.0,
     ) -> None:
-        super().__init__(
-            params,
-            lr=lr,
-            solution_accuracy=solution_accuracy,
-            adjoint_accuracy=adjoint_accuracy,
-            line_search=line_search,
-            schedule=schedule,
-            accelerations=accelerations,
-            tolerance=tolerance,
-        )
+        own = {"schedule": schedule, "accelerations": accelerations}
+        super().__init__(params, lr, solution_accuracy, adjoint_accuracy, line_search, tolerance, **own)
 
     def _iterate(self, objective: InexactObjective) -> Record:
         """Line searches of growing budget; accuracies shrink when one fails and grow after a success."""
@@ -116,7 +108,7 @@ class PublishedMAID(CertifiedDescent):
             for _ in range(budget):
                 trials += 1
                 moved = self._set(theta - step * d)
-                new = self._try(objective, accuracy, current)
+                new = self._try(objective, accuracy, current, self._second)
                 if new is not None and new.upper + search.armijo * step * slope <= current.lower:
                     self._accept(objective, direction, moved - theta, new, accuracy)
                     options["lr"] = direction.next_step(alpha, step, 1, search.growth)

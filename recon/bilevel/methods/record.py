@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from recon.lower_level.grade import Grade
+from recon.bilevel.evaluation import Certified, CertifiedLoss
 
 
 class Progress(StrEnum):
@@ -20,20 +21,16 @@ class Progress(StrEnum):
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Certified):
     """One upper-level iteration.
 
-    loss in [lower, upper], certified; epsilon, delta: largest certified lower-level and adjoint errors of the images;
-    omega: bound of the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points
-    tried; evaluations: so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`.
-    rounding: how much of the interval, on either side of the loss at most, is a model of rounding errors; grade: what
-    the interval and epsilon rest on, a value of :class:`recon.lower_level.Grade`.
+    certified: the loss; epsilon, delta: largest certified lower-level and adjoint errors of the images; omega: bound of
+    the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points tried; evaluations:
+    so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`.
     """
 
     iteration: int
-    loss: float
-    lower: float
-    upper: float
+    certified: CertifiedLoss
     epsilon: float
     delta: float
     omega: float
@@ -42,10 +39,30 @@ class Record:
     evaluations: float
     gradient_norm: float
     progress: Progress
-    rounding: float = math.inf
-    grade: int = int(Grade.ESTIMATED)
+
+    @property
+    def loss(self) -> float:
+        """The loss, as it was computed."""
+        return self.certified.value
 
     @property
     def finished(self) -> bool:
         """Whether another iteration cannot do anything."""
         return self.progress in (Progress.CONVERGED, Progress.PRECISION_FLOOR)
+
+    def line(self) -> dict[str, float | str]:
+        """Everything by name, on one level, as tables and checkpoints keep it."""
+        own = {"iteration": self.iteration, "loss": self.loss, "lower": self.lower, "upper": self.upper}
+        rest = {name: value for name, value in vars(self).items() if name not in ("iteration", "certified")}
+        return own | rest | {"progress": self.progress.value, "rounding": self.rounding, "grade": self.grade}
+
+    @classmethod
+    def of_line(cls, line: Mapping[str, Any]) -> Record:
+        """What :meth:`line` returned, in this version or an older one, which said nothing of rounding errors."""
+        rest = dict(line)
+        loss = CertifiedLoss(rest.pop("loss"), **{name: rest.pop(name) for name in _OF_LOSS if name in rest})
+        return cls(**rest | {"certified": loss, "progress": Progress(rest["progress"])})
+
+
+#: what a line says of the loss
+_OF_LOSS = ("lower", "upper", "rounding", "grade")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from recon.bilevel.methods.method import UpperLevelMethod
 from recon.bilevel.methods.parameters import flat
-from recon.bilevel.methods.record import Progress, Record
+from recon.bilevel.methods.record import Record
 from recon.bilevel.objective import InexactObjective
 
 #: iterations without any evaluation or change after which a run ends
@@ -96,7 +95,7 @@ class Training:
             "params": [p.detach() for p in self.objective.params],
             "optimizer": self.method.state_dict(),
             "objective": self.objective.state_dict(),
-            "records": [asdict(r) | {"progress": r.progress.value} for r in self.records],
+            "records": [record.line() for record in self.records],
             "seconds": self.seconds,
         }
 
@@ -118,5 +117,5 @@ class Training:
                 p.copy_(value)
         self.method.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
-        self.records = [Record(**line | {"progress": Progress(line["progress"])}) for line in state["records"]]
+        self.records = [Record.of_line(line) for line in state["records"]]
         self.seconds = float(state["seconds"])

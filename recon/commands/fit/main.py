@@ -241,7 +241,7 @@ class ReconCLI(LightningCLI):
         for name in ("val_psnr", "val_ssim", "val_error"):
             if name in metrics:
                 summary[name] = float(metrics[name])
-        if math.isfinite(summary.get("val_error", math.inf)):
+        if math.isfinite(float(metrics.get("val_error", math.inf))):
             summary["val_grade"] = Grade(int(metrics["val_grade"])).word
         return summary | {
             "seconds": self.stopwatch.seconds,

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from recon.bilevel import MAID, DivergedError, FixedAccuracy, Progress, Record, Training
+from recon.bilevel import MAID, CertifiedLoss, DivergedError, FixedAccuracy, Progress, Record, Training
 from recon.bilevel.methods.run import MOST_IDLE
 from tests.bilevel.methods.test_method import SignDescent, objective_of, theta
 
@@ -43,7 +43,7 @@ def test_it_ends_where_nothing_happens() -> None:
             pass
 
         def _iterate(self, objective: object) -> Record:
-            return Record(1, 1.0, 1.0, 1.0, 0, 0, 0, 0, 1, 0.0, 0, Progress.LINE_SEARCH_FAILED)
+            return Record(1, CertifiedLoss(1.0, 1.0, 1.0), 0, 0, 0, 0, 1, 0.0, 0, Progress.LINE_SEARCH_FAILED)
 
     objective = objective_of()
     training = Training(objective, Idle(objective.params, lr=1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,16 +13,18 @@ from recon.bilevel import (
     Accuracy,
     AccuracySchedule,
     BilevelObjective,
+    CertifiedLoss,
     Evaluation,
     Limits,
     LineSearch,
     Progress,
 )
+from recon.bilevel.evaluation import Adjoint
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.certified_descent import CertifiedDescent
 from recon.lower_level import Status
 from recon.lower_level.grade import Grade
-from tests.bilevel.methods.variants import variant
+from tests.bilevel.methods.descents import variant
 
 
 class Parabola:
@@ -43,10 +44,9 @@ class Parabola:
         value, one = 0.5 * float(self.theta) ** 2, torch.ones(1, dtype=torch.float64)
         image, status = torch.zeros(1, 1, 1, 1), torch.full((1,), int(self.status))
         small = 1e-300 * one
-        at = Evaluation(
-            image, image, small, small, one, one, one, status, value, value - self.below, value + self.above
-        )
-        return replace(at, grade=int(Grade.PROVED))
+        adjoint = Adjoint(image, small, small)
+        certified = CertifiedLoss(value, value - self.below, value + self.above, grade=int(Grade.PROVED))
+        return Evaluation(image, adjoint, small, small, one, one, one, status, certified)
 
     def refine(self, evaluation: Evaluation, accuracy: Accuracy, second: bool = True) -> Evaluation:
         return self.evaluate(accuracy, evaluation)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from datasets import DenoisingDataModule
 from models import TotalVariation
-from recon.bilevel import MAID, Accuracy, BilevelObjective, Progress, Record
+from recon.bilevel import MAID, Accuracy, BilevelObjective, CertifiedLoss, Progress, Record
 from recon.bilevel.methods.run import MOST_IDLE
 from recon.commands.main import main
 from recon.commands.reproduce import race, race_run
@@ -337,7 +337,9 @@ def test_there_is_no_exact_loss_without_minimizers() -> None:
 def test_a_run_in_which_nothing_happens_ends(tiny: Path) -> None:
     class Idle(torch.optim.SGD):
         def step(self, closure: Any = None, *, objective: BilevelObjective) -> Record:  # type: ignore[override]
-            return Record(1, 1.0, 1.0, 1.0, 0, 0, 0, 0, 1, objective.evaluations, 0, Progress.LINE_SEARCH_FAILED)
+            return Record(
+                1, CertifiedLoss(1.0, 1.0, 1.0), 0, 0, 0, 0, 1, objective.evaluations, 0, Progress.LINE_SEARCH_FAILED
+            )
 
     data = race.DenoisingDataModule(limit=1, size=16, sigma=0.1, dtype="float64")
     objective = BilevelObjective(TotalVariation(-4.0, -3.0).double(), *data.train_tensors())
@@ -384,7 +386,7 @@ def test_pictures_of_a_folder_have_the_size_that_is_asked_for(tmp_path: Path, mo
 
 def test_within_1_percent() -> None:
     def record(loss: float, evaluations: float) -> Record:
-        return Record(1, loss, 0, 0, 0, 0, 0, 0, 1, evaluations, 0, Progress.ACCEPTED)
+        return Record(1, CertifiedLoss(loss, 0, 0), 0, 0, 0, 0, 1, evaluations, 0, Progress.ACCEPTED)
 
     records = [record(loss, 10.0 * (i + 1)) for i, loss in enumerate([2.0, 1.005, 1.2, 1.009, 1.0])]
     assert race.within(records, 1.0) == 40

@@ -10,7 +10,7 @@ import pytest
 
 from models import LearnedTV
 from models.files.storage import load_model, save_regularizer
-from recon.bilevel import DivergedError, Progress, Record
+from recon.bilevel import CertifiedLoss, DivergedError, Progress, Record
 from recon.commands.main import main
 from recon.commands.output.tables import claim, read
 from recon.commands.reproduce import main as reproduce
@@ -79,7 +79,7 @@ def test_a_run_that_diverges_is_a_row_and_no_point(tmp_path: Path, monkeypatch: 
     def learn(*args: object, step: float, **options: object) -> list[Record]:
         if step == 1e-2:
             raise DivergedError("NaN")
-        return [Record(1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, step, 1, 7.0, 0.0, Progress.ACCEPTED)]
+        return [Record(1, CertifiedLoss(0.0, 0.0, 0.0), 0.0, 0.0, 0.0, step, 1, 7.0, 0.0, Progress.ACCEPTED)]
 
     monkeypatch.setattr(tv, "learn", learn)
     monkeypatch.setattr(tv.Data, "psnr", lambda self, model: 28.0)

@@ -57,7 +57,7 @@ def test_bound_of_the_error_in_random_cases(kind: str) -> None:
             at_x, at_y = dense_adjoint(saddle, x, x - target, None)
             big_x, big_y = at_x + inner * e_big_x, at_y + inner * (mu / nu) ** 0.5 * e_big_y
             residual = torch.full((1,), inner * mu, dtype=torch.float64)
-            at = AdjointPoint(x, y, big_x, big_y, (x - best.x).norm(dim=1), residual, 1.0, None, 0.0)
+            at = AdjointPoint(x, y, big_x, big_y, (x - best.x).norm(dim=1), residual, 1.0)
             omega, _, _, grade, _ = error_bound(made, data, at)
             assert grade is Grade.ESTIMATED
             q = saddle.operator(big_x).detach()
