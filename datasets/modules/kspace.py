@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.errors import DataError
-from datasets.kspace.files import MeasuredKSpace, load_kspace, read_noise_scan
+from datasets.kspace.files import load_kspace, read_noise_scan
+from datasets.kspace.ismrmrd import MeasuredKSpace
 from datasets.kspace.noise import NoiseEstimate, estimate_noise, measured_noise
 from datasets.modules.arguments import torch_dtype
 from datasets.modules.groups import regrouped

@@ -6,15 +6,19 @@ import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from datasets.errors import DataError, check_finite
 from datasets.readers.dicom.slices import read_dicom, read_header
 from datasets.readers.optional import require
-from datasets.readers.pictures import DataError
 from recon.files import write_files
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 _LOWEST, _HIGHEST = -(2**15), 2**15 - 1
 
@@ -74,10 +78,7 @@ def write_dicom(
     pydicom = require("pydicom", "writing DICOM")
     path, like = Path(path), Path(like)
     source = read_dicom(like)
-    picture = image.detach().cpu().double().numpy()
-    picture = picture[0] if picture.ndim == 3 and len(picture) == 1 else picture
-    if picture.ndim != 2 or 0 in picture.shape:
-        raise DataError(f"{path}: a picture of shape {picture.shape}; valid are (H, W) and (1, H, W)")
+    picture = _picture(image, path)
     if pixel_size is None and picture.shape != tuple(source.image.shape):
         raise DataError(
             f"{path}: a picture of {picture.shape[0]}x{picture.shape[1]} pixels, but {like} has "
@@ -99,7 +100,16 @@ def write_dicom(
     write_files({path: _encoded(dataset, pydicom)})
 
 
-def _encoded(dataset: Any, pydicom: Any) -> bytes:
+def _picture(image: torch.Tensor, path: Path) -> np.ndarray:
+    """The values of (H, W) or (1, H, W)."""
+    picture = image.detach().cpu().double().numpy()
+    picture = picture[0] if picture.ndim == 3 and len(picture) == 1 else picture
+    if picture.ndim != 2 or 0 in picture.shape:
+        raise DataError(f"{path}: a picture of shape {picture.shape}; valid are (H, W) and (1, H, W)")
+    return np.asarray(picture)
+
+
+def _encoded(dataset: Dataset, pydicom: ModuleType) -> bytes:
     """The bytes of a file."""
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -112,9 +122,7 @@ def _encoded(dataset: Any, pydicom: Any) -> bytes:
 
 def _quantized(pixels: np.ndarray, hounsfield: bool, path: Path) -> tuple[np.ndarray, float]:
     """16-bit integers and the slope that turns them into values."""
-    bad = int(np.count_nonzero(~np.isfinite(pixels)))
-    if bad:
-        raise DataError(f"{path}: {bad} of {pixels.size} values are NaN or infinite, which DICOM cannot store")
+    check_finite(pixels, path)
     slope = 1.0
     if not hounsfield:
         # the slope as it is written, in 16 characters
@@ -128,7 +136,7 @@ def _quantized(pixels: np.ndarray, hounsfield: bool, path: Path) -> tuple[np.nda
     return values.clip(_LOWEST, _HIGHEST).astype(np.int16), slope
 
 
-def _place(dataset: Any, shape: Sequence[int], spacing: tuple[float, float]) -> None:
+def _place(dataset: Dataset, shape: Sequence[int], spacing: tuple[float, float]) -> None:
     """New spacing, and the position of the first pixel that keeps the centre (DICOM PS3.3, C.7.6.2.1.1)."""
     position, axes = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
     if position is not None and axes is not None:
@@ -142,7 +150,7 @@ def _place(dataset: Any, shape: Sequence[int], spacing: tuple[float, float]) -> 
     dataset.PixelSpacing = [f"{v:.10g}" for v in spacing]
 
 
-def _describe(dataset: Any, description: str, pydicom: Any) -> None:
+def _describe(dataset: Dataset, description: str, pydicom: ModuleType) -> None:
     """New identifiers, and where the picture comes from."""
     reference = pydicom.Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
