@@ -6,23 +6,21 @@ import math
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from datasets.modules.groups import Batches, FlatPatients, PatientPictures, regrouped
+from datasets.modules.groups import Batches, FlatPatients, PatientPictures, Precision, regrouped
 from datasets.modules.patients import PatientDataModule
 from datasets.modules.simulated import BUILTIN
 from datasets.noise import check_sigma, gaussian_noise
 from datasets.physics import MAX_HU, MIN_COUNT, MU_WATER, line_integrals, transmission_counts, transmission_weights
-from datasets.readers.dicom.slices import DicomFolder, holds_dicom
-from datasets.readers.hdf5 import LoDoPaB, LodopabPart, holds_lodopab
+from datasets.readers.hdf5 import LODOPAB_PARTS, LoDoPaB, holds_lodopab
 from datasets.sources.images import Images, ImageSource, PatientSource, Split
-from datasets.sources.measurements import MeasurementDataset, Sample
-from datasets.sources.medical import BuiltinSlices
+from datasets.sources.measurements import MeasurementDataset
 from datasets.sources.phantoms import RandomEllipses, SheppLogan
-from recon.errors import positive
+from recon.errors import not_negative, positive
 from recon.operators import FanBeam, Geometry, LinearOperator, ParallelBeam, RayTransform
 from recon.operators.tomography.ray_transform import Backend
 
@@ -32,7 +30,6 @@ SHEPP_LOGAN = "shepp_logan"
 #: µ in 1/mm of a pixel of value 1: bone of 3071 HU
 MU_UNIT = MU_WATER * (1 + MAX_HU / 1000)
 
-_LODOPAB_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
 _PHANTOMS = {"train": 32, "val": 8, "test": 8}
 
 
@@ -80,23 +77,18 @@ class TomographyDataset(MeasurementDataset):
         self.relative_sigma = relative_sigma if sigma is None else None
         self.photons, self.mu_unit = photons, mu_unit
 
-    @torch.no_grad()
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
-        x = self.images[index].to(self.dtype)
-        exact = self.operator(x[None])[0]
-        if self.photons is not None:
-            counts = self._counts(exact, index)
-            if (counts < MIN_COUNT).double().mean() > 0.5:
-                warnings.warn(
-                    f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure "
-                    "none, so that their line integrals say nothing; use more photons",
-                    stacklevel=2,
-                )
-            return Sample(x, line_integrals(counts, self.photons) / self.mu_unit, index)
-        sigma = self.sigma if self.relative_sigma is None else self.relative_sigma * float(exact.abs().mean())
-        return Sample(x, exact + gaussian_noise(exact.shape, sigma, self.seed, index, self.dtype), index)
+    def _measured(self, exact: Tensor, index: int) -> Tensor:
+        if self.photons is None:
+            sigma = self.sigma if self.relative_sigma is None else self.relative_sigma * float(exact.abs().mean())
+            return exact + gaussian_noise(exact.shape, sigma, self.seed, index, self.dtype)
+        counts = transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
+        if (counts < MIN_COUNT).double().mean() > 0.5:
+            warnings.warn(
+                f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure "
+                "none, so that their line integrals say nothing; use more photons",
+                stacklevel=4,  # where the sample was asked for
+            )
+        return line_integrals(counts, self.photons) / self.mu_unit
 
     @torch.no_grad()
     def weights(self, index: int) -> Tensor:
@@ -109,12 +101,9 @@ class TomographyDataset(MeasurementDataset):
         """
         if self.photons is None:
             raise ValueError("weights belong to noise of photons; set photons")
-        exact = self.operator(self.images[index].to(self.dtype)[None])[0]
-        return transmission_weights(self._counts(exact, index)) * self.mu_unit**2
-
-    def _counts(self, exact: Tensor, index: int) -> Tensor:
-        assert self.photons is not None
-        return transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
+        _, exact = self._exact(index)
+        counts = transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
+        return transmission_weights(counts) * self.mu_unit**2
 
 
 @dataclass(frozen=True)
@@ -152,8 +141,7 @@ class SimulatedScan:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.field_of_view < math.inf:
-            raise ValueError(f"field_of_view is {self.field_of_view} mm; it must be positive and finite")
+        positive(field_of_view=self.field_of_view)
         if self.arc is not None and not 0 < self.arc <= 360:
             raise ValueError(f"arc is {self.arc} degrees; valid are more than 0, up to 360")
         if (self.source_distance is None) != (self.detector_distance is None):
@@ -169,8 +157,8 @@ class SimulatedScan:
         """
         pixel = self.field_of_view / shape[-1]
         if self.source_distance is None or self.detector_distance is None:
-            radians = math.radians(180.0 if self.arc is None else self.arc)
-            return ParallelBeam.equispaced(shape, pixel, self.views, arc=radians, detector_pixels=self.detector_pixels)
+            arc = math.radians(180.0 if self.arc is None else self.arc)
+            return ParallelBeam.equispaced(shape, pixel, self.views, arc=arc, detector_pixels=self.detector_pixels)
         return FanBeam.equispaced(
             shape,
             pixel,
@@ -212,11 +200,10 @@ class SinogramNoise:
         if self.sigma is not None and self.photons is not None:
             raise ValueError(f"sigma ({self.sigma}) and photons ({self.photons}) exclude each other; set one of them")
         check_sigma(self.sigma or 0.0)
-        if not (math.isfinite(self.relative_sigma) and self.relative_sigma >= 0):
-            raise ValueError(f"relative_sigma is {self.relative_sigma}; it must be finite and at least 0")
+        not_negative(relative_sigma=self.relative_sigma)
         positive(photons=self.photons, mu_unit=self.mu_unit)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, str | float]:
         """``kind`` and parameters, for the file of a model."""
         if self.photons is not None:
             return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
@@ -289,6 +276,8 @@ class TomographyDataModule(PatientDataModule):
         ASTRA is missing.
     """
 
+    modality = "CT"
+    named = (ELLIPSES, SHEPP_LOGAN)
     operator: RayTransform
 
     def __init__(
@@ -301,13 +290,13 @@ class TomographyDataModule(PatientDataModule):
         geometry: Geometry | None = None,
         noise: SinogramNoise = SinogramNoise(),
         seed: int = 0,
-        dtype: Literal["float32", "float64"] = "float64",
+        dtype: Precision = "float64",
         batches: Batches = Batches(),
         **flat: Unpack[FlatTomography],
     ) -> None:
         groups = (pictures, scan, noise, batches)
         pictures, scan, noise, batches = regrouped(flat, "pictures scan noise batches", *groups)
-        super().__init__(train, val, test, pictures, seed, dtype, batches)
+        super().__init__(train, val, test, pictures.sized(), seed, dtype, batches)
         self.sinogram_noise = noise
         shape = (self.pictures.side,) * 2
         if geometry is None:
@@ -335,10 +324,10 @@ class TomographyDataModule(PatientDataModule):
             total = total + samples.weights(index)
         return total / len(samples)
 
-    def noise(self) -> dict[str, Any]:
+    def noise(self) -> dict[str, str | float]:
         return self.sinogram_noise.description()
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> dict[str, object]:
         return {"mu_unit": self.sinogram_noise.mu_unit}
 
     def _samples(self, images: Images, part: str) -> TomographyDataset:
@@ -349,16 +338,15 @@ class TomographyDataModule(PatientDataModule):
     def _source(self, path: str | None, split: Split) -> ImageSource:
         if path is None:
             path = self._default(split)
-        if path == ELLIPSES:
-            count = self.pictures.limit if split == "train" and self.pictures.limit is not None else _PHANTOMS[split]
-            return RandomEllipses(count, self.pictures.side, self._stream(split))
-        if path == SHEPP_LOGAN:
-            return SheppLogan(self.pictures.side)
-        if path == BUILTIN and split == "test":
-            return BuiltinSlices("CT", *self.pictures.sides)
-        if path != BUILTIN and holds_lodopab(Path(path).expanduser()):
-            return LoDoPaB(path, _LODOPAB_PARTS[split], *self.pictures.sides)
+        if path not in (BUILTIN, *self.named) and holds_lodopab(Path(path).expanduser()):
+            return LoDoPaB(path, LODOPAB_PARTS[split], *self.pictures.sides)
         return super()._source(path, split)
+
+    def _named_source(self, name: str, split: Split) -> ImageSource:
+        if name == SHEPP_LOGAN:
+            return SheppLogan(self.pictures.side)
+        count = self.pictures.limit if split == "train" and self.pictures.limit is not None else _PHANTOMS[split]
+        return RandomEllipses(count, self.pictures.side, self._stream(split))
 
     def _default(self, split: Split) -> str:
         if self.train == ELLIPSES:
@@ -366,8 +354,5 @@ class TomographyDataModule(PatientDataModule):
         return self.train if holds_lodopab(Path(self.train).expanduser()) else super()._default(split)
 
     def _patient_source(self, path: Path) -> PatientSource | None:
-        # the only folders of patients here are those of DICOM: LoDoPaB-CT comes with parts of its own
-        if str(path) in (ELLIPSES, SHEPP_LOGAN) or holds_lodopab(path) or not holds_dicom(path):
-            return None
-        size, crop_size = self.pictures.sides
-        return DicomFolder(path, "CT", size=size, crop_size=crop_size)
+        # LoDoPaB-CT comes with parts of its own
+        return None if holds_lodopab(path) else super()._patient_source(path)

@@ -20,7 +20,7 @@ from datasets.errors import DataError, check_finite, reading
 from datasets.physics import MAX_HU, hu_to_attenuation
 from datasets.readers.limits import check_memory
 from datasets.readers.optional import require
-from datasets.sources.images import PatientSource
+from datasets.sources.images import PatientSource, Split
 
 if TYPE_CHECKING:
     import h5py
@@ -109,6 +109,9 @@ _PER_FILE = 128
 _LENGTHS = {"train": 35820, "validation": 3522, "test": 3553}
 
 LodopabPart = Literal["train", "validation", "test"]
+
+#: what its parts are called elsewhere
+LODOPAB_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
 
 
 class LoDoPaB(PatientSource):

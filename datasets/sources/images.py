@@ -13,7 +13,9 @@ import skimage.data
 import skimage.transform
 import torch
 
-from datasets.readers.pictures import LUMINANCE, SUFFIXES, DataError, read_image
+from datasets.errors import DataError
+from datasets.readers.folders import files_of
+from datasets.readers.pictures import LUMINANCE, SUFFIXES, read_image
 
 
 class Images(Protocol):
@@ -125,28 +127,16 @@ class ImageFolder(ImageSource):
     ) -> None:
         self.path = Path(path).expanduser()
         self.gray = gray
-        super().__init__(map(str, _image_files(self.path, recursive)), size, crop_size)
+        files = files_of(self.path, self._is_image, f"image; looked for {', '.join(SUFFIXES)}", recursive)
+        super().__init__(map(str, files), size, crop_size)
+
+    def _is_image(self, file: Path) -> bool:
+        """By its suffix, and not in a hidden folder."""
+        hidden = any(part.startswith(".") for part in file.relative_to(self.path).parts)
+        return file.suffix.lower() in SUFFIXES and not hidden
 
     def _load(self, name: str) -> torch.Tensor:
         return read_image(name, self.gray)
-
-
-def _image_files(path: Path, recursive: bool) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    found = path.rglob("*") if recursive else path.iterdir()
-    files = sorted(
-        file
-        for file in found
-        if file.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and file.is_file()
-    )
-    if not files:
-        raise DataError(f"{path}: the folder has no image; looked for {', '.join(SUFFIXES)}")
-    return files
 
 
 def _motorcycle() -> np.ndarray:
