@@ -40,6 +40,11 @@ class Attenuation:
     dead: np.ndarray
     """(columns,) True for detector pixels without light."""
 
+    @property
+    def dead_pixels(self) -> list[int]:
+        """The numbers of these pixels."""
+        return [int(k) for k in np.flatnonzero(self.dead)]
+
 
 def attenuation(
     data: np.ndarray,
@@ -47,7 +52,7 @@ def attenuation(
     dark: np.ndarray,
     path: Path,
     photons: float | None = None,
-    repeats: np.ndarray | None = None,
+    repeats: Tensor | None = None,
     row: int | None = None,
 ) -> Attenuation:
     """Line integrals z = log((F - D) / max(data - D, floor)) and the weights (data - D) of rays.
@@ -92,7 +97,7 @@ def attenuation(
     sinogram = line_integrals(counts, as_tensor(beam), floor=as_tensor(floor))
     cut = (counts < as_tensor(floor)) & ~as_tensor(dead)
     weights = transmission_weights(counts)
-    weights = weights if repeats is None else weights * as_tensor(repeats)[:, None]
+    weights = weights if repeats is None else weights * repeats[:, None]
     weights[cut] = 0.0
     if dead.any():
         sinogram = torch.from_numpy(lit(sinogram.numpy(), np.broadcast_to(dead, sinogram.shape)))

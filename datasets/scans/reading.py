@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,51 +108,31 @@ def read_counts(
     white, black = frames.fields
     made = attenuation(views.values, white, black, path, photons, views.repeats, row)
     spacing = frames.detector_spacing if detector_spacing is None else detector_spacing
-    metadata = {
-        "row": row,
-        **_dead_pixels(made),
-        "flat": float(white.mean()),
-        "dark": float(black.mean()),
-        "length_unit": "detector pixel" if spacing is None else "mm",
-    }
-    geometry = _Geometry(1.0 if spacing is None else spacing, rotation_centre=rotation_centre)
-    return _scan(views, made, geometry, metadata, said, path)
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """Where the rays of a ``Scan`` run, beside its angles."""
-
-    detector_spacing: float
-    distances: Distances | None = None
-    rotation_centre: float | None = None
-
-
-def _scan(
-    views: OrderedViews,
-    made: Attenuation | None,
-    geometry: _Geometry,
-    metadata: Mapping[str, object],
-    said: tuple[str, ...],
-    path: Path,
-) -> Scan:
-    """The scan of views that are line integrals, or counts of which line integrals were ``made``."""
-    return Scan(
-        sinogram=as_tensor(views.values) if made is None else made.sinogram,
-        angles=as_tensor(views.angles),
-        detector_spacing=geometry.detector_spacing,
-        distances=geometry.distances,
-        rotation_centre=geometry.rotation_centre,
-        weights=None if made is None else made.weights,
-        repeats=None if views.repeats is None else as_tensor(views.repeats),
-        metadata=metadata,
-        path=path,
-        warnings=(*said, *views.warnings),
+    return replace(
+        _scan(views, made, said, path),
+        detector_spacing=1.0 if spacing is None else spacing,
+        rotation_centre=rotation_centre,
+        metadata={
+            "row": row,
+            "dead_pixels": made.dead_pixels,
+            "flat": float(white.mean()),
+            "dark": float(black.mean()),
+            "length_unit": "detector pixel" if spacing is None else "mm",
+        },
     )
 
 
-def _dead_pixels(made: Attenuation) -> dict[str, object]:
-    return {"dead_pixels": np.flatnonzero(made.dead).tolist()}
+def _scan(views: OrderedViews, made: Attenuation | None, said: tuple[str, ...], path: Path) -> Scan:
+    """The scan of views that are line integrals, or counts of which line integrals were ``made``; without lengths."""
+    return Scan(
+        sinogram=as_tensor(views.values) if made is None else made.sinogram,
+        angles=as_tensor(views.angles),
+        detector_spacing=1.0,
+        weights=None if made is None else made.weights,
+        repeats=views.repeats,
+        path=path,
+        warnings=(*said, *views.warnings),
+    )
 
 
 def read_numbers(
@@ -173,15 +153,11 @@ def read_numbers(
     A ``.npz`` file has ``sinogram`` and, with the names of the arguments here, whatever describes its geometry, and
     MATLAB files have structures (HTC2022: Meaney et al., Zenodo 7418878) or arrays (``datasets.scans.matlab``).
     Arguments that are given replace what the file says. Lengths are in mm. The angles and the ``detector_spacing`` must
-    be known; without the two distances, rays are parallel. Values are taken as they are stored, integers too.
-
-    With ``flat``, the file holds counts, or whatever is proportional to them, see
-    ``datasets.scans.counts.attenuation``.
+    be known; without the two distances, rays are parallel. Values are taken as they are stored, integers too. With
+    ``flat``, they are counts, or whatever is proportional to them, see ``datasets.scans.counts.attenuation``.
 
     Parameters
     ----------
-    path
-        the file.
     angles, angles_degrees
         one of them: radians; or degrees, or one number, the arc of the scan.
     detector_spacing, source_distance, detector_distance, rotation_centre
@@ -203,16 +179,22 @@ def read_numbers(
     stored = _load(path, shape)
     if "sinogram" not in stored:
         raise DataError(f"{path}: has no array 'sinogram'; it has {', '.join(sorted(stored)) or 'none'}")
-    geometry = _geometry(stored, (detector_spacing, source_distance, detector_distance, rotation_centre), path)
-    given = Given(flat, dark, angles, angles_degrees)
-    values = np.asarray(stored["sinogram"])
+    lengths = (detector_spacing, source_distance, detector_distance, rotation_centre)
+    spacing, distances, centre = _lengths(stored, lengths, path)
+    values, given = np.asarray(stored["sinogram"]), Given(flat, dark, angles, angles_degrees)
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise DataError(f"{path}: the sinogram has values of type {values.dtype}; valid are real numbers")
     own = given.angles_or(lambda: (stored.get("angles"), stored.get("angles_degrees")))
     radians, said = view_angles(*own, len(np.atleast_1d(values)), path)
     views = ordered_views(values.astype(np.float64), radians + stored.get("turn", 0.0), path)
     made = _counted(views, given, photons, path)
-    return _scan(views, made, geometry, stored.get("metadata", {}) if made is None else _dead_pixels(made), said, path)
+    return replace(
+        _scan(views, made, said, path),
+        detector_spacing=spacing,
+        distances=distances,
+        rotation_centre=centre,
+        metadata=stored.get("metadata", {}) if made is None else {"dead_pixels": made.dead_pixels},
+    )
 
 
 def _counted(views: OrderedViews, given: Given, photons: float | None, path: Path) -> Attenuation | None:
@@ -247,8 +229,10 @@ def _load(path: Path, shape: tuple[int, int] | None) -> dict[str, Any]:
     return {key: value for key, value in load_arrays(path, "sinogram").items() if key not in ("turn", "metadata")}
 
 
-def _geometry(stored: dict[str, Any], given: tuple[float | None, ...], path: Path) -> _Geometry:
-    """As given, or else as stored."""
+def _lengths(
+    stored: dict[str, Any], given: tuple[float | None, ...], path: Path
+) -> tuple[float, Distances | None, float | None]:
+    """Spacing, distances and rotation centre of the detector: as given, or else as stored."""
     names = ("detector_spacing", "source_distance", "detector_distance", "rotation_centre")
     pairs = zip(names, given, strict=True)
     spacing, source, detector, centre = (_number(stored, name, path) if v is None else v for name, v in pairs)
@@ -256,8 +240,7 @@ def _geometry(stored: dict[str, Any], given: tuple[float | None, ...], path: Pat
         raise DataError(f"{path}: detector_spacing is not known; put it into a .npz file or give it, in mm")
     if (source is None) != (detector is None):
         raise DataError(f"{path}: source_distance and detector_distance belong together; give both or neither")
-    distances = None if source is None or detector is None else Distances(source, detector)
-    return _Geometry(spacing, distances, centre)
+    return spacing, None if source is None or detector is None else Distances(source, detector), centre
 
 
 def _number(stored: dict[str, Any], key: str, path: Path) -> float | None:

@@ -9,6 +9,7 @@ import torch
 from datasets.noise import keyed_generator
 from datasets.readers.pictures import DataError
 from datasets.sources.images import Images
+from recon.errors import at_least
 
 
 def random_patches(
@@ -48,9 +49,7 @@ def random_patches(
     DataError
         no picture, a picture that is smaller than the patches, pictures in gray and in colour.
     """
-    for name, value in (("patch_size", patch_size), ("n_patches", n_patches)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    at_least(1, patch_size=patch_size, n_patches=n_patches)
     if len(images) == 0:
         raise DataError("there is no picture to cut patches out of")
     order = keyed_generator(seed).permutation(len(images)).tolist()

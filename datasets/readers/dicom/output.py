@@ -90,9 +90,6 @@ def write_dicom(
     stored, slope = _quantized(pixels, source.modality == "CT", path)
     dataset = copy.deepcopy(read_header(like))
     _place(dataset, pixels.shape, size[::-1] if display.transposed else size)
-    for name in _OBSOLETE:
-        if name in dataset:
-            delattr(dataset, name)
     _describe(dataset, description, pydicom)
     dataset.set_pixel_data(stored, "MONOCHROME2", 16)
     dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.10g}", "0"
@@ -151,7 +148,10 @@ def _place(dataset: Dataset, shape: Sequence[int], spacing: tuple[float, float])
 
 
 def _describe(dataset: Dataset, description: str, pydicom: ModuleType) -> None:
-    """New identifiers, and where the picture comes from."""
+    """New identifiers, where the picture comes from, and nothing that describes the pixels of the source."""
+    for name in _OBSOLETE:
+        if name in dataset:
+            del dataset[name]
     reference = pydicom.Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
     dataset.SourceImageSequence = [reference]
