@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
@@ -33,6 +33,48 @@ MU_UNIT = MU_WATER * (1 + MAX_HU / 1000)
 _PHANTOMS = {"train": 32, "val": 8, "test": 8}
 
 
+@dataclass(frozen=True)
+class SinogramNoise:
+    """Noise of sinograms and their scale, see :class:`TomographyDataset`.
+
+    Parameters
+    ----------
+    sigma : float, optional
+        Standard deviation on the scale of A x; None is ``relative_sigma``.
+    relative_sigma : float
+        Relative to the mean of |A x|, at least 0.
+    photons : float, optional
+        For each ray, in place of Gaussian noise.
+    mu_unit : float
+        µ in 1/mm of a pixel of value 1.
+
+    Raises
+    ------
+    ValueError
+        A number is out of its range, or sigma and photons are both given.
+    """
+
+    sigma: float | None = None
+    relative_sigma: float = 0.05
+    photons: float | None = None
+    mu_unit: float = MU_UNIT
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None and self.photons is not None:
+            raise ValueError(f"sigma ({self.sigma}) and photons ({self.photons}) exclude each other; set one of them")
+        check_sigma(self.sigma or 0.0)
+        not_negative(relative_sigma=self.relative_sigma)
+        positive(photons=self.photons, mu_unit=self.mu_unit)
+
+    def description(self) -> dict[str, str | float]:
+        """``kind`` and parameters, for the file of a model."""
+        if self.photons is not None:
+            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
+        if self.sigma is not None:
+            return {"kind": "gaussian", "sigma": float(self.sigma)}
+        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
+
+
 class TomographyDataset(MeasurementDataset):
     """Pictures x of attenuation µ = µ_unit x with noisy sinograms y of A x, lengths in mm.
 
@@ -44,19 +86,8 @@ class TomographyDataset(MeasurementDataset):
     ----------
     images, seed, operator, dtype
         see ``MeasurementDataset``.
-    sigma
-        standard deviation on the scale of A x; None is ``relative_sigma``.
-    relative_sigma
-        relative to the mean of |A x|, at least 0.
-    photons
-        for each ray.
-    mu_unit
-        µ in 1/mm of a pixel of value 1.
-
-    Raises
-    ------
-    ValueError
-        a number is out of its range, or sigma and photons are both given.
+    noise
+        of the sinograms, and their scale.
     """
 
     operator: LinearOperator
@@ -66,29 +97,25 @@ class TomographyDataset(MeasurementDataset):
         images: Images,
         operator: LinearOperator,
         seed: int,
-        sigma: float | None = None,
-        relative_sigma: float = 0.05,
-        photons: float | None = None,
-        mu_unit: float = MU_UNIT,
+        noise: SinogramNoise = SinogramNoise(),
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        SinogramNoise(sigma, relative_sigma, photons, mu_unit)  # for its checks
-        super().__init__(images, 0.0 if sigma is None else sigma, seed, operator, dtype)
-        self.relative_sigma = relative_sigma if sigma is None else None
-        self.photons, self.mu_unit = photons, mu_unit
+        super().__init__(images, noise.sigma or 0.0, seed, operator, dtype)
+        self.noise = noise
 
     def _measured(self, exact: Tensor, index: int) -> Tensor:
-        if self.photons is None:
-            sigma = self.sigma if self.relative_sigma is None else self.relative_sigma * float(exact.abs().mean())
+        noise, photons = self.noise, self.noise.photons
+        if photons is None:
+            sigma = noise.relative_sigma * float(exact.abs().mean()) if noise.sigma is None else noise.sigma
             return exact + gaussian_noise(exact.shape, sigma, self.seed, index, self.dtype)
-        counts = transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
+        counts = transmission_counts(noise.mu_unit * exact, photons, self.seed, index)
         if (counts < MIN_COUNT).double().mean() > 0.5:
             warnings.warn(
-                f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure "
+                f"photon starvation: with {photons:g} photons for each ray, most rays of a picture measure "
                 "none, so that their line integrals say nothing; use more photons",
                 stacklevel=4,  # where the sample was asked for
             )
-        return line_integrals(counts, self.photons) / self.mu_unit
+        return line_integrals(counts, photons) / noise.mu_unit
 
     @torch.no_grad()
     def weights(self, index: int) -> Tensor:
@@ -99,11 +126,11 @@ class TomographyDataset(MeasurementDataset):
         ValueError
             the noise is Gaussian, whose weights are all the same.
         """
-        if self.photons is None:
+        if self.noise.photons is None:
             raise ValueError("weights belong to noise of photons; set photons")
         _, exact = self._exact(index)
-        counts = transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
-        return transmission_weights(counts) * self.mu_unit**2
+        counts = transmission_counts(self.noise.mu_unit * exact, self.noise.photons, self.seed, index)
+        return transmission_weights(counts) * self.noise.mu_unit**2
 
 
 @dataclass(frozen=True)
@@ -168,48 +195,6 @@ class SimulatedScan:
             arc=math.radians(360.0 if self.arc is None else self.arc),
             detector_pixels=self.detector_pixels,
         )
-
-
-@dataclass(frozen=True)
-class SinogramNoise:
-    """Noise of sinograms and their scale, see :class:`TomographyDataset`.
-
-    Parameters
-    ----------
-    sigma : float, optional
-        Standard deviation on the scale of A x; None is ``relative_sigma``.
-    relative_sigma : float
-        Relative to the mean of |A x|, at least 0.
-    photons : float, optional
-        For each ray, in place of Gaussian noise.
-    mu_unit : float
-        µ in 1/mm of a pixel of value 1.
-
-    Raises
-    ------
-    ValueError
-        A number is out of its range, or sigma and photons are both given.
-    """
-
-    sigma: float | None = None
-    relative_sigma: float = 0.05
-    photons: float | None = None
-    mu_unit: float = MU_UNIT
-
-    def __post_init__(self) -> None:
-        if self.sigma is not None and self.photons is not None:
-            raise ValueError(f"sigma ({self.sigma}) and photons ({self.photons}) exclude each other; set one of them")
-        check_sigma(self.sigma or 0.0)
-        not_negative(relative_sigma=self.relative_sigma)
-        positive(photons=self.photons, mu_unit=self.mu_unit)
-
-    def description(self) -> dict[str, str | float]:
-        """``kind`` and parameters, for the file of a model."""
-        if self.photons is not None:
-            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
-        if self.sigma is not None:
-            return {"kind": "gaussian", "sigma": float(self.sigma)}
-        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
 
 
 class FlatTomography(FlatPatients, total=False):
@@ -331,9 +316,7 @@ class TomographyDataModule(PatientDataModule):
         return {"mu_unit": self.sinogram_noise.mu_unit}
 
     def _samples(self, images: Images, part: str) -> TomographyDataset:
-        return TomographyDataset(
-            images, self.operator, self._stream(part), dtype=self.dtype, **asdict(self.sinogram_noise)
-        )
+        return TomographyDataset(images, self.operator, self._stream(part), self.sinogram_noise, self.dtype)
 
     def _source(self, path: str | None, split: Split) -> ImageSource:
         if path is None:

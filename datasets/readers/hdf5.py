@@ -96,6 +96,14 @@ def find_dataset(file: h5py.File, key: str, path: str | Path) -> Bounded:
     raise DataError(f"{path}: has no dataset {key!r}; it has {listed or 'none at all'}")
 
 
+def attribute(item: Bounded | h5py.File, name: str) -> str:
+    """An attribute of an HDF5 object as text, empty if there is none; some programs write it as an array of one."""
+    value = item.attrs.get(name, "")
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
 # --- LoDoPaB-CT ------------------------------------------------------------------------------------------------------
 
 #: µ in 1/mm to which the pictures of LoDoPaB-CT are normalized: 3071 HU with µ of water 0.02 and of air 0.00002
@@ -182,7 +190,8 @@ class LoDoPaB(PatientSource):
         if not path.is_file():
             raise DataError(f"{path}: no such file; it says which picture is of which patient")
         ids = path.read_text().split()
-        numbers = [_number(name) for name in self.names]
+        entries = (_split_name(name) for name in self.names)
+        numbers = [_PER_FILE * _file_number(file) + row for file, row in entries]
         if numbers and max(numbers) >= len(ids):
             raise DataError(f"{path}: has {len(ids)} lines, but there is a picture of number {max(numbers)}")
         return [ids[number] for number in numbers]
@@ -221,11 +230,6 @@ def _file_number(path: Path) -> int:
     if not number.isdigit():
         raise DataError(f"{path}: the name of the file does not end in its number, as in ground_truth_train_000.hdf5")
     return int(number)
-
-
-def _number(name: str) -> int:
-    file, row = _split_name(name)
-    return _PER_FILE * _file_number(file) + row
 
 
 # --- fastMRI ---------------------------------------------------------------------------------------------------------
@@ -274,7 +278,7 @@ def fastmri_patient(path: str | Path) -> str:
         the file cannot be read.
     """
     with open_hdf5(path) as file:
-        return _text(file.attrs.get("patient_id", ""))
+        return attribute(file, "patient_id")
 
 
 def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) -> FastMRISlice:
@@ -316,7 +320,7 @@ def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) ->
             picture = np.asarray(pictures[index], dtype=np.float64)
             check_finite(picture, path, target or fitting)
         mask = np.asarray(find_dataset(file, "mask", path)).astype(bool).ravel() if "mask" in file else None
-        attributes = {key: _text(value) for key, value in file.attrs.items()}
+        patient, acquisition = attribute(file, "patient_id"), attribute(file, "acquisition")
         header = find_dataset(file, "ismrmrd_header", path)[()] if "ismrmrd_header" in file else None
     check_finite(kspace, path, "kspace")
     if mask is not None and mask.shape != kspace.shape[-1:]:
@@ -325,16 +329,12 @@ def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) ->
         kspace=torch.from_numpy(kspace),
         target=None if picture is None else torch.from_numpy(picture)[None],
         mask=None if mask is None else torch.from_numpy(mask),
-        patient=attributes.get("patient_id", ""),
-        acquisition=attributes.get("acquisition", ""),
+        patient=patient,
+        acquisition=acquisition,
         pixel_size=None if header is None else _pixel_size(header, path),
         path=path,
         index=index,
     )
-
-
-def _text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _pixel_size(header: np.ndarray, path: Path) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 
 # Angles that were written with few digits may exceed the full turn by this much (radians).
 TURN = 2 * math.pi + 1e-3

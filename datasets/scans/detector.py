@@ -100,12 +100,12 @@ def without_bad_pixels(scan: Scan) -> Scan:
             "small objects on the rotation axis or circles around it; they are used as they are"
         )
     if not wrong.any():
-        return replace(scan, warnings=(*scan.warnings, *said))
+        return scan.warned(*said)
     z = torch.from_numpy(interpolated(y, wrong))
     made = torch.exp(-z).clamp_min(1e-30) if scan.weights is None else scan.weights.clone()
     made[:, torch.from_numpy(wrong)] = 0.0
     metadata = {**scan.metadata, "bad_pixels": np.flatnonzero(wrong).tolist()}
-    return replace(scan, sinogram=z, weights=made, metadata=metadata, warnings=(*scan.warnings, *said))
+    return replace(scan, sinogram=z, weights=made, metadata=metadata).warned(*said)
 
 
 def interpolated(sinogram: Array, wrong: Mask) -> Array:

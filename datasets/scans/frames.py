@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.errors import DataError, check_finite
-from datasets.readers.hdf5 import Bounded, find_dataset
+from datasets.readers.hdf5 import Bounded, attribute, find_dataset
 from datasets.scans.counts import Field, field_row
 
 if TYPE_CHECKING:
@@ -135,14 +135,6 @@ def detector_row(stored: Bounded, row: int, name: str, path: Path) -> np.ndarray
     values = np.asarray(stored[:, row], dtype=np.float64)
     check_finite(values, path, name)
     return values
-
-
-def attribute(item: Bounded, name: str) -> str:
-    """An attribute of an HDF5 object as text, empty if there is none; some programs write it as an array of one."""
-    value = item.attrs.get(name, "")
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def angles_in_unit(stored: Bounded, path: Path, chosen: np.ndarray | None = None) -> Angles:

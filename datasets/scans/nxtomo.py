@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.errors import DataError
-from datasets.readers.hdf5 import Bounded
+from datasets.readers.hdf5 import Bounded, attribute
 from datasets.readers.optional import require
-from datasets.scans.frames import Angles, Frames, Given, angles_in_unit, attribute, detector_row
+from datasets.scans.frames import Angles, Frames, Given, angles_in_unit, detector_row
 
 if TYPE_CHECKING:
     import h5py

@@ -52,13 +52,12 @@ def read_sinogram(path: str | Path, ring_filter: int | None = None, **options: A
     suffix = path.suffix.lower()
     if suffix not in READERS:
         raise DataError(f"{path}: unknown kind of sinogram file; valid suffixes are {', '.join(READERS)}")
-    scan = READERS[suffix](path, **options)
-    counted = scan.weights is not None
-    scan = without_bad_pixels(replace(scan, warnings=(*scan.warnings, *implausible(scan))))
-    said = background(scan, counted)
+    read = READERS[suffix](path, **options)
+    scan = without_bad_pixels(read.warned(*implausible(read)))
+    said = background(scan, counted=read.weights is not None)
     if scan.weights is not None:
         said = (*starved(scan.weights, scan.metadata.get("bad_pixels", ()), path, options.get("photons")), *said)
-    scan = replace(scan, warnings=(*scan.warnings, *said))
+    scan = scan.warned(*said)
     return scan if ring_filter is None else without_rings(scan, ring_filter)
 
 

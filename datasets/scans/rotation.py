@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import convolve1d
 from scipy.optimize import minimize_scalar
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 from datasets.scans.scan import Scan
 
 Array = NDArray[np.float64]

@@ -148,6 +148,10 @@ class Scan:
             detector_distance=self.distances.detector,
         )
 
+    def warned(self, *said: str) -> Scan:
+        """The scan with more warnings."""
+        return replace(self, warnings=(*self.warnings, *said)) if said else self
+
     def select(self, views: slice | Sequence[int]) -> Scan:
         """The scan with only these views: ``slice(0, 180)`` limits the angle, ``slice(None, None, 6)`` leaves gaps.
 

@@ -139,11 +139,6 @@ class ImageFolder(ImageSource):
         return read_image(name, self.gray)
 
 
-def _motorcycle() -> np.ndarray:
-    left, _, _ = skimage.data.stereo_motorcycle()
-    return left
-
-
 Split = Literal["train", "val", "test"]
 
 # Only pictures that lie inside the package, so that nothing is downloaded; no picture is in two of the splits. The
@@ -151,7 +146,7 @@ Split = Literal["train", "val", "test"]
 _BUILTIN: dict[str, dict[str, Callable[[], np.ndarray]]] = {
     "train": {
         "astronaut": skimage.data.astronaut,
-        "motorcycle": _motorcycle,
+        "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
         "coffee": skimage.data.coffee,
         "gravel": skimage.data.gravel,
         "immunohistochemistry": skimage.data.immunohistochemistry,
@@ -207,8 +202,7 @@ def center_crop(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
     DataError
         the picture is smaller than the square.
     """
-    _check_fits(image, side, name)
-    height, width = image.shape[-2:]
+    height, width = check_fits(image, side, name, f"the square of side {side} that is asked for")
     top, left = (height - side) // 2, (width - side) // 2
     return image[..., top : top + side, left : left + side].clone()
 
@@ -223,8 +217,8 @@ def resize(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
     DataError
         the picture is smaller than ``side``: interpolated pictures are too smooth to learn from.
     """
-    _check_fits(image, side, name)
-    square = center_crop(image, min(image.shape[-2:]), name)
+    sides = check_fits(image, side, name, f"the square of side {side} that is asked for")
+    square = center_crop(image, min(sides), name)
     if square.shape[-1] == side:
         return square
     reduced = skimage.transform.resize(
@@ -233,13 +227,20 @@ def resize(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
     return torch.from_numpy(reduced)
 
 
-def _check_fits(image: torch.Tensor, side: int, name: str) -> None:
+def check_fits(image: torch.Tensor, side: int, name: str, what: str) -> tuple[int, int]:
+    """Height and width of a picture, which is at least as large as ``what`` of that side.
+
+    Raises
+    ------
+    DataError
+        it is smaller.
+    """
     height, width = image.shape[-2:]
     if side > min(height, width):
         raise DataError(
-            f"{name}: the picture has {height}x{width} pixels, less than the square of side {side} that is asked for; "
-            f"valid are 1 to {min(height, width)}"
+            f"{name}: the picture has {height}x{width} pixels, less than {what}; valid are 1 to {min(height, width)}"
         )
+    return height, width
 
 
 def stack_images(images: Images, names: list[str]) -> torch.Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from datasets.errors import DataError
 from datasets.noise import keyed_generator
-from datasets.readers.pictures import DataError
-from datasets.sources.images import Images
+from datasets.sources.images import Images, check_fits
 from recon.errors import at_least
 
 
@@ -66,12 +66,7 @@ def random_patches(
 
 
 def _cut(image: torch.Tensor, side: int, seed: int, number: int, label: str) -> torch.Tensor:
-    height, width = image.shape[-2:]
-    if side > min(height, width):
-        raise DataError(
-            f"{label}: the picture has {height}x{width} pixels, less than a patch with patch_size {side}; "
-            f"valid are 1 to {min(height, width)}"
-        )
+    height, width = check_fits(image, side, label, f"a patch with patch_size {side}")
     draw = keyed_generator(seed, number)
     top, left = int(draw.integers(height - side + 1)), int(draw.integers(width - side + 1))
     return image[..., top : top + side, left : left + side].clone()

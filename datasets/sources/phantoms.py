@@ -9,8 +9,8 @@ import skimage.data
 import skimage.transform
 import torch
 
+from datasets.errors import DataError
 from datasets.noise import keyed_generator
-from datasets.readers.pictures import DataError
 from datasets.sources.images import ImageSource
 from recon.errors import at_least, not_negative
 

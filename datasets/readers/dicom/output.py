@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from datasets.errors import DataError, check_finite
+from datasets.readers.dicom.orientation import directions
 from datasets.readers.dicom.slices import read_dicom, read_header
 from datasets.readers.optional import require
 from recon.files import write_files
@@ -138,7 +139,7 @@ def _place(dataset: Dataset, shape: Sequence[int], spacing: tuple[float, float])
     position, axes = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
     if position is not None and axes is not None:
         first = np.array([float(v) for v in position])
-        along_columns, along_rows = (np.array([float(v) for v in part]) for part in (axes[:3], axes[3:]))
+        along_columns, along_rows = directions(axes)
         old = [float(v) for v in dataset.PixelSpacing]
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         down = 0.5 * (old[0] * (rows - 1) - spacing[0] * (shape[0] - 1))

@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.errors import DataError, reading
 from datasets.physics import MAX_HU, MIN_HU, MU_WATER, hu_to_attenuation
 from datasets.readers.dicom.kinds import check_slice, modality_transform
-from datasets.readers.dicom.orientation import AS_STORED, Display, display_of
+from datasets.readers.dicom.orientation import AS_STORED, Display, directions, display_of
 from datasets.readers.folders import files_of
 from datasets.readers.limits import check_memory, inflated_size
 from datasets.readers.optional import require
@@ -333,8 +333,7 @@ def _sort_key(header: Dataset) -> tuple[str, str, float, int]:
     position, axes = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
     height = 0.0
     if position and axes and len(position) == 3 and len(axes) == 6:
-        normal = np.cross([float(v) for v in axes[:3]], [float(v) for v in axes[3:]])
-        height = float(normal @ [float(v) for v in position])
+        height = float(np.cross(*directions(axes)) @ [float(v) for v in position])
     number = int(header.get("InstanceNumber", 0) or 0)
     return str(header.get("PatientID", "")), str(header.get("SeriesInstanceUID", "")), round(height, 3), number
 
