@@ -250,8 +250,6 @@ class FastMRISlice:
     acquisition: str
     pixel_size: tuple[float, float] | None
     """Height and width in mm of a pixel of ``target``, from the header; None without a header."""
-    path: Path
-    index: int
 
 
 def fastmri_slices(path: str | Path) -> int:
@@ -332,8 +330,6 @@ def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) ->
         patient=patient,
         acquisition=acquisition,
         pixel_size=None if header is None else _pixel_size(header, path),
-        path=path,
-        index=index,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import jsonargparse
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from datasets import BuiltinImages, BuiltinSlices
@@ -21,6 +20,7 @@ from models import TotalVariation
 from models.training.bilevel import BilevelModule
 from recon.bilevel import MAID
 from recon.operators import FanBeam, ParallelBeam, RayTransform
+from tests.trainers import quiet_trainer
 
 pytest.importorskip("astra")
 h5py = pytest.importorskip("h5py")
@@ -160,18 +160,7 @@ def test_modules_from_a_configuration() -> None:
 def test_learning_runs_on_the_module(tmp_path: Path) -> None:
     data = _module(limit=2)
     module = BilevelModule(TotalVariation(0.0, -3.0), MAID, mu=5.0)
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path,
-        max_epochs=2,
-        accelerator="cpu",
-        inference_mode=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1,
-    )
+    trainer = quiet_trainer(tmp_path, epochs=2, limit_val_batches=1)
     trainer.fit(module, datamodule=data)
     assert isinstance(module.operator, RayTransform)
     assert trainer.global_step == 2

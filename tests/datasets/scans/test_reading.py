@@ -18,6 +18,7 @@ from datasets.scans.reading import read_sinogram
 from datasets.scans.rotation import estimate_rotation_centre
 from datasets.scans.scan import Distances, Scan, lodopab_geometry
 from recon.operators.tomography.beams import FanBeam, ParallelBeam
+from tests.datasets.scans.discs import write_exchange
 
 h5py = pytest.importorskip("h5py")
 
@@ -53,10 +54,7 @@ def _dxchange(path: Path, **changes: Any) -> np.ndarray:
         "data_dark": np.full((3, 2, COLUMNS), 50.0),
         "theta": DEGREES,
     }
-    with h5py.File(path, "w") as out:
-        for key, value in (frames | changes).items():
-            if value is not None:
-                out[f"exchange/{key}"] = value
+    write_exchange(path, frames | changes)
     return z
 
 
