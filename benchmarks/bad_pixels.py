@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from datasets.scans.detector import without_bad_pixels
 from datasets.scans.reading import read_sinogram
-from datasets.scans.scan import Scan
+from datasets.scans.scan import Distances, Scan
 
 Array = NDArray[np.float64]
 Defect = Callable[[Array, float, np.random.Generator], Array]
@@ -98,21 +98,18 @@ def simulated(kind: str, rng: np.random.Generator) -> Scan:
     centre = (PIXELS - 1) / 2 + rng.uniform(-6, 6)
     k = np.arange(PIXELS) - centre
     if kind == "parallel":
-        angles, options = np.arange(views) * math.pi / views, {}
+        angles, distances = np.arange(views) * math.pi / views, None
         normals, s = angles[:, None], (1.4 * k)[None]
         spacing = 1.4
     else:
-        angles, options = (
-            np.arange(views) * 2 * math.pi / views,
-            {"source_distance": SOURCE, "detector_distance": DISTANCE},
-        )
+        angles, distances = np.arange(views) * 2 * math.pi / views, Distances(SOURCE, DISTANCE)
         spacing = PITCH * 1.4
         gamma = np.arctan(k * spacing / (SOURCE + DISTANCE))
         normals, s = angles[:, None] + gamma[None], SOURCE * np.sin(gamma)[None]
     z = line_integrals(thorax(rng), normals, s)
     n0 = float(rng.choice(PHOTONS))
     z = -np.log(rng.poisson(n0 * np.exp(-z)).clip(0.5) / n0)
-    return Scan(torch.from_numpy(z), torch.from_numpy(angles), spacing, **options)  # type: ignore[arg-type]
+    return Scan(torch.from_numpy(z), torch.from_numpy(angles), spacing, distances)
 
 
 def measured() -> Iterator[Scan]:

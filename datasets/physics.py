@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from datasets.noise import keyed_generator
+from recon.errors import not_negative, positive
 
 #: µ of water in 1/mm at about 65 keV
 MU_WATER = 0.02
@@ -211,8 +212,7 @@ def kullback_leibler_background(counts: Tensor, fraction: float = 0.01) -> float
         no count is positive, negative counts, or ``fraction`` is not positive.
     """
     _check_counts(counts)
-    if not 0 < fraction < math.inf:
-        raise ValueError(f"fraction is {fraction}; it must be positive and finite")
+    positive(fraction=fraction)
     mean = float(counts.double().mean())
     if mean <= 0:
         raise ValueError("no count is positive, so there is no background to derive from them")
@@ -230,8 +230,7 @@ def _check_photons(photons: float | Tensor, background: float) -> None:
     values = torch.as_tensor(photons)
     if not (torch.isfinite(values).all() and (values > 0).all()):
         raise ValueError(f"photons per ray are {float(values.min()):g}; they must be positive and finite")
-    if not 0 <= background < math.inf:
-        raise ValueError(f"background is {background}; it must be finite and at least 0")
+    not_negative(background=background)
 
 
 def _check_counts(counts: Tensor) -> None:

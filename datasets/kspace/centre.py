@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 
 # The neighbourhood of the zero frequency, relative to the sides of k-space.
 _SHARE = 8

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.errors import DataError, check_finite
 from datasets.kspace.centre import centred
-from datasets.kspace.ismrmrd import holds_ismrmrd, read_ismrmrd, read_ismrmrd_noise
+from datasets.kspace.ismrmrd import MeasuredKSpace, holds_ismrmrd, read_ismrmrd, read_ismrmrd_noise
 from datasets.readers.hdf5 import open_hdf5, read_fastmri
 from datasets.readers.limits import load_array
-from datasets.readers.pictures import DataError
 from datasets.sources.fastmri import HDF5_SUFFIXES
 
 # Of double precision: energies of some millions of samples stay finite.
 _LARGEST = 1e150
-
-
-@dataclass(frozen=True)
-class MeasuredKSpace:
-    """One slice of measured k-space, on the scale of its file."""
-
-    values: Tensor
-    """complex128 (coils, height, width), centre at (height // 2, width // 2), zero where nothing was measured."""
-    target: Tensor | None = None
-    """(H, W) float64: the reconstruction in a fastMRI file."""
-    pixel_size: tuple[float, float] | None = None
-    """Height and width in mm of a pixel."""
-    noise: Tensor | None = None
-    """complex128 (coils, samples): noise with the variance of ``values``, where the file has a scan of it."""
-    warnings: tuple[str, ...] = ()
 
 
 def load_kspace(path: str | Path, index: int = 0) -> MeasuredKSpace:
@@ -69,7 +54,7 @@ def load_kspace(path: str | Path, index: int = 0) -> MeasuredKSpace:
     if not largest < _LARGEST:
         raise DataError(f"{path}: has values up to {largest:g}, whose squares overflow; give them on another scale")
     values, moved = centred(made.values, path)
-    return MeasuredKSpace(values, made.target, made.pixel_size, made.noise, (*made.warnings, *moved))
+    return replace(made, values=values, warnings=(*made.warnings, *moved))
 
 
 def read_kspace(path: str | Path, index: int = 0) -> Tensor:
@@ -110,8 +95,7 @@ def _read_hdf5(path: Path, index: int) -> MeasuredKSpace:
     with open_hdf5(path) as file:
         raw = holds_ismrmrd(file)
     if raw:
-        found = read_ismrmrd(path, index)
-        return MeasuredKSpace(found.kspace, None, found.pixel_size, found.noise, found.warnings)
+        return read_ismrmrd(path, index)
     scan = read_fastmri(path, index)
     values = scan.kspace if scan.mask is None else scan.kspace * scan.mask
     return MeasuredKSpace(values.to(torch.complex128), None if scan.target is None else scan.target[0], scan.pixel_size)
@@ -130,9 +114,7 @@ def _complex_array(path: Path) -> np.ndarray:
     array = load_array(path)
     if not np.iscomplexobj(array):
         raise DataError(f"{path}: values of type {array.dtype}; k-space is an array of complex values")
-    bad = np.count_nonzero(~np.isfinite(array))
-    if bad:
-        raise DataError(f"{path}: {bad} of {array.size} values are NaN or infinite; all must be finite")
+    check_finite(array, path)
     return array
 
 

@@ -6,14 +6,17 @@ import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.readers.hdf5 import Bounded, check_finite, find_dataset, open_hdf5
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError, check_finite
+from datasets.readers.hdf5 import Bounded, find_dataset, open_hdf5
+
+if TYPE_CHECKING:
+    import h5py
 
 # Flags of acquisitions, bits counted from 1 (ismrmrd.h).
 _NOISE, _CALIBRATION, _CALIBRATION_AND_IMAGE, _REVERSE = 19, 20, 21, 22
@@ -25,16 +28,18 @@ _OTHERS = ("contrast", "phase", "repetition", "set")
 
 
 @dataclass(frozen=True)
-class RawSlice:
-    """One slice of raw data on the scale of the file."""
+class MeasuredKSpace:
+    """One slice of measured k-space, on the scale of its file."""
 
-    kspace: Tensor
-    """complex128 (coils, readout, lines), zero frequency in the middle, zero where nothing was sampled."""
-    pixel_size: tuple[float, float] | None
-    """In mm, along readout and lines."""
-    noise: Tensor | None
-    """complex128 (coils, samples) with the variance of ``kspace``, where the file has acquisitions of noise."""
-    warnings: tuple[str, ...]
+    values: Tensor
+    """complex128 (coils, height, width), centre at (height // 2, width // 2), zero where nothing was measured."""
+    target: Tensor | None = None
+    """(H, W) float64: the reconstruction in a fastMRI file."""
+    pixel_size: tuple[float, float] | None = None
+    """Height and width in mm of a pixel."""
+    noise: Tensor | None = None
+    """complex128 (coils, samples): noise with the variance of ``values``, where the file has a scan of it."""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,13 @@ class _Space:
     """Whether lines for calibration were measured as those of the image."""
 
 
-def holds_ismrmrd(file: Any) -> bool:
+def holds_ismrmrd(file: h5py.File) -> bool:
     """Whether an open HDF5 file has the acquisitions of ISMRMRD, a table ``data`` beside ``xml`` in some group."""
     return _group(file) is not None
 
 
-def read_ismrmrd(path: str | Path, index: int = 0) -> RawSlice:
-    """Read slice ``index``, in the order of slice numbers.
+def read_ismrmrd(path: str | Path, index: int = 0) -> MeasuredKSpace:
+    """Read slice ``index``, in the order of slice numbers: (coils, readout, lines).
 
     Each acquisition is a line along the first axis, at ``kspace_encode_step_1`` relative to the centre of the encoding
     limits. Where the field of view that is encoded along the readout is larger than that of the reconstruction
@@ -75,21 +80,20 @@ def read_ismrmrd(path: str | Path, index: int = 0) -> RawSlice:
     """
     path = Path(path)
     space, heads, rows = _open(path)
-    noise_rows = [k for k in range(len(rows)) if _flag(heads[k], _NOISE)]
     chosen, texts = _image_rows(heads, index, space.embedded, path)
     kspace, averages = _grid(heads, rows, chosen, space, path)
     kspace = _cut_readout(kspace, space, path)
-    noise = _noise(heads, rows, noise_rows, chosen, path)
-    return RawSlice(
+    noise = _noise(heads, rows, chosen[0], path)
+    return MeasuredKSpace(
         torch.from_numpy(kspace),
-        (space.extent[0] / space.matrix[0], space.extent[1] / space.matrix[1]),
-        None if noise is None else torch.from_numpy(noise) / math.sqrt(averages),
-        tuple(texts),
+        pixel_size=(space.extent[0] / space.matrix[0], space.extent[1] / space.matrix[1]),
+        noise=None if noise is None else torch.from_numpy(noise) / math.sqrt(averages),
+        warnings=tuple(texts),
     )
 
 
 def read_ismrmrd_noise(path: str | Path) -> Tensor:
-    """The acquisitions of noise of a file, complex128 (coils, samples), as in ``RawSlice``.
+    """The acquisitions of noise of a file, complex128 (coils, samples), with the variance of its lines.
 
     Raises
     ------
@@ -98,15 +102,14 @@ def read_ismrmrd_noise(path: str | Path) -> Tensor:
     """
     path = Path(path)
     _, heads, rows = _open(path)
-    noise_rows = [k for k in range(len(rows)) if _flag(heads[k], _NOISE)]
-    images = [k for k in range(len(rows)) if k not in set(noise_rows)]
-    noise = _noise(heads, rows, noise_rows, images, path)
+    line = next((k for k in range(len(rows)) if not _flag(heads[k], _NOISE)), None)
+    noise = None if line is None else _noise(heads, rows, line, path)
     if noise is None:
         raise DataError(f"{path}: has no acquisition of noise (flag {_NOISE})")
     return torch.from_numpy(noise)
 
 
-def _group(file: Any) -> Any:
+def _group(file: h5py.File) -> h5py.Group | None:
     for item in file.values():
         if hasattr(item, "keys") and "data" in item and "xml" in item and item["data"].dtype.names is not None:
             return item
@@ -140,13 +143,13 @@ def _open(path: Path) -> tuple[_Space, np.ndarray, list[np.ndarray]]:
                 f"{path}: acquisition {number} has {values.size} numbers, but its head says {shape[0]} channels with "
                 f"{shape[1]} complex samples"
             )
-        check_finite(values, f"acquisition {number}", path)
+        check_finite(values, path, f"acquisition {number}")
         rows.append(values.view(np.complex128).reshape(shape))
     return _space(header, path), heads, rows
 
 
-def _space(header: Any, path: Path) -> _Space:
-    text = np.asarray(header).ravel()[0]
+def _space(header: np.ndarray, path: Path) -> _Space:
+    text = header.ravel()[0]
     try:
         root = ElementTree.fromstring(text)
         encodings = root.findall("{*}encoding")
@@ -178,7 +181,7 @@ def _text(encoding: ElementTree.Element, place: str) -> str:
     return found
 
 
-def _flag(head: Any, bit: int) -> bool:
+def _flag(head: np.void, bit: int) -> bool:
     return bool(int(head["flags"]) >> (bit - 1) & 1)
 
 
@@ -267,19 +270,15 @@ def _cut_readout(kspace: np.ndarray, space: _Space, path: Path) -> np.ndarray:
     return np.asarray(made)
 
 
-def _noise(
-    heads: np.ndarray, rows: list[np.ndarray], noise: list[int], images: list[int], path: Path
-) -> np.ndarray | None:
-    """Noise (coils, samples) with the variance of the lines, which is inverse to the dwell time."""
-    if not noise or not images:
-        return None
+def _noise(heads: np.ndarray, rows: list[np.ndarray], line: int, path: Path) -> np.ndarray | None:
+    """Noise (coils, samples) with the variance of a line, which is inverse to the dwell time; None without any."""
     parts = []
-    for k in noise:
-        if len(rows[k]) != len(rows[images[0]]):
-            raise DataError(f"{path}: noise of {len(rows[k])} channels, but lines of {len(rows[images[0]])}")
+    for k in (k for k in range(len(rows)) if _flag(heads[k], _NOISE)):
+        if len(rows[k]) != len(rows[line]):
+            raise DataError(f"{path}: noise of {len(rows[k])} channels, but lines of {len(rows[line])}")
         ratio = 1.0
         if "sample_time_us" in (heads.dtype.names or ()):
-            dwell, of_line = float(heads[k]["sample_time_us"]), float(heads[images[0]]["sample_time_us"])
+            dwell, of_line = float(heads[k]["sample_time_us"]), float(heads[line]["sample_time_us"])
             ratio = dwell / of_line if dwell > 0 and of_line > 0 else 1.0
         parts.append(rows[k] * math.sqrt(ratio))
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=1) if parts else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch.utils.data import Dataset
 
-from datasets.modules.groups import Batches, FlatPatches, PatchPictures, regrouped
+from datasets.modules.groups import Batches, FlatPatches, PatchPictures, Precision, regrouped
 from datasets.modules.simulated import BUILTIN, SimulatedDataModule
 from datasets.noise import check_sigma
 from datasets.sources.images import ImageFolder, Images, ImageSource
@@ -71,7 +71,7 @@ class DenoisingDataModule(SimulatedDataModule):
         sigma: float = 0.1,
         pictures: PatchPictures = PatchPictures(),
         seed: int = 0,
-        dtype: Literal["float32", "float64"] = "float64",
+        dtype: Precision = "float64",
         batches: Batches = Batches(),
         **flat: Unpack[FlatPatches],
     ) -> None:
@@ -79,7 +79,7 @@ class DenoisingDataModule(SimulatedDataModule):
         super().__init__(train, val, test, pictures, seed, dtype, batches)
         self.predict, self.operator, self.sigma = predict, operator, check_sigma(sigma)
 
-    def noise(self) -> dict[str, Any]:
+    def noise(self) -> dict[str, str | float]:
         return {"kind": "gaussian", "sigma": float(self.sigma)}
 
     def _samples(self, images: Images, part: str) -> MeasurementDataset:

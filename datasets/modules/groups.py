@@ -5,15 +5,33 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, TypeVarTuple
+from typing import Any, Literal, Self, TypedDict, TypeVarTuple
 
-from datasets.modules.arguments import check_side
+import torch
+
 from recon.errors import at_least
 
 Groups = TypeVarTuple("Groups")
 
+Precision = Literal["float32", "float64"]
+
+_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+
 #: in pixels, of pictures that need one size where none is given
 DEFAULT_SIDE = 128
+
+
+def torch_dtype(name: Precision) -> torch.dtype:
+    """The type of that name.
+
+    Raises
+    ------
+    ValueError
+        It is neither ``"float32"`` nor ``"float64"``.
+    """
+    if name not in _DTYPES:
+        raise ValueError(f"dtype is {name!r}; valid are {', '.join(_DTYPES)}")
+    return _DTYPES[name]
 
 
 @dataclass(frozen=True)
@@ -41,7 +59,8 @@ class Pictures:
 
     def __post_init__(self) -> None:
         at_least(1, size=self.size, crop_size=self.crop_size, limit=self.limit)
-        check_side(self.size, self.crop_size)
+        if self.size is not None and self.crop_size is not None:
+            raise ValueError(f"size ({self.size}) and crop_size ({self.crop_size}) exclude each other; set one of them")
 
     @property
     def sides(self) -> tuple[int | None, int | None]:
@@ -102,6 +121,10 @@ class PatientPictures(Pictures):
         """In pixels, of every picture."""
         return self.size or self.crop_size or DEFAULT_SIDE
 
+    def sized(self) -> Self:
+        """These, with the default ``size`` where no side is given."""
+        return self if any(self.sides) else replace(self, size=DEFAULT_SIDE)
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -158,7 +181,7 @@ class FlatPatients(FlatPictures, total=False):
     fractions: tuple[float, float, float]
 
 
-def regrouped(flat: Mapping[str, Any], names: str, *groups: *Groups) -> tuple[*Groups]:
+def regrouped(flat: Mapping[str, object], names: str, *groups: *Groups) -> tuple[*Groups]:
     """Groups of arguments with the values that a call gives under their flat names, as older versions had them.
 
     Parameters

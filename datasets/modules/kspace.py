@@ -9,15 +9,15 @@ from typing import Literal, TypedDict, Unpack
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datasets.errors import DataError
-from datasets.kspace.files import MeasuredKSpace, load_kspace, read_noise_scan
+from datasets.kspace.files import load_kspace, read_noise_scan
+from datasets.kspace.ismrmrd import MeasuredKSpace
 from datasets.kspace.noise import NoiseEstimate, estimate_noise, measured_noise
-from datasets.modules.arguments import torch_dtype
-from datasets.modules.groups import regrouped
-from datasets.sources.measurements import Measurement, Sample
-from recon.errors import positive
+from datasets.modules.groups import Precision, regrouped, torch_dtype
+from datasets.sources.measurements import MeasuredImages, Measurement, Sample, StackedSamples
+from recon.errors import one_of, positive
 from recon.operators import CartesianMRI, complex_to_channels, root_sum_of_squares, zero_filled
 from recon.operators.mri.sampling import PATTERNS, Pattern
 from recon.operators.mri.sensitivity import NoCalibrationError, estimate_sensitivities, sampled_points
@@ -72,8 +72,7 @@ class Undersampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.pattern not in PATTERNS:
-            raise ValueError(f"pattern is {self.pattern!r}; valid are {', '.join(PATTERNS)}")
+        one_of(tuple(PATTERNS), pattern=self.pattern)
 
 
 class FlatKSpace(TypedDict, total=False):
@@ -147,7 +146,7 @@ class KSpaceDataModule(pl.LightningDataModule):
         scale: float | None = None,
         sensitivities: SensitivityOptions = SensitivityOptions(),
         undersampling: Undersampling = Undersampling(),
-        dtype: Literal["float32", "float64"] = "float64",
+        dtype: Precision = "float64",
         noise_scan: str | None = None,
         noise: float | None = None,
         **flat: Unpack[FlatKSpace],
@@ -278,7 +277,7 @@ class KSpaceDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """One batch with one ``Sample``; so are those of validation and test, which are the same."""
-        return DataLoader(_OneSample(self.target(), self.measurement()), batch_size=1)
+        return DataLoader(StackedSamples(self.target()[None], self.measurement()[None]), batch_size=1)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         return self.train_dataloader()
@@ -288,30 +287,8 @@ class KSpaceDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Measurement]:
         """One batch with one ``Measurement``."""
-        return DataLoader(_OneMeasurement(self.measurement()), batch_size=1)
+        return DataLoader(MeasuredImages([self.measurement()], self.dtype), batch_size=1)
 
     def names(self, stage: Literal["val", "test", "predict"] = "predict") -> list[str]:
         """The file."""
         return [self.path]
-
-
-class _OneMeasurement(Dataset[Measurement]):
-    def __init__(self, y: torch.Tensor) -> None:
-        self.y = y
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Measurement:
-        return Measurement(self.y, index)
-
-
-class _OneSample(Dataset[Sample]):
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(self.x, self.y, index)

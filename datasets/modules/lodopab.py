@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from datasets.errors import DataError
-from datasets.modules.groups import Batches, FlatBatches, Pictures, regrouped
+from datasets.modules.groups import Batches, FlatBatches, Pictures, Precision, regrouped
 from datasets.modules.simulated import SimulatedDataModule
-from datasets.readers.hdf5 import LODOPAB_MU_MAX, LODOPAB_PHOTONS, LoDoPaB, LodopabPart
+from datasets.readers.hdf5 import LODOPAB_MU_MAX, LODOPAB_PARTS, LODOPAB_PHOTONS, LoDoPaB
 from datasets.scans.scan import lodopab_geometry
 from datasets.sources.images import Images, ImageSource, Split
-from datasets.sources.measurements import MeasurementDataset, Sample
+from datasets.sources.measurements import MeasurementDataset
 from recon.errors import at_least
 from recon.operators import Geometry, RayTransform
 from recon.operators.tomography.ray_transform import Backend
-
-_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
 
 
 class ObservedPictures(MeasurementDataset):
@@ -39,9 +37,7 @@ class ObservedPictures(MeasurementDataset):
         super().__init__(images, 0.0, 0, operator, dtype)
         self.view_step = view_step
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+    def _exact(self, index: int) -> tuple[Tensor, Tensor]:
         x = self.images[index]
         y = self.images.observation(index)[:, :: self.view_step]
         geometry = self.operator.geometry
@@ -51,7 +47,10 @@ class ObservedPictures(MeasurementDataset):
                 f"{y.shape[2]} detector pixels; the geometry is for {geometry.domain_shape} with "
                 f"{geometry.range_shape[1]} of {geometry.range_shape[2]}"
             )
-        return Sample(x.to(self.dtype), y.to(self.dtype), index)
+        return x.to(self.dtype), y.to(self.dtype)
+
+    def _measured(self, exact: Tensor, index: int) -> Tensor:
+        return exact
 
 
 class LoDoPaBDataModule(SimulatedDataModule):
@@ -105,7 +104,7 @@ class LoDoPaBDataModule(SimulatedDataModule):
         geometry: Geometry | None = None,
         backend: Backend = "matrix",
         cache: bool = True,
-        dtype: Literal["float32", "float64"] = "float32",
+        dtype: Precision = "float32",
         batches: Batches = Batches(),
         **flat: Unpack[FlatBatches],
     ) -> None:
@@ -125,14 +124,14 @@ class LoDoPaBDataModule(SimulatedDataModule):
         _, y = self.train_tensors()
         return (LODOPAB_PHOTONS * LODOPAB_MU_MAX**2 * torch.exp(-LODOPAB_MU_MAX * y)).mean(0)
 
-    def noise(self) -> dict[str, Any]:
+    def noise(self) -> dict[str, str | float]:
         return {"kind": "photons", "photons": float(LODOPAB_PHOTONS), "mu_unit": float(LODOPAB_MU_MAX)}
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> dict[str, object]:
         return {"view_step": self.view_step}
 
     def _source(self, path: str | None, split: Split) -> LoDoPaB:
-        return LoDoPaB(self.train, _PARTS[split])
+        return LoDoPaB(self.train, LODOPAB_PARTS[split])
 
     def _training_images(self, source: ImageSource) -> Images:
         return source  # whose sinograms are read with the pictures

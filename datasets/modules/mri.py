@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from datasets.errors import DataError
-from datasets.modules.groups import Batches, FlatPatients, PatientPictures, regrouped
+from datasets.modules.groups import Batches, FlatPatients, PatientPictures, Precision, regrouped
 from datasets.modules.patients import PatientDataModule
 from datasets.modules.simulated import BUILTIN
 from datasets.noise import check_sigma, derive_seed, gaussian_noise, keyed_generator
-from datasets.readers.dicom.slices import DicomFolder, holds_dicom
 from datasets.readers.limits import load_array
 from datasets.sources.fastmri import FastMRIFolder, holds_fastmri
 from datasets.sources.images import Images, ImageSource, PatientSource, Split
-from datasets.sources.measurements import MeasurementDataset, Sample
-from datasets.sources.medical import BRAIN, BrainSlice, BuiltinSlices
+from datasets.sources.measurements import MeasurementDataset
+from datasets.sources.medical import BRAIN, BrainSlice
+from recon.errors import at_least, not_negative, one_of
 from recon.operators import CartesianMRI, channels_to_complex, complex_to_channels
 from recon.operators.mri.sampling import PATTERNS, Pattern
 from recon.operators.mri.sensitivity import simulated_sensitivities
@@ -54,8 +53,7 @@ class ComplexImages:
     """
 
     def __init__(self, images: Images, phase: float = 0.0, seed: int = 0) -> None:
-        if not (math.isfinite(phase) and phase >= 0):
-            raise ValueError(f"phase is {phase}; it must be finite and at least 0 radians")
+        not_negative(phase=phase)
         self.images, self.phase, self.seed = images, phase, seed
 
     def __len__(self) -> int:
@@ -97,14 +95,9 @@ class KSpaceDataset(MeasurementDataset):
 
     operator: CartesianMRI
 
-    @torch.no_grad()
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
-        x = self.images[index].to(self.dtype)
-        exact = self.operator(x[None])[0]
+    def _measured(self, exact: torch.Tensor, index: int) -> torch.Tensor:
         noise = gaussian_noise(exact.shape, self.sigma, self.seed, index, self.dtype)
-        return Sample(x, exact + noise.masked_fill(~self.operator.mask, 0.0), index)
+        return exact + noise.masked_fill(~self.operator.mask, 0.0)
 
 
 @dataclass(frozen=True)
@@ -138,10 +131,8 @@ class Sampling:
     coils: int = 1
 
     def __post_init__(self) -> None:
-        if self.coils < 1:
-            raise ValueError(f"coils is {self.coils}; it must be at least 1")
-        if self.pattern not in PATTERNS:
-            raise ValueError(f"pattern is {self.pattern!r}; valid are {', '.join(PATTERNS)}")
+        at_least(1, coils=self.coils)
+        one_of(tuple(PATTERNS), pattern=self.pattern)
 
     def operator(self, shape: tuple[int, int], seed: int) -> CartesianMRI:
         """A for pictures of that shape, with the mask of that seed.
@@ -213,6 +204,8 @@ class MRIDataModule(PatientDataModule):
         Later: the package of a reader or of built-in slices is missing.
     """
 
+    modality = "MR"
+    named = (BRAIN,)
     operator: CartesianMRI
 
     def __init__(
@@ -225,40 +218,29 @@ class MRIDataModule(PatientDataModule):
         phase: float = 0.0,
         sigma: float = 0.01,
         seed: int = 0,
-        dtype: Literal["float32", "float64"] = "float64",
+        dtype: Precision = "float64",
         batches: Batches = Batches(),
         **flat: Unpack[FlatMRI],
     ) -> None:
         pictures, sampling, batches = regrouped(flat, "pictures sampling batches", pictures, sampling, batches)
-        super().__init__(train, val, test, pictures, seed, dtype, batches)
-        ComplexImages([], phase)  # for its check
+        super().__init__(train, val, test, pictures.sized(), seed, dtype, batches)
+        not_negative(phase=phase)
         self.sampling, self.phase, self.sigma = sampling, phase, check_sigma(sigma)
         self.operator = sampling.operator((self.pictures.side,) * 2, seed)
 
-    def noise(self) -> dict[str, Any]:
+    def noise(self) -> dict[str, str | float]:
         return {"kind": "gaussian", "sigma": float(self.sigma)}
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> dict[str, object]:
         return {"coils": self.sampling.coils, "phase": self.phase}
 
-    def _source(self, path: str | None, split: Split) -> ImageSource:
-        if path is None:
-            path = self._default(split)
-        if path == BUILTIN and split == "test":
-            return BuiltinSlices("MR", *self.pictures.sides)
-        if path == BRAIN:
-            if split == "train" or self.train == BRAIN:
-                raise DataError(f"train is {BRAIN!r}, a single picture for validation or test")
-            return BrainSlice(*self.pictures.sides)
-        return super()._source(path, split)
+    def _named_source(self, name: str, split: Split) -> ImageSource:
+        if split == "train" or self.train == BRAIN:
+            raise DataError(f"train is {BRAIN!r}, a single picture for validation or test")
+        return BrainSlice(*self.pictures.sides)
 
     def _patient_source(self, path: Path) -> PatientSource | None:
-        if str(path) == BRAIN:
-            return None
-        if holds_fastmri(path):
-            return FastMRIFolder(path, *self.pictures.sides)
-        size, crop_size = self.pictures.sides
-        return DicomFolder(path, "MR", size=size, crop_size=crop_size) if holds_dicom(path) else None
+        return FastMRIFolder(path, *self.pictures.sides) if holds_fastmri(path) else super()._patient_source(path)
 
     def _samples(self, images: Images, part: str) -> MeasurementDataset:
         stream = self._stream(part)

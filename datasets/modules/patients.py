@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar
 
 from datasets.errors import DataError
-from datasets.modules.groups import DEFAULT_SIDE, Batches, PatientPictures
+from datasets.modules.groups import PatientPictures
 from datasets.modules.simulated import BUILTIN, REST, SimulatedDataModule
+from datasets.readers.dicom.slices import DicomFolder, Modality, holds_dicom
 from datasets.sources.images import ImageSource, PatientSource, Split
+from datasets.sources.medical import BuiltinSlices
 from datasets.sources.splits import split_by_patient
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -28,23 +29,18 @@ class PatientDataModule(SimulatedDataModule):
 
     pictures: PatientPictures
 
-    def __init__(
-        self,
-        train: str,
-        val: str | None,
-        test: str | None,
-        pictures: PatientPictures,
-        seed: int,
-        dtype: Literal["float32", "float64"],
-        batches: Batches,
-    ) -> None:
-        if pictures.size is None and pictures.crop_size is None:
-            pictures = replace(pictures, size=DEFAULT_SIDE)
-        super().__init__(train, val, test, pictures, seed, dtype, batches)
+    modality: ClassVar[Modality]
+    #: what ``train``, ``val`` and ``test`` may say in place of a path, beside ``"builtin"`` and ``"rest"``
+    named: ClassVar[tuple[str, ...]]
 
     @abstractmethod
+    def _named_source(self, name: str, split: Split) -> ImageSource:
+        """The pictures of one of the names ``named``."""
+
     def _patient_source(self, path: Path) -> PatientSource | None:
         """The pictures of a path that holds patients; None of any other path."""
+        size, crop_size = self.pictures.sides
+        return DicomFolder(path, self.modality, size=size, crop_size=crop_size) if holds_dicom(path) else None
 
     @property
     def knows_patients(self) -> bool:
@@ -53,6 +49,10 @@ class PatientDataModule(SimulatedDataModule):
     def _source(self, path: str | None, split: Split) -> ImageSource:
         if path is None:
             path = self._default(split)
+        if path in self.named:
+            return self._named_source(path, split)
+        if path == BUILTIN and split == "test":
+            return BuiltinSlices(self.modality, *self.pictures.sides)
         if path == REST and self._train_patients is not None:
             raise DataError(f"{split} is {REST!r}, which may hold patients of the training data; leave it out")
         if path in (BUILTIN, REST):
@@ -71,7 +71,8 @@ class PatientDataModule(SimulatedDataModule):
     @cached_property
     def _train_patients(self) -> PatientSource | None:
         """The training folder, if it holds patients; its headers are read once."""
-        return None if self.train == BUILTIN else self._patient_source(Path(self.train).expanduser())
+        known = self.train in (BUILTIN, *self.named)
+        return None if known else self._patient_source(Path(self.train).expanduser())
 
     def _is_train(self, path: str) -> bool:
         """Whether a path is that of the training data, however it is written."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.errors import DataError
-from datasets.modules.arguments import torch_dtype
-from datasets.modules.groups import Batches, Pictures
+from datasets.modules.groups import Batches, Pictures, Precision, torch_dtype
 from datasets.noise import derive_seed, keyed_generator
 from datasets.sources.images import BuiltinImages, ImageFolder, Images, ImageSource, PatientSource, Split, stack_images
 from datasets.sources.measurements import (
@@ -23,6 +23,7 @@ from datasets.sources.measurements import (
     MeasurementDataset,
     Sample,
     SimulatedMeasurements,
+    StackedSamples,
     stack_samples,
 )
 from recon.names import public_name
@@ -43,14 +44,8 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
 
     Parameters
     ----------
-    train : str
-        A folder or file (``ImageFolder``), or ``"builtin"`` (``BuiltinImages``, squares of 256 pixels unless
-        ``pictures`` says otherwise).
-    val : str, optional
-        A folder or file, ``"builtin"``, or ``"rest"``: the pictures of ``train`` after the first ``pictures.limit``.
-        None is ``"builtin"``, whose pictures are not among those of ``train="builtin"``.
-    test : str, optional
-        As ``val``.
+    train, val, test : str, optional
+        Where the pictures are, see ``DenoisingDataModule``.
     pictures : Pictures
         Which of them, and of what size.
     seed : int
@@ -65,8 +60,7 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
     ValueError
         An argument is out of its range.
     DataError
-        (a ValueError) in ``setup``, or when data are asked for: pictures that are missing, unreadable, of different
-        sizes, or smaller than what is to be cut out of them.
+        (a ValueError) later, as ``DenoisingDataModule``.
     """
 
     #: A, which made the measurements; None is the identity
@@ -79,7 +73,7 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         test: str | None,
         pictures: Pictures,
         seed: int,
-        dtype: Literal["float32", "float64"],
+        dtype: Precision,
         batches: Batches,
     ) -> None:
         super().__init__()
@@ -107,8 +101,7 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Batches of ``Sample`` in a fixed order, as certified descent needs a deterministic objective."""
-        x, y = self._train_tensors
-        samples = _StackedSamples(x, y)
+        samples = StackedSamples(*self._train_tensors)
         return DataLoader(samples, batch_size=self.batches.batch_size or len(samples))
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -125,10 +118,9 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
 
     def names(self, stage: Literal["val", "test", "predict"]) -> list[str]:
         """Files or names of the pictures in the order of the stage's data; ``index`` of a batch points into them."""
-        if stage == "val":
-            return list(self._val_source.names)
-        source = self._test_source if stage == "test" else self._predict_source
-        return list(source.names)
+        if stage == "predict":
+            return list(self._predict_source.names)
+        return list((self._val_source if stage == "val" else self._test_source).names)
 
     @property
     def knows_patients(self) -> bool:
@@ -143,9 +135,8 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         source = self._val_source if part == "val" else self._train_source()
         if isinstance(source, PatientSource) and isinstance(self._test_source, PatientSource):
             return sorted(set(source.patients) & set(self._test_source.patients))
-        tested = {(tuple(image.shape), image.numpy().tobytes()) for image in self._test_source}
-        pictures = zip(source.names, source, strict=True)
-        return [name for name, image in pictures if (tuple(image.shape), image.numpy().tobytes()) in tested]
+        tested = set(_contents(self._test_source))
+        return [name for name, content in zip(source.names, _contents(source), strict=True) if content in tested]
 
     def fingerprints(self, part: Literal["train", "test"]) -> list[str]:
         """Of the patients of ``part`` where patients are known, else of its pictures: sorted, 64 bits in hexadecimal.
@@ -154,30 +145,28 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         patient can confirm the guess, though.
         """
         source = self._test_source if part == "test" else self._train_source()
-        if isinstance(source, PatientSource):
-            found = {f"patient {name}".encode() for name in source.patients}
-        else:
-            found = {f"picture {tuple(image.shape)}".encode() + image.numpy().tobytes() for image in source}
-        return sorted(hashlib.sha256(content).hexdigest()[:16] for content in found)
+        patients = source.patients if isinstance(source, PatientSource) else None
+        found = _contents(source) if patients is None else (f"patient {name}".encode() for name in patients)
+        return sorted(hashlib.sha256(content).hexdigest()[:16] for content in set(found))
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """What the data are, in plain values, for the file of a model that was trained on them.
 
         ``class``, ``noise``, and the arguments that make the pictures, with names of folders and no paths.
         """
         parts = {"train": self.train, "val": self.val, "test": self.test}
-        made = {name: None if path is None else Path(path).name for name, path in parts.items()}
+        made: dict[str, object] = {name: path if path is None else Path(path).name for name, path in parts.items()}
         # files of models have the entries of patches, whatever the data are
         made |= {"patch_size": None, "n_patches": None} | asdict(self.pictures) | {"seed": self.seed} | self._details()
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in made.items()}
         return {"class": public_name(self), "noise": self.noise()} | plain
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> dict[str, object]:
         """What else ``description`` has to say."""
         return {}
 
     @abstractmethod
-    def noise(self) -> dict[str, Any]:
+    def noise(self) -> dict[str, str | float]:
         """``kind`` of the noise and its parameters."""
 
     @abstractmethod
@@ -232,9 +221,7 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         size, crop_size = self.pictures.sides
         if path is not None and path != BUILTIN:
             return ImageFolder(path, size=size, crop_size=crop_size)
-        if size is None and crop_size is None:
-            return BuiltinImages(split)
-        return BuiltinImages(split, size, crop_size)
+        return BuiltinImages(split, size, crop_size) if size or crop_size else BuiltinImages(split)
 
     def _stream(self, part: str) -> int:
         return derive_seed(self.seed, _STREAMS[part])
@@ -246,12 +233,6 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         return self.batches.eval_batch_size if len(shapes) == 1 else 1
 
 
-class _StackedSamples(Dataset[Sample]):
-    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.x, self.y = x, y
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(self.x[index], self.y[index], index)
+def _contents(source: ImageSource) -> Iterator[bytes]:
+    """The shape and values of each picture."""
+    return (f"picture {tuple(image.shape)}".encode() + image.numpy().tobytes() for image in source)

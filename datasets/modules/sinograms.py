@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datasets.errors import DataError
-from datasets.modules.arguments import torch_dtype
-from datasets.modules.groups import regrouped
+from datasets.modules.groups import Precision, regrouped, torch_dtype
 from datasets.modules.tomography import MU_UNIT
+from datasets.readers.folders import files_of
 from datasets.scans.reading import SINOGRAM_SUFFIXES, read_sinogram
 from datasets.scans.scan import Scan
 from datasets.sources.measurements import Measurement, WeightedMeasurement
@@ -119,7 +119,7 @@ class SinogramDataModule(pl.LightningDataModule):
         mu_unit: float = MU_UNIT,
         backend: Backend = "matrix",
         cache: bool = True,
-        dtype: Literal["float32", "float64"] = "float64",
+        dtype: Precision = "float64",
         **flat: Unpack[FlatViews],
     ) -> None:
         super().__init__()
@@ -150,11 +150,5 @@ class SinogramDataModule(pl.LightningDataModule):
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    files = [f for f in sorted(path.iterdir()) if f.suffix.lower() in SINOGRAM_SUFFIXES and not f.name.startswith(".")]
-    if not files:
-        raise DataError(f"{path}: the folder has no sinogram; looked for {', '.join(SINOGRAM_SUFFIXES)}")
-    return files
+    kind = f"sinogram; looked for {', '.join(SINOGRAM_SUFFIXES)}"
+    return files_of(path, lambda file: file.suffix.lower() in SINOGRAM_SUFFIXES, kind)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from datasets.modules.groups import Batches, FlatPatients, PatientPictures, regrouped
+from datasets.modules.groups import Batches, FlatPatients, PatientPictures, Precision, regrouped
 from datasets.modules.patients import PatientDataModule
 from datasets.modules.simulated import BUILTIN
 from datasets.noise import check_sigma, gaussian_noise
 from datasets.physics import MAX_HU, MIN_COUNT, MU_WATER, line_integrals, transmission_counts, transmission_weights
-from datasets.readers.dicom.slices import DicomFolder, holds_dicom
-from datasets.readers.hdf5 import LoDoPaB, LodopabPart, holds_lodopab
+from datasets.readers.hdf5 import LODOPAB_PARTS, LoDoPaB, holds_lodopab
 from datasets.sources.images import Images, ImageSource, PatientSource, Split
-from datasets.sources.measurements import MeasurementDataset, Sample
-from datasets.sources.medical import BuiltinSlices
+from datasets.sources.measurements import MeasurementDataset
 from datasets.sources.phantoms import RandomEllipses, SheppLogan
-from recon.errors import positive
+from recon.errors import not_negative, positive
 from recon.operators import FanBeam, Geometry, LinearOperator, ParallelBeam, RayTransform
 from recon.operators.tomography.ray_transform import Backend
 
@@ -32,8 +30,49 @@ SHEPP_LOGAN = "shepp_logan"
 #: µ in 1/mm of a pixel of value 1: bone of 3071 HU
 MU_UNIT = MU_WATER * (1 + MAX_HU / 1000)
 
-_LODOPAB_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
 _PHANTOMS = {"train": 32, "val": 8, "test": 8}
+
+
+@dataclass(frozen=True)
+class SinogramNoise:
+    """Noise of sinograms and their scale, see :class:`TomographyDataset`.
+
+    Parameters
+    ----------
+    sigma : float, optional
+        Standard deviation on the scale of A x; None is ``relative_sigma``.
+    relative_sigma : float
+        Relative to the mean of |A x|, at least 0.
+    photons : float, optional
+        For each ray, in place of Gaussian noise.
+    mu_unit : float
+        µ in 1/mm of a pixel of value 1.
+
+    Raises
+    ------
+    ValueError
+        A number is out of its range, or sigma and photons are both given.
+    """
+
+    sigma: float | None = None
+    relative_sigma: float = 0.05
+    photons: float | None = None
+    mu_unit: float = MU_UNIT
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None and self.photons is not None:
+            raise ValueError(f"sigma ({self.sigma}) and photons ({self.photons}) exclude each other; set one of them")
+        check_sigma(self.sigma or 0.0)
+        not_negative(relative_sigma=self.relative_sigma)
+        positive(photons=self.photons, mu_unit=self.mu_unit)
+
+    def description(self) -> dict[str, str | float]:
+        """``kind`` and parameters, for the file of a model."""
+        if self.photons is not None:
+            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
+        if self.sigma is not None:
+            return {"kind": "gaussian", "sigma": float(self.sigma)}
+        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
 
 
 class TomographyDataset(MeasurementDataset):
@@ -47,19 +86,8 @@ class TomographyDataset(MeasurementDataset):
     ----------
     images, seed, operator, dtype
         see ``MeasurementDataset``.
-    sigma
-        standard deviation on the scale of A x; None is ``relative_sigma``.
-    relative_sigma
-        relative to the mean of |A x|, at least 0.
-    photons
-        for each ray.
-    mu_unit
-        µ in 1/mm of a pixel of value 1.
-
-    Raises
-    ------
-    ValueError
-        a number is out of its range, or sigma and photons are both given.
+    noise
+        of the sinograms, and their scale.
     """
 
     operator: LinearOperator
@@ -69,34 +97,25 @@ class TomographyDataset(MeasurementDataset):
         images: Images,
         operator: LinearOperator,
         seed: int,
-        sigma: float | None = None,
-        relative_sigma: float = 0.05,
-        photons: float | None = None,
-        mu_unit: float = MU_UNIT,
+        noise: SinogramNoise = SinogramNoise(),
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        SinogramNoise(sigma, relative_sigma, photons, mu_unit)  # for its checks
-        super().__init__(images, 0.0 if sigma is None else sigma, seed, operator, dtype)
-        self.relative_sigma = relative_sigma if sigma is None else None
-        self.photons, self.mu_unit = photons, mu_unit
+        super().__init__(images, noise.sigma or 0.0, seed, operator, dtype)
+        self.noise = noise
 
-    @torch.no_grad()
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
-        x = self.images[index].to(self.dtype)
-        exact = self.operator(x[None])[0]
-        if self.photons is not None:
-            counts = self._counts(exact, index)
-            if (counts < MIN_COUNT).double().mean() > 0.5:
-                warnings.warn(
-                    f"photon starvation: with {self.photons:g} photons for each ray, most rays of a picture measure "
-                    "none, so that their line integrals say nothing; use more photons",
-                    stacklevel=2,
-                )
-            return Sample(x, line_integrals(counts, self.photons) / self.mu_unit, index)
-        sigma = self.sigma if self.relative_sigma is None else self.relative_sigma * float(exact.abs().mean())
-        return Sample(x, exact + gaussian_noise(exact.shape, sigma, self.seed, index, self.dtype), index)
+    def _measured(self, exact: Tensor, index: int) -> Tensor:
+        noise, photons = self.noise, self.noise.photons
+        if photons is None:
+            sigma = noise.relative_sigma * float(exact.abs().mean()) if noise.sigma is None else noise.sigma
+            return exact + gaussian_noise(exact.shape, sigma, self.seed, index, self.dtype)
+        counts = transmission_counts(noise.mu_unit * exact, photons, self.seed, index)
+        if (counts < MIN_COUNT).double().mean() > 0.5:
+            warnings.warn(
+                f"photon starvation: with {photons:g} photons for each ray, most rays of a picture measure "
+                "none, so that their line integrals say nothing; use more photons",
+                stacklevel=4,  # where the sample was asked for
+            )
+        return line_integrals(counts, photons) / noise.mu_unit
 
     @torch.no_grad()
     def weights(self, index: int) -> Tensor:
@@ -107,14 +126,11 @@ class TomographyDataset(MeasurementDataset):
         ValueError
             the noise is Gaussian, whose weights are all the same.
         """
-        if self.photons is None:
+        if self.noise.photons is None:
             raise ValueError("weights belong to noise of photons; set photons")
-        exact = self.operator(self.images[index].to(self.dtype)[None])[0]
-        return transmission_weights(self._counts(exact, index)) * self.mu_unit**2
-
-    def _counts(self, exact: Tensor, index: int) -> Tensor:
-        assert self.photons is not None
-        return transmission_counts(self.mu_unit * exact, self.photons, self.seed, index)
+        _, exact = self._exact(index)
+        counts = transmission_counts(self.noise.mu_unit * exact, self.noise.photons, self.seed, index)
+        return transmission_weights(counts) * self.noise.mu_unit**2
 
 
 @dataclass(frozen=True)
@@ -152,8 +168,7 @@ class SimulatedScan:
     cache: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.field_of_view < math.inf:
-            raise ValueError(f"field_of_view is {self.field_of_view} mm; it must be positive and finite")
+        positive(field_of_view=self.field_of_view)
         if self.arc is not None and not 0 < self.arc <= 360:
             raise ValueError(f"arc is {self.arc} degrees; valid are more than 0, up to 360")
         if (self.source_distance is None) != (self.detector_distance is None):
@@ -169,8 +184,8 @@ class SimulatedScan:
         """
         pixel = self.field_of_view / shape[-1]
         if self.source_distance is None or self.detector_distance is None:
-            radians = math.radians(180.0 if self.arc is None else self.arc)
-            return ParallelBeam.equispaced(shape, pixel, self.views, arc=radians, detector_pixels=self.detector_pixels)
+            arc = math.radians(180.0 if self.arc is None else self.arc)
+            return ParallelBeam.equispaced(shape, pixel, self.views, arc=arc, detector_pixels=self.detector_pixels)
         return FanBeam.equispaced(
             shape,
             pixel,
@@ -180,49 +195,6 @@ class SimulatedScan:
             arc=math.radians(360.0 if self.arc is None else self.arc),
             detector_pixels=self.detector_pixels,
         )
-
-
-@dataclass(frozen=True)
-class SinogramNoise:
-    """Noise of sinograms and their scale, see :class:`TomographyDataset`.
-
-    Parameters
-    ----------
-    sigma : float, optional
-        Standard deviation on the scale of A x; None is ``relative_sigma``.
-    relative_sigma : float
-        Relative to the mean of |A x|, at least 0.
-    photons : float, optional
-        For each ray, in place of Gaussian noise.
-    mu_unit : float
-        µ in 1/mm of a pixel of value 1.
-
-    Raises
-    ------
-    ValueError
-        A number is out of its range, or sigma and photons are both given.
-    """
-
-    sigma: float | None = None
-    relative_sigma: float = 0.05
-    photons: float | None = None
-    mu_unit: float = MU_UNIT
-
-    def __post_init__(self) -> None:
-        if self.sigma is not None and self.photons is not None:
-            raise ValueError(f"sigma ({self.sigma}) and photons ({self.photons}) exclude each other; set one of them")
-        check_sigma(self.sigma or 0.0)
-        if not (math.isfinite(self.relative_sigma) and self.relative_sigma >= 0):
-            raise ValueError(f"relative_sigma is {self.relative_sigma}; it must be finite and at least 0")
-        positive(photons=self.photons, mu_unit=self.mu_unit)
-
-    def description(self) -> dict[str, Any]:
-        """``kind`` and parameters, for the file of a model."""
-        if self.photons is not None:
-            return {"kind": "photons", "photons": float(self.photons), "mu_unit": float(self.mu_unit)}
-        if self.sigma is not None:
-            return {"kind": "gaussian", "sigma": float(self.sigma)}
-        return {"kind": "gaussian, relative to the mean", "relative_sigma": float(self.relative_sigma)}
 
 
 class FlatTomography(FlatPatients, total=False):
@@ -289,6 +261,8 @@ class TomographyDataModule(PatientDataModule):
         ASTRA is missing.
     """
 
+    modality = "CT"
+    named = (ELLIPSES, SHEPP_LOGAN)
     operator: RayTransform
 
     def __init__(
@@ -301,13 +275,13 @@ class TomographyDataModule(PatientDataModule):
         geometry: Geometry | None = None,
         noise: SinogramNoise = SinogramNoise(),
         seed: int = 0,
-        dtype: Literal["float32", "float64"] = "float64",
+        dtype: Precision = "float64",
         batches: Batches = Batches(),
         **flat: Unpack[FlatTomography],
     ) -> None:
         groups = (pictures, scan, noise, batches)
         pictures, scan, noise, batches = regrouped(flat, "pictures scan noise batches", *groups)
-        super().__init__(train, val, test, pictures, seed, dtype, batches)
+        super().__init__(train, val, test, pictures.sized(), seed, dtype, batches)
         self.sinogram_noise = noise
         shape = (self.pictures.side,) * 2
         if geometry is None:
@@ -335,30 +309,27 @@ class TomographyDataModule(PatientDataModule):
             total = total + samples.weights(index)
         return total / len(samples)
 
-    def noise(self) -> dict[str, Any]:
+    def noise(self) -> dict[str, str | float]:
         return self.sinogram_noise.description()
 
-    def _details(self) -> dict[str, Any]:
+    def _details(self) -> dict[str, object]:
         return {"mu_unit": self.sinogram_noise.mu_unit}
 
     def _samples(self, images: Images, part: str) -> TomographyDataset:
-        return TomographyDataset(
-            images, self.operator, self._stream(part), dtype=self.dtype, **asdict(self.sinogram_noise)
-        )
+        return TomographyDataset(images, self.operator, self._stream(part), self.sinogram_noise, self.dtype)
 
     def _source(self, path: str | None, split: Split) -> ImageSource:
         if path is None:
             path = self._default(split)
-        if path == ELLIPSES:
-            count = self.pictures.limit if split == "train" and self.pictures.limit is not None else _PHANTOMS[split]
-            return RandomEllipses(count, self.pictures.side, self._stream(split))
-        if path == SHEPP_LOGAN:
-            return SheppLogan(self.pictures.side)
-        if path == BUILTIN and split == "test":
-            return BuiltinSlices("CT", *self.pictures.sides)
-        if path != BUILTIN and holds_lodopab(Path(path).expanduser()):
-            return LoDoPaB(path, _LODOPAB_PARTS[split], *self.pictures.sides)
+        if path not in (BUILTIN, *self.named) and holds_lodopab(Path(path).expanduser()):
+            return LoDoPaB(path, LODOPAB_PARTS[split], *self.pictures.sides)
         return super()._source(path, split)
+
+    def _named_source(self, name: str, split: Split) -> ImageSource:
+        if name == SHEPP_LOGAN:
+            return SheppLogan(self.pictures.side)
+        count = self.pictures.limit if split == "train" and self.pictures.limit is not None else _PHANTOMS[split]
+        return RandomEllipses(count, self.pictures.side, self._stream(split))
 
     def _default(self, split: Split) -> str:
         if self.train == ELLIPSES:
@@ -366,8 +337,5 @@ class TomographyDataModule(PatientDataModule):
         return self.train if holds_lodopab(Path(self.train).expanduser()) else super()._default(split)
 
     def _patient_source(self, path: Path) -> PatientSource | None:
-        # the only folders of patients here are those of DICOM: LoDoPaB-CT comes with parts of its own
-        if str(path) in (ELLIPSES, SHEPP_LOGAN) or holds_lodopab(path) or not holds_dicom(path):
-            return None
-        size, crop_size = self.pictures.sides
-        return DicomFolder(path, "CT", size=size, crop_size=crop_size)
+        # LoDoPaB-CT comes with parts of its own
+        return None if holds_lodopab(path) else super()._patient_source(path)

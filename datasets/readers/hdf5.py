@@ -8,21 +8,29 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import EllipsisType
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
+from datasets.errors import DataError, check_finite, reading
 from datasets.physics import MAX_HU, hu_to_attenuation
 from datasets.readers.limits import check_memory
 from datasets.readers.optional import require
-from datasets.readers.pictures import DataError
-from datasets.sources.images import PatientSource
+from datasets.sources.images import PatientSource, Split
+
+if TYPE_CHECKING:
+    import h5py
+
+#: what selects a part of a dataset
+Key = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 
 
 @contextlib.contextmanager
-def open_hdf5(path: str | Path) -> Iterator[Any]:
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
     """The ``h5py.File`` of ``path``, for reading.
 
     Raises
@@ -33,17 +41,9 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
         h5py is not installed.
     """
     h5py = require("h5py", "reading HDF5")
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except DataError:
-        raise
     # h5py raises OSError for what is no HDF5 file or ends too early, and errors of many kinds for damage inside
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as HDF5, it may be truncated or of another kind ({error})") from error
+    with reading(path, "HDF5"), h5py.File(path, "r") as file:
+        yield file
 
 
 class Bounded:
@@ -54,7 +54,7 @@ class Bounded:
     for it, raises ``DataError``.
     """
 
-    def __init__(self, dataset: Any, path: str | Path) -> None:
+    def __init__(self, dataset: h5py.Dataset, path: str | Path) -> None:
         self._dataset, self._path = dataset, path
         self.shape: tuple[int, ...] = tuple(dataset.shape or ())
         self.ndim, self.dtype, self.attrs = len(self.shape), dataset.dtype, dataset.attrs
@@ -62,23 +62,23 @@ class Bounded:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: Key) -> np.ndarray:
         what, itemsize = self._dataset.name, self.dtype.itemsize
         check_memory(self._path, what, self._selected(key), itemsize)
         check_memory(self._path, f"one chunk of {what}", self._dataset.chunks or (), itemsize)
-        return self._dataset[key]
+        return np.asarray(self._dataset[key])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[()], dtype=dtype)
 
-    def _selected(self, key: Any) -> tuple[int, ...]:
+    def _selected(self, key: Key) -> tuple[int, ...]:
         """The shape of a selection, by one value that is seen as all of them; other selections count as everything."""
         if key == () or not all(k is ... or isinstance(k, (int, slice, np.integer)) for k in np.index_exp[key]):
             return self.shape
         return tuple(np.broadcast_to(np.uint8(0), self.shape)[key].shape)
 
 
-def find_dataset(file: Any, key: str, path: str | Path) -> Any:
+def find_dataset(file: h5py.File, key: str, path: str | Path) -> Bounded:
     """The dataset ``key`` of an open HDF5 file, as :class:`Bounded`.
 
     Raises
@@ -96,13 +96,12 @@ def find_dataset(file: Any, key: str, path: str | Path) -> Any:
     raise DataError(f"{path}: has no dataset {key!r}; it has {listed or 'none at all'}")
 
 
-def check_finite(values: np.ndarray, what: str, path: str | Path) -> None:
-    """Raise ``DataError`` where values are NaN or infinite."""
-    bad = int(np.count_nonzero(~np.isfinite(values)))
-    if bad:
-        raise DataError(
-            f"{path}: {what} has {bad} of {values.size} values that are NaN or infinite; all must be finite"
-        )
+def attribute(item: Bounded | h5py.File, name: str) -> str:
+    """An attribute of an HDF5 object as text, empty if there is none; some programs write it as an array of one."""
+    value = item.attrs.get(name, "")
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 # --- LoDoPaB-CT ------------------------------------------------------------------------------------------------------
@@ -118,6 +117,9 @@ _PER_FILE = 128
 _LENGTHS = {"train": 35820, "validation": 3522, "test": 3553}
 
 LodopabPart = Literal["train", "validation", "test"]
+
+#: what its parts are called elsewhere
+LODOPAB_PARTS: dict[Split, LodopabPart] = {"train": "train", "val": "validation", "test": "test"}
 
 
 class LoDoPaB(PatientSource):
@@ -188,7 +190,8 @@ class LoDoPaB(PatientSource):
         if not path.is_file():
             raise DataError(f"{path}: no such file; it says which picture is of which patient")
         ids = path.read_text().split()
-        numbers = [_number(name) for name in self.names]
+        entries = (_split_name(name) for name in self.names)
+        numbers = [_PER_FILE * _file_number(file) + row for file, row in entries]
         if numbers and max(numbers) >= len(ids):
             raise DataError(f"{path}: has {len(ids)} lines, but there is a picture of number {max(numbers)}")
         return [ids[number] for number in numbers]
@@ -213,7 +216,7 @@ def _entry(path: Path, row: int) -> Tensor:
         if data.ndim != 3 or row >= data.shape[0]:
             raise DataError(f"{path}: data has the shape {data.shape}, so there is no entry {row}")
         values = np.asarray(data[row], dtype=np.float64)
-    check_finite(values, f"data[{row}]", path)
+    check_finite(values, path, f"data[{row}]")
     return torch.from_numpy(values)[None]
 
 
@@ -227,11 +230,6 @@ def _file_number(path: Path) -> int:
     if not number.isdigit():
         raise DataError(f"{path}: the name of the file does not end in its number, as in ground_truth_train_000.hdf5")
     return int(number)
-
-
-def _number(name: str) -> int:
-    file, row = _split_name(name)
-    return _PER_FILE * _file_number(file) + row
 
 
 # --- fastMRI ---------------------------------------------------------------------------------------------------------
@@ -252,8 +250,6 @@ class FastMRISlice:
     acquisition: str
     pixel_size: tuple[float, float] | None
     """Height and width in mm of a pixel of ``target``, from the header; None without a header."""
-    path: Path
-    index: int
 
 
 def fastmri_slices(path: str | Path) -> int:
@@ -280,7 +276,7 @@ def fastmri_patient(path: str | Path) -> str:
         the file cannot be read.
     """
     with open_hdf5(path) as file:
-        return _text(file.attrs.get("patient_id", ""))
+        return attribute(file, "patient_id")
 
 
 def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) -> FastMRISlice:
@@ -320,33 +316,27 @@ def read_fastmri(path: str | Path, index: int = 0, target: str | None = None) ->
                     f"{path}: {target or fitting} has the shape {pictures.shape}; valid is ({len(data)}, height, width)"
                 )
             picture = np.asarray(pictures[index], dtype=np.float64)
-            check_finite(picture, target or fitting, path)
+            check_finite(picture, path, target or fitting)
         mask = np.asarray(find_dataset(file, "mask", path)).astype(bool).ravel() if "mask" in file else None
-        attributes = {key: _text(value) for key, value in file.attrs.items()}
+        patient, acquisition = attribute(file, "patient_id"), attribute(file, "acquisition")
         header = find_dataset(file, "ismrmrd_header", path)[()] if "ismrmrd_header" in file else None
-    check_finite(kspace, "kspace", path)
+    check_finite(kspace, path, "kspace")
     if mask is not None and mask.shape != kspace.shape[-1:]:
         raise DataError(f"{path}: mask has {mask.size} entries, but kspace has {kspace.shape[-1]} columns")
     return FastMRISlice(
         kspace=torch.from_numpy(kspace),
         target=None if picture is None else torch.from_numpy(picture)[None],
         mask=None if mask is None else torch.from_numpy(mask),
-        patient=attributes.get("patient_id", ""),
-        acquisition=attributes.get("acquisition", ""),
+        patient=patient,
+        acquisition=acquisition,
         pixel_size=None if header is None else _pixel_size(header, path),
-        path=path,
-        index=index,
     )
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _pixel_size(header: bytes | str, path: Path) -> tuple[float, float] | None:
+def _pixel_size(header: np.ndarray, path: Path) -> tuple[float, float] | None:
     """Field of view over matrix size of the reconstruction; x in the header is the readout, the height of the files."""
     try:
-        space = ElementTree.fromstring(header).find(".//{*}encoding/{*}reconSpace")
+        space = ElementTree.fromstring(header.item()).find(".//{*}encoding/{*}reconSpace")
         if space is None:
             return None
         height, width = (_axis(space, axis) for axis in ("x", "y"))

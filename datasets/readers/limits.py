@@ -10,11 +10,11 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from datasets.errors import DataError
+from datasets.errors import DataError, reading
 from recon.limits import excess, memory_limit, size
 
 _ZIP = b"PK\x03\x04"
@@ -43,16 +43,11 @@ def load_array(path: str | Path) -> np.ndarray:
         no such file, another kind of file, truncated, Python objects, or larger than the limit.
     """
     path = Path(path)
-    _check_file(path)
-    try:
+    # NumPy lets errors of many kinds through for headers that are none
+    with reading(path, "a NumPy array"):
         with path.open("rb") as file:
             _check_npy(file, path.stat().st_size, "an array", path)
         return np.asarray(np.load(path, allow_pickle=False))
-    except DataError:
-        raise
-    # NumPy lets errors of many kinds through for headers that are none
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a NumPy array, it may be truncated or corrupt ({error})") from error
 
 
 def load_arrays(path: str | Path, name: str) -> dict[str, np.ndarray]:
@@ -64,11 +59,10 @@ def load_arrays(path: str | Path, name: str) -> dict[str, np.ndarray]:
         as :func:`load_array`; the limit is for all arrays together.
     """
     path = Path(path)
-    _check_file(path)
-    with path.open("rb") as file:
-        if file.read(len(_ZIP)) != _ZIP:
-            return {name: load_array(path)}
-    try:
+    with reading(path, "NumPy data"):
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:
+                return {name: load_array(path)}
         with zipfile.ZipFile(path) as archive:
             total = 0
             for member in archive.infolist():
@@ -78,13 +72,9 @@ def load_arrays(path: str | Path, name: str) -> dict[str, np.ndarray]:
                 raise DataError(f"{path}: unpacked, it {wrong}")
         with np.load(path, allow_pickle=False) as loaded:
             return {key: loaded[key] for key in loaded.files}
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as NumPy data, it may be truncated or corrupt ({error})") from error
 
 
-def inflated_size(data: Any, raw: bool = False) -> int:
+def inflated_size(data: bytes, raw: bool = False) -> int:
     """How many bytes a stream of zlib (of deflate, if ``raw``) holds, or the first number beyond the limit.
 
     Nothing is kept: a bomb costs time, at most that of the limit, and no memory.
@@ -97,7 +87,7 @@ def inflated_size(data: Any, raw: bool = False) -> int:
     stream = zlib.decompressobj(-zlib.MAX_WBITS if raw else zlib.MAX_WBITS)
     total, limit, view = 0, memory_limit(), memoryview(data)
     for start in range(0, len(view), _BLOCK):
-        rest: Any = view[start : start + _BLOCK]
+        rest: bytes | memoryview = view[start : start + _BLOCK]
         while rest and not stream.eof:
             total += len(stream.decompress(rest, _BLOCK))
             rest = stream.unconsumed_tail
@@ -108,11 +98,6 @@ def inflated_size(data: Any, raw: bool = False) -> int:
     return total
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-
-
 def _check_npy(file: IO[bytes], length: int, what: str, path: Path) -> int:
     """Compare what a header declares with what is there, and with the limit; returns the bytes of the array.
 
@@ -121,10 +106,7 @@ def _check_npy(file: IO[bytes], length: int, what: str, path: Path) -> int:
     DataError
         for objects and more than the limit, and ``ValueError`` or what NumPy raises for other files.
     """
-    readers: dict[Any, Any] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     start = file.tell()
     version = np.lib.format.read_magic(file)
     if version not in readers:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.errors import DataError, check_finite, reading
 from datasets.readers.limits import check_memory
-from datasets.readers.pictures import DataError
 
 _HEADER = 348
 # Codes of the types of values (nifti1.h); complex ones, colours and 128 bits are not read.
@@ -65,43 +65,37 @@ def read_nifti(path: str | Path) -> NiftiSlice:
         file that ends too early; values that are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    data = _header(path)
+    with reading(path, "NIfTI"), _opened(path) as file:
+        data = file.read(_HEADER)
+        order = _byte_order(data, path)
+        shape = _shape(struct.unpack(order + "8h", data[40:56]), path)
+        code, bits = struct.unpack(order + "hh", data[70:74])
+        if code not in _TYPES:
+            raise DataError(f"{path}: holds {_OTHERS.get(code, f'values of type {code}')}; valid are real numbers")
+        kind = np.dtype(order + _TYPES[code])
+        if bits != 8 * kind.itemsize:
+            raise DataError(f"{path}: says {bits} bits for each value, but {kind.name} has {8 * kind.itemsize}")
+        spacing = struct.unpack(order + "8f", data[76:108])
+        start, slope, offset = struct.unpack(order + "fff", data[108:120])
+        values = _values(file, start, kind, shape, path).astype(np.float64)
+    if slope != 0 and math.isfinite(slope):  # 0: values are as stored
+        values = values * slope + (offset if math.isfinite(offset) else math.nan)
+    check_finite(values, path)
+    return NiftiSlice(torch.from_numpy(values), _pixel_size(spacing, data[123], path))
+
+
+def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def _byte_order(data: bytes, path: Path) -> str:
+    """The order of bytes in a header, as ``struct`` calls it."""
     order = next((o for o in "<>" if len(data) == _HEADER and struct.unpack(o + "i", data[:4])[0] == _HEADER), None)
     magic = data[344:348]
     if order is None or magic != b"n+1\0":
         what = "header and values are in two files" if magic == b"ni1\0" else "it has no header of NIfTI-1"
         raise DataError(f"{path}: cannot be read as NIfTI ({what}); valid is NIfTI-1 in one file")
-    shape = _shape(struct.unpack(order + "8h", data[40:56]), path)
-    code, bits = struct.unpack(order + "hh", data[70:74])
-    if code not in _TYPES:
-        raise DataError(f"{path}: holds {_OTHERS.get(code, f'values of type {code}')}; valid are real numbers")
-    kind = np.dtype(order + _TYPES[code])
-    if bits != 8 * kind.itemsize:
-        raise DataError(f"{path}: says {bits} bits for each value, but {kind.name} has {8 * kind.itemsize}")
-    spacing = struct.unpack(order + "8f", data[76:108])
-    start, slope, offset = struct.unpack(order + "fff", data[108:120])
-    stored = _values(path, start, kind, shape)
-    values = stored.astype(np.float64)
-    if slope != 0 and math.isfinite(slope):  # 0: values are as stored
-        values = values * slope + (offset if math.isfinite(offset) else math.nan)
-    bad = int(np.count_nonzero(~np.isfinite(values)))
-    if bad:
-        raise DataError(f"{path}: {bad} of {values.size} values are NaN or infinite; all must be finite")
-    return NiftiSlice(torch.from_numpy(values), _pixel_size(spacing, data[123], path))
-
-
-def _header(path: Path) -> bytes:
-    try:
-        with _opened(path) as file:
-            return bytes(file.read(_HEADER))
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as NIfTI, it may be truncated or corrupt ({error})") from error
-
-
-def _opened(path: Path) -> gzip.GzipFile:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    return order
 
 
 def _shape(dimensions: tuple[int, ...], path: Path) -> tuple[int, int]:
@@ -117,19 +111,17 @@ def _shape(dimensions: tuple[int, ...], path: Path) -> tuple[int, int]:
     return sizes[1], sizes[0]
 
 
-def _values(path: Path, start: float, kind: np.dtype[np.generic], shape: tuple[int, int]) -> np.ndarray:
-    count = math.prod(shape)
+def _values(
+    file: BinaryIO | gzip.GzipFile, start: float, kind: np.dtype[np.generic], shape: tuple[int, int], path: Path
+) -> np.ndarray:
+    length = math.prod(shape) * kind.itemsize
     if not _HEADER <= start <= 2**30 or start != int(start):
         raise DataError(f"{path}: says that {shape[0]}x{shape[1]} values begin at byte {start:g}; that cannot be")
     check_memory(path, "a slice", shape, kind.itemsize)
-    try:
-        with _opened(path) as file:
-            file.seek(int(start))
-            content = file.read(count * kind.itemsize)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read as NIfTI, it may be truncated or corrupt ({error})") from error
-    if len(content) != count * kind.itemsize:
-        raise DataError(f"{path}: ends after {len(content)} of {count * kind.itemsize} bytes of values")
+    file.seek(int(start))
+    content = file.read(length)
+    if len(content) != length:
+        raise DataError(f"{path}: ends after {len(content)} of {length} bytes of values")
     return np.frombuffer(content, kind).reshape(shape)
 
 

@@ -6,18 +6,18 @@ import importlib
 from types import ModuleType
 
 
-def require(module: str, purpose: str, extra: str = "data") -> ModuleType:
+def require(module: str, purpose: str) -> ModuleType:
     """Import ``module`` for ``purpose``.
 
     Raises
     ------
     ImportError
-        it is not installed; the message names the extra that brings it.
+        it is not installed; the message names the extra that brings it, `data`.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise missing(module.partition(".")[0], purpose, extra) from error
+        raise missing(module.partition(".")[0], purpose, "data") from error
 
 
 def missing(package: str, purpose: str, extra: str) -> ImportError:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from datasets.errors import DataError as DataError
+from datasets.errors import check_finite, reading
 from datasets.readers.limits import check_memory, load_array
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -48,15 +49,9 @@ def read_image(path: str | Path, gray: bool = True) -> torch.Tensor:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path}: unknown kind of image file; valid suffixes are {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        pixels = DECODERS[path.suffix.lower()](path)
-    except DataError:
-        raise
     # Pillow and tifffile let errors of many kinds through for files that are truncated, corrupt or of another kind
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as an image, it may be truncated or corrupt ({error})") from error
+    with reading(path, "an image"):
+        pixels = DECODERS[path.suffix.lower()](path)
     return _to_tensor(_scaled(pixels, path), path, gray)
 
 
@@ -83,11 +78,8 @@ def _decode_tiff(path: Path) -> np.ndarray:
             raise DataError(f"{path}: holds a stack ({shapes}); a file must hold one picture")
         check_memory(path, "a picture", series.shape)
         check_memory(path, "one strip or tile", page.chunks)
-        missing_codec = page.compression not in tifffile.TIFF.DECOMPRESSORS
-        if not missing_codec and page.photometric in (
-            tifffile.PHOTOMETRIC.MINISBLACK,
-            tifffile.PHOTOMETRIC.RGB,
-        ):
+        decodable = page.compression in tifffile.TIFF.DECOMPRESSORS
+        if decodable and page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB):
             pixels = series.asarray()
             return np.moveaxis(pixels, 0, -1) if series.axes == "SYX" else pixels
     # Palettes, inverted gray and the codecs that tifffile leaves to others (LZW, JPEG, fax).
@@ -125,7 +117,5 @@ def _to_tensor(pixels: np.ndarray, path: Path, gray: bool) -> torch.Tensor:
         pixels = pixels[..., :-1]
     if gray and pixels.shape[-1] == 3:
         pixels = pixels @ np.asarray(LUMINANCE)[:, None]
-    bad = np.count_nonzero(~np.isfinite(pixels))
-    if bad:
-        raise DataError(f"{path}: {bad} of {pixels.size} values are NaN or infinite; all must be finite")
+    check_finite(pixels, path)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))

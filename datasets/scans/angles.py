@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 
 # Angles that were written with few digits may exceed the full turn by this much (radians).
 TURN = 2 * math.pi + 1e-3
@@ -26,7 +28,7 @@ class OrderedViews:
     """(views, ...)"""
     angles: np.ndarray
     """(views,) radians, strictly increasing over at most one turn, if the file allowed it."""
-    repeats: np.ndarray | None = None
+    repeats: Tensor | None = None
     """(views,) how many views of the file were averaged for each; None: none was."""
     warnings: tuple[str, ...] = ()
 
@@ -67,7 +69,7 @@ def ordered_views(values: np.ndarray, angles: np.ndarray, path: Path) -> Ordered
     mean = np.zeros((count, *values.shape[1:]))
     np.add.at(mean, group, values)
     mean /= repeats.reshape(-1, *[1] * (values.ndim - 1))
-    return OrderedViews(mean, angles[first], repeats, _differences(values, mean[group], path))
+    return OrderedViews(mean, angles[first], torch.from_numpy(repeats), _differences(values, mean[group], path))
 
 
 def _differences(values: np.ndarray, mean: np.ndarray, path: Path) -> tuple[str, ...]:

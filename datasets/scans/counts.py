@@ -12,10 +12,11 @@ import tifffile
 import torch
 from torch import Tensor
 
+from datasets.errors import DataError, check_finite, reading
 from datasets.physics import MIN_TRANSMISSION, line_integrals, transmission_weights
-from datasets.readers.hdf5 import check_finite, find_dataset, open_hdf5
+from datasets.readers.hdf5 import find_dataset, open_hdf5
 from datasets.readers.limits import check_memory, load_array
-from datasets.readers.pictures import DataError
+from datasets.readers.pictures import TIFF_SUFFIXES
 
 HDF5_SUFFIXES = (".h5", ".hdf5", ".nxs", ".nx")
 
@@ -39,6 +40,11 @@ class Attenuation:
     dead: np.ndarray
     """(columns,) True for detector pixels without light."""
 
+    @property
+    def dead_pixels(self) -> list[int]:
+        """The numbers of these pixels."""
+        return [int(k) for k in np.flatnonzero(self.dead)]
+
 
 def attenuation(
     data: np.ndarray,
@@ -46,7 +52,7 @@ def attenuation(
     dark: np.ndarray,
     path: Path,
     photons: float | None = None,
-    repeats: np.ndarray | None = None,
+    repeats: Tensor | None = None,
     row: int | None = None,
 ) -> Attenuation:
     """Line integrals z = log((F - D) / max(data - D, floor)) and the weights (data - D) of rays.
@@ -87,15 +93,15 @@ def attenuation(
         )
     beam = np.where(dead, 1.0, beam)
     floor = beam * MIN_TRANSMISSION if photons is None else np.full(beam.shape, beam[~dead].mean() / (2 * photons))
-    counts = _tensor(data - dark).clamp_min(0)
-    sinogram = line_integrals(counts, _tensor(beam), floor=_tensor(floor))
-    cut = (counts < _tensor(floor)) & ~_tensor(dead)
+    counts = as_tensor(data - dark).clamp_min(0)
+    sinogram = line_integrals(counts, as_tensor(beam), floor=as_tensor(floor))
+    cut = (counts < as_tensor(floor)) & ~as_tensor(dead)
     weights = transmission_weights(counts)
-    weights = weights if repeats is None else weights * _tensor(repeats)[:, None]
+    weights = weights if repeats is None else weights * repeats[:, None]
     weights[cut] = 0.0
     if dead.any():
-        sinogram = _interpolated(sinogram, dead)
-        weights[:, _tensor(dead)] = 0.0
+        sinogram = torch.from_numpy(lit(sinogram.numpy(), np.broadcast_to(dead, sinogram.shape)))
+        weights[:, as_tensor(dead)] = 0.0
     return Attenuation(sinogram, weights, dead)
 
 
@@ -156,7 +162,7 @@ def field_row(field: Field, name: str, place: tuple[int, int, int], path: Path) 
         path, values = field, _read_field(field, name)
     else:
         values = np.asarray(field, dtype=np.float64)
-    check_finite(values, f"the {name} field", path)
+    check_finite(values, path, f"the {name} field")
     if values.ndim == 0:
         if name == "flat" and not values > 0:
             raise DataError(f"{path}: the flat count is {float(values):g}; it must be positive")
@@ -177,8 +183,7 @@ def field_row(field: Field, name: str, place: tuple[int, int, int], path: Path) 
 
 
 def _read_field(path: Path, name: str) -> np.ndarray:
-    suffix = path.suffix.lower()
-    if suffix in HDF5_SUFFIXES:
+    if path.suffix.lower() in HDF5_SUFFIXES:
         key = "exchange/data_white" if name == "flat" else "exchange/data_dark"
         with open_hdf5(path) as file:
             return np.asarray(find_dataset(file, key, path), dtype=np.float64)
@@ -193,17 +198,11 @@ def plain_array(path: Path) -> np.ndarray:
     DataError
         no such file, another kind of file, damaged, values that are no real numbers.
     """
-    if path.suffix.lower() not in (".npy", ".tif", ".tiff"):
+    suffix = path.suffix.lower()
+    if suffix not in (".npy", *TIFF_SUFFIXES):
         raise DataError(f"{path}: unknown kind of file for an array of numbers; valid are .npy, .tif and .tiff")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        loaded = load_array(path) if path.suffix.lower() == ".npy" else _tiff(path)
-    except DataError:
-        raise
-    except Exception as error:  # tifffile and its decoders raise errors of many kinds for damaged files
-        raise DataError(f"{path}: cannot be read, it may be truncated or corrupt ({error})") from error
-    values = np.asarray(loaded)
+    with reading(path, "an array"):  # tifffile and its decoders raise errors of many kinds for damaged files
+        values = load_array(path) if suffix == ".npy" else np.asarray(_tiff(path))
     if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
         raise DataError(f"{path}: has values of type {values.dtype}; valid are real numbers")
     return values
@@ -226,11 +225,18 @@ def tiff_shape(path: Path) -> tuple[int, ...]:
         return ()
 
 
-def _interpolated(sinogram: Tensor, dead: np.ndarray) -> Tensor:
-    position, alive = np.arange(dead.size), ~dead
-    rows = [np.interp(position, position[alive], view[alive]) for view in sinogram.numpy()]
-    return torch.from_numpy(np.stack(rows))
+def lit(sinogram: np.ndarray, dark: np.ndarray) -> np.ndarray:
+    """A sinogram (views, columns) whose ``dark`` rays, without light, are interpolated linearly in their views.
+
+    Views without any light stay as they are.
+    """
+    filled, columns = sinogram.copy(), np.arange(sinogram.shape[1])
+    for view in np.flatnonzero(dark.any(1) & ~dark.all(1)):
+        alive = ~dark[view]
+        filled[view] = np.interp(columns, columns[alive], sinogram[view, alive])
+    return filled
 
 
-def _tensor(values: np.ndarray) -> Tensor:
+def as_tensor(values: np.ndarray) -> Tensor:
+    """The values, contiguous in memory."""
     return torch.from_numpy(np.ascontiguousarray(values))

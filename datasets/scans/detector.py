@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
+from datasets.scans.counts import lit
 from datasets.scans.rotation import rotation_centre
 from datasets.scans.scan import Scan
 
@@ -77,18 +78,19 @@ def without_bad_pixels(scan: Scan) -> Scan:
         return scan
     filled = interpolated(y, unmeasured)
     if weights is not None:
-        filled = _lit(filled, (weights <= 0) & ~unmeasured)
+        filled = lit(filled, (weights <= 0) & ~unmeasured)
     bad, doubtful = _judged(scan, filled, suspicious_pixels(filled))
     bad &= ~unmeasured
     if bad.mean() > _MOST:
         bad, doubtful = np.zeros_like(bad), doubtful | bad
     said = []
-    if (bad | unmeasured).any():
+    wrong = bad | unmeasured
+    if wrong.any():
         kinds = [
             f"{what}: {_names(mask)}" for what, mask in (("no light", unmeasured), ("wrong values", bad)) if mask.any()
         ]
         said.append(
-            f"{scan.path}: {int((bad | unmeasured).sum())} of {len(bad)} detector pixels did not measure "
+            f"{scan.path}: {int(wrong.sum())} of {len(bad)} detector pixels did not measure "
             f"({'; '.join(kinds)}); they weigh 0, and filtered back-projection and networks "
             "see values interpolated from their neighbours"
         )
@@ -97,14 +99,13 @@ def without_bad_pixels(scan: Scan) -> Scan:
             f"{scan.path}: detector pixels {_names(doubtful)} leave their neighbours in most views, as defects do and "
             "small objects on the rotation axis or circles around it; they are used as they are"
         )
-    if not (bad | unmeasured).any():
-        return replace(scan, warnings=(*scan.warnings, *said))
-    wrong = bad | unmeasured
+    if not wrong.any():
+        return scan.warned(*said)
     z = torch.from_numpy(interpolated(y, wrong))
     made = torch.exp(-z).clamp_min(1e-30) if scan.weights is None else scan.weights.clone()
     made[:, torch.from_numpy(wrong)] = 0.0
     metadata = {**scan.metadata, "bad_pixels": np.flatnonzero(wrong).tolist()}
-    return replace(scan, sinogram=z, weights=made, metadata=metadata, warnings=(*scan.warnings, *said))
+    return replace(scan, sinogram=z, weights=made, metadata=metadata).warned(*said)
 
 
 def interpolated(sinogram: Array, wrong: Mask) -> Array:
@@ -126,15 +127,6 @@ def interpolated(sinogram: Array, wrong: Mask) -> Array:
     left, distance = right[before], np.maximum(right[after] - right[before], 1)
     share = np.clip((columns - left) / distance, 0, 1)
     filled[:, columns] = (1 - share) * sinogram[:, left] + share * sinogram[:, right[after]]
-    return filled
-
-
-def _lit(sinogram: Array, dark: Mask) -> Array:
-    """A sinogram whose ``dark`` rays, without light, are interpolated in their views: they say nothing of a pixel."""
-    filled, columns = sinogram.copy(), np.arange(sinogram.shape[1])
-    for view in np.flatnonzero(dark.any(1) & ~dark.all(1)):
-        lit = ~dark[view]
-        filled[view] = np.interp(columns, columns[lit], sinogram[view, lit])
     return filled
 
 
@@ -201,7 +193,7 @@ def _air(sinogram: Array, group: Group, highest: float) -> bool:
 
 def _centre(scan: Scan, sinogram: Array) -> tuple[float, float]:
     """The rotation centre as given, from the data, or in the middle; with its uncertainty."""
-    if scan.rotation_centre is not None or scan.source_distance is not None:
+    if scan.rotation_centre is not None or scan.distances is not None:
         return scan.centre, 1.0
     try:
         found = rotation_centre(replace(scan, sinogram=torch.from_numpy(sinogram)))

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets.errors import DataError
+from datasets.errors import DataError, reading
 from datasets.readers.mat_format import check_mat
+
+#: of a file, or of a structure in it
+Fields = dict[str, Any]
 
 # The names in the published data sets, in this order of preference.
 _STRUCTURES = ("CtDataFull", "CtDataLimited", "CtData")
@@ -71,17 +74,15 @@ def read_matlab(path: Path, shape: tuple[int, int] | None = None) -> dict[str, A
     return {"sinogram": values if values.shape == shape else values.T}
 
 
-def _structure(data: dict[str, Any], path: Path) -> str | None:
-    found = [
-        k for k, v in data.items() if hasattr(v, "_fieldnames") and {"sinogram", "parameters"} & set(v._fieldnames)
-    ]
+def _structure(data: Fields, path: Path) -> str | None:
+    found = [key for key, value in data.items() if isinstance(value, dict) and {"sinogram", "parameters"} & set(value)]
     named = [name for name in _STRUCTURES if name in found]
     if not named and len(found) > 1:
         raise DataError(f"{path}: has several scans, {', '.join(sorted(found))}; save one of them in a file of its own")
     return next(iter(named or found), None)
 
 
-def _of_structure(structure: Any, path: Path, known: bool) -> dict[str, Any]:
+def _of_structure(structure: Fields, path: Path, known: bool) -> dict[str, Any]:
     """``known``: the geometry is, so that only the sinogram is needed."""
     sinogram = np.asarray(_member(structure, "sinogram", path))
     if sinogram.ndim > 2:
@@ -92,7 +93,6 @@ def _of_structure(structure: Any, path: Path, known: bool) -> dict[str, Any]:
     if known:
         return {"sinogram": np.atleast_2d(sinogram)}
     parameters = _member(structure, "parameters", path)
-    values = {key: getattr(parameters, key) for key in getattr(parameters, "_fieldnames", [])}
     source = _length(parameters, "distanceSourceOrigin", path)
     return {
         "sinogram": np.atleast_2d(sinogram),
@@ -101,32 +101,31 @@ def _of_structure(structure: Any, path: Path, known: bool) -> dict[str, Any]:
         "detector_spacing": _length(parameters, "pixelSizePost", path),
         "source_distance": source,
         "detector_distance": _length(parameters, "distanceSourceDetector", path) - source,
-        "metadata": {key: value for key, value in values.items() if key != "angles"},
+        "metadata": {key: value for key, value in parameters.items() if key != "angles"},
     }
 
 
-def _load_mat(path: Path) -> dict[str, Any]:
+def _load_mat(path: Path) -> Fields:
     import scipy.io
 
     check_mat(path)
-    try:
-        loaded: dict[str, Any] = scipy.io.loadmat(str(path), squeeze_me=True, struct_as_record=False)
-    except NotImplementedError as error:
-        raise DataError(f"{path}: MATLAB files of version 7.3 are not supported; save with `-v7`") from error
-    # scipy's own MatReadError is an Exception only; damaged files end in any of the others
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a MATLAB file, it may be truncated or corrupt ({error})") from error
+    with reading(path, "a MATLAB file"):  # scipy's own MatReadError is an Exception only
+        try:
+            loaded: Fields = scipy.io.loadmat(str(path), simplify_cells=True)
+        except NotImplementedError as error:
+            raise DataError(f"{path}: MATLAB files of version 7.3 are not supported; save with `-v7`") from error
     return loaded
 
 
-def _member(structure: Any, name: str, path: Path) -> Any:
-    if not hasattr(structure, name):
-        there = ", ".join(getattr(structure, "_fieldnames", [])) or "none"
+def _member(structure: object, name: str, path: Path) -> Any:
+    fields = structure if isinstance(structure, dict) else {}
+    if name not in fields:
+        there = ", ".join(fields) or "none"
         raise DataError(f"{path}: has no field {name!r}; it has {there}. --geometry can describe the scan instead")
-    return getattr(structure, name)
+    return fields[name]
 
 
-def _length(structure: Any, name: str, path: Path) -> float:
+def _length(structure: object, name: str, path: Path) -> float:
     value = np.asarray(_member(structure, name, path))
     if value.size != 1 or not np.issubdtype(value.dtype, np.number):
         raise DataError(f"{path}: {name} is {value.tolist()}; it must be one length in mm")

@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.readers.hdf5 import Bounded, check_finite
+from datasets.errors import DataError
+from datasets.readers.hdf5 import Bounded, attribute
 from datasets.readers.optional import require
-from datasets.readers.pictures import DataError
+from datasets.scans.frames import Angles, Frames, Given, angles_in_unit, detector_row
+
+if TYPE_CHECKING:
+    import h5py
 
 # NeXus, application definition NXtomo: image_key of a frame; others (3, invalid; -1, alignment) are left out.
-_PROJECTION, _FLAT, _DARK = 0, 1, 2
+_PROJECTION = 0
+_KEYS = {"flat": 1, "dark": 2}
 
 _MM = {"m": 1000.0, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "nm": 1e-6}
 for _long, _short in (("meter", "m"), ("metre", "m"), ("millimeter", "mm"), ("micrometer", "um"), ("micron", "um")):
     _MM[_long] = _MM[_long + "s"] = _MM[_short]
 
 
-@dataclass(frozen=True)
-class Frames:
-    """One detector row of the frames of a file."""
-
-    data: np.ndarray
-    """Projections, (views, columns) float64."""
-    flat: np.ndarray | None
-    """Mean over the flat fields, (columns,); None if the file has none."""
-    dark: np.ndarray | None
-    angles: np.ndarray | None
-    """(views,), degrees unless ``angle_units`` says otherwise; None if the file has none."""
-    angle_units: str
-    detector_spacing: float | None
-    """In mm, where the file gives it with its unit."""
-    rows: int
+def holds_nxtomo(file: h5py.File) -> bool:
+    """Whether an open HDF5 file has an image key, and nothing of the DXchange format."""
+    return "exchange" not in file and bool(_named(file, "image_key"))
 
 
-def read_frames(file: Any, row: int, path: Path) -> Frames:
-    """The frames of an open NXtomo file.
+def read_nxtomo(file: h5py.File, row: int, given: Given, path: Path) -> Frames:
+    """The frames of an open file in the NeXus format NXtomo.
 
-    ``image_key`` lies beside ``data``; ``rotation_angle`` there, or elsewhere in the same entry (in ``sample``). It has
-    one angle for every frame, or for every projection.
+    Frames ``data`` (frames, rows, columns) with their ``image_key``, 0 for projections, 1 for flat and 2 for dark
+    fields. ``image_key`` lies beside ``data``; ``rotation_angle``, in degrees (or radians, if its attribute ``units``
+    says so), there, or elsewhere in the same entry (in ``sample``). It has one angle for every frame, or for every
+    projection. ``x_pixel_size`` is the detector spacing where it has a unit of length.
 
     Raises
     ------
     DataError
-        no image key or several, no data beside it, shapes that do not fit, no projection, NaN, no such row.
+        no image key or several, no data beside it, shapes that do not fit, no projection, NaN, no such row; fields or
+        angles that are neither there nor given.
     """
     keys = _named(file, "image_key")
     if len(keys) != 1:
@@ -62,38 +57,37 @@ def read_frames(file: Any, row: int, path: Path) -> Frames:
     if stored is None or stored.ndim != 3 or len(stored) != len(key):
         shape = "no data" if stored is None else f"data of shape {stored.shape}"
         raise DataError(f"{path}: {keys[0].name} has {len(key)} entries, but {group.name} {shape}")
-    if not 0 <= row < stored.shape[1]:
-        raise DataError(f"{path}: there is no detector row {row}; valid are 0 to {stored.shape[1] - 1}")
     if not (key == _PROJECTION).any():
         raise DataError(f"{path}: no frame has the image key {_PROJECTION}, that of a projection")
-    data = np.asarray(stored[:, row], dtype=np.float64)
-    check_finite(data, group["data"].name, path)
-    angles, units = _angles(file, group, key, path)
+    _, rows, columns = stored.shape
+    data = detector_row(stored, row, group["data"].name, path)
+
+    def mean(name: str) -> np.ndarray | None:
+        chosen = key == _KEYS[name]
+        return np.asarray(data[chosen].mean(0)) if chosen.any() else None
+
     return Frames(
-        data=data[key == _PROJECTION],
-        flat=data[key == _FLAT].mean(0) if (key == _FLAT).any() else None,
-        dark=data[key == _DARK].mean(0) if (key == _DARK).any() else None,
-        angles=angles,
-        angle_units=units,
-        detector_spacing=_spacing(_found(file, group, "x_pixel_size", path)),
-        rows=int(stored.shape[1]),
+        data[key == _PROJECTION],
+        given.fields_or(mean, ("image_key", "image_key"), (row, rows, columns), path),
+        given.angles_or(lambda: _angles(file, group, key, path)),
+        _spacing(_found(file, group, "x_pixel_size", path)),
     )
 
 
-def _named(file: Any, name: str) -> list[Any]:
+def _named(file: h5py.File, name: str) -> list[h5py.Dataset]:
     """All datasets of this name, each once."""
-    h5py = require("h5py", "reading HDF5")
-    found: list[Any] = []
+    dataset = require("h5py", "reading HDF5").Dataset
+    found: list[h5py.Dataset] = []
 
-    def visit(key: str, item: Any) -> None:
-        if key.rpartition("/")[2] == name and isinstance(item, h5py.Dataset):
+    def visit(key: str, item: object) -> None:
+        if key.rpartition("/")[2] == name and isinstance(item, dataset):
             found.append(item)
 
     file.visititems(visit)
     return found
 
 
-def _found(file: Any, group: Any, name: str, path: Path) -> Any:
+def _found(file: h5py.File, group: h5py.Group, name: str, path: Path) -> Bounded | None:
     """The dataset of this name in a group, or the only one in the same entry; None if there is none."""
     if name in group:
         return Bounded(group[name], path)
@@ -104,28 +98,20 @@ def _found(file: Any, group: Any, name: str, path: Path) -> Any:
     return Bounded(others[0], path) if others else None
 
 
-def _angles(file: Any, group: Any, key: np.ndarray, path: Path) -> tuple[np.ndarray | None, str]:
+def _angles(file: h5py.File, group: h5py.Group, key: np.ndarray, path: Path) -> Angles:
     stored = _found(file, group, "rotation_angle", path)
     if stored is None:
-        return None, ""
-    values, projections = np.asarray(stored, dtype=np.float64).ravel(), key == _PROJECTION
-    if len(values) == len(key):
-        values = values[projections]
-    if len(values) != int(projections.sum()):
-        raise DataError(f"{path}: rotation_angle has {len(values)} angles for {len(key)} frames")
-    return values, attribute(stored, "units")
+        raise DataError(f"{path}: has no rotation_angle; give the angles (--angles: a file, or the arc in degrees)")
+    count, projections = int(np.prod(stored.shape)), key == _PROJECTION
+    if count == len(key):
+        return angles_in_unit(stored, path, projections)
+    if count != int(projections.sum()):
+        raise DataError(f"{path}: rotation_angle has {count} angles for {len(key)} frames")
+    return angles_in_unit(stored, path)
 
 
-def attribute(item: Any, name: str) -> str:
-    """An attribute of an HDF5 object as text, empty if there is none; some programs write it as an array of one."""
-    value = item.attrs.get(name, "")
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.item()
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _spacing(stored: Any) -> float | None:
-    if stored is None or np.size(stored) != 1:
+def _spacing(stored: Bounded | None) -> float | None:
+    if stored is None or np.prod(stored.shape) != 1:
         return None
     factor = _MM.get(attribute(stored, "units").strip().lower())
     return None if factor is None else factor * float(np.asarray(stored).item())

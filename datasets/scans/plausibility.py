@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 from datasets.scans.scan import Scan
 
 # Views are looked at in so many parts, whose means hold little noise.

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 from datasets.scans.scan import Scan
 
 Array = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import convolve1d
 from scipy.optimize import minimize_scalar
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 from datasets.scans.scan import Scan
 
 Array = NDArray[np.float64]
@@ -72,13 +72,13 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
         y = y - background[0]
     step = float(np.median(np.diff(angles)))
     arc = float(angles[-1] - angles[0]) + step
-    if scan.source_distance is not None and scan.detector_distance is not None:
+    if scan.distances is not None:
         if arc < 2 * math.pi - 0.5 * step:
             raise DataError(
                 f"{scan.path}: the rotation centre of a fan beam is estimated from a full turn only; "
                 "give rotation_centre"
             )
-        length = (scan.source_distance + scan.detector_distance) / scan.detector_spacing
+        length = scan.distances.whole / scan.detector_spacing
         found = [from_opposite_rays(y, angles, length)]
     else:
         found = [from_mass(y, angles)]
@@ -108,7 +108,7 @@ def rotation_centre(scan: Scan) -> CentreEstimate:
 
 def assumed_centre(scan: Scan) -> tuple[str, ...]:
     """What to say about a parallel scan whose rotation centre is taken as the middle although its data show another."""
-    if scan.source_distance is not None or len(scan.angles) < _FEWEST_VIEWS:
+    if scan.distances is not None or len(scan.angles) < _FEWEST_VIEWS:
         return ()
     try:
         found = rotation_centre(scan)

@@ -11,9 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
 from datasets.scans.angles import check_turn
 from recon.operators.tomography.beams import FanBeam, ParallelBeam, offset_from_rotation_centre
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Those of a fan beam, in mm."""
+
+    source: float
+    """From the source to the rotation axis."""
+    detector: float
+    """From the rotation axis to the detector."""
+
+    @property
+    def whole(self) -> float:
+        """From the source to the detector."""
+        return self.source + self.detector
 
 
 @dataclass(frozen=True)
@@ -33,10 +48,8 @@ class Scan:
     """(angles,) radians, float64, strictly increasing."""
     detector_spacing: float
     """Pitch of the detector pixels in mm, on the detector."""
-    source_distance: float | None = None
-    """From the source to the rotation axis in mm; None for parallel rays."""
-    detector_distance: float | None = None
-    """From the rotation axis to the detector in mm; None for parallel rays."""
+    distances: Distances | None = None
+    """Of the source and the detector; None for parallel rays."""
     rotation_centre: float | None = None
     """Detector pixel onto which the rotation axis projects: pixels count from 0 at their centres, and None is the
     middle of the detector, (detectors - 1) / 2."""
@@ -65,14 +78,12 @@ class Scan:
                 f"{self.path}: weights of shape {tuple(self.weights.shape)} for a sinogram of another shape"
             )
         self._check_angles()
-        if (self.source_distance is None) != (self.detector_distance is None):
-            raise DataError(f"{self.path}: source_distance and detector_distance belong together; give both or neither")
-        for name in ("detector_spacing", "source_distance"):
-            value = getattr(self, name)
+        source = None if self.distances is None else self.distances.source
+        for name, value in (("detector_spacing", self.detector_spacing), ("source_distance", source)):
             if value is not None and not 0 < value < math.inf:
                 raise DataError(f"{self.path}: {name} is {value} mm; it must be positive and finite")
-        if self.detector_distance is not None and not 0 <= self.detector_distance < math.inf:
-            raise DataError(f"{self.path}: detector_distance is {self.detector_distance} mm; it must be at least 0")
+        if self.distances is not None and not 0 <= self.distances.detector < math.inf:
+            raise DataError(f"{self.path}: detector_distance is {self.distances.detector} mm; it must be at least 0")
         if self.rotation_centre is not None and not 0 <= self.rotation_centre <= self.sinogram.shape[1] - 1:
             raise DataError(
                 f"{self.path}: rotation_centre is {self.rotation_centre}; valid are detector pixels 0 to "
@@ -100,9 +111,7 @@ class Scan:
     @property
     def magnification(self) -> float:
         """Size of the detector relative to its image at the rotation axis; 1 for parallel rays."""
-        if self.source_distance is None or self.detector_distance is None:
-            return 1.0
-        return (self.source_distance + self.detector_distance) / self.source_distance
+        return 1.0 if self.distances is None else self.distances.whole / self.distances.source
 
     @property
     def centre(self) -> float:
@@ -122,18 +131,26 @@ class Scan:
             see ``recon.operators.tomography.beams``; e.g. a source that lies inside the picture.
         """
         size = self.detector_spacing / self.magnification if pixel_size is None else pixel_size
+        sides = size if isinstance(size, tuple) else (size, size)
         detectors = self.sinogram.shape[1]
-        common: dict[str, Any] = {
-            "image_shape": image_shape,
-            "pixel_size": size,
-            "angles": tuple(self.angles.tolist()),
-            "detector_pixels": detectors,
-            "detector_spacing": self.detector_spacing,
-            "detector_offset": offset_from_rotation_centre(self.centre, detectors, self.detector_spacing),
-        }
-        if self.source_distance is None or self.detector_distance is None:
-            return ParallelBeam(**common)
-        return FanBeam(**common, source_distance=self.source_distance, detector_distance=self.detector_distance)
+        offset = offset_from_rotation_centre(self.centre, detectors, self.detector_spacing)
+        angles = tuple(self.angles.tolist())
+        if self.distances is None:
+            return ParallelBeam(image_shape, sides, angles, detectors, self.detector_spacing, offset)
+        return FanBeam(
+            image_shape,
+            sides,
+            angles,
+            detectors,
+            self.detector_spacing,
+            offset,
+            source_distance=self.distances.source,
+            detector_distance=self.distances.detector,
+        )
+
+    def warned(self, *said: str) -> Scan:
+        """The scan with more warnings."""
+        return replace(self, warnings=(*self.warnings, *said)) if said else self
 
     def select(self, views: slice | Sequence[int]) -> Scan:
         """The scan with only these views: ``slice(0, 180)`` limits the angle, ``slice(None, None, 6)`` leaves gaps.

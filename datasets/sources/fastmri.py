@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from datasets.errors import DataError
 from datasets.kspace.centre import centred
+from datasets.readers.folders import files_of
 from datasets.readers.hdf5 import fastmri_patient, fastmri_slices, read_fastmri
-from datasets.readers.pictures import DataError
 from datasets.sources.images import PatientSource
 from recon.operators import CartesianMRI
 from recon.operators.mri.cartesian import complex_to_channels
@@ -48,7 +48,7 @@ class FastMRIFolder(PatientSource):
 
     def __init__(self, path: str | Path, size: int | None = None, crop_size: int | None = None) -> None:
         self.path = Path(path).expanduser()
-        files = _files(self.path)
+        files = files_of(self.path, _is_hdf5, f"fastMRI file; looked for {', '.join(HDF5_SUFFIXES)}")
         self._patients = {str(file): fastmri_patient(file) or f"patient of {file}" for file in files}
         super().__init__((f"{file}[{row}]" for file in files for row in range(fastmri_slices(file))), size, crop_size)
 
@@ -96,20 +96,9 @@ def combined(kspace: Tensor, name: str) -> Tensor:
 def holds_fastmri(path: Path) -> bool:
     """Whether a path is an HDF5 file by its suffix, or a folder with one in it."""
     if path.is_dir():
-        return bool(_hdf5_files(path))
+        return any(_is_hdf5(file) for file in path.iterdir())
     return path.is_file() and path.suffix.lower() in HDF5_SUFFIXES
 
 
-def _files(path: Path) -> Sequence[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    files = _hdf5_files(path)
-    if not files:
-        raise DataError(f"{path}: the folder has no fastMRI file; looked for {', '.join(HDF5_SUFFIXES)}")
-    return files
-
-
-def _hdf5_files(folder: Path) -> list[Path]:
-    return [f for f in sorted(folder.iterdir()) if f.suffix.lower() in HDF5_SUFFIXES and not f.name.startswith(".")]
+def _is_hdf5(file: Path) -> bool:
+    return file.suffix.lower() in HDF5_SUFFIXES and not file.name.startswith(".")

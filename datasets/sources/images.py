@@ -13,7 +13,9 @@ import skimage.data
 import skimage.transform
 import torch
 
-from datasets.readers.pictures import LUMINANCE, SUFFIXES, DataError, read_image
+from datasets.errors import DataError
+from datasets.readers.folders import files_of
+from datasets.readers.pictures import LUMINANCE, SUFFIXES, read_image
 
 
 class Images(Protocol):
@@ -125,33 +127,16 @@ class ImageFolder(ImageSource):
     ) -> None:
         self.path = Path(path).expanduser()
         self.gray = gray
-        super().__init__(map(str, _image_files(self.path, recursive)), size, crop_size)
+        files = files_of(self.path, self._is_image, f"image; looked for {', '.join(SUFFIXES)}", recursive)
+        super().__init__(map(str, files), size, crop_size)
+
+    def _is_image(self, file: Path) -> bool:
+        """By its suffix, and not in a hidden folder."""
+        hidden = any(part.startswith(".") for part in file.relative_to(self.path).parts)
+        return file.suffix.lower() in SUFFIXES and not hidden
 
     def _load(self, name: str) -> torch.Tensor:
         return read_image(name, self.gray)
-
-
-def _image_files(path: Path, recursive: bool) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    found = path.rglob("*") if recursive else path.iterdir()
-    files = sorted(
-        file
-        for file in found
-        if file.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        and file.is_file()
-    )
-    if not files:
-        raise DataError(f"{path}: the folder has no image; looked for {', '.join(SUFFIXES)}")
-    return files
-
-
-def _motorcycle() -> np.ndarray:
-    left, _, _ = skimage.data.stereo_motorcycle()
-    return left
 
 
 Split = Literal["train", "val", "test"]
@@ -161,7 +146,7 @@ Split = Literal["train", "val", "test"]
 _BUILTIN: dict[str, dict[str, Callable[[], np.ndarray]]] = {
     "train": {
         "astronaut": skimage.data.astronaut,
-        "motorcycle": _motorcycle,
+        "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
         "coffee": skimage.data.coffee,
         "gravel": skimage.data.gravel,
         "immunohistochemistry": skimage.data.immunohistochemistry,
@@ -217,8 +202,7 @@ def center_crop(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
     DataError
         the picture is smaller than the square.
     """
-    _check_fits(image, side, name)
-    height, width = image.shape[-2:]
+    height, width = check_fits(image, side, name, f"the square of side {side} that is asked for")
     top, left = (height - side) // 2, (width - side) // 2
     return image[..., top : top + side, left : left + side].clone()
 
@@ -233,8 +217,8 @@ def resize(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
     DataError
         the picture is smaller than ``side``: interpolated pictures are too smooth to learn from.
     """
-    _check_fits(image, side, name)
-    square = center_crop(image, min(image.shape[-2:]), name)
+    sides = check_fits(image, side, name, f"the square of side {side} that is asked for")
+    square = center_crop(image, min(sides), name)
     if square.shape[-1] == side:
         return square
     reduced = skimage.transform.resize(
@@ -243,13 +227,20 @@ def resize(image: torch.Tensor, side: int, name: str) -> torch.Tensor:
     return torch.from_numpy(reduced)
 
 
-def _check_fits(image: torch.Tensor, side: int, name: str) -> None:
+def check_fits(image: torch.Tensor, side: int, name: str, what: str) -> tuple[int, int]:
+    """Height and width of a picture, which is at least as large as ``what`` of that side.
+
+    Raises
+    ------
+    DataError
+        it is smaller.
+    """
     height, width = image.shape[-2:]
     if side > min(height, width):
         raise DataError(
-            f"{name}: the picture has {height}x{width} pixels, less than the square of side {side} that is asked for; "
-            f"valid are 1 to {min(height, width)}"
+            f"{name}: the picture has {height}x{width} pixels, less than {what}; valid are 1 to {min(height, width)}"
         )
+    return height, width
 
 
 def stack_images(images: Images, names: list[str]) -> torch.Tensor:

@@ -69,11 +69,8 @@ class MeasurementDataset(Dataset[Sample]):
         operator: torch.nn.Module | None = None,
         dtype: torch.dtype = torch.float64,
     ) -> None:
-        self.images = images
-        self.sigma = check_sigma(sigma)
-        self.seed = seed
-        self.operator = operator
-        self.dtype = dtype
+        self.images, self.sigma, self.seed = images, check_sigma(sigma), seed
+        self.operator, self.dtype = operator, dtype
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,9 +79,30 @@ class MeasurementDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside of 0 to {len(self) - 1}")
+        x, exact = self._exact(index)
+        return Sample(x, self._measured(exact, index), index)
+
+    def _exact(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and A x of picture ``index``."""
         x = self.images[index].to(self.dtype)
-        exact = x if self.operator is None else self.operator(x[None])[0]
-        return Sample(x, exact + gaussian_noise(exact.shape, self.sigma, self.seed, index, self.dtype), index)
+        return x, x if self.operator is None else self.operator(x[None])[0]
+
+    def _measured(self, exact: torch.Tensor, index: int) -> torch.Tensor:
+        """y, out of A x of picture ``index``."""
+        return exact + gaussian_noise(exact.shape, self.sigma, self.seed, index, self.dtype)
+
+
+class StackedSamples(Dataset[Sample]):
+    """Pictures and measurements with a batch axis in front, one by one."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.x[index], self.y[index], index)
 
 
 def stack_samples(samples: MeasurementDataset) -> tuple[torch.Tensor, torch.Tensor]:

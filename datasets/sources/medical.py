@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets.errors import DataError
 from datasets.readers.dicom.slices import Modality, on_unit_scale, read_dicom
 from datasets.readers.optional import missing, require
-from datasets.readers.pictures import DataError
 from datasets.sources.images import ImageSource
 
 #: Name of the T1 brain of dipy in data modules.

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from datasets.errors import DataError
 from datasets.noise import keyed_generator
-from datasets.readers.pictures import DataError
-from datasets.sources.images import Images
+from datasets.sources.images import Images, check_fits
+from recon.errors import at_least
 
 
 def random_patches(
@@ -48,9 +49,7 @@ def random_patches(
     DataError
         no picture, a picture that is smaller than the patches, pictures in gray and in colour.
     """
-    for name, value in (("patch_size", patch_size), ("n_patches", n_patches)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    at_least(1, patch_size=patch_size, n_patches=n_patches)
     if len(images) == 0:
         raise DataError("there is no picture to cut patches out of")
     order = keyed_generator(seed).permutation(len(images)).tolist()
@@ -67,12 +66,7 @@ def random_patches(
 
 
 def _cut(image: torch.Tensor, side: int, seed: int, number: int, label: str) -> torch.Tensor:
-    height, width = image.shape[-2:]
-    if side > min(height, width):
-        raise DataError(
-            f"{label}: the picture has {height}x{width} pixels, less than a patch with patch_size {side}; "
-            f"valid are 1 to {min(height, width)}"
-        )
+    height, width = check_fits(image, side, label, f"a patch with patch_size {side}")
     draw = keyed_generator(seed, number)
     top, left = int(draw.integers(height - side + 1)), int(draw.integers(width - side + 1))
     return image[..., top : top + side, left : left + side].clone()

@@ -9,9 +9,10 @@ import skimage.data
 import skimage.transform
 import torch
 
+from datasets.errors import DataError
 from datasets.noise import keyed_generator
-from datasets.readers.pictures import DataError
 from datasets.sources.images import ImageSource
+from recon.errors import at_least, not_negative
 
 
 class RandomEllipses(ImageSource):
@@ -55,11 +56,8 @@ class RandomEllipses(ImageSource):
         interior: bool = True,
         oversampling: int = 2,
     ) -> None:
-        for name, value in (("count", count), ("resolution", resolution), ("oversampling", oversampling)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if not 0 <= n_ellipses < math.inf:
-            raise ValueError(f"n_ellipses is {n_ellipses}; it must be finite and at least 0")
+        at_least(1, count=count, resolution=resolution, oversampling=oversampling)
+        not_negative(n_ellipses=n_ellipses)
         keyed_generator(seed)  # for its check
         self.resolution, self.seed, self.n_ellipses = resolution, seed, n_ellipses
         self.interior, self.oversampling = interior, oversampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from datasets.errors import DataError
 from datasets.noise import keyed_generator
-from datasets.readers.pictures import DataError
 
 
 def split_by_patient(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.readers.pictures import DataError
+from datasets.errors import DataError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 # Secondary Capture Image Storage, and its kinds for several frames (DICOM PS3.4, B.5).
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -19,7 +22,7 @@ _SCREENS = ("SCREEN", "DOSE_INFO", "DOSEREPORT", "PROT")
 _TILES = (0x0019, 0x100A)
 
 
-def check_slice(header: Any, path: Path) -> None:
+def check_slice(header: Dataset, path: Path) -> None:
     """Refuse what is no single slice, although it looks like one: localizers, screens, mosaics.
 
     Raises
@@ -46,7 +49,7 @@ def check_slice(header: Any, path: Path) -> None:
         )
 
 
-def _tiles(header: Any) -> int:
+def _tiles(header: Dataset) -> int:
     element = header.get(_TILES)
     try:
         value = 0 if element is None else element.value
@@ -56,7 +59,7 @@ def _tiles(header: Any) -> int:
         return 0
 
 
-def modality_transform(header: Any, path: Path, required: bool) -> Callable[[np.ndarray], np.ndarray]:
+def modality_transform(header: Dataset, path: Path, required: bool) -> Callable[[np.ndarray], np.ndarray]:
     """The map from stored values to those that they stand for (DICOM PS3.3, C.11.1).
 
     Slope and intercept, or the table of ModalityLUTSequence: value k of the table for the stored value first + k, and
@@ -93,7 +96,7 @@ def modality_transform(header: Any, path: Path, required: bool) -> Callable[[np.
     return lambda stored: stored * slope + intercept
 
 
-def _table(item: Any, path: Path, required: bool, signed: bool) -> Callable[[np.ndarray], np.ndarray]:
+def _table(item: Dataset, path: Path, required: bool, signed: bool) -> Callable[[np.ndarray], np.ndarray]:
     kind = str(item.get("ModalityLUTType", "") or "not given")
     if required and kind != "HU":
         raise DataError(f"{path}: the type of its Modality LUT is {kind}; valid for CT is HU")

@@ -36,6 +36,12 @@ class Display:
 AS_STORED = Display()
 
 
+def directions(orientation: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """ImageOrientationPatient: where column and row numbers of the stored pixels grow, unit vectors (3,)."""
+    along_columns, along_rows = np.array([float(v) for v in orientation]).reshape(2, 3)
+    return along_columns, along_rows
+
+
 def display_of(orientation: Sequence[float] | None) -> Display:
     """How to turn a slice so that columns run to the patient's left and rows to the back, as radiologists look at it.
 
@@ -48,7 +54,7 @@ def display_of(orientation: Sequence[float] | None) -> Display:
     """
     if orientation is None or len(orientation) != 6:
         return AS_STORED
-    along_columns, along_rows = (np.array([float(v) for v in part]) for part in (orientation[:3], orientation[3:]))
+    along_columns, along_rows = directions(orientation)
     if abs(np.cross(along_columns, along_rows)[2]) < _TRANSVERSE:
         return AS_STORED
     transposed = bool(abs(along_columns[1]) > abs(along_columns[0]))

@@ -6,15 +6,20 @@ import copy
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from datasets.errors import DataError, check_finite
+from datasets.readers.dicom.orientation import directions
 from datasets.readers.dicom.slices import read_dicom, read_header
 from datasets.readers.optional import require
-from datasets.readers.pictures import DataError
 from recon.files import write_files
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 _LOWEST, _HIGHEST = -(2**15), 2**15 - 1
 
@@ -74,10 +79,7 @@ def write_dicom(
     pydicom = require("pydicom", "writing DICOM")
     path, like = Path(path), Path(like)
     source = read_dicom(like)
-    picture = image.detach().cpu().double().numpy()
-    picture = picture[0] if picture.ndim == 3 and len(picture) == 1 else picture
-    if picture.ndim != 2 or 0 in picture.shape:
-        raise DataError(f"{path}: a picture of shape {picture.shape}; valid are (H, W) and (1, H, W)")
+    picture = _picture(image, path)
     if pixel_size is None and picture.shape != tuple(source.image.shape):
         raise DataError(
             f"{path}: a picture of {picture.shape[0]}x{picture.shape[1]} pixels, but {like} has "
@@ -89,9 +91,6 @@ def write_dicom(
     stored, slope = _quantized(pixels, source.modality == "CT", path)
     dataset = copy.deepcopy(read_header(like))
     _place(dataset, pixels.shape, size[::-1] if display.transposed else size)
-    for name in _OBSOLETE:
-        if name in dataset:
-            delattr(dataset, name)
     _describe(dataset, description, pydicom)
     dataset.set_pixel_data(stored, "MONOCHROME2", 16)
     dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.10g}", "0"
@@ -99,7 +98,16 @@ def write_dicom(
     write_files({path: _encoded(dataset, pydicom)})
 
 
-def _encoded(dataset: Any, pydicom: Any) -> bytes:
+def _picture(image: torch.Tensor, path: Path) -> np.ndarray:
+    """The values of (H, W) or (1, H, W)."""
+    picture = image.detach().cpu().double().numpy()
+    picture = picture[0] if picture.ndim == 3 and len(picture) == 1 else picture
+    if picture.ndim != 2 or 0 in picture.shape:
+        raise DataError(f"{path}: a picture of shape {picture.shape}; valid are (H, W) and (1, H, W)")
+    return np.asarray(picture)
+
+
+def _encoded(dataset: Dataset, pydicom: ModuleType) -> bytes:
     """The bytes of a file."""
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
@@ -112,9 +120,7 @@ def _encoded(dataset: Any, pydicom: Any) -> bytes:
 
 def _quantized(pixels: np.ndarray, hounsfield: bool, path: Path) -> tuple[np.ndarray, float]:
     """16-bit integers and the slope that turns them into values."""
-    bad = int(np.count_nonzero(~np.isfinite(pixels)))
-    if bad:
-        raise DataError(f"{path}: {bad} of {pixels.size} values are NaN or infinite, which DICOM cannot store")
+    check_finite(pixels, path)
     slope = 1.0
     if not hounsfield:
         # the slope as it is written, in 16 characters
@@ -128,12 +134,12 @@ def _quantized(pixels: np.ndarray, hounsfield: bool, path: Path) -> tuple[np.nda
     return values.clip(_LOWEST, _HIGHEST).astype(np.int16), slope
 
 
-def _place(dataset: Any, shape: Sequence[int], spacing: tuple[float, float]) -> None:
+def _place(dataset: Dataset, shape: Sequence[int], spacing: tuple[float, float]) -> None:
     """New spacing, and the position of the first pixel that keeps the centre (DICOM PS3.3, C.7.6.2.1.1)."""
     position, axes = dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")
     if position is not None and axes is not None:
         first = np.array([float(v) for v in position])
-        along_columns, along_rows = (np.array([float(v) for v in part]) for part in (axes[:3], axes[3:]))
+        along_columns, along_rows = directions(axes)
         old = [float(v) for v in dataset.PixelSpacing]
         rows, columns = int(dataset.Rows), int(dataset.Columns)
         down = 0.5 * (old[0] * (rows - 1) - spacing[0] * (shape[0] - 1))
@@ -142,8 +148,11 @@ def _place(dataset: Any, shape: Sequence[int], spacing: tuple[float, float]) -> 
     dataset.PixelSpacing = [f"{v:.10g}" for v in spacing]
 
 
-def _describe(dataset: Any, description: str, pydicom: Any) -> None:
-    """New identifiers, and where the picture comes from."""
+def _describe(dataset: Dataset, description: str, pydicom: ModuleType) -> None:
+    """New identifiers, where the picture comes from, and nothing that describes the pixels of the source."""
+    for name in _OBSOLETE:
+        if name in dataset:
+            del dataset[name]
     reference = pydicom.Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
     dataset.SourceImageSequence = [reference]

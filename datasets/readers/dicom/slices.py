@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.errors import reading
+from datasets.errors import DataError, reading
 from datasets.physics import MAX_HU, MIN_HU, MU_WATER, hu_to_attenuation
 from datasets.readers.dicom.kinds import check_slice, modality_transform
-from datasets.readers.dicom.orientation import AS_STORED, Display, display_of
+from datasets.readers.dicom.orientation import AS_STORED, Display, directions, display_of
+from datasets.readers.folders import files_of
 from datasets.readers.limits import check_memory, inflated_size
 from datasets.readers.optional import require
 from datasets.readers.pictures import SUFFIXES as PICTURES
-from datasets.readers.pictures import DataError
 from datasets.sources.images import PatientSource
 from recon.limits import excess
+
+if TYPE_CHECKING:
+    from pydicom import Dataset, FileDataset
 
 Modality = Literal["CT", "MR"]
 Unit = Literal["unit", "attenuation", "stored"]
@@ -89,17 +92,7 @@ def read_dicom(
     with reading(path, "DICOM"):
         header = read_header(path)
         kind = _check_header(header, path, modality)
-        rescale = modality_transform(header, path, required=kind == "CT")
-        stored = _pixels(header, path)
-        padding = _padding(header, stored)
-        values = rescale(stored)
-        if kind == "CT":
-            _check_hounsfield(values[~padding], header, path)
-            low, high = (MIN_HU, math.inf) if clip is None else clip
-            values[padding] = low
-            values = values if clip is None else values.clip(low, high)
-        else:
-            values[padding] = 0.0
+        values = _values(header, path, kind, clip)
         spacing = _spacing(header, path)
         display = display_of(header.get("ImageOrientationPatient")) if reorient else AS_STORED
         return DicomSlice(
@@ -111,6 +104,20 @@ def read_dicom(
             path=path,
             display=display,
         )
+
+
+def _values(header: FileDataset, path: Path, kind: Modality, clip: tuple[float, float] | None) -> np.ndarray:
+    """What the stored pixels stand for, see ``read_dicom``."""
+    rescale = modality_transform(header, path, required=kind == "CT")
+    stored = _pixels(header, path)
+    padding = _padding(header, stored)
+    values = rescale(stored)
+    if kind == "MR":
+        values[padding] = 0.0
+        return values
+    _check_hounsfield(values[~padding], header, path)
+    values[padding] = MIN_HU if clip is None else clip[0]
+    return values if clip is None else values.clip(*clip)
 
 
 class DicomFolder(PatientSource):
@@ -162,7 +169,8 @@ class DicomFolder(PatientSource):
         self.path = Path(path).expanduser()
         self.modality, self.unit, self.mu_water = modality, unit, mu_water
         keys = []
-        for file in _dicom_files(self.path, recursive):
+        kind = f"DICOM file; looked for {', '.join(_SUFFIXES)} and for their preamble"
+        for file in files_of(self.path, _is_dicom, kind, recursive):
             with reading(file, "DICOM"):
                 header = read_header(file, pixels=False)
                 _check_header(header, file, modality)
@@ -213,7 +221,7 @@ def holds_dicom(path: Path) -> bool:
     return path.is_file() and _is_dicom(path)
 
 
-def read_header(path: Path, pixels: bool = True) -> Any:
+def read_header(path: Path, pixels: bool = True) -> FileDataset:
     """The ``pydicom.Dataset`` of a file.
 
     Raises
@@ -224,19 +232,14 @@ def read_header(path: Path, pixels: bool = True) -> Any:
         pydicom is not installed.
     """
     pydicom = require("pydicom", "reading DICOM")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        _check_deflated(path, pydicom)
-        return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except DataError:
-        raise
     # pydicom lets errors of many kinds through for files that end in the middle of an element
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as DICOM, it may be truncated or of another kind ({error})") from error
+    with reading(path, "DICOM"):
+        _check_deflated(path, pydicom)
+        header: FileDataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
+    return header
 
 
-def _check_deflated(path: Path, pydicom: Any) -> None:
+def _check_deflated(path: Path, pydicom: ModuleType) -> None:
     """Compare the size of a file that is compressed as a whole with the limit: pydicom unpacks it to read anything."""
     with path.open("rb") as file:
         if file.read(132)[128:] != b"DICM":
@@ -249,11 +252,12 @@ def _check_deflated(path: Path, pydicom: Any) -> None:
         raise DataError(f"{path}: unpacked, it {wrong}")
 
 
-def _check_header(header: Any, path: Path, modality: Modality | None) -> Modality:
-    found = str(header.get("Modality", ""))
-    valid = get_args(Modality) if modality is None else (modality,)
-    if found not in valid:
-        raise DataError(f"{path}: its modality is {found or 'not given'}; valid is {' or '.join(valid)}")
+def _check_header(header: Dataset, path: Path, modality: Modality | None) -> Modality:
+    valid: tuple[Modality, ...] = get_args(Modality) if modality is None else (modality,)
+    stored = str(header.get("Modality", ""))
+    found = next((kind for kind in valid if kind == stored), None)
+    if found is None:
+        raise DataError(f"{path}: its modality is {stored or 'not given'}; valid is {' or '.join(valid)}")
     check_slice(header, path)
     frames, samples = int(header.get("NumberOfFrames", 1) or 1), int(header.get("SamplesPerPixel", 1) or 1)
     if frames != 1 or samples != 1:
@@ -262,10 +266,10 @@ def _check_header(header: Any, path: Path, modality: Modality | None) -> Modalit
         raise DataError(f"{path}: is {header.PhotometricInterpretation}; valid are MONOCHROME2 and MONOCHROME1")
     if found == "CT" and str(header.get("RescaleType", "HU") or "HU") not in ("HU", _UNSPECIFIED):
         raise DataError(f"{path}: its rescale type is {header.RescaleType}; valid is HU")
-    return found  # type: ignore[return-value]  # one of the valid ones
+    return found
 
 
-def _check_hounsfield(values: np.ndarray, header: Any, path: Path) -> None:
+def _check_hounsfield(values: np.ndarray, header: Dataset, path: Path) -> None:
     """Refuse CT values that are evidently no Hounsfield units; ``values`` are without padding.
 
     All within 1 HU is attenuation in 1/mm or 1/cm. Where the rescale type says that the unit is not specified, only
@@ -282,14 +286,14 @@ def _check_hounsfield(values: np.ndarray, header: Any, path: Path) -> None:
         )
 
 
-def _pixels(header: Any, path: Path) -> np.ndarray:
+def _pixels(header: FileDataset, path: Path) -> np.ndarray:
     names = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
     check_memory(path, "pixel data", [int(header.get(name, 1) or 1) for name in names])
     try:
         pixels = header.pixel_array
     except Exception as error:  # pydicom and its decoders raise errors of many kinds
-        syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
-        name = getattr(syntax, "name", "unknown")
+        meta = header.file_meta
+        name = meta.TransferSyntaxUID.name if "TransferSyntaxUID" in meta else "unknown"
         raise DataError(
             f"{path}: its pixels cannot be decoded; the file may be truncated, or its compression ({name}) needs "
             f"another package, e.g. pylibjpeg ({error})"
@@ -300,7 +304,7 @@ def _pixels(header: Any, path: Path) -> np.ndarray:
     return values
 
 
-def _padding(header: Any, stored: np.ndarray) -> np.ndarray:
+def _padding(header: Dataset, stored: np.ndarray) -> np.ndarray:
     """True where the stored value is padding: one value, or a range of values."""
     first = header.get("PixelPaddingValue")
     if first is None:
@@ -310,7 +314,7 @@ def _padding(header: Any, stored: np.ndarray) -> np.ndarray:
     return np.asarray((stored >= min(ends)) & (stored <= max(ends)))
 
 
-def _as_stored(value: int, header: Any) -> int:
+def _as_stored(value: int, header: Dataset) -> int:
     """The value as a pixel: many files declare it as unsigned although their pixels have a sign, 63536 for -2000."""
     bits = int(header.get("BitsAllocated", 16))
     if int(header.get("PixelRepresentation", 0)) == 1 and value >= 2 ** (bits - 1):
@@ -318,35 +322,20 @@ def _as_stored(value: int, header: Any) -> int:
     return value
 
 
-def _spacing(header: Any, path: Path) -> tuple[float, float]:
+def _spacing(header: Dataset, path: Path) -> tuple[float, float]:
     values = [float(value) for value in header.get("PixelSpacing", None) or []]
     if len(values) != 2 or not all(0 < value < math.inf for value in values):
         raise DataError(f"{path}: its pixel spacing is {values or 'not given'}; valid are two lengths in mm")
     return values[0], values[1]
 
 
-def _sort_key(header: Any) -> tuple[str, str, float, int]:
+def _sort_key(header: Dataset) -> tuple[str, str, float, int]:
     position, axes = header.get("ImagePositionPatient"), header.get("ImageOrientationPatient")
     height = 0.0
     if position and axes and len(position) == 3 and len(axes) == 6:
-        normal = np.cross([float(v) for v in axes[:3]], [float(v) for v in axes[3:]])
-        height = float(normal @ [float(v) for v in position])
+        height = float(np.cross(*directions(axes)) @ [float(v) for v in position])
     number = int(header.get("InstanceNumber", 0) or 0)
     return str(header.get("PatientID", "")), str(header.get("SeriesInstanceUID", "")), round(height, 3), number
-
-
-def _dicom_files(path: Path, recursive: bool) -> Sequence[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    found = path.rglob("*") if recursive else path.iterdir()
-    files = [file for file in sorted(found) if file.is_file() and not file.name.startswith(".") and _is_dicom(file)]
-    if not files:
-        raise DataError(
-            f"{path}: the folder has no DICOM file; looked for {', '.join(_SUFFIXES)} and for their preamble"
-        )
-    return files
 
 
 def _is_dicom(file: Path) -> bool:

@@ -93,7 +93,8 @@ def test_line_integrals_of_the_tooth(shared_data: Path) -> None:
 def test_line_integrals_of_helsinki(shared_data: Path) -> None:
     scan = read_sinogram(_measured(shared_data, "htc2022", "htc2022_ta_full.mat"))
     assert scan.sinogram.shape == (721, 560)
-    assert (scan.source_distance, scan.detector_distance) == pytest.approx((410.66, 143.08))
+    assert scan.distances is not None
+    assert (scan.distances.source, scan.distances.detector) == pytest.approx((410.66, 143.08))
     assert _numbers(scan.sinogram.numpy()) == pytest.approx(HELSINKI, rel=1e-9)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from datasets import DataError, FastMRIFolder, KSpaceDataModule, LoDoPaBDataModule, MRIDataModule
@@ -19,22 +18,9 @@ from models.training.bilevel import BilevelModule
 from recon.bilevel import MAID
 from recon.operators import ParallelBeam, RayTransform, channels_to_complex, magnitude, simulated_sensitivities
 from recon.operators.mri.cartesian import centred_fft, centred_ifft
+from tests.trainers import quiet_trainer
 
 h5py = pytest.importorskip("h5py")
-
-
-def _trainer(folder: Path) -> pl.Trainer:
-    return pl.Trainer(
-        default_root_dir=folder,
-        max_epochs=2,
-        accelerator="cpu",
-        inference_mode=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
 
 
 # --- LoDoPaB-CT ---
@@ -114,7 +100,7 @@ def test_lodopab_that_does_not_fit(tmp_path: Path) -> None:
 
 def test_learning_on_measured_sinograms(tmp_path: Path) -> None:
     _lodopab(tmp_path)
-    trainer = _trainer(tmp_path)
+    trainer = quiet_trainer(tmp_path, epochs=2)
     trainer.fit(BilevelModule(TotalVariation(0.0, -3.0), MAID, mu=5.0), datamodule=_data(tmp_path, limit=2))
     assert trainer.global_step == 2
     assert float(trainer.callback_metrics["val_psnr"]) > 10
@@ -188,7 +174,7 @@ def test_measured_slice_in_retrospect(tmp_path: Path, coils: int) -> None:
     found = magnitude(x)[0, 0] * data.scale / 300.0
     assert (found - truth).norm() < 0.05 * truth.norm()
     assert (data.operator(x) - y).norm() < 0.05 * y.norm()
-    trainer = _trainer(tmp_path)
+    trainer = quiet_trainer(tmp_path, epochs=2)
     trainer.fit(BilevelModule(TotalVariation(-6.0, -5.0), MAID, mu=1e-2), datamodule=data)
     assert trainer.global_step == 2
 

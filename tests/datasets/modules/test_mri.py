@@ -20,6 +20,7 @@ from models.training.bilevel import BilevelModule
 from recon.operators import CartesianMRI, channels_to_complex, complex_to_channels, magnitude, simulated_sensitivities
 from recon.operators.mri.cartesian import centred_fft
 from recon.operators.mri.sampling import poisson_disc
+from tests.trainers import quiet_trainer
 
 
 @pytest.fixture
@@ -35,25 +36,6 @@ def folder(tmp_path: Path) -> Path:
 
 def module(folder: Path, **options: Any) -> MRIDataModule:
     return MRIDataModule(**({"train": str(folder), "size": 16, "limit": 3, "val": "rest", "test": "rest"} | options))
-
-
-# BilevelModule.reconstruct hands the data to `mirrored` although there is no margin to mirror.
-
-
-def trainer(folder: Path, epochs: int = 1, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        devices=1,
-        max_epochs=epochs,
-        inference_mode=False,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("coils", [1, 3])
@@ -157,7 +139,7 @@ def test_a_regularizer_is_learned(folder: Path, tmp_path: Path, dtype: str, coil
     regularizer = TotalVariation(-6.0, -4.0) if name == "tv" else FieldsOfExperts(filters=3, size=3)
     model = BilevelModule(regularizer, mu=1e-2, reconstruction_accuracy=0.05)
     losses: list[float] = []
-    trainer(tmp_path, epochs=3, callbacks=[Losses(losses)], limit_val_batches=0).fit(model, datamodule=data)
+    quiet_trainer(tmp_path, epochs=3, callbacks=[Losses(losses)], limit_val_batches=0).fit(model, datamodule=data)
     assert isinstance(model.operator, CartesianMRI)
     assert len(losses) == 3
     assert losses[-1] < losses[0]
@@ -167,10 +149,10 @@ def test_a_regularizer_is_learned(folder: Path, tmp_path: Path, dtype: str, coil
 def test_reconstruction_is_certified_and_better_than_zero_filling(folder: Path, tmp_path: Path, coils: int) -> None:
     data = module(folder, coils=coils, phase=0.5, sigma=0.02, acceleration=2.0)
     model = BilevelModule(TotalVariation(-5.0, -5.0), mu=1e-2, reconstruction_accuracy=0.05)
-    validating = trainer(tmp_path)
+    validating = quiet_trainer(tmp_path)
     validating.validate(model, datamodule=data, verbose=False)
     assert float(validating.callback_metrics["val_error"]) <= 0.05
-    (result,) = trainer(tmp_path).predict(model, datamodule=data)
+    (result,) = quiet_trainer(tmp_path).predict(model, datamodule=data)
     sample = next(iter(data.test_dataloader()))
     start = data.operator.adjoint(sample.y)
     assert result.x.shape == sample.x.shape
@@ -221,7 +203,7 @@ def test_measured_kspace_is_reconstructed(tmp_path: Path, coils: int) -> None:
     measured(tmp_path / "k.npy", coils)
     data = KSpaceDataModule(str(tmp_path / "k.npy"))
     model = BilevelModule(TotalVariation(-6.0, -5.0), mu=1e-3)
-    (result,) = trainer(tmp_path).predict(model, datamodule=data)
+    (result,) = quiet_trainer(tmp_path).predict(model, datamodule=data)
     assert result.x.shape == (1, 2, 32, 29)
     image = magnitude(result.x)[0, 0]
     assert float(image[8:24, 10:19].min()) > 0.3

@@ -9,18 +9,18 @@ from typing import Any
 import jsonargparse
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from datasets import BuiltinImages, BuiltinSlices
 from datasets.modules.sinograms import SinogramDataModule
-from datasets.modules.tomography import MU_UNIT, SimulatedScan, TomographyDataModule, TomographyDataset
+from datasets.modules.tomography import MU_UNIT, SimulatedScan, SinogramNoise, TomographyDataModule, TomographyDataset
 from datasets.readers.pictures import DataError
 from datasets.sources.phantoms import RandomEllipses
 from models import TotalVariation
 from models.training.bilevel import BilevelModule
 from recon.bilevel import MAID
 from recon.operators import FanBeam, ParallelBeam, RayTransform
+from tests.trainers import quiet_trainer
 
 pytest.importorskip("astra")
 h5py = pytest.importorskip("h5py")
@@ -42,21 +42,23 @@ def _module(**changes: Any) -> TomographyDataModule:
 
 def test_gaussian_noise_absolute_and_relative() -> None:
     images, operator = RandomEllipses(2, 24), _operator()
-    absolute = TomographyDataset(images, operator, seed=1, sigma=0.5)[1]
+    absolute = TomographyDataset(images, operator, seed=1, noise=SinogramNoise(sigma=0.5))[1]
     exact = operator(images[1][None])[0]
     assert (absolute.y - exact).std().item() == pytest.approx(0.5, rel=0.15)
-    relative = TomographyDataset(images, operator, seed=1, relative_sigma=0.05)[1]
+    relative = TomographyDataset(images, operator, seed=1, noise=SinogramNoise(relative_sigma=0.05))[1]
     level = 0.05 * float(exact.abs().mean())
     torch.testing.assert_close(relative.y - exact, (absolute.y - exact) * (level / 0.5))
-    torch.testing.assert_close(TomographyDataset(images, operator, seed=1, relative_sigma=0.0)[1].y, exact)
-    single = TomographyDataset(images, operator, seed=1, sigma=0.5, dtype=torch.float32)[1]
+    torch.testing.assert_close(
+        TomographyDataset(images, operator, seed=1, noise=SinogramNoise(relative_sigma=0.0))[1].y, exact
+    )
+    single = TomographyDataset(images, operator, seed=1, noise=SinogramNoise(sigma=0.5), dtype=torch.float32)[1]
     torch.testing.assert_close(single.y, absolute.y.float(), rtol=1e-4, atol=1e-3)
 
 
 def test_photon_noise_is_on_the_scale_of_the_picture_and_has_its_weights() -> None:
     images, operator = RandomEllipses(1, 24), _operator()
     exact = operator(images[0][None])[0]
-    datasets = [TomographyDataset(images, operator, seed, photons=1e5) for seed in range(200)]
+    datasets = [TomographyDataset(images, operator, seed, SinogramNoise(photons=1e5)) for seed in range(200)]
     errors = torch.stack([data[0].y for data in datasets]) - exact
     weights = torch.stack([data.weights(0) for data in datasets]).mean(0)
     z = MU_UNIT * exact
@@ -70,10 +72,10 @@ def test_photon_noise_is_on_the_scale_of_the_picture_and_has_its_weights() -> No
 def test_photon_starvation_is_said() -> None:
     images, operator = RandomEllipses(1, 24), _operator()
     with pytest.warns(UserWarning, match="photon starvation: with 0.3 photons"):
-        TomographyDataset(images, operator, 0, photons=0.3)[0]
+        TomographyDataset(images, operator, 0, SinogramNoise(photons=0.3))[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        TomographyDataset(images, operator, 0, photons=100.0)[0]
+        TomographyDataset(images, operator, 0, SinogramNoise(photons=100.0))[0]
 
 
 @pytest.mark.parametrize(
@@ -158,18 +160,7 @@ def test_modules_from_a_configuration() -> None:
 def test_learning_runs_on_the_module(tmp_path: Path) -> None:
     data = _module(limit=2)
     module = BilevelModule(TotalVariation(0.0, -3.0), MAID, mu=5.0)
-    trainer = pl.Trainer(
-        default_root_dir=tmp_path,
-        max_epochs=2,
-        accelerator="cpu",
-        inference_mode=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1,
-    )
+    trainer = quiet_trainer(tmp_path, epochs=2, limit_val_batches=1)
     trainer.fit(module, datamodule=data)
     assert isinstance(module.operator, RayTransform)
     assert trainer.global_step == 2

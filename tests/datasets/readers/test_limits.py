@@ -20,7 +20,7 @@ from datasets import DataError, read_dicom, read_image
 from datasets.kspace.files import read_kspace
 from datasets.readers.hdf5 import find_dataset, open_hdf5, read_fastmri
 from datasets.readers.limits import inflated_size, load_array, load_arrays
-from datasets.scans.reading import read_dxchange, read_numbers
+from datasets.scans.reading import read_counts, read_numbers
 from models.files.checkpoints import CheckpointError, load_checkpoint
 from models.files.storage import ModelFileError, load_model
 from recon.limits import memory_limit, parse_memory, set_memory_limit
@@ -119,9 +119,9 @@ def dicom(path: Path, deflated: bool = False, **elements: Any) -> None:
 
 
 BOMBS: dict[str, tuple[str, Callable[[Path], None], Callable[[Path], Any]]] = {
-    "dxchange": ("a.h5", dxchange, read_dxchange),
-    "many angles": ("a.h5", many_angles, lambda path: read_dxchange(path, dark=0.0)),
-    "large chunk": ("a.h5", large_chunk, read_dxchange),
+    "dxchange": ("a.h5", dxchange, read_counts),
+    "many angles": ("a.h5", many_angles, lambda path: read_counts(path, dark=0.0)),
+    "large chunk": ("a.h5", large_chunk, read_counts),
     "fastmri": ("a.h5", fastmri, read_fastmri),
     "tiff": ("a.tif", tiff, read_image),
     "png": ("a.png", png, read_image),

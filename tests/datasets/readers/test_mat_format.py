@@ -12,6 +12,7 @@ import scipy.sparse
 
 from datasets.readers.pictures import DataError
 from datasets.scans.reading import read_sinogram
+from datasets.scans.scan import Distances
 from tests.datasets.scans.discs import integrals
 
 DEGREES = np.arange(20) * 9.0
@@ -26,7 +27,7 @@ def test_structures(tmp_path: Path, name: str) -> None:
     scipy.io.savemat(tmp_path / "a.mat", {name: {"type": "2D", "sinogram": Z, "parameters": full}})
     scan = read_sinogram(tmp_path / "a.mat")
     np.testing.assert_array_equal(scan.sinogram.numpy(), Z)
-    assert (scan.source_distance, scan.detector_distance, scan.detector_spacing) == (400.0, 150.0, 0.2)
+    assert (scan.distances, scan.detector_spacing) == (Distances(400.0, 150.0), 0.2)
     scipy.io.savemat(tmp_path / "a.mat", {name: {"type": "2D", "sinogram": Z, "parameters": parameters}})
     with pytest.raises(DataError, match=r"a\.mat: has no field 'pixelSizePost'.*--geometry can describe"):
         read_sinogram(tmp_path / "a.mat")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,19 @@ def in_regions(image: np.ndarray, pixel_size: float) -> np.ndarray:
     return np.array([image[part].mean() for part in inside])
 
 
-def write_dxchange(path: Path, z: np.ndarray, theta: np.ndarray | None, **changes: Any) -> Path:
-    """Counts 100 + 900 exp(-z) in DXchange with their flat (1000) and dark (100) frames; None leaves out."""
+def write_exchange(path: Path, frames: Mapping[str, Any]) -> Path:
+    """The datasets of a DXchange file; None leaves out."""
     import h5py
 
+    with h5py.File(path, "w") as file:
+        for key, value in frames.items():
+            if value is not None:
+                file[f"exchange/{key}"] = value
+    return path
+
+
+def write_dxchange(path: Path, z: np.ndarray, theta: np.ndarray | None, **changes: Any) -> Path:
+    """Counts 100 + 900 exp(-z) in DXchange with their flat (1000) and dark (100) frames; None leaves out."""
     frame = np.ones((2, 1, z.shape[1]))
     made = {
         "data": (100 + 900 * np.exp(-z))[:, None],
@@ -45,8 +55,4 @@ def write_dxchange(path: Path, z: np.ndarray, theta: np.ndarray | None, **change
         "data_dark": 100 * frame,
         "theta": theta,
     }
-    with h5py.File(path, "w") as file:
-        for key, value in (made | changes).items():
-            if value is not None:
-                file[f"exchange/{key}"] = value
-    return path
+    return write_exchange(path, made | changes)

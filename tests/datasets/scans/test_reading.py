@@ -16,8 +16,9 @@ from datasets.physics import MIN_TRANSMISSION
 from datasets.readers.pictures import DataError
 from datasets.scans.reading import read_sinogram
 from datasets.scans.rotation import estimate_rotation_centre
-from datasets.scans.scan import Scan, lodopab_geometry
+from datasets.scans.scan import Distances, Scan, lodopab_geometry
 from recon.operators.tomography.beams import FanBeam, ParallelBeam
+from tests.datasets.scans.discs import write_exchange
 
 h5py = pytest.importorskip("h5py")
 
@@ -53,10 +54,7 @@ def _dxchange(path: Path, **changes: Any) -> np.ndarray:
         "data_dark": np.full((3, 2, COLUMNS), 50.0),
         "theta": DEGREES,
     }
-    with h5py.File(path, "w") as out:
-        for key, value in (frames | changes).items():
-            if value is not None:
-                out[f"exchange/{key}"] = value
+    write_exchange(path, frames | changes)
     return z
 
 
@@ -294,7 +292,7 @@ def test_rotation_centre_that_cannot_be_estimated() -> None:
     with pytest.raises(DataError, match="2 views do not determine"):
         estimate_rotation_centre(cut.select([0, 7]))
     with pytest.raises(DataError, match="full turn only"):
-        estimate_rotation_centre(dataclasses.replace(cut, source_distance=500.0, detector_distance=0.0))
+        estimate_rotation_centre(dataclasses.replace(cut, distances=Distances(500.0, 0.0)))
 
 
 def test_geometry_of_lodopab_is_that_of_odl() -> None:

@@ -21,7 +21,7 @@ from datasets.scans.rotation import (
     from_opposite_rays,
     rotation_centre,
 )
-from datasets.scans.scan import Scan
+from datasets.scans.scan import Distances, Scan
 from recon.commands.reconstruct.tasks.ct_data import CTOptions, read
 from recon.operators import FanBeam, RayTransform
 from tests.datasets.scans.disc_scans import BODY, HOLE, INSERT, Disc, dxchange, half_turn, sinogram
@@ -112,7 +112,7 @@ def test_fan_beam() -> None:
     x = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
     x[..., 12:40, 20:52], x[..., 20:30, 25:34] = 0.02, 0.05
     y = RayTransform(beam, cache=False)(x)[0, 0]
-    scan = Scan(y, torch.tensor(angles), 0.75, source_distance=80.0, detector_distance=50.0)
+    scan = Scan(y, torch.tensor(angles), 0.75, Distances(80.0, 50.0))
     assert rotation_centre(scan).centre == pytest.approx(47.5 - 2.1 / 0.75, abs=0.1)
     with pytest.raises(DataError, match="full turn only; give rotation_centre"):
         rotation_centre(scan.select(slice(0, 120)))

@@ -78,7 +78,7 @@ def test_shepp_logan() -> None:
 
 @pytest.mark.parametrize("name", ["count", "resolution", "oversampling"])
 def test_counts_out_of_range(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=f"{name} is 0, but must be at least 1"):
         RandomEllipses(**{"count": 1, name: 0})
 
 
