@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import ICNN, ConvexRidge, ConvolutionalCritic, FieldsOfExperts, TotalVariation, WeaklyConvexRidge
+from models import ICNN, ConvexRidge, ConvolutionalCritic, FieldsOfExperts, LeakyReLU, TotalVariation, WeaklyConvexRidge
 from recon.lower_level import DataFidelity, KullbackLeibler, Regularizer, SquaredL2, WeightedSquaredL2
 from recon.operators import (
     Blur,
@@ -39,8 +39,10 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "foe_weak": lambda: FieldsOfExperts(3, 3, "smoothed_l1", log_weight=-2, log_width=-2, weak_convexity=0.7),
     "crr": lambda: ConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-1.5, log_width=-1),
     "wcrr": lambda: WeaklyConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-1.5, log_width=-1, weak_convexity=0.7),
-    "icnn": lambda: ICNN(4, 3, width=0.05, log_weight=-2),
-    "icnn_deep": lambda: ICNN(3, 3, layers=2, inner_size=3, width=0.05, log_weight=-2, activation="smooth"),
+    "icnn": lambda: ICNN(4, 3, activation=LeakyReLU(width=0.05), log_weight=-2),
+    "icnn_deep": lambda: ICNN(
+        3, 3, layers=2, inner_size=3, log_weight=-2, activation=LeakyReLU(width=0.05, kind="smooth")
+    ),
 }
 
 

@@ -21,7 +21,7 @@ from benchmarks.golden_cases.common import (
     truth,
 )
 from benchmarks.golden_cases.methods import Objective, foe, learned_tv, piggyback, truncated, tv, unrolled
-from models import ICNN, ICNNSaddle, LearnedTV
+from models import ICNN, ICNNSaddle, LeakyReLU, LearnedTV
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError
 from recon.lower_level import LBFGS, Energy, Grade, SaddlePoint, check_contract, projected_gradient
 from recon.operators import (
@@ -161,7 +161,7 @@ def _mirror() -> dict[str, Any]:
 def _saddles(cases: Cases) -> None:
     """Moduli, products and distances of saddle-point problems."""
     y = pictures(2, 1, 9, 8, seed=40)
-    network = ICNN(3, 3, layers=2, inner_size=3, width=0.05, log_weight=-2).double()
+    network = ICNN(3, 3, layers=2, inner_size=3, activation=LeakyReLU(width=0.05), log_weight=-2).double()
     models = {
         "icnn": ICNNSaddle(network, (1, 9, 8), mu=0.2, relaxation=0.1, z_convexity=0.1),
         **{f"learned tv {n}": LearnedTV(2, norm=n).double() for n in ("smoothed", "fair", "huber")},  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from benchmarks.golden_cases.common import (
     truth,
 )
 from models import ICNN, ICNNSaddle, LearnedTV, NetworkIteration, PrimalDual
+from models.files.arguments import typed_arguments
 from recon.lower_level import (
     FISTA,
     LBFGS,
@@ -157,7 +158,7 @@ def _learned_tv(cases: Cases, made: dict[str, LinearOperator]) -> None:
     arguments = {"log_weight": -1.5, "dual_convexity": 0.3, "field_convexity": 0.2, "smoothing": 0.1}
 
     def solve(solver: PDHG, dtype: torch.dtype, accuracy: float, operator: str, **changes: Any) -> dict[str, Any]:
-        model = LearnedTV(**(arguments | changes)).to(dtype)  # type: ignore[arg-type]
+        model = LearnedTV(**typed_arguments(LearnedTV, arguments | changes)).to(dtype)  # type: ignore[arg-type]
         model.measured_by(made[operator])
         x = truth(made[operator], 2, dtype)
         with torch.no_grad():
@@ -177,7 +178,7 @@ def _learned_tv(cases: Cases, made: dict[str, LinearOperator]) -> None:
     cases.add("learned tv limit", lambda: solve(PDHG(10), DOUBLE, 1e-8, "identity"))
 
     def without_regularization() -> dict[str, Any]:
-        model, y = LearnedTV(**arguments).double(), pictures(2, 1, 9, 8, seed=1)  # type: ignore[arg-type]
+        model, y = LearnedTV(**typed_arguments(LearnedTV, arguments)).double(), pictures(2, 1, 9, 8, seed=1)  # type: ignore[arg-type]
         with torch.no_grad():
             saddle, z = model.saddle_point(y, plain=True), model.initial(y)
         return _solution(PDHG(3000, certified=False)(saddle, *saddle.split(z), 1e-3))
@@ -189,7 +190,8 @@ def _networks(cases: Cases) -> None:
     """The primal-dual forms of convex networks."""
 
     def network(dtype: torch.dtype, **arguments: Any) -> ICNN:
-        return ICNN(**({"filters": 4, "size": 3, "width": 0.05, "log_weight": -2} | arguments)).to(dtype)
+        options = {"filters": 4, "size": 3, "width": 0.05, "log_weight": -2} | arguments
+        return ICNN(**typed_arguments(ICNN, options)).to(dtype)  # type: ignore[arg-type]
 
     def y(dtype: torch.dtype) -> Tensor:
         return pictures(2, 1, 9, 11, seed=11, dtype=dtype) + normal(2, 1, 9, 11, seed=12, scale=0.1, dtype=dtype)

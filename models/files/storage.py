@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from models.files.arguments import plain_arguments, typed_arguments
 from models.files.building import MisfitError, build
 from models.files.checkpoint_file import CheckpointError, load_checkpoint
 from models.files.shipped import locate
@@ -195,7 +196,7 @@ def specification(regularizer: Recreatable) -> dict[str, Any]:
     name = full_name(cls)
     if not is_importable(cls):
         raise ValueError(f"{name} cannot be imported by this name; define the class at the top level of a module")
-    arguments = regularizer.constructor_arguments()
+    arguments = plain_arguments(regularizer.constructor_arguments())
     for argument, value in arguments.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -269,7 +270,7 @@ def _build(cls: type[Model], head: Mapping[str, Any], tensors: Mapping[str, Any]
     """The model with the tensors in ``path``, with one sentence for everything that does not fit."""
     arguments = getattr(cls, "older_arguments", {}) | head["arguments"]
     try:
-        regularizer = build(cls, arguments, tensors).to(_DTYPES[head["dtype"]])
+        regularizer = build(cls, typed_arguments(cls, arguments), tensors).to(_DTYPES[head["dtype"]])
     except MisfitError as error:
         raise ModelFileError(f"{path}: does not fit {cls.__name__} with {_brief(arguments)}: {error}") from error
     except Exception as error:  # arguments of any kind and size end in errors of any kind

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from models.regularizers.filter_bank import frequency_response, patches, spectral_bound
+from models.regularizers.initial import InitialFilters
 from models.regularizers.potentials import POTENTIALS
 from models.regularizers.ridge import RidgeRegularizer
+from recon.errors import one_of
 from recon.lower_level import HessianVariation, JacobianBounds, per_image_norm
 
 
@@ -35,8 +37,13 @@ class FieldsOfExperts(RidgeRegularizer):
         ``unit_norm``.
     weak_convexity
         rho in [0, 1).
-    initial_filters, unit_norm, seed
+    initial_filters, unit_norm
         see :class:`models.regularizers.ridge.RidgeRegularizer`.
+
+    Raises
+    ------
+    ValueError
+        a number is out of range, the potential is unknown, or not convex where ``weak_convexity`` needs it.
     """
 
     def __init__(
@@ -49,13 +56,11 @@ class FieldsOfExperts(RidgeRegularizer):
         log_width: float = -3.0,
         smallest_width: float = 0.0,
         weak_convexity: float = 0.0,
-        initial_filters: str = "dct",
+        initial_filters: InitialFilters = InitialFilters(),
         unit_norm: bool = False,
-        seed: int = 0,
     ) -> None:
-        super().__init__(filters, size, initial_filters, unit_norm, seed)
-        if potential not in POTENTIALS:
-            raise ValueError(f"potential is {potential!r}, but must be one of {', '.join(POTENTIALS)}")
+        super().__init__(filters, size, initial_filters, unit_norm)
+        one_of(tuple(POTENTIALS), potential=potential)
         if not 0 <= weak_convexity < 1:
             raise ValueError(f"weak_convexity is {weak_convexity}, but must lie in [0, 1)")
         if not smallest_width >= 0:

@@ -3,74 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.regularizers.filter_bank import check_image, make_filters, spectral_bound
+from models.regularizers.filter_bank import check_image, spectral_bound
+from models.regularizers.initial import InitialFilters
+from models.regularizers.leaky_relu import LeakyReLU
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
-
-#: sup of the third derivative of sqrt(t^2 + 1)
-_THIRD = 1.5 / 1.25**2.5
-
-
-@dataclass(frozen=True)
-class LeakyReLU:
-    """sigma(t) = s t + (1 - s) rho(t), convex and not decreasing, 0 <= s <= 1.
-
-    ``huber``: rho(t) = t^2/(2 w) for 0 <= t <= w, 0 below and t - w/2 above; max(0, t) for w = 0. Of class C^1.
-    ``smooth``: rho(t) = (t + sqrt(t^2 + w^2) - w)/2. Infinitely smooth.
-    """
-
-    slope: float
-    width: float
-    kind: str
-
-    def value(self, t: Tensor) -> Tensor:
-        """sigma(t)."""
-        s, w = self.slope, self.width
-        if w == 0:
-            return F.leaky_relu(t, s)
-        if self.kind == "smooth":
-            rho = 0.5 * (t + (t.square() + w**2).sqrt() - w)
-        else:
-            inner = t.clamp(0, w)
-            rho = inner.square() / (2 * w) + (t - w).clamp_min(0)
-        return s * t + (1 - s) * rho
-
-    def derivative(self, t: Tensor) -> Tensor:
-        """sigma'(t); at a kink the smaller one."""
-        s, w = self.slope, self.width
-        if w == 0:
-            return (t > 0).to(t).mul_(1 - s).add_(s)
-        if self.kind == "smooth":
-            rho = 0.5 * (1 + t * (t.square() + w**2).rsqrt())
-        else:
-            rho = (t / w).clamp(0, 1)
-        return s + (1 - s) * rho
-
-    def curvature(self, t: Tensor) -> Tensor:
-        """sigma''(t) where it exists; zero at kinks."""
-        s, w = self.slope, self.width
-        if self.kind == "smooth":
-            return 0.5 * (1 - s) * w**2 * (t.square() + w**2) ** -1.5
-        if w == 0:
-            return torch.zeros_like(t)
-        return ((t > 0) & (t < w)).to(t) * ((1 - s) / w)
-
-    @property
-    def curvature_bound(self) -> float:
-        """sup sigma''."""
-        if self.width == 0:
-            return math.inf
-        return (1 - self.slope) / self.width * (0.5 if self.kind == "smooth" else 1.0)
-
-    @property
-    def third_bound(self) -> float:
-        """sup |sigma'''|; infinite for ``huber``."""
-        return 0.5 * (1 - self.slope) * _THIRD / self.width**2 if self.kind == "smooth" else math.inf
 
 
 class ICNN(Regularizer):
@@ -86,30 +28,29 @@ class ICNN(Regularizer):
     Parameters
     ----------
     filters
-        channels of every layer;
+        channels of every layer.
     size
-        side length of V;
+        side length of V.
     inner_size
         that of W_1, ..., W_L.
     layers
         L >= 1, the number of hidden layers.
-    slope
-        s in [0, 1) of the leaky ReLU.
-    width
-        w >= 0 of its smoothing; 0 makes R not differentiable.
     activation
-        ``huber`` (R is C^1, and has the primal-dual form) or ``smooth`` (R is infinitely smooth, which the
-        goal-oriented certificates need), see :class:`LeakyReLU`.
+        sigma_0. R is C^1 and has the primal-dual form for ``huber``, and infinitely smooth, which the goal-oriented
+        certificates need, for ``smooth``; width 0 makes it not differentiable.
     log_scale, log_weight
         initial theta_0 and theta_k.
     mixing
         how much of a layer's initial weight the other channels and neighbours have; the rest is the identity.
     initial_filters
-        as in :class:`models.regularizers.ridge.RidgeRegularizer`; the second half of V are the first one's negatives.
+        the first half of V; the second half are the first one's negatives.
     zero_mean
         V without its mean, so that R does not see constants.
-    seed
-        of normal filters.
+
+    Raises
+    ------
+    ValueError
+        a number is out of range.
     """
 
     def __init__(
@@ -118,15 +59,12 @@ class ICNN(Regularizer):
         size: int = 5,
         layers: int = 1,
         inner_size: int = 1,
-        slope: float = 0.2,
-        width: float = 0.02,
-        activation: str = "huber",
+        activation: LeakyReLU = LeakyReLU(),
         log_scale: float = 0.0,
         log_weight: float = -3.0,
         mixing: float = 0.2,
-        initial_filters: str = "dct",
+        initial_filters: InitialFilters = InitialFilters(),
         zero_mean: bool = True,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         if filters < 1 or size < 2 or inner_size < 1 or layers < 1:
@@ -134,20 +72,14 @@ class ICNN(Regularizer):
                 f"filters ({filters}), inner_size ({inner_size}) and layers ({layers}) must be at least 1, "
                 f"size ({size}) at least 2"
             )
-        if not 0 <= slope < 1:
-            raise ValueError(f"slope is {slope}, but must lie in [0, 1): others are not convex, or linear")
-        if not 0 <= width < math.inf or (activation == "smooth" and width == 0):
-            raise ValueError(f"width is {width}, but must be finite and not negative, and positive for 'smooth'")
-        if activation not in ("huber", "smooth"):
-            raise ValueError(f"activation is {activation!r}, but must be huber or smooth")
         if not 0 < mixing < 1:
             raise ValueError(f"mixing is {mixing}, but must lie in (0, 1)")
         self.kernel_size, self.layers, self.zero_mean = (size, size), layers, zero_mean
-        self.hidden, self.outer = LeakyReLU(slope, width, activation), LeakyReLU(0.0, width, activation)
+        self.hidden, self.outer = activation, replace(activation, slope=0.0)
         reach = size + layers * (inner_size - 1)
         self.margin, self.reach = reach - 1, (reach, reach)
         dtype = torch.get_default_dtype()
-        half = make_filters(initial_filters, -(-filters // 2), size, seed)
+        half = initial_filters.make(-(-filters // 2), size)
         self.weight = nn.Parameter(torch.cat([half, -half])[:filters, None].to(dtype))
         entries = filters * inner_size**2
         inner = torch.full((filters, filters, inner_size, inner_size), mixing / max(entries - 1, 1))

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.regularizers.filter_bank import check_image, make_filters, map_blocks, patches, spectral_bound, sum_patches
+from models.regularizers.filter_bank import check_image, map_blocks, patches, spectral_bound, sum_patches
+from models.regularizers.initial import InitialFilters
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
 
 
@@ -27,28 +28,28 @@ class RidgeRegularizer(Regularizer):
     Parameters
     ----------
     filters
-        number K of filters;
+        number K of filters.
     size
         their side length s in pixels.
     initial_filters
-        ``dct``: the K lowest frequencies of the discrete cosine transform without the constant one, which needs K <
-        s^2; ``multiscale``: all cosines of 2x2 pixels, then of 3x3, ..., in the middle of the filters, which learn
-        fastest: local differences matter most; ``normal``: of variance 2 / (s^2 (K + 1)) (Xavier), as published. All
-        have about the same norm.
+        what learning starts from.
     unit_norm
         also divide the filters by their norm. The widths of the profiles are then in the units of the image; without
         it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
-    seed
-        of the normal filters.
+
+    Raises
+    ------
+    ValueError
+        for less than one filter of 2x2 pixels, and initial filters that there are not.
     """
 
-    def __init__(self, filters: int, size: int, initial_filters: str, unit_norm: bool, seed: int) -> None:
+    def __init__(self, filters: int, size: int, initial_filters: InitialFilters, unit_norm: bool) -> None:
         super().__init__()
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
         self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
-        weight = make_filters(initial_filters, filters, size, seed)
+        weight = initial_filters.make(filters, size)
         if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
             weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
         self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import ICNN, LearnedTV, PrimalDual
+from models import ICNN, Convexity, LeakyReLU, LearnedTV, PrimalDual
 from recon.lower_level import (
     FISTA,
     LBFGS,
@@ -212,7 +212,7 @@ def test_states_that_belong_to_something_else_are_refused() -> None:
 
 def test_primal_dual_steps_are_told_with_their_certificates() -> None:
     y = smooth_image(2, 1, 6, 5, seed=1)
-    model = LearnedTV(log_weight=-1.5, dual_convexity=0.3, field_convexity=0.2, smoothing=0.1).double()
+    model = LearnedTV(log_weight=-1.5, convexity=Convexity(0.3, 0.2), smoothing=0.1).double()
     with torch.no_grad():
         saddle, z = model.saddle_point(y), model.initial(y)
     seen: list[Snapshot] = []
@@ -237,7 +237,7 @@ def test_primal_dual_steps_are_told_with_their_certificates() -> None:
 
 def test_all_runs_of_the_primal_dual_solver_are_one_to_callbacks() -> None:
     y = smooth_image(2, 1, 6, 5, seed=1) + normal(2, 1, 6, 5, scale=0.1)
-    energy, seen = Energy(y, ICNN(3, size=3, layers=2, width=0.05, log_weight=-2).double()), list[Snapshot]()
+    energy, seen = Energy(y, ICNN(3, 3, 2, activation=LeakyReLU(width=0.05), log_weight=-2).double()), list[Snapshot]()
     solution = PrimalDual()(energy, y, 1e-5, seen.append)
     assert solution.converged
     assert [s.iteration for s in seen] == list(range(1, len(seen) + 1))

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models import InitialFilters
 from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from tests.lower_level.problems import make, normal, norms, perturb, regularizer_hessians
 from tests.lower_level.regularizer_checks import (
@@ -84,7 +85,7 @@ def test_hessian_variation(name: str, seed: int, spread: float, log_scale: float
 
 
 def test_lipschitz_constant_cannot_be_halved() -> None:
-    regularizer = ConvexRidge(1, 2, knots=2, spacing=1.0, initial_filters="normal").double()
+    regularizer = ConvexRidge(1, 2, knots=2, spacing=1.0, initial_filters=InitialFilters("normal")).double()
     with torch.no_grad():
         regularizer.weight.copy_(torch.tensor([[[0.5, -0.5], [0.5, -0.5]]]))
     wave = (torch.arange(20, dtype=torch.float64) % 2).expand(1, 1, 3, 20)

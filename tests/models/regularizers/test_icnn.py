@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import ICNN
+from models.files.arguments import typed_arguments
 from models.files.storage import load_regularizer, save_regularizer
 from recon.lower_level import Regularizer
 from tests.lower_level.problems import normal, norms, perturb, smooth_image
@@ -23,7 +24,7 @@ from tests.lower_level.regularizer_checks import (
 
 def make(seed: int = 0, **options: object) -> ICNN:
     arguments = {"filters": 4, "size": 3, "width": 0.3, "log_weight": -1.0} | options
-    made = perturb(ICNN(**arguments).double(), seed, 0.3)  # type: ignore[arg-type]
+    made = perturb(ICNN(**typed_arguments(ICNN, arguments)).double(), seed, 0.3)  # type: ignore[arg-type]
     assert isinstance(made, ICNN)
     return made
 
@@ -149,7 +150,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 )
 def test_bad_arguments(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ICNN(**options)  # type: ignore[arg-type]
+        ICNN(**typed_arguments(ICNN, options))  # type: ignore[arg-type]
 
 
 def test_images_that_are_too_small() -> None:
