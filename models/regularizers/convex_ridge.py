@@ -91,10 +91,7 @@ class ConvexRidge(RidgeRegularizer):
         return fraction, self.spacing * (position - inside), left, right - left, *others
 
     def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
-        f, beyond, d, change, slope, value = self._locate(u, profile)
-        h = self.spacing
-        inside = value + h * f * (slope + h * f * (d / 2 + change * f / 6))
-        return inside + beyond * (slope + h * f * (d + change * f / 2))
+        return self.value_and_slope(u, profile)[0]
 
     def value_and_slope(self, u: Tensor, profile: list[Tensor]) -> tuple[Tensor, Tensor]:
         f, beyond, d, change, slope, value = self._locate(u, profile)
@@ -112,12 +109,14 @@ class ConvexRidge(RidgeRegularizer):
         return d + change * f
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        """The largest d_kj: psi_k'' is linear in between."""
         return profile[0].amax(1)
 
     def convexity(self) -> float:
         return 0.0
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        """T = ||sum_k sup|psi_k'''| max|c_k * w| C_k^T C_k||: splines are not self-concordant."""
         kernels, d, *_ = self.current()
         third = (d[:, 1:] - d[:, :-1]).abs().amax(1).double() / self.spacing
         lipschitz = spectral_bound(kernels, third * self.filtered_maximum(w))
@@ -164,10 +163,12 @@ class WeaklyConvexRidge(ConvexRidge):
         self.log_concavity = nn.Parameter(torch.zeros(filters))
 
     def knot_curvatures(self, kernels: Tensor) -> Tensor:
+        """d_kj = scale softplus(learned) - v_k sigmoid(learned'), ``(K, knots)``."""
         budget = concavity_budget(kernels, self.log_concavity, self.weak_convexity)[:, None]
         return self.scale * _softplus(self.curvatures) - budget * torch.sigmoid(self.bends)
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        """The largest |d_kj|: the concave part counts, too."""
         return profile[0].abs().amax(1)
 
     def convexity(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,22 @@ from torch import Tensor, nn
 from models.regularizers.filter_bank import check_image, spectral_bound
 from models.regularizers.initial import InitialFilters
 from models.regularizers.leaky_relu import LeakyReLU
+from recon.errors import at_least, fraction
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
+
+
+class _Sizes(NamedTuple):
+    r"""Of a network, in float64: M_1, ..., M_L, bounds t_0, ..., t_L of dR/dz_l per channel, V, and its \|\|V\|\|^2.
+
+    M_l are the sums of the entries of every kernel of W_l. These are positive, so that the symbol of W_l is at most
+    M_l, entry by entry, at every frequency: \|\|W_l\|\| <= \|\|M_l\|\|, and the same for products of layers with
+    diagonal matrices sigma' in [0, 1] between them; t_L = a, t_{l-1} = M_l^T t_l.
+    """
+
+    sums: list[Tensor]
+    weights: list[Tensor]
+    kernels: Tensor
+    norm: float
 
 
 class ICNN(Regularizer):
@@ -67,13 +83,9 @@ class ICNN(Regularizer):
         zero_mean: bool = True,
     ) -> None:
         super().__init__()
-        if filters < 1 or size < 2 or inner_size < 1 or layers < 1:
-            raise ValueError(
-                f"filters ({filters}), inner_size ({inner_size}) and layers ({layers}) must be at least 1, "
-                f"size ({size}) at least 2"
-            )
-        if not 0 < mixing < 1:
-            raise ValueError(f"mixing is {mixing}, but must lie in (0, 1)")
+        at_least(1, filters=filters, inner_size=inner_size, layers=layers)
+        at_least(2, size=size)
+        fraction(mixing=mixing)
         self.kernel_size, self.layers, self.zero_mean = (size, size), layers, zero_mean
         self.hidden, self.outer = activation, replace(activation, slope=0.0)
         reach = size + layers * (inner_size - 1)
@@ -126,6 +138,7 @@ class ICNN(Regularizer):
 
     @torch.no_grad()
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """R(x), ``(batch,)`` in float64, and its gradient in x: one pass forth and one back."""
         responses, kernels, a = self.responses(x), self.convolutions(), self.weights()
         value = (a * self.outer.value(responses[-1])).reshape(len(x), -1).sum(1, dtype=torch.float64)
         return value, self._back(responses, kernels, a)[0].view_as(x)
@@ -183,23 +196,17 @@ class ICNN(Regularizer):
     # --- constants ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _sizes(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        r"""M_1, ..., M_L, bounds t_0, ..., t_L of dR/dz_l per channel, and V, in float64.
-
-        M_l are the sums of the entries of every kernel of W_l. These are positive, so that the symbol of W_l is at most
-        M_l, entry by entry, at every frequency: \|\|W_l\|\| <= \|\|M_l\|\|, and the same for products of layers with
-        diagonal matrices sigma' in [0, 1] between them; t_L = a, t_{l-1} = M_l^T t_l.
-        """
+    def _sizes(self) -> _Sizes | None:
+        """None where a weight is no finite number: a line search may try parameters whose exponentials are not."""
         kernels = [k.double() for k in self.convolutions()]
         sums = [k.sum((2, 3)) for k in kernels[1:]]
         weights = [self.weights().double().flatten()]
         for m in reversed(sums):
             weights.insert(0, m.T @ weights[0])
-        return sums, weights, kernels[0][:, 0]
-
-    def _finite(self) -> bool:
-        """Whether weights are finite numbers: a line search may try parameters whose exponentials are not."""
-        return all(bool(torch.isfinite(t).all()) for part in self._sizes()[:2] for t in part)
+        if not all(bool(torch.isfinite(t).all()) for t in (*sums, *weights)):
+            return None
+        v = kernels[0][:, 0]
+        return _Sizes(sums, weights, v, float(spectral_bound(v, torch.ones_like(weights[0]))))
 
     def smoothness(self) -> float:
         r"""R'' = sum_l J_l^T diag(sigma''(u_l) dR/dz_l) J_l with the Jacobians J_l of u_l = W_l z_{l-1} + b_l, so
@@ -207,19 +214,19 @@ class ICNN(Regularizer):
         \|\|R''\|\| <= c_0 \|\|V^T diag(t_0) V\|\| + \|\|V\|\|^2 sum_l c_l \|\|diag(sqrt(t_l)) M_l ... M_1\|\|^2,
         c_l = sup sigma''.
         """
-        if self.hidden.width == 0 or not self._finite():
+        sizes = self._sizes()
+        if self.hidden.width == 0 or sizes is None:
             return math.inf
-        _, weights, v = self._sizes()
-        return self.hidden.curvature_bound * float(spectral_bound(v, weights[0])) + self._deep()
+        first = self.hidden.curvature_bound * float(spectral_bound(sizes.kernels, sizes.weights[0]))
+        return first + self._deep(sizes)
 
-    def _deep(self) -> float:
+    def _deep(self, sizes: _Sizes) -> float:
         """The second term of :meth:`smoothness`."""
-        sums, weights, v = self._sizes()
-        norm, product, total = float(spectral_bound(v, torch.ones_like(weights[0]))), None, 0.0
-        for layer, (m, t) in enumerate(zip(sums, weights[1:], strict=True), 1):
+        product, total = None, 0.0
+        for layer, (m, t) in enumerate(zip(sizes.sums, sizes.weights[1:], strict=True), 1):
             product = m if product is None else m @ product
             gain = float(torch.linalg.matrix_norm(t.sqrt()[:, None] * product, 2))
-            total += self.activation(layer).curvature_bound * gain**2 * norm
+            total += self.activation(layer).curvature_bound * gain**2 * sizes.norm
         return total
 
     def rounding_gain(self) -> float:
@@ -227,11 +234,12 @@ class ICNN(Regularizer):
 
         The rest of :meth:`smoothness` stays as it is: errors of one filter reach all channels of the next layer.
         """
-        if self.hidden.width == 0 or not self._finite():
+        sizes = self._sizes()
+        if self.hidden.width == 0 or sizes is None:
             return math.inf
-        _, weights, v = self._sizes()
-        first = 4 * float((self.hidden.curvature_bound * weights[0] * v.square().sum((1, 2))).norm())
-        return min(first + self._deep(), self.smoothness())
+        power = sizes.kernels.square().sum((1, 2))
+        first = 4 * float((self.hidden.curvature_bound * sizes.weights[0] * power).norm())
+        return min(first + self._deep(sizes), self.smoothness())
 
     def rounding_offset(self, x: Tensor) -> float:
         r"""(L + 2) \|\|V\|\| \|\|q\|\|, q = dR/dz_0, at most t_0 everywhere: grad R(0) = V^T (sigma' q) cancels.
@@ -239,12 +247,11 @@ class ICNN(Regularizer):
         V of mean zero makes nothing of constant q, up to rounding errors of the terms that it adds up, and of q itself,
         which L layers have computed.
         """
-        if not self._finite():
+        sizes = self._sizes()
+        if sizes is None:
             return math.inf
-        _, weights, v = self._sizes()
-        positions = x.shape[1] * x.shape[2] * x.shape[3]
-        norm = math.sqrt(float(spectral_bound(v, torch.ones_like(weights[0]))) * positions)
-        return (self.layers + 2) * norm * float(weights[0].norm())
+        norm = math.sqrt(sizes.norm * (x.shape[1] * x.shape[2] * x.shape[3]))
+        return (self.layers + 2) * norm * float(sizes.weights[0].norm())
 
     def convexity(self) -> float:
         return 0.0
@@ -258,20 +265,20 @@ class ICNN(Regularizer):
         of u_l[e,v], per unit of e and v:  m_{l+1} = M m_l,  g_l = \|\|M_l ... M_1\|\| \|\|V\|\|,
         h_{l+1} = \|\|M\|\| (c_l max m_l g_l + h_l),  r_{l+1} = \|\|M\|\|_1 (c_l g_l^2 + r_l).
         """
-        if self.hidden.kind != "smooth" or not self._finite():
+        sizes = self._sizes()
+        if self.hidden.kind != "smooth" or sizes is None:
             return None
-        sums, weights, v = self._sizes()
         with torch.no_grad():
             first = F.conv2d(w.reshape(-1, 1, *w.shape[2:]), self.kernels()).abs().amax((2, 3)).double()
         m = first.view(len(w), w.shape[1], -1).amax(1)
-        gain = top = math.sqrt(float(spectral_bound(v, torch.ones_like(weights[0]))))
+        gain = top = math.sqrt(sizes.norm)
         product, h, r, total = None, torch.zeros_like(m[:, 0]), 0.0, torch.zeros_like(m[:, 0])
-        for layer, t in enumerate(weights):
+        for layer, t in enumerate(sizes.weights):
             sigma = self.activation(layer)
             c, most = sigma.curvature_bound, (t * m).amax(1)
             total = total + sigma.third_bound * most * gain**2 + 2 * c * float(t.max()) * h * gain + c * most * r
             if layer < self.layers:
-                matrix = sums[layer]
+                matrix = sizes.sums[layer]
                 h = float(torch.linalg.matrix_norm(matrix, 2)) * (c * m.amax(1) * gain + h)
                 r = float(matrix.sum(0).max()) * (c * gain**2 + r)
                 m, product = m @ matrix.T, matrix if product is None else matrix @ product

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.regularizers.filter_bank import check_image, map_blocks, patches, spectral_bound, sum_patches
 from models.regularizers.initial import InitialFilters
-from recon.lower_level import HessianMap, HessianVariation, Regularizer
+from recon.lower_level import HessianMap, Regularizer
 
 
 class RidgeRegularizer(Regularizer):
@@ -112,6 +112,7 @@ class RidgeRegularizer(Regularizer):
         return self.value(u, profile).reshape(x.shape[0], -1).sum(1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """R(x), ``(batch,)`` in float64, and sum_k C_k^T psi_k'(c_k * x), of the shape of x."""
         check_image(x, self.kernel_size)
         kernels, *profile = self.current()
 
@@ -227,9 +228,6 @@ class RidgeRegularizer(Regularizer):
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
         return result.view(w.shape[0], w.shape[1], -1).amax(1).double()
-
-    def hessian_variation(self, w: Tensor) -> HessianVariation | None:
-        raise NotImplementedError
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

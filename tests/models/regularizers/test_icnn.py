@@ -110,8 +110,9 @@ def test_smoothing_is_uniformly_close() -> None:
         smooth.load_state_dict(sharp.state_dict())
         with torch.no_grad():
             gap = sharp(x) - smooth(x)
-            positions = 36
-            most = 0.5 * width * float((smooth._sizes()[1][0].sum() + smooth.weights().sum()) * positions)
+            sizes, positions = smooth._sizes(), 36
+            assert sizes is not None
+            most = 0.5 * width * float((sizes.weights[0].sum() + smooth.weights().sum()) * positions)
         assert bool((gap >= 0).all())
         assert bool((gap <= most).all())
         assert float(norms(gap[:, None]).max()) > 0
@@ -138,8 +139,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"filters": 0}, r"filters \(0\)"),
-        ({"layers": 0}, r"layers \(0\)"),
+        ({"filters": 0}, "filters is 0"),
+        ({"layers": 0}, "layers is 0"),
         ({"slope": 1.0}, "slope is 1"),
         ({"slope": -0.1}, "slope is -0.1"),
         ({"width": -1.0}, "width is -1"),
