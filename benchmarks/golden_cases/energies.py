@@ -11,6 +11,7 @@ from benchmarks.golden_cases.common import (
     REGULARIZERS,
     Cases,
     Context,
+    arguments,
     bits,
     exact,
     fidelity,
@@ -91,7 +92,7 @@ def _regularizer(name: str, dtype: torch.dtype) -> dict[str, Any]:
         "rounding_gain": exact(r.rounding_gain()),
         "rounding_offset": exact(float(r.rounding_offset(x))),
         "margin": r.margin,
-        "arguments": exact(r.constructor_arguments()),
+        "arguments": exact(arguments(r)),
     }
     variation = r.hessian_variation(v)
     if variation is not None:

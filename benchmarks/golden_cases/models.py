@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import models
-from benchmarks.golden_cases.common import Cases, Context, bits, exact, normal, pictures
+from benchmarks.golden_cases.common import Cases, Context, arguments, bits, exact, normal, pictures
 from models import (
     ICNN,
     ConvolutionalCritic,
@@ -71,8 +71,8 @@ def _loaded(name: str) -> nn.Module:
 
 def _facts(model: Any) -> dict[str, Any]:
     state = {name: bits(tensor) for name, tensor in model.state_dict().items()}
-    arguments = _plain(model.constructor_arguments()) if isinstance(model, Recreatable) else None
-    result = {"class": type(model).__name__, "arguments": arguments, "state": state}
+    given = _plain(arguments(model)) if isinstance(model, Recreatable) else None
+    result = {"class": type(model).__name__, "arguments": given, "state": state}
     dtype = next(p.dtype for p in model.parameters())
     if isinstance(model, Regularizer):
         x = pictures(2, getattr(model, "channels", 1), 24, 21, dtype=dtype)
