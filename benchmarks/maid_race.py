@@ -19,7 +19,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 from torch import Tensor
 
 from benchmarks.common import arguments, as_row, denoising_data, print_table, reached, start, write_csv
-from models import FieldsOfExperts
+from models import FieldsOfExperts, InitialFilters
 from recon.bilevel import MAID, Accelerations, BilevelObjective, PublishedMAID, Record, Training
 from recon.lower_level import FISTA, LBFGS, Solver
 from recon.metrics import psnr
@@ -49,7 +49,7 @@ class Problem:
     side: int
 
     def objective(self, solver: Solver) -> BilevelObjective:
-        reg = FieldsOfExperts(self.filters, self.side, initial_filters="normal", seed=0).to(self.clean.dtype)
+        reg = FieldsOfExperts(self.filters, self.side, initial_filters=InitialFilters("normal")).to(self.clean.dtype)
         return BilevelObjective(reg, self.clean, self.noisy, solver=solver)
 
 

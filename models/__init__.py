@@ -12,10 +12,12 @@ from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.regularizers.critic import ConvolutionalCritic
 from models.regularizers.fields_of_experts import FieldsOfExperts
 from models.regularizers.icnn import ICNN
+from models.regularizers.initial import InitialFilters
+from models.regularizers.leaky_relu import LeakyReLU
 from models.regularizers.total_variation import TotalVariation
 from models.saddle_points.icnn_iteration import NetworkIteration
 from models.saddle_points.icnn_saddle import ICNNSaddle, PrimalDual
-from models.saddle_points.learned_tv import LearnedTV
+from models.saddle_points.learned_tv import Convexity, InitialKernels, LearnedTV
 
 if TYPE_CHECKING:
     from models.training.adversarial import AdversarialModule
@@ -29,10 +31,14 @@ __all__ = [
     "AdversarialModule",
     "BilevelModule",
     "ConvexRidge",
+    "Convexity",
     "ConvolutionalCritic",
     "CriticAdam",
     "FieldsOfExperts",
     "ICNNSaddle",
+    "InitialFilters",
+    "InitialKernels",
+    "LeakyReLU",
     "LearnedPrimalDual",
     "LearnedTV",
     "NetworkIteration",

@@ -15,6 +15,7 @@ from benchmarks.certified.operators import Measured, Rng, Shape, small
 from benchmarks.certified.problems import randomize
 from benchmarks.certified.saddles import SaddleProblem, random_data
 from benchmarks.certified.terms import LD, Array, Energy, Layered, Term, extended, quadratic
+from models import InitialFilters, LeakyReLU
 from models.regularizers.icnn import ICNN
 from models.saddle_points.icnn_saddle import ICNNSaddle
 from recon.operators import Identity, LinearOperator, Mask
@@ -89,13 +90,10 @@ def relaxed_network(rng: Rng, dtype: torch.dtype, batch: int) -> SaddleProblem:
         filters=int(rng.integers(1, 3)),
         size=2,
         layers=layers,
-        slope=slope,
-        width=width,
-        activation="huber",
+        activation=LeakyReLU(slope, width, "huber"),
         log_weight=rng.uniform(-4, 0),
-        initial_filters="normal",
         zero_mean=bool(rng.integers(2)),
-        seed=int(rng.integers(1000)),
+        initial_filters=InitialFilters("normal", int(rng.integers(1000))),
     ).to(dtype)
     randomize(rng, net, 0.2)
     eps, bent = float(10.0 ** rng.uniform(-1.5, 0)), float(10.0 ** rng.uniform(-1.5, 0))

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.certified import formulas
 from benchmarks.certified.operators import Measured, Rng, Shape
 from benchmarks.certified.terms import LD, Array, Composed, Energy, Term, extended, kullback_leibler, quadratic, ridge
+from models import InitialFilters, LeakyReLU
 from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.regularizers.fields_of_experts import FieldsOfExperts
 from models.regularizers.icnn import ICNN
@@ -62,9 +63,8 @@ def experts(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, rho:
         log_width=math.log(scale) + rng.uniform(-4, 1),
         smallest_width=smallest,
         weak_convexity=rho,
-        initial_filters="normal",
         unit_norm=unit,
-        seed=int(rng.integers(1000)),
+        initial_filters=InitialFilters("normal", int(rng.integers(1000))),
     ).to(dtype)
     randomize(rng, foe, 0.2)
 
@@ -88,9 +88,8 @@ def splines(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, rho:
         spacing=spacing,
         log_weight=rng.uniform(-6, 0),
         log_width=rng.uniform(-3, 1),
-        initial_filters="normal",
         unit_norm=unit,
-        seed=int(rng.integers(1000)),
+        initial_filters=InitialFilters("normal", int(rng.integers(1000))),
         scale=unit_of,
         **options,
     ).to(dtype)
@@ -114,14 +113,11 @@ def network(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, hube
         size=size,
         layers=layers,
         inner_size=inner,
-        slope=slope,
-        width=width,
-        activation="smooth" if smooth else "huber",
+        activation=LeakyReLU(slope, width, "smooth" if smooth else "huber"),
         log_scale=math.log(scale) + rng.uniform(-2, 1),
         log_weight=rng.uniform(-5, 0),
-        initial_filters="normal",
         zero_mean=mean,
-        seed=int(rng.integers(1000)),
+        initial_filters=InitialFilters("normal", int(rng.integers(1000))),
     ).to(dtype)
     randomize(rng, module, 0.2)
 

@@ -22,7 +22,7 @@ from benchmarks.certified.newton import minimize_near
 from benchmarks.certified.operators import OPERATORS, Measured, Rng, small
 from benchmarks.certified.problems import randomize
 from benchmarks.certified.terms import LD, Array, Energy, Grouped, extended, norm, quadratic
-from models.saddle_points.learned_tv import LearnedTV
+from models.saddle_points.learned_tv import Convexity, InitialKernels, LearnedTV
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.saddle_objective import SaddleObjective
 from recon.lower_level import PDHG, SaddleModel
@@ -65,18 +65,16 @@ def learned_tv(rng: Rng, dtype: torch.dtype, batch: int) -> SaddleProblem:
         measured = Measured(Identity(), np.eye(math.prod(image), dtype=LD), image)
     plain = isinstance(measured.operator, Identity)
     e, mu_v, mu = (float(10.0 ** rng.uniform(-2, 0)) for _ in range(3))
+    count, kind = int(rng.integers(1, 4)), str(rng.choice(["averages", "random"]))
     model = LearnedTV(
-        kernels=int(rng.integers(1, 4)),
+        kernels=count,
         size=3,
-        initial=str(rng.choice(["averages", "random"])),  # type: ignore[arg-type]
         log_weight=rng.uniform(-4, 0),
         sum_constraint=bool(rng.integers(2)),
-        dual_convexity=e,
-        field_convexity=mu_v,
-        image_convexity=0.0 if plain else mu * measured.singular_values[1] ** 2,
+        convexity=Convexity(e, mu_v, 0.0 if plain else mu * measured.singular_values[1] ** 2),
         norm=str(rng.choice(["smoothed", "fair", "huber"])),  # type: ignore[arg-type]
         smoothing=float(10.0 ** rng.uniform(-2, 0)),
-        seed=int(rng.integers(1000)),
+        initial=InitialKernels(kind, int(rng.integers(1000))),  # type: ignore[arg-type]
     ).to(dtype)
     randomize(rng, model, 0.1)
     model.measured_by(measured.operator)

@@ -9,15 +9,15 @@ import hashlib
 import importlib
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import ICNN, ConvexRidge, ConvolutionalCritic, FieldsOfExperts, TotalVariation, WeaklyConvexRidge
-from recon.lower_level import DataFidelity, KullbackLeibler, Regularizer, SquaredL2, WeightedSquaredL2
+from models import ICNN, ConvexRidge, ConvolutionalCritic, FieldsOfExperts, LeakyReLU, TotalVariation, WeaklyConvexRidge
+from recon.lower_level import DataFidelity, KullbackLeibler, Recreatable, Regularizer, SquaredL2, WeightedSquaredL2
 from recon.operators import (
     Blur,
     CartesianMRI,
@@ -39,8 +39,10 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "foe_weak": lambda: FieldsOfExperts(3, 3, "smoothed_l1", log_weight=-2, log_width=-2, weak_convexity=0.7),
     "crr": lambda: ConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-1.5, log_width=-1),
     "wcrr": lambda: WeaklyConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-1.5, log_width=-1, weak_convexity=0.7),
-    "icnn": lambda: ICNN(4, 3, width=0.05, log_weight=-2),
-    "icnn_deep": lambda: ICNN(3, 3, layers=2, inner_size=3, width=0.05, log_weight=-2, activation="smooth"),
+    "icnn": lambda: ICNN(4, 3, activation=LeakyReLU(width=0.05), log_weight=-2),
+    "icnn_deep": lambda: ICNN(
+        3, 3, layers=2, inner_size=3, log_weight=-2, activation=LeakyReLU(width=0.05, kind="smooth")
+    ),
 }
 
 
@@ -111,6 +113,18 @@ def exact(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [exact(v) for v in value]
     return None if value is None else str(value)
+
+
+def arguments(model: Recreatable) -> dict[str, Any]:
+    """Of its constructor, groups field by field: the names in files that were written before there were groups."""
+    found: dict[str, Any] = {}
+    for name, value in model.constructor_arguments().items():
+        if is_dataclass(value) and not isinstance(value, type):
+            others = {f"{field}_{name}" if name == "convexity" else field: v for field, v in asdict(value).items()}
+            found |= {name if field == "kind" else field: v for field, v in others.items()}
+        else:
+            found[name] = value
+    return found
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -11,6 +11,7 @@ from benchmarks.golden_cases.common import (
     REGULARIZERS,
     Cases,
     Context,
+    arguments,
     bits,
     exact,
     fidelity,
@@ -21,7 +22,7 @@ from benchmarks.golden_cases.common import (
     truth,
 )
 from benchmarks.golden_cases.methods import Objective, foe, learned_tv, piggyback, truncated, tv, unrolled
-from models import ICNN, ICNNSaddle, LearnedTV
+from models import ICNN, ICNNSaddle, LeakyReLU, LearnedTV
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError
 from recon.lower_level import LBFGS, Energy, Grade, SaddlePoint, check_contract, projected_gradient
 from recon.operators import (
@@ -91,7 +92,7 @@ def _regularizer(name: str, dtype: torch.dtype) -> dict[str, Any]:
         "rounding_gain": exact(r.rounding_gain()),
         "rounding_offset": exact(float(r.rounding_offset(x))),
         "margin": r.margin,
-        "arguments": exact(r.constructor_arguments()),
+        "arguments": exact(arguments(r)),
     }
     variation = r.hessian_variation(v)
     if variation is not None:
@@ -161,7 +162,7 @@ def _mirror() -> dict[str, Any]:
 def _saddles(cases: Cases) -> None:
     """Moduli, products and distances of saddle-point problems."""
     y = pictures(2, 1, 9, 8, seed=40)
-    network = ICNN(3, 3, layers=2, inner_size=3, width=0.05, log_weight=-2).double()
+    network = ICNN(3, 3, layers=2, inner_size=3, activation=LeakyReLU(width=0.05), log_weight=-2).double()
     models = {
         "icnn": ICNNSaddle(network, (1, 9, 8), mu=0.2, relaxation=0.1, z_convexity=0.1),
         **{f"learned tv {n}": LearnedTV(2, norm=n).double() for n in ("smoothed", "fair", "huber")},  # type: ignore[arg-type]

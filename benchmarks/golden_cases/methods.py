@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.golden_cases.common import Cases, Context, attempt, bits, exact, normal, pictures, regularizer
-from models import LearnedTV
+from models import Convexity, InitialKernels, LearnedTV
 from recon.bilevel import (
     DFOLS,
     HOAG,
@@ -116,13 +116,15 @@ def foe() -> BilevelObjective:
 
 def learned_tv() -> SaddleObjective:
     """Learned total variation, a saddle-point lower level."""
-    model = LearnedTV(2, log_weight=-2.0, dual_convexity=0.3, field_convexity=0.2, norm="fair", smoothing=0.1)
+    model = LearnedTV(2, log_weight=-2.0, convexity=Convexity(0.3, 0.2), norm="fair", smoothing=0.1)
     return SaddleObjective(model.double(), *_noisy(2, 9, 8), loss=NegativePSNR(), solver=PDHG(diagonal=True))
 
 
 def piggyback() -> SaddleObjective:
     """The same with adjoints by PDHG."""
-    model = LearnedTV(1, initial="identity", log_weight=-2.0, dual_convexity=0.3, field_convexity=0.2, smoothing=0.1)
+    model = LearnedTV(
+        1, initial=InitialKernels("identity"), log_weight=-2.0, convexity=Convexity(0.3, 0.2), smoothing=0.1
+    )
     return SaddleObjective(model.double(), *_noisy(2, 9, 8), piggyback=Piggyback(adjoint="pdhg"), chunk_size=1)
 
 

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 import models
-from benchmarks.golden_cases.common import Cases, Context, bits, exact, normal, pictures
+from benchmarks.golden_cases.common import Cases, Context, arguments, bits, exact, normal, pictures
 from models import (
     ICNN,
     ConvolutionalCritic,
     ICNNSaddle,
+    InitialFilters,
+    InitialKernels,
+    LeakyReLU,
     LearnedPrimalDual,
     LearnedTV,
     UNet,
@@ -45,13 +48,13 @@ _LOADERS = {"regularizer": pretrained, "saddle model": pretrained_saddle_model, 
 #: what a seed makes of a class
 _MADE = {
     "critic": lambda: ConvolutionalCritic(filters=(4, 4), size=3, seed=3),
-    "icnn multiscale": lambda: ICNN(5, 5, layers=2, inner_size=3, initial_filters="multiscale", seed=1),
+    "icnn multiscale": lambda: ICNN(5, 5, layers=2, inner_size=3, initial_filters=InitialFilters("multiscale", 1)),
     "unet": lambda: UNet(scales=2, channels=3, seed=2),
     "lpd": lambda: LearnedPrimalDual(iterations=2, memory=2, channels=4, seed=4, start="naive"),
     "lpd mri": lambda: LearnedPrimalDual(iterations=2, memory=2, channels=4, image_channels=2, data_channels=2),
     "unet mri": lambda: UNet(scales=2, channels=3, image_channels=2, data_channels=2),
-    "learned tv": lambda: LearnedTV(3, 5, "random", seed=5),
-    "icnn saddle": lambda: ICNNSaddle(ICNN(3, 3, width=0.05), (1, 24, 24), mu=0.1),
+    "learned tv": lambda: LearnedTV(3, 5, InitialKernels("random", 5)),
+    "icnn saddle": lambda: ICNNSaddle(ICNN(3, 3, activation=LeakyReLU(width=0.05)), (1, 24, 24), mu=0.1),
 }
 
 
@@ -68,8 +71,8 @@ def _loaded(name: str) -> nn.Module:
 
 def _facts(model: Any) -> dict[str, Any]:
     state = {name: bits(tensor) for name, tensor in model.state_dict().items()}
-    arguments = _plain(model.constructor_arguments()) if isinstance(model, Recreatable) else None
-    result = {"class": type(model).__name__, "arguments": arguments, "state": state}
+    given = _plain(arguments(model)) if isinstance(model, Recreatable) else None
+    result = {"class": type(model).__name__, "arguments": given, "state": state}
     dtype = next(p.dtype for p in model.parameters())
     if isinstance(model, Regularizer):
         x = pictures(2, getattr(model, "channels", 1), 24, 21, dtype=dtype)

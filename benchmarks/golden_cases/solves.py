@@ -21,7 +21,16 @@ from benchmarks.golden_cases.common import (
     regularizer,
     truth,
 )
-from models import ICNN, ICNNSaddle, LearnedTV, NetworkIteration, PrimalDual
+from models import (
+    ICNN,
+    Convexity,
+    ICNNSaddle,
+    InitialKernels,
+    LeakyReLU,
+    LearnedTV,
+    NetworkIteration,
+    PrimalDual,
+)
 from recon.lower_level import (
     FISTA,
     LBFGS,
@@ -154,7 +163,7 @@ def _saddle(model: SaddleModel, y: Tensor, solver: PDHG, accuracy: float) -> dic
 
 def _learned_tv(cases: Cases, made: dict[str, LinearOperator]) -> None:
     """PDHG on learned total variation."""
-    arguments = {"log_weight": -1.5, "dual_convexity": 0.3, "field_convexity": 0.2, "smoothing": 0.1}
+    arguments = {"log_weight": -1.5, "convexity": Convexity(0.3, 0.2), "smoothing": 0.1}
 
     def solve(solver: PDHG, dtype: torch.dtype, accuracy: float, operator: str, **changes: Any) -> dict[str, Any]:
         model = LearnedTV(**(arguments | changes)).to(dtype)  # type: ignore[arg-type]
@@ -171,9 +180,13 @@ def _learned_tv(cases: Cases, made: dict[str, LinearOperator]) -> None:
         cases.add(f"learned tv {name}", lambda s=solver: solve(s, DOUBLE, 1e-4, "identity"))
     uncertified = PDHG(3000, certified=False)
     cases.add("learned tv residuals", lambda: solve(uncertified, SINGLE, 1e-3, "identity", kernels=2))
-    cases.add("learned tv random", lambda: solve(PDHG(3000), DOUBLE, 1e-2, "identity", initial="random", size=5))
+    cases.add(
+        "learned tv random",
+        lambda: solve(PDHG(3000), DOUBLE, 1e-2, "identity", initial=InitialKernels("random"), size=5),
+    )
+    measured = Convexity(0.3, 0.2, 0.2)
     for operator in ("blur", "ray"):
-        cases.add(f"learned tv {operator}", lambda o=operator: solve(PDHG(3000), DOUBLE, 1e-2, o, image_convexity=0.2))
+        cases.add(f"learned tv {operator}", lambda o=operator: solve(PDHG(3000), DOUBLE, 1e-2, o, convexity=measured))
     cases.add("learned tv limit", lambda: solve(PDHG(10), DOUBLE, 1e-8, "identity"))
 
     def without_regularization() -> dict[str, Any]:
@@ -189,7 +202,7 @@ def _networks(cases: Cases) -> None:
     """The primal-dual forms of convex networks."""
 
     def network(dtype: torch.dtype, **arguments: Any) -> ICNN:
-        return ICNN(**({"filters": 4, "size": 3, "width": 0.05, "log_weight": -2} | arguments)).to(dtype)
+        return ICNN(4, 3, activation=LeakyReLU(width=0.05), log_weight=-2, **arguments).to(dtype)
 
     def y(dtype: torch.dtype) -> Tensor:
         return pictures(2, 1, 9, 11, seed=11, dtype=dtype) + normal(2, 1, 9, 11, seed=12, scale=0.1, dtype=dtype)

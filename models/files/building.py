@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from models.files.trust import OWN, full_name
+from models.files.trust import OWN
 from recon.limits import excess
+from recon.names import public_name
 
-Model = TypeVar("Model", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
 
 #: of what a file holds, constructors may make this many times as much on the way, and some more where it holds little
 _SLACK, _SOME_TENSORS, _SOME_NUMBERS = 4, 100, 10**6
@@ -36,7 +37,7 @@ class MisfitError(ValueError):
     """The model that was asked for is not the one that the file has the tensors of."""
 
 
-def build(cls: type[Model], arguments: Mapping[str, Any], tensors: Mapping[str, Any]) -> Model:
+def build(cls: type[Module], arguments: Mapping[str, object], tensors: Mapping[str, object]) -> Module:
     """``cls(**arguments)`` on the CPU, if its state dict has the names and shapes of ``tensors``; values are not set.
 
     Classes of this project are not made before that is known. Others, trusted ones, may have constructors that need
@@ -49,8 +50,8 @@ def build(cls: type[Model], arguments: Mapping[str, Any], tensors: Mapping[str, 
     Exception
         whatever the constructor raises.
     """
-    _check_tensors(tensors)
-    with _counted(tensors):
+    held = _whole(tensors)
+    with _counted(held):
         sketch: nn.Module | None = None
         try:
             with torch.device("meta"):
@@ -58,29 +59,29 @@ def build(cls: type[Model], arguments: Mapping[str, Any], tensors: Mapping[str, 
         except MisfitError:
             raise
         except Exception:
-            if full_name(cls) in OWN:
+            if public_name(cls) in OWN:
                 raise
         if sketch is not None:
-            _check_fit(sketch, tensors)
+            _check_fit(sketch, held)
         model = cls(**arguments)
-    _check_fit(model, tensors)
+    _check_fit(model, held)
     return model
 
 
-def _check_tensors(tensors: Mapping[str, Any]) -> None:
-    """Refuse shapes with fewer numbers in memory than they promise: views, sparse tensors, those of the meta device."""
-    hollow = [name for name, tensor in tensors.items() if not _is_whole(tensor)]
+def _whole(tensors: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors; refused are shapes with fewer numbers in memory than they promise: views, sparse and meta ones."""
+    held = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor) and _is_whole(tensor)}
+    hollow = [name for name in tensors if name not in held]
     if hollow:
         raise MisfitError(f"{_listed(hollow)}: no dense tensor of as many numbers as its shape has")
-    wrong = excess(float(sum(t.numel() * t.element_size() for t in tensors.values())))
+    wrong = excess(float(sum(t.numel() * t.element_size() for t in held.values())))
     if wrong:
         raise MisfitError(f"its tensors {wrong}")
+    return held
 
 
-def _is_whole(tensor: Any) -> bool:
-    if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.is_nested or tensor.is_quantized:
-        return False
-    if tensor.layout is not torch.strided:
+def _is_whole(tensor: Tensor) -> bool:
+    if tensor.is_meta or tensor.is_nested or tensor.is_quantized or tensor.layout is not torch.strided:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
@@ -105,14 +106,14 @@ def _counted(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     numbers = _SLACK * sum(t.numel() for t in tensors.values()) + _SOME_NUMBERS
     made = {"tensors": 0, "numbers": 0, "modules": 0}
 
-    def count_tensor(module: nn.Module, name: str, value: Any) -> None:
+    def count_tensor(module: nn.Module, name: str, value: object) -> None:
         made["tensors"] += 1
         if isinstance(value, Tensor) and not value.is_meta and not nn.parameter.is_lazy(value):
             made["numbers"] += value.numel()
         if made["tensors"] > most or made["numbers"] > numbers:
             raise MisfitError(f"it would be far larger than the file, which has {len(tensors)} tensors")
 
-    def count_module(module: nn.Module, name: str, value: Any) -> None:
+    def count_module(module: nn.Module, name: str, value: object) -> None:
         made["modules"] += 1
         if made["modules"] > _MODULES * most:
             raise MisfitError(f"it would have far more layers than the file, which has {len(tensors)} tensors")

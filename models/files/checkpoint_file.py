@@ -11,6 +11,8 @@ import io
 import logging
 import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names it and says why."""
 
 
-def checkpoint_bytes(content: dict[str, Any]) -> bytes:
+def checkpoint_bytes(content: Mapping[str, object]) -> bytes:
     """What ``torch.save`` writes, and the checksum; ``torch.load`` and zip programs read it, too."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -55,10 +57,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
-    try:
+    with _refused(path):
         wrong = archive_excess(path)
-    except Exception as error:  # zipfile has many for archives that are none
-        raise CheckpointError(_useless(path, _reason(error))) from error
     if wrong:
         raise CheckpointError(f"{path}: unpacked, it {wrong}")
     archive = path.read_bytes()
@@ -67,12 +67,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise CheckpointError(f"{path}: is damaged, its checksum is not that of what it holds")
     if not sealed:
         _check_old(path, archive)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles that are refused below
-            content = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
-    except Exception as error:  # torch, zipfile and pickle raise their own, and whatever hostile files provoke
-        raise CheckpointError(_useless(path, _reason(error))) from error
+    with _refused(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickles that are refused below
+        content = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
     if not isinstance(content, dict):
         raise CheckpointError(_useless(path, f"holds a {type(content).__name__}"))
     if not sealed:
@@ -85,11 +82,8 @@ def _check_old(path: Path, archive: bytes) -> None:
     end = archive[-_END_SIZE:]
     if not (end.startswith(_END) and end.endswith(b"\0\0")):
         raise CheckpointError(_useless(path, "it does not end as such a file"))
-    try:
-        with zipfile.ZipFile(io.BytesIO(archive)) as records:
-            wrong = records.testzip()
-    except Exception as error:  # zipfile has many for archives that are none
-        raise CheckpointError(_useless(path, _reason(error))) from error
+    with _refused(path), zipfile.ZipFile(io.BytesIO(archive)) as records:
+        wrong = records.testzip()
     if wrong is not None:
         raise CheckpointError(f"{path}: is damaged, the checksum of {wrong} is wrong")
 
@@ -102,5 +96,11 @@ def _useless(path: Path, reason: str) -> str:
     return f"{path}: not a checkpoint of this program, or truncated; valid are files that `recon` wrote ({reason})"
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Make a :class:`CheckpointError` of any: torch, zipfile and pickle raise their own, and hostile files others."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
+        raise CheckpointError(_useless(path, reason)) from error

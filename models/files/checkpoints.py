@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from models.files.checkpoint_file import CheckpointError, checkpoint_bytes, load_checkpoint
+from models.files.setting import first_difference
 from recon.files import write_files
 from recon.names import current_name, public_name
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: a description of objects by plain values: numbers, strings, lists, dictionaries
-Plain = Any
+Plain = object
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     lies on another file system. Here the file is written beside its place, flushed to the disk and renamed.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         if storage_options is not None:
             raise TypeError("checkpoints go to local files, which take no storage_options")
         write_files({Path(path): checkpoint_bytes(checkpoint)})
@@ -44,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self,
         path: str | Path,
-        map_location: Callable[[Any, Any], Any] | None = None,
+        map_location: object = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         return load_checkpoint(path)
@@ -76,16 +76,15 @@ def describe(thing: object) -> dict[str, Plain]:
 
 def difference(saved: Plain, current: Plain, name: str = "") -> str | None:
     """The first entry in which two descriptions differ, in words; ``None`` if they are equal."""
-    if isinstance(saved, dict) and isinstance(current, dict):
-        for key in sorted(saved.keys() | current.keys(), key=lambda key: (key != "class", key)):
-            found = difference(saved.get(key), current.get(key), f"{name}.{key}" if name else key)
-            if found:
-                return found
+    found = first_difference(saved, current, _same, name)
+    if found is None:
         return None
-    if saved == current or (isinstance(saved, str) and current_name(saved) == current):
-        return None
-    name = name.removesuffix(".class")
-    return f"{name} is {_brief(saved)} there, but {_brief(current)} here"
+    place, saved, current = found
+    return f"{place.removesuffix('.class')} is {_brief(saved)} there, but {_brief(current)} here"
+
+
+def _same(saved: object, current: object, name: str) -> bool:
+    return saved == current or (isinstance(saved, str) and current_name(saved) == current)
 
 
 def checksum(*tensors: Tensor) -> str:

@@ -7,8 +7,8 @@ apply it to other measurements.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,24 +20,40 @@ from recon.operators import Geometry, LinearOperator, geometry_to_dict
 TOLERANCE = 1e-4
 
 
-def describe_setting(operator: LinearOperator, datamodule: object = None) -> dict[str, Any]:
+@runtime_checkable
+class Described(Protocol):
+    """A data module that says what its data are."""
+
+    def description(self) -> Mapping[str, object]:
+        """Plain values, the entry ``noise`` among them."""
+        ...
+
+
+class Setting(TypedDict):
+    """What a model was trained for; None where nothing is known."""
+
+    operator: dict[str, object]
+    noise: object
+    data: dict[str, object] | None
+
+
+def describe_setting(operator: LinearOperator, datamodule: object = None) -> Setting:
     """``operator``, see :func:`describe_operator`; ``noise`` and ``data``, what the data module's ``description`` says.
 
     The last two are None for data modules without that method, and without data module.
     """
-    description = getattr(datamodule, "description", None)
-    data = dict(description()) if callable(description) else {}
+    data = dict(datamodule.description()) if isinstance(datamodule, Described) else {}
     return {"operator": describe_operator(operator), "noise": data.pop("noise", None), "data": data or None}
 
 
 @torch.no_grad()
-def describe_operator(operator: LinearOperator) -> dict[str, Any]:
+def describe_operator(operator: LinearOperator) -> dict[str, object]:
     """Class, shapes, bound of the norm, geometry in the form of ``geometry_from_dict`` (CT), and a fingerprint.
 
     The fingerprint of A stands for everything that has no short description, such as masks, sensitivities and kernels:
     ||A u||, <A u, v> and <A u, w> for fixed vectors u, v, w, float64. None for operators of images of any size.
     """
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "class": public_name(operator),
         "domain_shape": _listed(operator.domain_shape),
         "range_shape": _listed(operator.range_shape),
@@ -49,33 +65,38 @@ def describe_operator(operator: LinearOperator) -> dict[str, Any]:
     return found | {"fingerprint": _fingerprint(operator)}
 
 
-def setting_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
+def setting_difference(saved: Mapping[str, object], current: Mapping[str, object]) -> str | None:
     """In what operator or noise of two settings differ, in words; None if they do not. The data may differ.
 
     Numbers of fingerprints may differ by rounding, and an operator whose class has another name is another one.
     """
     for part in ("operator", "noise"):
-        found = _difference(saved.get(part), current.get(part), part)
+        found = first_difference(saved.get(part), current.get(part), _same, part)
+        if found is not None:
+            name, theirs, ours = found
+            if name.endswith("fingerprint"):
+                return "the operator has the same class and shapes, but other values (mask, sensitivities, kernel, ...)"
+            return f"{name} is {_brief(theirs)} there, but {_brief(ours)} here"
+    return None
+
+
+def first_difference(
+    saved: object, current: object, same: Callable[[object, object, str], bool], name: str = ""
+) -> tuple[str, object, object] | None:
+    """Where two descriptions differ, classes before all else and fingerprints last, and the values there.
+
+    ``same(a, b, name)`` compares what are not dictionaries both.
+    """
+    if not (isinstance(saved, Mapping) and isinstance(current, Mapping)):
+        return None if same(saved, current, name) else (name, saved, current)
+    for key in sorted(saved.keys() | current.keys(), key=lambda key: (key == "fingerprint", key != "class", key)):
+        found = first_difference(saved.get(key), current.get(key), same, f"{name}.{key}" if name else key)
         if found is not None:
             return found
     return None
 
 
-def _difference(saved: Any, current: Any, name: str) -> str | None:
-    if isinstance(saved, Mapping) and isinstance(current, Mapping):
-        for key in sorted(saved.keys() | current.keys(), key=lambda key: (key == "fingerprint", key != "class", key)):
-            found = _difference(saved.get(key), current.get(key), f"{name}.{key}")
-            if found is not None:
-                return found
-        return None
-    if _same(saved, current, name):
-        return None
-    if name.endswith("fingerprint"):
-        return "the operator has the same class and shapes, but other values (mask, sensitivities, kernel, ...)"
-    return f"{name} is {_brief(saved)} there, but {_brief(current)} here"
-
-
-def _same(a: Any, b: Any, name: str) -> bool:
+def _same(a: object, b: object, name: str) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         if len(a) != len(b):
             return False
@@ -112,6 +133,6 @@ def _listed(shape: tuple[int, ...] | None) -> list[int] | None:
     return None if shape is None else list(shape)
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from models.files.arguments import plain_arguments, typed_arguments
 from models.files.building import MisfitError, build
 from models.files.checkpoint_file import CheckpointError, load_checkpoint
 from models.files.shipped import locate
-from models.files.trust import Trusted, UntrustedError, find_class, full_name, is_importable
+from models.files.trust import Trusted, UntrustedError, find_class, is_importable
 from recon.files import check_finite, write_files
 from recon.lower_level import ContractError, Recreatable, Regularizer, SaddleModel, check_contract
 from recon.lower_level.contract import SIDE
+from recon.names import public_name
 from recon.reconstruction.reconstructor import Reconstructor
 
 FORMAT, RECONSTRUCTOR_FORMAT = "recon regularizer 1", "recon reconstructor 1"
@@ -32,6 +35,7 @@ WEIGHTS, DESCRIPTION, CHECKPOINT = ".safetensors", ".json", ".ckpt"
 
 Model = Regularizer | SaddleModel | Reconstructor
 _KINDS = (Regularizer, SaddleModel, Reconstructor)
+_WORDS = ("a regularizer R(x) of an energy", "a saddle-point model", "a network that reconstructs")
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -40,7 +44,7 @@ class ModelFileError(ValueError):
     """A file that holds no usable regularizer; the message names it and says what would be valid."""
 
 
-def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
+def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mapping[str, object] | None = None) -> Path:
     """Write ``regularizer`` to ``path`` (with or without ``.safetensors``) and to the ``.json`` beside it.
 
     Parameters
@@ -72,7 +76,7 @@ def save_regularizer(regularizer: Recreatable, path: str | Path, metadata: Mappi
         check_finite(tensor.numpy(), str(weights), name)
     content = safetensors.torch.save(tensors)
     form = RECONSTRUCTOR_FORMAT if isinstance(regularizer, Reconstructor) else FORMAT
-    head: dict[str, Any] = {"format": form, **specification(regularizer)}
+    head: dict[str, object] = {"format": form, **specification(regularizer)}
     digest = hashlib.sha256(content).hexdigest()
     head |= {"version": library_version(), "sha256": digest, "metadata": dict(metadata or {})}
     try:
@@ -89,16 +93,8 @@ def load_regularizer(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[R
     As :func:`load_model`, but raises :class:`ModelFileError` for other models, too.
     """
     model, metadata = load_model(path, trust)
-    if isinstance(model, Reconstructor):
-        raise ModelFileError(
-            f"{path}: holds a network that reconstructs, {type(model).__name__}; this needs a regularizer R(x) of an "
-            "energy, a subclass of recon.lower_level.Regularizer"
-        )
     if not isinstance(model, Regularizer):
-        raise ModelFileError(
-            f"{path}: holds a saddle-point model, {type(model).__name__}; this needs a regularizer R(x) of an energy, "
-            "a subclass of recon.lower_level.Regularizer"
-        )
+        raise _wrong_kind(path, model, Regularizer)
     return model, metadata
 
 
@@ -110,10 +106,7 @@ def load_reconstructor(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple
     """
     model, metadata = load_model(path, trust)
     if not isinstance(model, Reconstructor):
-        raise ModelFileError(
-            f"{path}: holds a {type(model).__name__}; this needs a network that reconstructs, a subclass of "
-            "recon.reconstruction.reconstructor.Reconstructor"
-        )
+        raise _wrong_kind(path, model, Reconstructor)
     return model, metadata
 
 
@@ -147,18 +140,19 @@ def load_model(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Model, 
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; a regularizer is a {WEIGHTS} and a {DESCRIPTION} file")
     head = _read_description(description)
-    cls = _class(head, description, trust)
+    saved = _specification(head, description)
+    cls = _class(saved.name, description, trust)
     content = weights.read_bytes()
     try:
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:
         raise ModelFileError(f"{weights}: not a safetensors file, or truncated ({error})") from error
-    regularizer = _build(cls, head, tensors, weights)
+    model = _build(cls, saved, tensors, weights)
     if hashlib.sha256(content).hexdigest() != head.get("sha256"):
         raise ModelFileError(
             f"{weights}: does not belong to {description.name}, its checksum is another; copy both files"
         )
-    return regularizer, head["metadata"]
+    return model, head["metadata"]
 
 
 def pretrained(path: str | Path, trust: list[str] | None = None) -> Regularizer:
@@ -174,7 +168,7 @@ def pretrained_saddle_model(path: str | Path, trust: list[str] | None = None) ->
     """The saddle-point model in a file that :func:`load_model` reads; like ``pretrained``."""
     model = load_model(path, trust or ())[0]
     if not isinstance(model, SaddleModel):
-        raise ModelFileError(f"{path}: holds a {type(model).__name__}, but this needs a saddle-point model")
+        raise _wrong_kind(path, model, SaddleModel)
     return model
 
 
@@ -183,7 +177,7 @@ def pretrained_reconstructor(path: str | Path, trust: list[str] | None = None) -
     return load_reconstructor(path, trust or ())[0]
 
 
-def specification(regularizer: Recreatable) -> dict[str, Any]:
+def specification(regularizer: Recreatable) -> dict[str, object]:
     """``class``, ``arguments`` and ``dtype``: plain values from which the regularizer can be made again.
 
     Raises
@@ -192,10 +186,10 @@ def specification(regularizer: Recreatable) -> dict[str, Any]:
         as :func:`save_regularizer`.
     """
     cls = type(regularizer)
-    name = full_name(cls)
+    name = public_name(cls)
     if not is_importable(cls):
         raise ValueError(f"{name} cannot be imported by this name; define the class at the top level of a module")
-    arguments = regularizer.constructor_arguments()
+    arguments = plain_arguments(regularizer.constructor_arguments())
     for argument, value in arguments.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -209,6 +203,16 @@ def specification(regularizer: Recreatable) -> dict[str, Any]:
             f"{name} holds numbers of type {', '.join(sorted(dtypes))}; valid is one of {', '.join(_DTYPES)}"
         )
     return {"class": name, "arguments": arguments, "dtype": dtypes.pop() if dtypes else "float32"}
+
+
+def _wrong_kind(path: str | Path, model: Model, needed: type) -> ModelFileError:
+    own, need = _words(type(model)), _words(needed)
+    name, base = type(model).__name__, public_name(needed)
+    return ModelFileError(f"{path}: holds {own}, {name}; this needs {need}, a subclass of {base}")
+
+
+def _words(cls: type) -> str:
+    return next(words for kind, words in zip(_KINDS, _WORDS, strict=True) if issubclass(cls, kind))
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:
@@ -233,22 +237,30 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise ModelFileError(f"{path}: not JSON, or truncated ({error})") from error
     if not isinstance(head, dict) or head.get("format") not in (FORMAT, RECONSTRUCTOR_FORMAT):
         raise ModelFileError(f"{path}: does not describe a regularizer; its entry 'format' must be {FORMAT!r}")
-    _check_specification(head, path)
     if not isinstance(head.get("metadata"), dict):
         raise ModelFileError(f"{path}: the entry 'metadata' must be an object")
     return head
 
 
-def _check_specification(head: Mapping[str, Any], path: Path) -> None:
+@dataclass(frozen=True)
+class _Specification:
+    """Of a model in a file: its class and arguments, and the type of its numbers."""
+
+    name: str
+    arguments: dict[str, object]
+    dtype: torch.dtype
+
+
+def _specification(head: Mapping[str, Any], path: Path) -> _Specification:
     for entry, kind in {"class": str, "arguments": dict, "dtype": str}.items():
         if not isinstance(head.get(entry), kind):
             raise ModelFileError(f"{path}: the entry {entry!r} is missing or not of the type {kind.__name__}")
     if head["dtype"] not in _DTYPES:
         raise ModelFileError(f"{path}: the dtype is {head['dtype']!r}; valid are {', '.join(_DTYPES)}")
+    return _Specification(head["class"], head["arguments"], _DTYPES[head["dtype"]])
 
 
-def _class(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> type[Model]:
-    name = head["class"]
+def _class(name: str, path: Path, trust: Iterable[Trusted]) -> type[Model]:
     try:
         cls = find_class(name, trust)
     except UntrustedError as error:
@@ -258,34 +270,32 @@ def _class(head: Mapping[str, Any], path: Path, trust: Iterable[Trusted]) -> typ
             f"{path}: there is no class {name}; install the package that has it, or put it on PYTHONPATH"
         )
     if not (isinstance(cls, type) and issubclass(cls, _KINDS)):
-        raise ModelFileError(
-            f"{path}: {name} is not a regularizer; valid are subclasses of recon.lower_level.Regularizer, of "
-            "recon.lower_level.SaddleModel and of recon.reconstruction.reconstructor.Reconstructor"
-        )
+        valid = ", of ".join(map(public_name, _KINDS))
+        raise ModelFileError(f"{path}: {name} is not a regularizer; valid are subclasses of {valid}")
     return cls
 
 
-def _build(cls: type[Model], head: Mapping[str, Any], tensors: Mapping[str, Any], path: Path) -> Model:
+def _build(cls: type[Model], saved: _Specification, tensors: Mapping[str, object], path: Path) -> Model:
     """The model with the tensors in ``path``, with one sentence for everything that does not fit."""
-    arguments = getattr(cls, "older_arguments", {}) | head["arguments"]
+    arguments = (cls.older_arguments if issubclass(cls, Reconstructor) else {}) | saved.arguments
     try:
-        regularizer = build(cls, arguments, tensors).to(_DTYPES[head["dtype"]])
+        regularizer = build(cls, typed_arguments(cls, arguments), tensors).to(saved.dtype)
     except MisfitError as error:
         raise ModelFileError(f"{path}: does not fit {cls.__name__} with {_brief(arguments)}: {error}") from error
     except Exception as error:  # arguments of any kind and size end in errors of any kind
         raise ModelFileError(
-            f"{path}: {head['class']} cannot be made with the arguments {_brief(arguments)} ({error})"
+            f"{path}: {saved.name} cannot be made with the arguments {_brief(arguments)} ({error})"
         ) from error
-    bad = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    regularizer.load_state_dict(dict(tensors))
+    bad = [k for k, t in regularizer.state_dict().items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
         raise ModelFileError(f"{path}: holds NaN or infinite values in {', '.join(bad)}")
-    regularizer.load_state_dict(dict(tensors))
     if isinstance(regularizer, Regularizer):
         _check_contract(regularizer, path)
     return regularizer
 
 
-def _brief(arguments: Mapping[str, Any]) -> str:
+def _brief(arguments: Mapping[str, object]) -> str:
     try:
         text = str(arguments)
     except (ValueError, RecursionError):  # integers of thousands of digits, and deep lists
@@ -312,26 +322,23 @@ def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[
         content = load_checkpoint(path)
     except CheckpointError as error:
         raise ModelFileError(str(error)) from error
-    saved = content.get("bilevel", content.get("supervised"))
-    head = saved.get("specification") if isinstance(saved, dict) else None
-    parts = content.get("state_dict")
-    if not isinstance(saved, dict) or not isinstance(head, dict) or not isinstance(parts, dict):
+    entry, parts = content.get("bilevel", content.get("supervised")), content.get("state_dict")
+    head = entry.get("specification") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(head, dict) or not isinstance(parts, dict):
         raise ModelFileError(
             f"{path}: a checkpoint of another model; valid are those of models.BilevelModule and "
             "models.SupervisedModule"
         )
-    _check_specification(head, path)
-    cls = _class(head, path, trust)
+    saved = _specification(head, path)
+    cls = _class(saved.name, path, trust)
     supervised = issubclass(cls, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
     tensors = {k.removeprefix(prefix): v for k, v in parts.items() if str(k).startswith(prefix)}
-    regularizer = _build(cls, head, tensors, path)
-    problem = saved.get("problem", {})
+    model = _build(cls, saved, tensors, path)
+    problem = entry.get("problem", {})
     named = ("operator", "fidelity")
     if not isinstance(problem, dict) or not all("class" in problem[k] for k in named if k in problem):
         raise ModelFileError(f"{path}: its entry 'problem' is no description of an operator and a fidelity")
     if supervised:
-        return regularizer, {"setting": problem["setting"]} if "setting" in problem else {}
-    metadata: dict[str, Any] = {"mu": problem.get("mu", 0.0)}
-    metadata |= {k: problem[k]["class"] for k in named if k in problem}
-    return regularizer, metadata
+        return model, {"setting": problem["setting"]} if "setting" in problem else {}
+    return model, {"mu": problem.get("mu", 0.0)} | {k: problem[k]["class"] for k in named if k in problem}

@@ -9,9 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Any
 
-from recon.names import public_name
+from recon.names import current_name, public_name
 
 #: what makes a class one that files may name: the name of the module that defines it, or the class itself
 Trusted = str | type
@@ -31,26 +30,13 @@ OWN = frozenset(
         "models.WeaklyConvexRidge",
     }
 )
-#: what older versions called them
-OLDER = {
-    "models.convex_ridge.ConvexRidge": "models.ConvexRidge",
-    "models.convex_ridge.WeaklyConvexRidge": "models.WeaklyConvexRidge",
-    "models.critic.ConvolutionalCritic": "models.ConvolutionalCritic",
-    "models.fields_of_experts.FieldsOfExperts": "models.FieldsOfExperts",
-    "models.icnn.ICNN": "models.ICNN",
-    "models.icnn_saddle.ICNNSaddle": "models.ICNNSaddle",
-    "models.learned_primal_dual.LearnedPrimalDual": "models.LearnedPrimalDual",
-    "models.learned_tv.LearnedTV": "models.LearnedTV",
-    "models.total_variation.TotalVariation": "models.TotalVariation",
-    "models.unet.UNet": "models.UNet",
-}
 
 
 class UntrustedError(ValueError):
     """A name that is neither this project's nor of a trusted module."""
 
 
-def find_class(name: str, trust: Iterable[Trusted] = ()) -> Any:
+def find_class(name: str, trust: Iterable[Trusted] = ()) -> object:
     """The object of that name; ``None`` if the project or the trusted module has none.
 
     Only modules of the project and those in ``trust`` are imported, none inside them because a name asks for it.
@@ -66,9 +52,10 @@ def find_class(name: str, trust: Iterable[Trusted] = ()) -> Any:
         raise TypeError(f"trust is {trust!r}, but must be a list of modules or classes: [{trust!r}]")
     trusted = list(trust)
     for item in trusted:
-        if isinstance(item, type) and name == full_name(item):
+        if isinstance(item, type) and name == public_name(item):
             return item
-    name = OLDER.get(name, name)
+    if current_name(name) in OWN:  # whatever module older versions had it in
+        name = current_name(name)
     module, _, attribute = name.rpartition(".")
     if name not in OWN and (not module or module not in trusted):
         own = ", ".join(sorted(n.rpartition(".")[2] for n in OWN))
@@ -83,12 +70,7 @@ def find_class(name: str, trust: Iterable[Trusted] = ()) -> Any:
         return None
 
 
-def full_name(cls: type) -> str:
-    """The name of a class in files: with its package if it is the project's, else with its module."""
-    return public_name(cls)
-
-
 def is_importable(cls: type) -> bool:
     """Whether the class is found under its name in files; nothing is imported."""
-    module, _, attribute = full_name(cls).rpartition(".")
+    module, _, attribute = public_name(cls).rpartition(".")
     return getattr(sys.modules.get(module), attribute, None) is cls

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class LearnedPrimalDual(Reconstructor):
         a number is less than 1, or there are more than 10,000 iterations; an unknown start.
     """
 
-    older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}
+    older_arguments: ClassVar[dict[str, object]] = {"ramp": "frequency"}
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class LearnedPrimalDual(Reconstructor):
         self.dual, self.primal = nn.ModuleList(duals), nn.ModuleList(primals)
 
     def reconstruct(self, y: Tensor, operator: LinearOperator) -> Tensor:
+        """f^(1) after all iterations, ``(batch, image_channels, height, width)``, from y, ``(batch, *range_shape)``."""
         norm = positive_norm(operator)
         # axes in front of the channels join the batch
         g = (y / norm).reshape(-1, *y.shape[-3:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ class UNet(Reconstructor):
         a number is less than 1, or there are more than 16 scales.
     """
 
-    older_arguments: ClassVar[dict[str, Any]] = {"ramp": "frequency"}
+    older_arguments: ClassVar[dict[str, object]] = {"ramp": "frequency"}
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class UNet(Reconstructor):
         nn.init.zeros_(self.last.weight)
 
     def reconstruct(self, y: Tensor, operator: LinearOperator) -> Tensor:
+        """x_0 + U(x_0), ``(batch, image_channels, height, width)``, from y, ``(batch, *range_shape)``."""
         start = naive_reconstruction(y, operator, self.filter, self.frequency_scaling, self.ramp)
         return start + self.correction(start)
 

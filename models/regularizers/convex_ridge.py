@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from models.regularizers.fields_of_experts import concavity_budget
 from models.regularizers.filter_bank import spectral_bound
+from models.regularizers.initial import InitialFilters
 from models.regularizers.ridge import RidgeRegularizer
+from recon.errors import fraction, positive
 from recon.lower_level import HessianVariation
 
 
@@ -28,7 +30,7 @@ class ConvexRidge(RidgeRegularizer):
 
     Parameters
     ----------
-    filters, size, initial_filters, unit_norm, seed
+    filters, size, initial_filters, unit_norm
         of the filters, see :class:`models.regularizers.ridge.RidgeRegularizer`.
     knots
         number of learned values per profile.
@@ -49,18 +51,14 @@ class ConvexRidge(RidgeRegularizer):
         spacing: float = 0.01,
         log_weight: float = -3.0,
         log_width: float = -3.0,
-        initial_filters: str = "dct",
+        initial_filters: InitialFilters = InitialFilters(),
         unit_norm: bool = False,
-        seed: int = 0,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(filters, size, initial_filters, unit_norm, seed)
+        super().__init__(filters, size, initial_filters, unit_norm)
         if knots < 2:
             raise ValueError(f"knots is {knots}, but a spline needs at least 2")
-        if not 0 < spacing < float("inf"):
-            raise ValueError(f"spacing is {spacing}, but must be positive and finite")
-        if not 0 < scale < float("inf"):
-            raise ValueError(f"scale is {scale}, but must be positive and finite")
+        positive(spacing=spacing, scale=scale)
         self.spacing, self.scale = spacing, scale
         u, nu = spacing * torch.arange(knots), torch.tensor(log_width).exp()
         initial = torch.tensor(log_weight).exp() * nu**2 / (u**2 + nu**2) ** 1.5 / scale
@@ -93,10 +91,7 @@ class ConvexRidge(RidgeRegularizer):
         return fraction, self.spacing * (position - inside), left, right - left, *others
 
     def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
-        f, beyond, d, change, slope, value = self._locate(u, profile)
-        h = self.spacing
-        inside = value + h * f * (slope + h * f * (d / 2 + change * f / 6))
-        return inside + beyond * (slope + h * f * (d + change * f / 2))
+        return self.value_and_slope(u, profile)[0]
 
     def value_and_slope(self, u: Tensor, profile: list[Tensor]) -> tuple[Tensor, Tensor]:
         f, beyond, d, change, slope, value = self._locate(u, profile)
@@ -114,12 +109,14 @@ class ConvexRidge(RidgeRegularizer):
         return d + change * f
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        """The largest d_kj: psi_k'' is linear in between."""
         return profile[0].amax(1)
 
     def convexity(self) -> float:
         return 0.0
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        """T = ||sum_k sup|psi_k'''| max|c_k * w| C_k^T C_k||: splines are not self-concordant."""
         kernels, d, *_ = self.current()
         third = (d[:, 1:] - d[:, :-1]).abs().amax(1).double() / self.spacing
         lipschitz = spectral_bound(kernels, third * self.filtered_maximum(w))
@@ -132,7 +129,17 @@ class WeaklyConvexRidge(ConvexRidge):
     d_kj = scale softplus(learned) - v_k sigmoid(learned'), v_k >= 0 with \|\|sum_k v_k C_k^T C_k\|\| <= rho by
     :func:`models.regularizers.fields_of_experts.concavity_budget`, whatever the parameters are.
 
-    Parameters: as for :class:`ConvexRidge`, and ``weak_convexity`` rho in (0, 1).
+    Parameters
+    ----------
+    weak_convexity
+        rho in (0, 1).
+    filters, size, knots, spacing, log_weight, log_width, initial_filters, unit_norm, scale
+        as for :class:`ConvexRidge`.
+
+    Raises
+    ------
+    ValueError
+        a number is out of range.
     """
 
     def __init__(
@@ -144,24 +151,24 @@ class WeaklyConvexRidge(ConvexRidge):
         log_weight: float = -3.0,
         log_width: float = -3.0,
         weak_convexity: float = 0.9,
-        initial_filters: str = "dct",
+        initial_filters: InitialFilters = InitialFilters(),
         unit_norm: bool = False,
-        seed: int = 0,
         scale: float = 1.0,
     ) -> None:
-        super().__init__(filters, size, knots, spacing, log_weight, log_width, initial_filters, unit_norm, seed, scale)
-        if not 0 < weak_convexity < 1:
-            raise ValueError(f"weak_convexity is {weak_convexity}, but must lie in (0, 1)")
+        super().__init__(filters, size, knots, spacing, log_weight, log_width, initial_filters, unit_norm, scale)
+        fraction(weak_convexity=weak_convexity)
         self.weak_convexity = weak_convexity
         # psi is convex near 0 and bends down towards the last knot
         self.bends = nn.Parameter(torch.linspace(-4, 0, knots).repeat(filters, 1))
         self.log_concavity = nn.Parameter(torch.zeros(filters))
 
     def knot_curvatures(self, kernels: Tensor) -> Tensor:
+        """d_kj = scale softplus(learned) - v_k sigmoid(learned'), ``(K, knots)``."""
         budget = concavity_budget(kernels, self.log_concavity, self.weak_convexity)[:, None]
         return self.scale * _softplus(self.curvatures) - budget * torch.sigmoid(self.bends)
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        """The largest |d_kj|: the concave part counts, too."""
         return profile[0].abs().amax(1)
 
     def convexity(self) -> float:

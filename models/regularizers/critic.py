@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.regularizers.icnn import LeakyReLU
+from models.regularizers.leaky_relu import LeakyReLU
 from recon.errors import positive
 from recon.lower_level import Regularizer
 
@@ -34,9 +34,11 @@ class ConvolutionalCritic(Regularizer):
     size
         side length of the filters, odd.
     slope, width
-        of the leaky ReLU, see :class:`models.regularizers.icnn.LeakyReLU`.
+        of the leaky ReLU, see :class:`models.regularizers.leaky_relu.LeakyReLU`.
     log_scale
-        initial theta_0. seed: of W_l, b.
+        initial theta_0.
+    seed
+        of W_l, b.
 
     Raises
     ------
@@ -61,8 +63,6 @@ class ConvolutionalCritic(Regularizer):
             )
         if size < 1 or size % 2 == 0:
             raise ValueError(f"size is {size}, but must be odd and positive")
-        if not 0 <= slope < 1:
-            raise ValueError(f"slope is {slope}, but must lie in [0, 1)")
         positive(width=width)
         self.channels, self.size = channels, size
         self.sigma = LeakyReLU(slope, width, "smooth")

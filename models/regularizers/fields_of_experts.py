@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from models.regularizers.filter_bank import frequency_response, patches, spectral_bound
+from models.regularizers.initial import InitialFilters
 from models.regularizers.potentials import POTENTIALS
 from models.regularizers.ridge import RidgeRegularizer
+from recon.errors import not_negative, one_of
 from recon.lower_level import HessianVariation, JacobianBounds, per_image_norm
 
 
@@ -35,8 +39,13 @@ class FieldsOfExperts(RidgeRegularizer):
         ``unit_norm``.
     weak_convexity
         rho in [0, 1).
-    initial_filters, unit_norm, seed
+    initial_filters, unit_norm
         see :class:`models.regularizers.ridge.RidgeRegularizer`.
+
+    Raises
+    ------
+    ValueError
+        a number is out of range, the potential is unknown, or not convex where ``weak_convexity`` needs it.
     """
 
     def __init__(
@@ -49,17 +58,14 @@ class FieldsOfExperts(RidgeRegularizer):
         log_width: float = -3.0,
         smallest_width: float = 0.0,
         weak_convexity: float = 0.0,
-        initial_filters: str = "dct",
+        initial_filters: InitialFilters = InitialFilters(),
         unit_norm: bool = False,
-        seed: int = 0,
     ) -> None:
-        super().__init__(filters, size, initial_filters, unit_norm, seed)
-        if potential not in POTENTIALS:
-            raise ValueError(f"potential is {potential!r}, but must be one of {', '.join(POTENTIALS)}")
+        super().__init__(filters, size, initial_filters, unit_norm)
+        one_of(tuple(POTENTIALS), potential=potential)
         if not 0 <= weak_convexity < 1:
             raise ValueError(f"weak_convexity is {weak_convexity}, but must lie in [0, 1)")
-        if not smallest_width >= 0:
-            raise ValueError(f"smallest_width is {smallest_width}, but must not be negative")
+        not_negative(smallest_width=smallest_width)
         if weak_convexity and POTENTIALS[potential].concavity:
             raise ValueError(f"weak_convexity needs a convex potential, but {potential!r} is not")
         self.potential, self.smallest_width, self.weak_convexity = POTENTIALS[potential], smallest_width, weak_convexity
@@ -77,10 +83,7 @@ class FieldsOfExperts(RidgeRegularizer):
         return profile
 
     def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
-        value = self.potential.value(u, profile[1])
-        if len(profile) == 3:
-            value = value - self.potential.value(u, profile[2])
-        return value * profile[0]
+        return _bent(self.potential.value, u, profile)
 
     def value_and_slope(self, u: Tensor, profile: list[Tensor]) -> tuple[Tensor, Tensor]:
         value, slope = self.potential.value_and_slope(u, profile[1])
@@ -90,10 +93,7 @@ class FieldsOfExperts(RidgeRegularizer):
         return value * profile[0], slope * profile[0]
 
     def slope(self, u: Tensor, profile: list[Tensor]) -> Tensor:
-        slope = self.potential.slope(u, profile[1])
-        if len(profile) == 3:
-            slope = slope - self.potential.slope(u, profile[2])
-        return slope * profile[0]
+        return _bent(self.potential.slope, u, profile)
 
     def curvature(self, u: Tensor, profile: list[Tensor]) -> Tensor:
         curvature = self.potential.curvature(u, profile[1])
@@ -102,9 +102,11 @@ class FieldsOfExperts(RidgeRegularizer):
         return curvature.mul_(profile[0])
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
+        """lambda_k / nu_k: the curvature at 0."""
         return (profile[0] / profile[1])[:, 0]
 
     def smoothness(self) -> float:
+        """The bound of the convex part, or rho where that of the concave one is larger."""
         return max(super().smoothness(), -self.convexity())
 
     def convexity(self) -> float:
@@ -117,6 +119,7 @@ class FieldsOfExperts(RidgeRegularizer):
         return 0.0
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        """T = ||sum_k sup|psi_k'''| max|c_k * w| C_k^T C_k||, and kappa = max_k M max|c_k * w| / nu_k."""
         kernels, weight, *widths = self.current()
         top = self.filtered_maximum(w)
         third = sum(self.potential.third_bound * (weight / width.square())[:, 0].double() for width in widths)
@@ -172,6 +175,14 @@ class FieldsOfExperts(RidgeRegularizer):
             for image in x
         ]
         return torch.stack(norms)
+
+
+def _bent(phi: Callable[[Tensor, Tensor], Tensor], u: Tensor, profile: list[Tensor]) -> Tensor:
+    """lambda (phi_nu(u) - phi_omega(u)), phi a potential or a derivative of it; without omega lambda phi_nu(u)."""
+    found = phi(u, profile[1])
+    if len(profile) == 3:
+        found = found - phi(u, profile[2])
+    return found * profile[0]
 
 
 def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:

@@ -3,74 +3,32 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.regularizers.filter_bank import check_image, make_filters, spectral_bound
+from models.regularizers.filter_bank import check_image, spectral_bound
+from models.regularizers.initial import InitialFilters
+from models.regularizers.leaky_relu import LeakyReLU
+from recon.errors import at_least, fraction
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
 
-#: sup of the third derivative of sqrt(t^2 + 1)
-_THIRD = 1.5 / 1.25**2.5
 
+class _Sizes(NamedTuple):
+    r"""Of a network, in float64: M_1, ..., M_L, bounds t_0, ..., t_L of dR/dz_l per channel, V, and its \|\|V\|\|^2.
 
-@dataclass(frozen=True)
-class LeakyReLU:
-    """sigma(t) = s t + (1 - s) rho(t), convex and not decreasing, 0 <= s <= 1.
-
-    ``huber``: rho(t) = t^2/(2 w) for 0 <= t <= w, 0 below and t - w/2 above; max(0, t) for w = 0. Of class C^1.
-    ``smooth``: rho(t) = (t + sqrt(t^2 + w^2) - w)/2. Infinitely smooth.
+    M_l are the sums of the entries of every kernel of W_l. These are positive, so that the symbol of W_l is at most
+    M_l, entry by entry, at every frequency: \|\|W_l\|\| <= \|\|M_l\|\|, and the same for products of layers with
+    diagonal matrices sigma' in [0, 1] between them; t_L = a, t_{l-1} = M_l^T t_l.
     """
 
-    slope: float
-    width: float
-    kind: str
-
-    def value(self, t: Tensor) -> Tensor:
-        """sigma(t)."""
-        s, w = self.slope, self.width
-        if w == 0:
-            return F.leaky_relu(t, s)
-        if self.kind == "smooth":
-            rho = 0.5 * (t + (t.square() + w**2).sqrt() - w)
-        else:
-            inner = t.clamp(0, w)
-            rho = inner.square() / (2 * w) + (t - w).clamp_min(0)
-        return s * t + (1 - s) * rho
-
-    def derivative(self, t: Tensor) -> Tensor:
-        """sigma'(t); at a kink the smaller one."""
-        s, w = self.slope, self.width
-        if w == 0:
-            return (t > 0).to(t).mul_(1 - s).add_(s)
-        if self.kind == "smooth":
-            rho = 0.5 * (1 + t * (t.square() + w**2).rsqrt())
-        else:
-            rho = (t / w).clamp(0, 1)
-        return s + (1 - s) * rho
-
-    def curvature(self, t: Tensor) -> Tensor:
-        """sigma''(t) where it exists; zero at kinks."""
-        s, w = self.slope, self.width
-        if self.kind == "smooth":
-            return 0.5 * (1 - s) * w**2 * (t.square() + w**2) ** -1.5
-        if w == 0:
-            return torch.zeros_like(t)
-        return ((t > 0) & (t < w)).to(t) * ((1 - s) / w)
-
-    @property
-    def curvature_bound(self) -> float:
-        """sup sigma''."""
-        if self.width == 0:
-            return math.inf
-        return (1 - self.slope) / self.width * (0.5 if self.kind == "smooth" else 1.0)
-
-    @property
-    def third_bound(self) -> float:
-        """sup |sigma'''|; infinite for ``huber``."""
-        return 0.5 * (1 - self.slope) * _THIRD / self.width**2 if self.kind == "smooth" else math.inf
+    sums: list[Tensor]
+    weights: list[Tensor]
+    kernels: Tensor
+    norm: float
 
 
 class ICNN(Regularizer):
@@ -86,30 +44,29 @@ class ICNN(Regularizer):
     Parameters
     ----------
     filters
-        channels of every layer;
+        channels of every layer.
     size
-        side length of V;
+        side length of V.
     inner_size
         that of W_1, ..., W_L.
     layers
         L >= 1, the number of hidden layers.
-    slope
-        s in [0, 1) of the leaky ReLU.
-    width
-        w >= 0 of its smoothing; 0 makes R not differentiable.
     activation
-        ``huber`` (R is C^1, and has the primal-dual form) or ``smooth`` (R is infinitely smooth, which the
-        goal-oriented certificates need), see :class:`LeakyReLU`.
+        sigma_0. R is C^1 and has the primal-dual form for ``huber``, and infinitely smooth, which the goal-oriented
+        certificates need, for ``smooth``; width 0 makes it not differentiable.
     log_scale, log_weight
         initial theta_0 and theta_k.
     mixing
         how much of a layer's initial weight the other channels and neighbours have; the rest is the identity.
     initial_filters
-        as in :class:`models.regularizers.ridge.RidgeRegularizer`; the second half of V are the first one's negatives.
+        the first half of V; the second half are the first one's negatives.
     zero_mean
         V without its mean, so that R does not see constants.
-    seed
-        of normal filters.
+
+    Raises
+    ------
+    ValueError
+        a number is out of range.
     """
 
     def __init__(
@@ -118,36 +75,23 @@ class ICNN(Regularizer):
         size: int = 5,
         layers: int = 1,
         inner_size: int = 1,
-        slope: float = 0.2,
-        width: float = 0.02,
-        activation: str = "huber",
+        activation: LeakyReLU = LeakyReLU(),
         log_scale: float = 0.0,
         log_weight: float = -3.0,
         mixing: float = 0.2,
-        initial_filters: str = "dct",
+        initial_filters: InitialFilters = InitialFilters(),
         zero_mean: bool = True,
-        seed: int = 0,
     ) -> None:
         super().__init__()
-        if filters < 1 or size < 2 or inner_size < 1 or layers < 1:
-            raise ValueError(
-                f"filters ({filters}), inner_size ({inner_size}) and layers ({layers}) must be at least 1, "
-                f"size ({size}) at least 2"
-            )
-        if not 0 <= slope < 1:
-            raise ValueError(f"slope is {slope}, but must lie in [0, 1): others are not convex, or linear")
-        if not 0 <= width < math.inf or (activation == "smooth" and width == 0):
-            raise ValueError(f"width is {width}, but must be finite and not negative, and positive for 'smooth'")
-        if activation not in ("huber", "smooth"):
-            raise ValueError(f"activation is {activation!r}, but must be huber or smooth")
-        if not 0 < mixing < 1:
-            raise ValueError(f"mixing is {mixing}, but must lie in (0, 1)")
+        at_least(1, filters=filters, inner_size=inner_size, layers=layers)
+        at_least(2, size=size)
+        fraction(mixing=mixing)
         self.kernel_size, self.layers, self.zero_mean = (size, size), layers, zero_mean
-        self.hidden, self.outer = LeakyReLU(slope, width, activation), LeakyReLU(0.0, width, activation)
+        self.hidden, self.outer = activation, replace(activation, slope=0.0)
         reach = size + layers * (inner_size - 1)
         self.margin, self.reach = reach - 1, (reach, reach)
         dtype = torch.get_default_dtype()
-        half = make_filters(initial_filters, -(-filters // 2), size, seed)
+        half = initial_filters.make(-(-filters // 2), size)
         self.weight = nn.Parameter(torch.cat([half, -half])[:filters, None].to(dtype))
         entries = filters * inner_size**2
         inner = torch.full((filters, filters, inner_size, inner_size), mixing / max(entries - 1, 1))
@@ -194,6 +138,7 @@ class ICNN(Regularizer):
 
     @torch.no_grad()
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """R(x), ``(batch,)`` in float64, and its gradient in x: one pass forth and one back."""
         responses, kernels, a = self.responses(x), self.convolutions(), self.weights()
         value = (a * self.outer.value(responses[-1])).reshape(len(x), -1).sum(1, dtype=torch.float64)
         return value, self._back(responses, kernels, a)[0].view_as(x)
@@ -251,23 +196,17 @@ class ICNN(Regularizer):
     # --- constants ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _sizes(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        r"""M_1, ..., M_L, bounds t_0, ..., t_L of dR/dz_l per channel, and V, in float64.
-
-        M_l are the sums of the entries of every kernel of W_l. These are positive, so that the symbol of W_l is at most
-        M_l, entry by entry, at every frequency: \|\|W_l\|\| <= \|\|M_l\|\|, and the same for products of layers with
-        diagonal matrices sigma' in [0, 1] between them; t_L = a, t_{l-1} = M_l^T t_l.
-        """
+    def _sizes(self) -> _Sizes | None:
+        """None where a weight is no finite number: a line search may try parameters whose exponentials are not."""
         kernels = [k.double() for k in self.convolutions()]
         sums = [k.sum((2, 3)) for k in kernels[1:]]
         weights = [self.weights().double().flatten()]
         for m in reversed(sums):
             weights.insert(0, m.T @ weights[0])
-        return sums, weights, kernels[0][:, 0]
-
-    def _finite(self) -> bool:
-        """Whether weights are finite numbers: a line search may try parameters whose exponentials are not."""
-        return all(bool(torch.isfinite(t).all()) for part in self._sizes()[:2] for t in part)
+        if not all(bool(torch.isfinite(t).all()) for t in (*sums, *weights)):
+            return None
+        v = kernels[0][:, 0]
+        return _Sizes(sums, weights, v, float(spectral_bound(v, torch.ones_like(weights[0]))))
 
     def smoothness(self) -> float:
         r"""R'' = sum_l J_l^T diag(sigma''(u_l) dR/dz_l) J_l with the Jacobians J_l of u_l = W_l z_{l-1} + b_l, so
@@ -275,19 +214,19 @@ class ICNN(Regularizer):
         \|\|R''\|\| <= c_0 \|\|V^T diag(t_0) V\|\| + \|\|V\|\|^2 sum_l c_l \|\|diag(sqrt(t_l)) M_l ... M_1\|\|^2,
         c_l = sup sigma''.
         """
-        if self.hidden.width == 0 or not self._finite():
+        sizes = self._sizes()
+        if self.hidden.width == 0 or sizes is None:
             return math.inf
-        _, weights, v = self._sizes()
-        return self.hidden.curvature_bound * float(spectral_bound(v, weights[0])) + self._deep()
+        first = self.hidden.curvature_bound * float(spectral_bound(sizes.kernels, sizes.weights[0]))
+        return first + self._deep(sizes)
 
-    def _deep(self) -> float:
+    def _deep(self, sizes: _Sizes) -> float:
         """The second term of :meth:`smoothness`."""
-        sums, weights, v = self._sizes()
-        norm, product, total = float(spectral_bound(v, torch.ones_like(weights[0]))), None, 0.0
-        for layer, (m, t) in enumerate(zip(sums, weights[1:], strict=True), 1):
+        product, total = None, 0.0
+        for layer, (m, t) in enumerate(zip(sizes.sums, sizes.weights[1:], strict=True), 1):
             product = m if product is None else m @ product
             gain = float(torch.linalg.matrix_norm(t.sqrt()[:, None] * product, 2))
-            total += self.activation(layer).curvature_bound * gain**2 * norm
+            total += self.activation(layer).curvature_bound * gain**2 * sizes.norm
         return total
 
     def rounding_gain(self) -> float:
@@ -295,11 +234,12 @@ class ICNN(Regularizer):
 
         The rest of :meth:`smoothness` stays as it is: errors of one filter reach all channels of the next layer.
         """
-        if self.hidden.width == 0 or not self._finite():
+        sizes = self._sizes()
+        if self.hidden.width == 0 or sizes is None:
             return math.inf
-        _, weights, v = self._sizes()
-        first = 4 * float((self.hidden.curvature_bound * weights[0] * v.square().sum((1, 2))).norm())
-        return min(first + self._deep(), self.smoothness())
+        power = sizes.kernels.square().sum((1, 2))
+        first = 4 * float((self.hidden.curvature_bound * sizes.weights[0] * power).norm())
+        return min(first + self._deep(sizes), self.smoothness())
 
     def rounding_offset(self, x: Tensor) -> float:
         r"""(L + 2) \|\|V\|\| \|\|q\|\|, q = dR/dz_0, at most t_0 everywhere: grad R(0) = V^T (sigma' q) cancels.
@@ -307,12 +247,11 @@ class ICNN(Regularizer):
         V of mean zero makes nothing of constant q, up to rounding errors of the terms that it adds up, and of q itself,
         which L layers have computed.
         """
-        if not self._finite():
+        sizes = self._sizes()
+        if sizes is None:
             return math.inf
-        _, weights, v = self._sizes()
-        positions = x.shape[1] * x.shape[2] * x.shape[3]
-        norm = math.sqrt(float(spectral_bound(v, torch.ones_like(weights[0]))) * positions)
-        return (self.layers + 2) * norm * float(weights[0].norm())
+        norm = math.sqrt(sizes.norm * (x.shape[1] * x.shape[2] * x.shape[3]))
+        return (self.layers + 2) * norm * float(sizes.weights[0].norm())
 
     def convexity(self) -> float:
         return 0.0
@@ -326,20 +265,20 @@ class ICNN(Regularizer):
         of u_l[e,v], per unit of e and v:  m_{l+1} = M m_l,  g_l = \|\|M_l ... M_1\|\| \|\|V\|\|,
         h_{l+1} = \|\|M\|\| (c_l max m_l g_l + h_l),  r_{l+1} = \|\|M\|\|_1 (c_l g_l^2 + r_l).
         """
-        if self.hidden.kind != "smooth" or not self._finite():
+        sizes = self._sizes()
+        if self.hidden.kind != "smooth" or sizes is None:
             return None
-        sums, weights, v = self._sizes()
         with torch.no_grad():
             first = F.conv2d(w.reshape(-1, 1, *w.shape[2:]), self.kernels()).abs().amax((2, 3)).double()
         m = first.view(len(w), w.shape[1], -1).amax(1)
-        gain = top = math.sqrt(float(spectral_bound(v, torch.ones_like(weights[0]))))
+        gain = top = math.sqrt(sizes.norm)
         product, h, r, total = None, torch.zeros_like(m[:, 0]), 0.0, torch.zeros_like(m[:, 0])
-        for layer, t in enumerate(weights):
+        for layer, t in enumerate(sizes.weights):
             sigma = self.activation(layer)
             c, most = sigma.curvature_bound, (t * m).amax(1)
             total = total + sigma.third_bound * most * gain**2 + 2 * c * float(t.max()) * h * gain + c * most * r
             if layer < self.layers:
-                matrix = sums[layer]
+                matrix = sizes.sums[layer]
                 h = float(torch.linalg.matrix_norm(matrix, 2)) * (c * m.amax(1) * gain + h)
                 r = float(matrix.sum(0).max()) * (c * gain**2 + r)
                 m, product = m @ matrix.T, matrix if product is None else matrix @ product

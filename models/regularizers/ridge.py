@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.regularizers.filter_bank import check_image, make_filters, map_blocks, patches, spectral_bound, sum_patches
-from recon.lower_level import HessianMap, HessianVariation, Regularizer
+from models.regularizers.filter_bank import check_image, map_blocks, patches, spectral_bound, sum_patches
+from models.regularizers.initial import InitialFilters
+from recon.lower_level import HessianMap, Regularizer
 
 
 class RidgeRegularizer(Regularizer):
@@ -27,28 +28,28 @@ class RidgeRegularizer(Regularizer):
     Parameters
     ----------
     filters
-        number K of filters;
+        number K of filters.
     size
         their side length s in pixels.
     initial_filters
-        ``dct``: the K lowest frequencies of the discrete cosine transform without the constant one, which needs K <
-        s^2; ``multiscale``: all cosines of 2x2 pixels, then of 3x3, ..., in the middle of the filters, which learn
-        fastest: local differences matter most; ``normal``: of variance 2 / (s^2 (K + 1)) (Xavier), as published. All
-        have about the same norm.
+        what learning starts from.
     unit_norm
         also divide the filters by their norm. The widths of the profiles are then in the units of the image; without
         it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
-    seed
-        of the normal filters.
+
+    Raises
+    ------
+    ValueError
+        for less than one filter of 2x2 pixels, and initial filters that there are not.
     """
 
-    def __init__(self, filters: int, size: int, initial_filters: str, unit_norm: bool, seed: int) -> None:
+    def __init__(self, filters: int, size: int, initial_filters: InitialFilters, unit_norm: bool) -> None:
         super().__init__()
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
         self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
-        weight = make_filters(initial_filters, filters, size, seed)
+        weight = initial_filters.make(filters, size)
         if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
             weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
         self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
@@ -111,6 +112,7 @@ class RidgeRegularizer(Regularizer):
         return self.value(u, profile).reshape(x.shape[0], -1).sum(1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """R(x), ``(batch,)`` in float64, and sum_k C_k^T psi_k'(c_k * x), of the shape of x."""
         check_image(x, self.kernel_size)
         kernels, *profile = self.current()
 
@@ -226,9 +228,6 @@ class RidgeRegularizer(Regularizer):
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
         return result.view(w.shape[0], w.shape[1], -1).amax(1).double()
-
-    def hessian_variation(self, w: Tensor) -> HessianVariation | None:
-        raise NotImplementedError
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

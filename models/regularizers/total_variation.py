@@ -17,7 +17,15 @@ class TotalVariation(Regularizer):
     D are forward differences with Neumann boundary (pixel spacing 1), channel by channel. The constant -nu makes
     R(0) = 0 and changes no minimizer.
 
-    Parameters: ``log_weight`` theta_1 and ``log_smoothing`` theta_2, both learned.
+    Parameters
+    ----------
+    log_weight, log_smoothing
+        initial theta_1 and theta_2, both learned.
+
+    Raises
+    ------
+    ValueError
+        one is not finite.
     """
 
     def __init__(self, log_weight: float = -5.0, log_smoothing: float = -5.0) -> None:
@@ -28,11 +36,13 @@ class TotalVariation(Regularizer):
         self.log_smoothing = nn.Parameter(torch.tensor(float(log_smoothing)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """R(x), ``(batch, channel, height, width) -> (batch,)``, differentiable in x and the parameters."""
         weight, nu = self.log_weight.double().exp().to(x.dtype), self.log_smoothing.double().exp().to(x.dtype)
         root = torch.sqrt(_differences(x).square().sum(0) + nu * nu)
         return weight * (root - nu).flatten(1).sum(1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""R(x), ``(batch,)`` in float64, and e^{theta_1} D^T (Dx / sqrt(\|Dx\|^2 + nu^2)), of the shape of x."""
         weight, nu = self._current(x.dtype)
         z = _differences(x)
         root = torch.sqrt(z.square().sum(0) + nu * nu)
@@ -55,6 +65,7 @@ class TotalVariation(Regularizer):
         return HessianMap(apply)
 
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        r"""g = e^{theta_1} sum <Dx, Dw> / s in theta_1, -nu^2 e^{theta_1} sum <Dx, Dw> / s^3 in theta_2."""
         weight, nu = self._current(x.dtype)
         z, dw = _differences(x), _differences(w)
         inverse = torch.rsqrt(z.square().sum(0) + nu * nu)

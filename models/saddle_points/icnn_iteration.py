@@ -39,9 +39,11 @@ class NetworkIteration:
     model
         the network's exact form.
     data
-        y;
+        y, ``(batch, channel, height, width)``.
     x0
-        the first image, both ``(batch, channel, height, width)``.
+        the first image, of the shape of y.
+    adaptive
+        whether steps follow the residuals.
 
     Raises
     ------
@@ -56,7 +58,7 @@ class NetworkIteration:
         if model.data is not None:
             raise ValueError("the model has an operator, but this iteration is for denoising; use PrimalDual")
         self.model, network = model, model.network
-        saddle_map = NetworkMap(network.convolutions(), model.image_shape)  # type: ignore[arg-type]
+        saddle_map = NetworkMap(network.convolutions(), model.image_shape)
         self.norms = saddle_map.norms
         self.kernels = [k.detach() for k in saddle_map.kernels]
         self.biases = [b.detach() for b in network.biases]

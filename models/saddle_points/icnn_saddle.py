@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.regularizers.filter_bank import spectral_bound
 from models.regularizers.icnn import ICNN
-from recon.errors import at_least
+from recon.errors import at_least, not_negative, positive
 from recon.lower_level import (
     PDHG,
     Blocks,
@@ -172,15 +172,15 @@ class ICNNSaddle(SaddleModel):
     Parameters
     ----------
     network
-        R, with ``activation='huber'``.
+        R, with an activation of the kind ``huber``.
     image_shape
         ``(channel, height, width)``.
     operator
         A, the identity by default.
     mu
-        weight of the quadratic term;
+        weight of the quadratic term.
     data_weight
-        c > 0;
+        c > 0.
     relaxation, z_convexity
         see above.
 
@@ -203,36 +203,32 @@ class ICNNSaddle(SaddleModel):
         super().__init__()
         if network.hidden.kind != "huber":
             raise ValueError(f"the primal-dual form is that of the activation 'huber', not {network.hidden.kind!r}")
-        for name, value in (
-            ("mu", mu),
-            ("data_weight", data_weight),
-            ("relaxation", relaxation),
-            ("z_convexity", z_convexity),
-        ):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} is {value}, but must be finite and not negative")
-        self.network, self.image_shape, self.mu, self.data_weight = network, tuple(image_shape), mu, data_weight
-        if data_weight == 0:
-            raise ValueError("data_weight is 0, but must be positive")
-        self.relaxation, self.z_convexity, self.channels = relaxation, z_convexity, image_shape[0]
+        not_negative(mu=mu, relaxation=relaxation, z_convexity=z_convexity)
+        positive(data_weight=data_weight)
+        self.network, self.mu, self.data_weight = network, mu, data_weight
+        self.channels, height, width = image_shape
+        self.image_shape = (self.channels, height, width)
+        self.relaxation, self.z_convexity = relaxation, z_convexity
         self.data = None if operator is None or isinstance(operator, Identity) else SaddleMap(operator, image_shape)
 
     def saddle_point(self, y: Tensor) -> SaddlePoint:
+        """The problem in (x, z) of the data y, ``(batch, ...)``, at the current parameters of the network."""
         network = self.network
-        k = NetworkMap(network.convolutions(), self.image_shape, self.data)  # type: ignore[arg-type]
-        sigma, f = network.hidden, []
+        k = NetworkMap(network.convolutions(), self.image_shape, self.data)
+        sigma, f, g = network.hidden, list[Functional](), list[Functional]()
         for shape, bias in zip(k.shapes[:-1], network.biases, strict=False):
             constraint = Epigraph(math.prod(shape), sigma.slope, sigma.width, self.relaxation)
             f.append(Shifted(constraint, bias[:, None, None], shape))
-        outer: Functional = ReLUSum(k.shapes[-1], network.weights(), network.outer.width)
+        outer = ReLUSum(k.shapes[-1], network.weights(), network.outer.width)
         f.append(Shifted(outer, network.biases[-1][:, None, None], k.shapes[-1]))
         data, pixels = y.flatten(1), k.domain_sizes[0]
         if self.data is None:
             # (c/2)||x - y||^2 + (mu/2)||x||^2 up to a constant
             weight = self.data_weight + self.mu
-            g = [Squared(pixels, weight, self.data_weight / weight * data)]
+            g.append(Squared(pixels, weight, self.data_weight / weight * data))
         else:
-            g, f = [Squared(pixels, self.mu)], [*f, Squared(self.data.range_size, self.data_weight, data)]  # type: ignore[list-item]
+            g.append(Squared(pixels, self.mu))
+            f.append(Squared(self.data.range_size, self.data_weight, data))
         g.append(Squared(sum(k.domain_sizes[1:]), self.z_convexity))
         return SaddlePoint(SaddleMap(k), Blocks(g), Blocks(f), self.image_shape, check=False)
 
@@ -251,7 +247,19 @@ class PrimalDual(Solver):
     smaller are asked for where this is not enough. Steps come from the norms of the blocks of K and are balanced by
     the residuals. Evaluations: products with K, K^T and gradients of h.
 
-    With ``certified=False`` PDHG runs once, to residuals of ``accuracy``: all that is possible for width 0.
+    Parameters
+    ----------
+    max_iterations
+        of PDHG, all runs together.
+    diagonal
+        whether steps come from the blocks of K; else all are one number.
+    certified
+        False: PDHG runs once, to residuals of ``accuracy``, which is all that is possible for width 0.
+
+    Raises
+    ------
+    ValueError
+        max_iterations is less than 1.
     """
 
     def __init__(self, max_iterations: int = 100_000, diagonal: bool = True, certified: bool = True) -> None:

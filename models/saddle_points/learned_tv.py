@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import astuple, dataclass
 from typing import Literal, Self
 
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.regularizers.filter_bank import spectral_bound
-from recon.errors import at_least, not_negative
+from recon.errors import at_least, not_negative, one_of, positive
 from recon.lower_level import (
     Blocks,
     FairNorm,
@@ -26,8 +27,6 @@ from recon.lower_level import (
     Vanishing,
 )
 from recon.operators import FiniteDifferences, Identity, LinearOperator, Restriction, stack
-
-Initial = Literal["identity", "averages", "random"]
 
 #: Condat's (2017) averages to the edges below and right of a pixel, to its centre, and to its corner: for each grid
 #: (offset in rows, offset in columns) of the values of the first and of the second component that are averaged
@@ -107,6 +106,81 @@ class InterpolationMap(LinearOperator):
         return [(self.kernels, float(self.kernels.shape[-1]))]
 
 
+@dataclass(frozen=True)
+class InitialKernels:
+    """Interpolation kernels that learning starts from. Kernels that are equal would stay so.
+
+    Parameters
+    ----------
+    kind
+        ``identity``: one kernel, the isotropic total variation of forward differences; ``averages``: the first of
+        Condat's averages to edges below and right, centre and corner of pixels; ``random``: identities and normal
+        numbers with standard deviation 0.3/s.
+    seed
+        of the random ones.
+    """
+
+    kind: Literal["identity", "averages", "random"] = "averages"
+    seed: int = 0
+
+    def make(self, count: int, size: int) -> Tensor:
+        """``(2, count, size, size)``, kernels that sum to one (``random``: up to what is random).
+
+        Raises
+        ------
+        ValueError
+            for another kind, or one that has not so many kernels or not of this size.
+        """
+        one_of(("identity", "averages", "random"), initial=self.kind)
+        centre = size // 2
+        kernels = torch.zeros(2, count, size, size)
+        if self.kind == "averages":
+            if count > len(_AVERAGES) or size < 3:
+                raise ValueError(
+                    f"averages are at most {len(_AVERAGES)} kernels of at least 3x3 pixels, but {count} of "
+                    f"{size}x{size} were asked for"
+                )
+            for j, components in enumerate(_AVERAGES[:count]):
+                for c, offsets in enumerate(components):
+                    for row, column in offsets:
+                        kernels[c, j, centre + row, centre + column] = 1 / len(offsets)
+            return kernels
+        kernels[:, :, centre, centre] = 1
+        if self.kind == "random":
+            kernels += 0.3 / size * torch.randn(kernels.shape, generator=torch.Generator().manual_seed(self.seed))
+        elif count != 1:
+            raise ValueError(f"identity is one kernel, but {count} were asked for; they would stay equal")
+        return kernels
+
+
+@dataclass(frozen=True)
+class Convexity:
+    """The moduli of the saddle-point problem of :class:`LearnedTV`.
+
+    Parameters
+    ----------
+    dual
+        e > 0, of the dual variable p.
+    field
+        mu_v > 0, of the fields v.
+    image
+        mu >= 0, of the image, which a certificate needs if A is not the identity.
+
+    Raises
+    ------
+    ValueError
+        one is out of its range.
+    """
+
+    dual: float = 0.1
+    field: float = 0.05
+    image: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive(dual_convexity=self.dual, field_convexity=self.field)
+        not_negative(image_convexity=self.image)
+
+
 class LearnedTV(SaddleModel):
     r"""lambda TV_K(u) + 1/2 \|\|Au - y\|\|^2, TV_K(u) = min_v { sum_j \|\|v_j\|\|_{2,1} : K^T v = Du }, K learned.
 
@@ -123,17 +197,26 @@ class LearnedTV(SaddleModel):
 
     Parameters
     ----------
-    kernels: J, the number of interpolated fields. size: s, odd.
-    initial: ``identity``: one kernel, the isotropic total variation of forward differences; ``averages``: the first J
-        of Condat's averages to edges below and right, centre and corner of pixels; ``random``: identities and normal
-        numbers with standard deviation 0.3/s, by ``seed``. Kernels that are equal would stay so.
-    log_weight: initial log lambda, learned if ``learn_weight``. learn_kernels: whether K is learned.
-    dual_convexity: e > 0. field_convexity: mu_v > 0. image_convexity: mu, which a certificate needs if A is not the
-        identity.
-    norm, smoothing: phi is sqrt(\|v\|^2 + nu^2) - nu for ``smoothed``, \|v\| - nu log(1 + \|v\|/nu) for ``fair``, whose
-        prox is several times cheaper, or Huber's function, quadratic for \|v\| <= nu lambda, for ``huber``, which has
-        no goal-oriented certificates; nu = ``smoothing``.
-    operator: A; the identity by default. Not saved with the model, see :meth:`measured_by`.
+    kernels
+        J, the number of interpolated fields.
+    size
+        s, odd.
+    initial
+        what K is before anything is learned.
+    log_weight
+        initial log lambda.
+    learn_kernels, learn_weight
+        whether K and lambda are learned.
+    sum_constraint
+        see above.
+    convexity
+        e, mu_v and mu.
+    norm, smoothing
+        phi is sqrt(\|v\|^2 + nu^2) - nu for ``smoothed``, \|v\| - nu log(1 + \|v\|/nu) for ``fair``, whose prox is
+        several times cheaper, or Huber's function, quadratic for \|v\| <= nu lambda, for ``huber``, which has no
+        goal-oriented certificates; nu = ``smoothing``.
+
+    A is the identity by default, see :meth:`measured_by`, and not saved with the model.
 
     Raises
     ------
@@ -147,17 +230,14 @@ class LearnedTV(SaddleModel):
         self,
         kernels: int = 4,
         size: int = 3,
-        initial: Initial = "averages",
+        initial: InitialKernels = InitialKernels(),
         log_weight: float = -2.5,
         learn_kernels: bool = True,
         learn_weight: bool = True,
         sum_constraint: bool = True,
-        dual_convexity: float = 0.1,
-        field_convexity: float = 0.05,
-        image_convexity: float = 0.0,
+        convexity: Convexity = Convexity(),
         norm: Literal["smoothed", "fair", "huber"] = "smoothed",
         smoothing: float = 0.01,
-        seed: int = 0,
     ) -> None:
         super().__init__()
         at_least(1, kernels=kernels)
@@ -165,17 +245,11 @@ class LearnedTV(SaddleModel):
             raise ValueError(f"the size of kernels is {size}, but must be odd and positive")
         if not math.isfinite(log_weight):
             raise ValueError(f"log_weight is {log_weight}, but must be finite")
-        positive = {"dual_convexity": dual_convexity, "field_convexity": field_convexity, "smoothing": smoothing}
-        for name, value in positive.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}, but must be positive and finite")
-        not_negative(image_convexity=image_convexity)
-        if norm not in ("smoothed", "fair", "huber"):
-            raise ValueError(f"norm is {norm!r}, but must be smoothed, fair or huber")
+        positive(smoothing=smoothing)
+        one_of(("smoothed", "fair", "huber"), norm=norm)
         self.size, self.norm, self.smoothing, self.sum_constraint = size, norm, smoothing, sum_constraint
-        self.dual_convexity, self.field_convexity = dual_convexity, field_convexity
-        self.image_convexity = image_convexity
-        self.raw = nn.Parameter(initial_kernels(initial, kernels, size, seed), requires_grad=learn_kernels)
+        self.dual_convexity, self.field_convexity, self.image_convexity = astuple(convexity)
+        self.raw = nn.Parameter(initial.make(kernels, size), requires_grad=learn_kernels)
         self.log_weight = nn.Parameter(torch.tensor(float(log_weight)), requires_grad=learn_weight)
         self._operator: tuple[LinearOperator, ...] = ()
 
@@ -233,35 +307,3 @@ class LearnedTV(SaddleModel):
             k = stack([first, operator @ Restriction(image.size + field.size, shape)])
             f = Blocks([f, Squared(data.shape[1], 1.0, data)])
         return SaddlePoint(SaddleMap(k), Blocks([image, field]), f, tuple(shape), check=False)
-
-
-def initial_kernels(initial: str, count: int, size: int, seed: int) -> Tensor:
-    """Interpolation kernels ``(2, count, size, size)`` that sum to one (``random``: up to what is random).
-
-    Raises
-    ------
-    ValueError
-        for another kind, or one that has not so many kernels or not of this size.
-    """
-    centre = size // 2
-    kernels = torch.zeros(2, count, size, size)
-    if initial == "identity":
-        if count != 1:
-            raise ValueError(f"identity is one kernel, but {count} were asked for; they would stay equal")
-        kernels[:, :, centre, centre] = 1
-    elif initial == "random":
-        kernels[:, :, centre, centre] = 1
-        kernels += 0.3 / size * torch.randn(kernels.shape, generator=torch.Generator().manual_seed(seed))
-    elif initial == "averages":
-        if count > len(_AVERAGES) or size < 3:
-            raise ValueError(
-                f"averages are at most {len(_AVERAGES)} kernels of at least 3x3 pixels, but {count} of {size}x{size} "
-                "were asked for"
-            )
-        for j, components in enumerate(_AVERAGES[:count]):
-            for c, offsets in enumerate(components):
-                for row, column in offsets:
-                    kernels[c, j, centre + row, centre + column] = 1 / len(offsets)
-    else:
-        raise ValueError(f"initial is {initial!r}, but must be identity, averages or random")
-    return kernels

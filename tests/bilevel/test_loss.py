@@ -8,6 +8,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
+from models import InitialFilters
 from models.regularizers.fields_of_experts import FieldsOfExperts
 from recon.bilevel import Accuracy, BilevelObjective, NegativePSNR, SquaredError, UpperLoss
 from recon.bilevel.loss import check_finite
@@ -42,7 +43,9 @@ def test_negative_psnr_and_its_gradient(margin: int) -> None:
 @pytest.mark.parametrize("accuracy", [1.0, 1e-1, 1e-2, 1e-4])
 def test_intervals_hold_the_exact_value(accuracy: float, loss: UpperLoss) -> None:
     for seed in range(10):
-        regularizer = FieldsOfExperts(3, 3, log_weight=-1, log_width=-2, seed=seed, initial_filters="normal").double()
+        regularizer = FieldsOfExperts(
+            3, 3, log_weight=-1, log_width=-2, initial_filters=InitialFilters("normal", seed)
+        ).double()
         target = normal(3, 1, 9, 8, seed=seed)
         objective = BilevelObjective(regularizer, target, target + normal(3, 1, 9, 8, seed=99), loss=loss)
         exact = objective.evaluate(Accuracy(1e-10, 1e-10)).value

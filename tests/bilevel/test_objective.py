@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models import InitialFilters, LeakyReLU
 from models.regularizers.icnn import ICNN
 from recon.bilevel import Accuracy, BilevelObjective, UpperLoss
 from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, Solution, Status, first_guess
@@ -199,7 +200,9 @@ def test_bad_data_are_refused() -> None:
 def test_evaluations_have_no_graph(name: str) -> None:
     """Neither of the parameters, nor copied: outside of no_grad(), too."""
     target, y = data()
-    network = ICNN(2, 3, 1, width=0.2, activation="smooth", initial_filters="normal", zero_mean=False).double()
+    network = ICNN(
+        2, 3, activation=LeakyReLU(0.2, 0.2, "smooth"), initial_filters=InitialFilters("normal"), zero_mean=False
+    ).double()
     objective = BilevelObjective(network if name == "icnn" else make(name), target, y)
     evaluation = objective.evaluate(Accuracy(1e-6, 1e-6))
     assert bool((evaluation.adjoint.residual <= 1e-6).all())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from models import ICNN, LearnedTV, TotalVariation
+from models import ICNN, Convexity, LeakyReLU, LearnedTV, TotalVariation
 from models.training.critic import AdversarialObjective
 from recon.bilevel import (
     Accuracy,
@@ -31,12 +31,14 @@ def energies() -> BilevelObjective:
 
 
 def saddle_points() -> SaddleObjective:
-    model = LearnedTV(1, log_weight=-2.0, dual_convexity=0.3, field_convexity=0.2, norm="fair", smoothing=0.1)
+    model = LearnedTV(1, log_weight=-2.0, convexity=Convexity(0.3, 0.2), norm="fair", smoothing=0.1)
     return SaddleObjective(model.double(), TARGET, Y, chunk_size=2)
 
 
 def critic() -> AdversarialObjective:
-    return AdversarialObjective(ICNN(filters=2, size=3, activation="smooth", width=0.05).double(), TARGET, Y)
+    return AdversarialObjective(
+        ICNN(filters=2, size=3, activation=LeakyReLU(width=0.05, kind="smooth")).double(), TARGET, Y
+    )
 
 
 @pytest.mark.parametrize("make", [energies, saddle_points, critic])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import ConvolutionalCritic, LearnedTV, TotalVariation, UNet
+from models import Convexity, ConvolutionalCritic, LearnedTV, TotalVariation, UNet
 from recon.lower_level import LBFGS, Energy, ProjectedLBFGS, SaddleModel, SaddlePoint, WeightedSquaredL2, first_guess
 from recon.lower_level.solvers.descent import descend
 from recon.operators import Blur, Identity
@@ -28,7 +28,7 @@ def blur() -> Blur:
 
 
 def learned_tv(convexity: float = 0.0) -> LearnedTV:
-    model = LearnedTV(2, 3, log_weight=-1.5, dual_convexity=0.3, field_convexity=0.2, image_convexity=convexity)
+    model = LearnedTV(2, 3, log_weight=-1.5, convexity=Convexity(0.3, 0.2, convexity))
     return model.double()
 
 

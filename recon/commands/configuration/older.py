@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
+from models.files.arguments import current_arguments
 from recon.bilevel import MAID, PublishedMAID
 from recon.bilevel.methods.older import MOVED, options_of, place_of, warn_of
 from recon.names import current_name
@@ -59,7 +60,9 @@ def current_configuration(config: Any) -> Any:
         found["class_path"] = _current_class(found["class_path"])
         name = found["class_path"].rpartition(".")[2]
         if isinstance(found.get("init_args"), dict):
-            found["init_args"] = _of_method(name, _of_module(name, found["init_args"]))
+            model = current_name(found["class_path"] if "." in found["class_path"] else f"models.{name}")
+            options = current_arguments(model, found["init_args"], warn=True)
+            found["init_args"] = _of_method(name, _of_module(name, options))
     return found
 
 

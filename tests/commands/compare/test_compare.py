@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datasets import DenoisingDataModule, TomographyDataModule
 from datasets.sources.images import PatientSource
-from models import ConvolutionalCritic, FieldsOfExperts, LearnedTV, TotalVariation, UNet
+from models import Convexity, ConvolutionalCritic, FieldsOfExperts, LearnedTV, TotalVariation, UNet
 from models.files.setting import describe_setting
 from models.files.storage import load_model, save_regularizer
 from recon.commands.compare import main as compare
@@ -233,7 +233,7 @@ def test_models_for_something_else_are_refused(folder: Path, capsys: pytest.Capt
 
 
 def test_saddle_point_models_are_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    learned = LearnedTV(2, 3, dual_convexity=0.3, field_convexity=0.2).double()
+    learned = LearnedTV(2, 3, convexity=Convexity(0.3, 0.2)).double()
     save(folder, "m", learned, module())
     methods = {"m": {"model": "m.safetensors"}}
     assert main(["compare", "--config", write(folder, methods, accuracy=1e-3), "--output", "out"]) == 0

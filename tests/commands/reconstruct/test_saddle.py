@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import LearnedTV, TotalVariation
+from models import Convexity, LearnedTV, TotalVariation
 from models.files.storage import load_model, save_regularizer
 from models.training.saddle import SaddleModule
 from recon.bilevel import MAID
@@ -22,7 +22,7 @@ from tests.commands.reconstruct.slices import refused, run
 from tests.lower_level.problems import normal, smooth_image
 from tests.models.training.test_bilevel_module import Tiny, trainer
 
-SETTINGS = {"log_weight": -1.5, "dual_convexity": 0.3, "field_convexity": 0.2, "smoothing": 0.1}
+SETTINGS = {"log_weight": -1.5, "convexity": Convexity(0.3, 0.2), "smoothing": 0.1}
 
 
 @pytest.fixture
@@ -118,7 +118,8 @@ def test_the_weight_multiplies_the_whole_regularizer(norm: str) -> None:
     weight, shape = 5.0, (1, 6, 5)
     blur = Blur(torch.full((3, 3), 1 / 9), shape).double()
     y = 0.5 + 0.3 * smooth_image(2, *shape, seed=4)
-    one = LearnedTV(**SETTINGS, norm=norm, image_convexity=0.4 / weight).double()  # type: ignore[arg-type]
+    one = LearnedTV(**SETTINGS, norm=norm).double()  # type: ignore[arg-type]
+    one.image_convexity = 0.4 / weight
     other = copy.deepcopy(one)
     other.image_convexity = 0.4
     other.multiply(weight)

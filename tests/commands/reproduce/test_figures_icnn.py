@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from models import LeakyReLU
 from recon.commands.main import main
 from recon.commands.reproduce.figures import icnn_primal_dual as figure
 from recon.lower_level import LBFGS, Energy
@@ -65,7 +66,7 @@ def test_reference_is_certified() -> None:
     _, energy = next(figure.problems(TINY))
     known = figure.reference(energy, 4000)
     assert 0 <= known.gap <= 0.1 * figure.TARGET
-    network = figure.ICNN(2, width=1e-5).double()
+    network = figure.ICNN(2, activation=LeakyReLU(width=1e-5)).double()
     network.load_state_dict(energy.regularizer.state_dict())
     smooth = Energy(energy.y, network)
     found = LBFGS(max_iterations=3000)(smooth, energy.y, 1e-9)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import ICNN, LearnedTV, PrimalDual
+from models import ICNN, Convexity, LeakyReLU, LearnedTV, PrimalDual
 from recon.lower_level import (
     FISTA,
     LBFGS,
@@ -213,7 +213,7 @@ def test_states_that_belong_to_something_else_are_refused() -> None:
 
 def saddle_problem(y: Tensor) -> tuple[SaddlePoint, tuple[Tensor, Tensor]]:
     """Learned total variation, and where to start."""
-    model = LearnedTV(log_weight=-1.5, dual_convexity=0.3, field_convexity=0.2, smoothing=0.1).double()
+    model = LearnedTV(log_weight=-1.5, convexity=Convexity(0.3, 0.2), smoothing=0.1).double()
     with torch.no_grad():
         saddle = model.saddle_point(y)
         return saddle, saddle.split(model.initial(y))
@@ -291,7 +291,7 @@ def test_primal_dual_states_that_belong_to_something_else_are_refused() -> None:
 
 def test_all_runs_of_the_primal_dual_solver_are_one_to_callbacks() -> None:
     y = smooth_image(2, 1, 6, 5, seed=1) + normal(2, 1, 6, 5, scale=0.1)
-    energy, seen = Energy(y, ICNN(3, size=3, layers=2, width=0.05, log_weight=-2).double()), list[Snapshot]()
+    energy, seen = Energy(y, ICNN(3, 3, 2, activation=LeakyReLU(width=0.05), log_weight=-2).double()), list[Snapshot]()
     solution = PrimalDual()(energy, y, 1e-5, seen.append)
     assert solution.converged
     assert [s.iteration for s in seen] == list(range(1, len(seen) + 1))

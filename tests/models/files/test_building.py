@@ -17,9 +17,10 @@ from models.files.building import MisfitError, build
 from models.files.checkpoint_file import checkpoint_bytes
 from models.files.shipped import FOLDER, names
 from models.files.storage import ModelFileError, load_model, save_regularizer, specification
-from models.files.trust import OWN, full_name
+from models.files.trust import OWN
 from recon.limits import set_memory_limit
 from recon.lower_level import Regularizer
+from recon.names import public_name
 from recon.reconstruction.reconstructor import Reconstructor
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -230,5 +231,5 @@ def test_nothing_is_counted_afterwards() -> None:
 
 
 def test_every_model_of_the_table_is_here() -> None:
-    small_ones = {full_name(getattr(models, name)) for name in SMALL}
-    assert small_ones == OWN - {full_name(models.ICNNSaddle)}  # made of a network: no file has one
+    small_ones = {public_name(getattr(models, name)) for name in SMALL}
+    assert small_ones == OWN - {public_name(models.ICNNSaddle)}  # made of a network: no file has one

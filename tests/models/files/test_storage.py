@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from models import FieldsOfExperts, TotalVariation
 from models.files.checkpoint_file import checkpoint_bytes
 from models.files.storage import ModelFileError, load_regularizer, pretrained, save_regularizer, specification
-from models.files.trust import OWN, find_class, full_name
+from models.files.trust import OWN, find_class
 from models.training.bilevel import BilevelModule
 from recon.commands.main import main
 from recon.lower_level import Regularizer, SaddleModel
+from recon.names import public_name
 from recon.reconstruction.reconstructor import Reconstructor
 
 
@@ -240,7 +241,7 @@ def test_the_table_has_every_model_of_the_project() -> None:
     kinds = (Regularizer, SaddleModel, Reconstructor)
     public = [getattr(package, name) for name in package.__all__]
     classes = {thing for thing in public if isinstance(thing, type) and issubclass(thing, kinds)}
-    assert {full_name(cls) for cls in classes} == OWN
+    assert {public_name(cls) for cls in classes} == OWN
     assert {find_class(name) for name in OWN} == classes
 
 

@@ -1,4 +1,4 @@
-"""What all regularizers with filters share: their parametrization, their cache, and their refusals."""
+"""What all regularizers with filters share: their derivatives, parametrization, cache and refusals."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.regularizers.ridge import RidgeRegularizer
 from recon.lower_level import Regularizer
 from tests.lower_level.problems import make, normal
+from tests.lower_level.regularizer_checks import assert_batch, assert_derivatives, assert_hessian_bounds
 
 NAMES = ["foe_l1", "foe_student", "foe_weak_log_cosh", "crr", "wcrr"]
+ALL = [*NAMES, "foe_log_cosh", "foe_weak_l1"]
 
 
 @pytest.fixture(params=NAMES)
@@ -20,6 +24,27 @@ def regularizer(request: pytest.FixtureRequest) -> RidgeRegularizer:
     made = make(request.param)
     assert isinstance(made, RidgeRegularizer)
     return made
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 5, 7), (2, 2, 6, 5)])
+@pytest.mark.parametrize("name", ALL)
+def test_derivatives(name: str, shape: tuple[int, ...]) -> None:
+    for seed, scale in enumerate([0.01, 1.0, 10.0]):
+        regularizer = make(name, seed)
+        x = normal(*shape, seed=seed, scale=scale)
+        assert_derivatives(regularizer, x)
+        assert_batch(regularizer, x)
+    assert_derivatives(make(name), torch.ones(shape, dtype=torch.float64))
+    assert_derivatives(make(name, 5, scale=2.0), normal(*shape, seed=5), rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(seed=st.integers(0, 10_000), spread=st.floats(0, 3), log_scale=st.floats(-5, 3), channels=st.integers(1, 2))
+def test_hessian_is_symmetric_and_within_its_bounds(
+    name: str, seed: int, spread: float, log_scale: float, channels: int
+) -> None:
+    regularizer = make(name, seed, spread)
+    assert_hessian_bounds(regularizer, normal(2, channels, 4, 5, seed=seed, scale=math.exp(log_scale)))
 
 
 def test_filters_have_mean_zero_whatever_the_parameters_are(regularizer: RidgeRegularizer) -> None:

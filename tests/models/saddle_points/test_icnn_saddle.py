@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models import ICNN, FieldsOfExperts, ICNNSaddle, PrimalDual
+from models.files.arguments import typed_arguments
 from recon.bilevel import Accuracy, BilevelObjective, Piggyback, SaddleObjective
 from recon.lower_level import LBFGS, PDHG, Energy, KullbackLeibler, NotStronglyConvexError, Status
 from recon.lower_level.saddle.maps import check_transpose
@@ -35,7 +36,7 @@ class DenseMatrix(LinearOperator):
 
 def network(seed: int = 0, **options: object) -> ICNN:
     arguments = {"filters": 3, "size": 3, "width": 0.3, "log_weight": -1.0} | options
-    made = perturb(ICNN(**arguments).double(), seed, 0.3)  # type: ignore[arg-type]
+    made = perturb(ICNN(**typed_arguments(ICNN, arguments)).double(), seed, 0.3)  # type: ignore[arg-type]
     assert isinstance(made, ICNN)
     return made
 

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
 from models import LearnedTV, TotalVariation
+from models.files.arguments import typed_arguments
 from models.files.checkpoints import CheckpointError
 from models.files.storage import ModelFileError, load_model, load_regularizer, save_regularizer
 from models.saddle_points.learned_tv import InterpolationMap
@@ -32,7 +33,7 @@ SHAPE = (1, 7, 6)
 
 def model(**options: Any) -> LearnedTV:
     settings: dict[str, Any] = {"log_weight": -1.5, "dual_convexity": 0.3, "field_convexity": 0.2, "smoothing": 0.1}
-    return LearnedTV(**(settings | options)).double()
+    return LearnedTV(**typed_arguments(LearnedTV, settings | options)).double()
 
 
 def data(count: int = 2, shape: tuple[int, int, int] = SHAPE) -> tuple[Tensor, Tensor]:
@@ -317,7 +318,7 @@ def test_saved_models_come_back(tmp_path: Path) -> None:
     [
         ({"kernels": 0}, "kernels is 0"),
         ({"size": 4}, "size of kernels is 4, but must be odd"),
-        ({"initial": "other"}, "initial is 'other', but must be identity, averages or random"),
+        ({"initial": "other"}, "initial is 'other', but must be one of identity, averages, random"),
         ({"initial": "identity", "kernels": 2}, "identity is one kernel"),
         ({"kernels": 5}, "averages are at most 4 kernels"),
         ({"dual_convexity": 0.0}, r"dual_convexity is 0\.0, but must be positive"),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datasets import TomographyDataModule
-from models import ICNN, ConvexRidge, ConvolutionalCritic
+from models import ICNN, ConvexRidge, ConvolutionalCritic, LeakyReLU
+from models.files.arguments import typed_arguments
 from models.files.checkpoints import AtomicCheckpointIO, CheckpointError
 from models.files.storage import load_regularizer
 from models.training.adversarial import AdversarialModule
@@ -62,7 +63,7 @@ def pictures(count: int = 3, side: int = 10, sigma: float = 0.2) -> tuple[Tensor
 
 def icnn(seed: int = 0, **options: Any) -> ICNN:
     arguments = {"filters": 4, "size": 3, "inner_size": 3, "width": 0.1, "activation": "smooth"} | options
-    made = perturb(ICNN(**arguments).double(), seed, 0.2)
+    made = perturb(ICNN(**typed_arguments(ICNN, arguments)).double(), seed, 0.2)
     assert isinstance(made, ICNN)
     return made
 
@@ -217,7 +218,7 @@ def fit(
     folder: Path, epochs: int, resume: Path | None = None, make: Any = None, **options: Any
 ) -> tuple[AdversarialModule, Path]:
     path = folder / "last.ckpt"
-    made = make() if make is not None else ICNN(filters=4, size=3, activation="smooth", width=0.05)
+    made = make() if make is not None else ICNN(filters=4, size=3, activation=LeakyReLU(width=0.05, kind="smooth"))
     module = AdversarialModule(made, mu=0.1, descent_iterations=15, **{"tune_images": 2} | options)
     fitting = trainer(
         folder, epochs, enable_checkpointing=True, callbacks=[LastCheckpoint(path)], plugins=[AtomicCheckpointIO()]

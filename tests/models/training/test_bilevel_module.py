@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datasets import DenoisingDataModule
-from models import FieldsOfExperts, TotalVariation
+from models import FieldsOfExperts, InitialFilters, TotalVariation
 from models.files.checkpoints import (
     AtomicCheckpointIO,
     CheckpointError,
@@ -241,7 +241,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatc
 
 def test_descriptions() -> None:
     foe = describe(FieldsOfExperts(filters=2, size=3))
-    assert difference(foe, describe(FieldsOfExperts(filters=2, size=3, seed=5))) is None
+    assert difference(foe, describe(FieldsOfExperts(filters=2, size=3, initial_filters=InitialFilters(seed=5)))) is None
     for options in ({"filters": 3}, {"size": 5}, {"potential": "log_cosh"}, {"weak_convexity": 0.5}):
         assert difference(foe, describe(FieldsOfExperts(**({"filters": 2, "size": 3} | options)))), options
     assert difference(foe, describe(TotalVariation()), "regularizer") == (

@@ -331,5 +331,5 @@ def test_files(tmp_path: Path) -> None:
     assert setting["operator"]["class"] == "recon.operators.Blur"
     foe = Path(__file__).parents[3] / "models" / "pretrained" / "foe_bsd.safetensors"
     assert load_model(foe)
-    with pytest.raises(ModelFileError, match=r"holds a FieldsOfExperts; this needs a network that reconstructs"):
+    with pytest.raises(ModelFileError, match=r"a regularizer .*, FieldsOfExperts; this needs a network"):
         load_reconstructor(foe)

@@ -16,7 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from datasets.sources.images import BuiltinImages
-from models import ICNN, ICNNSaddle, NetworkIteration
+from models import ICNN, ICNNSaddle, LeakyReLU, NetworkIteration
 from recon.bilevel import BilevelObjective, InexactAdam, Training
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import read as read_table
@@ -159,10 +159,10 @@ def problems(sizes: Scale) -> Iterator[tuple[str, Energy]]:
         return x + 0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
     y = noisy(train)
-    smooth = ICNN(sizes.filters, layers=sizes.layers, width=0.05).double()
+    smooth = ICNN(sizes.filters, layers=sizes.layers, activation=LeakyReLU(width=0.05)).double()
     objective, optimizer = BilevelObjective(smooth, train, y), InexactAdam(smooth.parameters(), 0.03)
     Training(objective, optimizer).descend(iterations=sizes.passes)
-    sharp = ICNN(sizes.filters, layers=sizes.layers, width=0.0).double()
+    sharp = ICNN(sizes.filters, layers=sizes.layers, activation=LeakyReLU(width=0.0)).double()
     sharp.load_state_dict(smooth.state_dict())
     held_out = [(name, BuiltinImages(name, sizes.size)) for name in ("test", "val")]
     pictures = [(f"{name} {i}", image) for name, images in held_out for i, image in enumerate(images)]
@@ -254,8 +254,8 @@ def subgradient(energy: Energy, x0: Tensor, step: float, iterations: int) -> Tra
 
 def smoothed(energy: Energy, x0: Tensor, width: float, iterations: int, solver: type[FISTA] | type[LBFGS]) -> Trace:
     """A solver on the network smoothed over ``width``, watched by the energy of the network with kinks."""
-    arguments = energy.regularizer.constructor_arguments() | {"width": width}
-    network = ICNN(**arguments).to(x0.dtype)
+    given = energy.regularizer.constructor_arguments()
+    network = ICNN(**given | {"activation": replace(given["activation"], width=width)}).to(x0.dtype)
     network.load_state_dict(energy.regularizer.state_dict())
     trace, smooth, paused = Trace(f"{solver.__name__}, width {width:g}", width), Energy(energy.y, network), 0.0
 

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rich.console import Console
 from torch import Tensor
 
 from datasets import DenoisingDataModule, PatchPictures
-from models import LearnedTV
+from models import Convexity, InitialKernels, LearnedTV
 from models.files.storage import load_model, save_regularizer
 from recon.bilevel import (
     MAID,
@@ -53,7 +54,8 @@ METHODS = {"standard": "standard TV", "fixed": "non-adaptive", "adaptive": "adap
 #: certified ||u - u^|| of the pictures that PSNRs are computed of
 ACCURACY = 0.1
 #: the regularization that makes the problem strongly convex and concave, the same for all methods
-REGULARIZATION: dict[str, Any] = {"dual_convexity": 0.03, "field_convexity": 0.01, "norm": "fair", "smoothing": 0.002}
+REGULARIZATION = {"dual_convexity": 0.03, "field_convexity": 0.01, "norm": "fair", "smoothing": 0.002}
+learned_tv = partial(LearnedTV, convexity=Convexity(dual=0.03, field=0.01), norm="fair", smoothing=0.002)
 
 
 @dataclass(frozen=True)
@@ -219,14 +221,14 @@ def saved(path: Path) -> LearnedTV:
 
 def start(size: Scale, log_weight: float) -> LearnedTV:
     """What learning starts from: averages, with the best weight of standard TV."""
-    return LearnedTV(size.kernels, size.size, "averages", log_weight, **REGULARIZATION)
+    return learned_tv(size.kernels, size.size, InitialKernels("averages"), log_weight)
 
 
 def best_standard(data: Data) -> LearnedTV:
     """Standard TV with the weight that is best for the held-out pictures themselves."""
     best: tuple[float, LearnedTV] | None = None
     for step in range(16):
-        model = LearnedTV(1, 1, "identity", -3.0 + 0.1 * step, learn_kernels=False, **REGULARIZATION)
+        model = learned_tv(1, 1, InitialKernels("identity"), -3.0 + 0.1 * step, learn_kernels=False)
         value = data.psnr(model)
         if best is None or value > best[0]:
             best = value, model

@@ -1,0 +1,68 @@
+"""Arguments of constructors as plain values, and what older versions called them.
+
+Arguments that belong together are one dataclass, in files a dictionary: ``initial_filters: {kind: dct, seed: 0}``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import get_type_hints
+
+from recon.bilevel.methods.older import plain, warn_of
+from recon.names import public_name
+
+_FILTERS = {"initial_filters": "kind", "seed": "seed"}
+#: for each model, and each group of its arguments: what its fields were called when they were arguments themselves
+OLDER = {
+    "models.ConvexRidge": {"initial_filters": _FILTERS},
+    "models.FieldsOfExperts": {"initial_filters": _FILTERS},
+    "models.ICNN": {
+        "initial_filters": _FILTERS,
+        "activation": {"activation": "kind", "slope": "slope", "width": "width"},
+    },
+    "models.LearnedTV": {
+        "initial": {"initial": "kind", "seed": "seed"},
+        "convexity": {"dual_convexity": "dual", "field_convexity": "field", "image_convexity": "image"},
+    },
+    "models.WeaklyConvexRidge": {"initial_filters": _FILTERS},
+}
+
+
+def plain_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Arguments with groups as dictionaries."""
+    return {name: plain(value) for name, value in arguments.items()}
+
+
+def current_arguments(model: str, given: Mapping[str, object], warn: bool = False) -> dict[str, object]:
+    """Plain arguments of the model of that name (``models.ICNN``), from what this or an older version wrote.
+
+    ``warn``: say where those of older versions are by now.
+    """
+    found = dict(given)
+    for group, fields in OLDER.get(model, {}).items():
+        for name, field in fields.items():
+            if name in found and not isinstance(found[name], dict):
+                value, others = found.pop(name), found.get(group)
+                found[group] = {**(others if isinstance(others, dict) else {}), field: value}
+                if warn:
+                    warn_of(name, (group, field))
+    return found
+
+
+def typed_arguments(cls: type, given: Mapping[str, object]) -> dict[str, object]:
+    """Arguments for the constructor of ``cls`` from plain ones, those of older versions, too.
+
+    Raises
+    ------
+    TypeError
+        a group has no such field.
+    """
+    owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    found = current_arguments(public_name(owner), given)
+    if any(isinstance(value, dict) for value in found.values()):
+        for name, kind in get_type_hints(vars(owner)["__init__"]).items():
+            fields = found.get(name)
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(fields, dict):
+                found[name] = kind(**fields)
+    return found
