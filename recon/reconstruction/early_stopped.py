@@ -79,8 +79,7 @@ class EarlyStopped(RegularizedMethod):
     trained: bool = True
 
     @property
-    def margin(self) -> int:  # type: ignore[override]
-        """That of the regularizer."""
+    def margin(self) -> int:
         return self.regularizer.margin
 
     def solver(self, problem: Data, nonnegative: bool, watch: WatchError | None) -> WeightedSolver:

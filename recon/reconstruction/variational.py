@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from recon.lower_level import (
-    LBFGS,
-    Energy,
-    HessianMap,
-    ProjectedLBFGS,
-    Regularizer,
-    Solution,
-    Solver,
-)
+from recon.errors import positive
+from recon.lower_level import LBFGS, Energy, HessianMap, ProjectedLBFGS, Regularizer, Solution, Solver
 from recon.reconstruction.methods import WatchError, told
 from recon.reconstruction.problem import Data
 from recon.reconstruction.regularized import RegularizedMethod
@@ -47,8 +39,7 @@ class Weighted(Regularizer):
 
     def __init__(self, regularizer: Regularizer, weight: float) -> None:
         super().__init__()
-        if not 0 < weight < math.inf:
-            raise ValueError(f"the weight is {weight}, but must be positive and finite")
+        positive(**{"the weight": weight})
         self.regularizer, self.weight = regularizer, weight
         self.margin = regularizer.margin
 
@@ -193,8 +184,7 @@ class Variational(RegularizedMethod):
     trained: bool = True
 
     @property
-    def margin(self) -> int:  # type: ignore[override]
-        """That of the regularizer."""
+    def margin(self) -> int:
         return self.regularizer.margin
 
     def solver(self, problem: Data, nonnegative: bool, watch: WatchError | None) -> WeightedSolver:
