@@ -18,31 +18,49 @@ from recon.reconstruction.boundary import mirrored
 
 @dataclass(frozen=True)
 class DicomTarget:
-    """What a result needs to become a slice derived from ``source``."""
+    """What a result needs to become a slice derived from another one.
+
+    Parameters
+    ----------
+    source : Path
+        The file of the other one.
+    pixel_size : tuple of float, optional
+        Distances between rows and between columns in mm, of the result; None: as in ``source``.
+    """
 
     source: Path
     pixel_size: tuple[float, float] | None = None
-    """Distances between rows and between columns in mm, of the result; None: as in ``source``."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Which slice of which file data are, and what is said of them."""
+    """Which slice of which file data are, and what is said of them.
+
+    Parameters
+    ----------
+    data : Path
+        The file.
+    name : str
+        Of the files that are written.
+    unit : str
+        Of the result.
+    simulated : str, optional
+        How y was simulated from the picture ``data``; None: y was measured.
+    details : Mapping[str, object]
+        Geometry, sampling and what else the report says.
+    dicom : DicomTarget, optional
+        The slice that the result belongs to, if it can be written as DICOM.
+    warnings : tuple of str
+        What was noticed in the data and may make the result wrong, for the screen and the report.
+    """
 
     data: Path
-    """The file."""
     name: str
-    """Of the files that are written."""
     unit: str
-    """Of the result."""
     simulated: str | None = None
-    """How y was simulated from the picture ``data``; None: y was measured."""
     details: Mapping[str, object] = field(default_factory=dict)
-    """Geometry, sampling and what else the report says."""
     dicom: DicomTarget | None = None
-    """The slice that the result belongs to, if it can be written as DICOM."""
     warnings: tuple[str, ...] = ()
-    """What was noticed in the data and may make the result wrong, for the screen and the report."""
 
     @classmethod
     def of_slice(cls, data: Path, index: int, unit: str) -> Self:
@@ -52,32 +70,50 @@ class Origin:
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """What is known of the noise of data y."""
+    """What is known of the noise of data y.
+
+    Parameters
+    ----------
+    deviation : float
+        Standard deviation where the weight is 1 (real parts and imaginary parts alike), given or estimated.
+    rule : str
+        How it is known, in words.
+    measured : int
+        How many numbers of y were measured, and so have noise.
+    """
 
     deviation: float
-    """Standard deviation where the weight is 1 (real parts and imaginary parts alike), given or estimated."""
     rule: str
-    """How it is known, in words."""
     measured: int
-    """How many numbers of y were measured, and so have noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Data y of a batch of images, ``y = A x + noise``: what a method of reconstruction needs."""
+    """Data y of a batch of images, ``y = A x + noise``: what a method of reconstruction needs.
+
+    Parameters
+    ----------
+    y : Tensor
+        (batch, ...), on the device and of the type to be computed with.
+    operator : LinearOperator
+        A.
+    weights : Tensor, optional
+        How much each datum counts, >= 0, e.g. inverse variances of the noise relative to their mean over what was
+        measured; of the shape of y, or of y without the batch. None: all alike.
+    term : DataFidelity
+        D without the weights.
+    start : Tensor, optional
+        First guess for x, (batch, channels, H, W); None: :func:`recon.lower_level.first_guess`.
+    scale : float
+        Values of x times ``scale`` are in the unit of the result.
+    """
 
     y: Tensor
-    """(batch, ...), on the device and of the type to be computed with."""
     operator: LinearOperator = field(default_factory=Identity)
     weights: Tensor | None = None
-    """How much each datum counts, >= 0, e.g. inverse variances of the noise relative to their mean over what was
-    measured; of the shape of y, or of y without the batch. None: all alike."""
     term: DataFidelity = field(default_factory=SquaredL2)
-    """D without the weights."""
     start: Tensor | None = None
-    """First guess for x, (batch, channels, H, W); None: :func:`recon.lower_level.first_guess`."""
     scale: float = 1.0
-    """Values of x times ``scale`` are in the unit of the result."""
 
     @property
     def source(self) -> str:
@@ -119,16 +155,27 @@ class Problem(Data):
     """Data of one slice in a file, and all that is needed to choose a weight, to show and to report the result.
 
     x is on the scale that models are trained on; ``scale * operator.display(x)`` is in the unit of the result.
+
+    Parameters
+    ----------
+    origin : Origin
+        The slice.
+    noise : NoiseLevel
+        Of y.
+    start : Tensor
+        As of ``Data``.
+    baseline : Tensor
+        What the plain method gives, of the shape and in the unit of the result: filtered back-projection, zero-filled,
+        the data themselves.
+    reference : Tensor, optional
+        The true image, as ``baseline``.
     """
 
     origin: Origin
     noise: NoiseLevel
     start: Tensor
     baseline: Tensor
-    """What the plain method gives, of the shape and in the unit of the result: filtered back-projection, zero-filled,
-    the data themselves."""
     reference: Tensor | None = None
-    """The true image, as ``baseline``."""
 
     @property
     def source(self) -> str:

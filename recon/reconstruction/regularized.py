@@ -13,15 +13,27 @@ from recon.reconstruction.weight import Choice, WeightedSolver, discrepancy, swe
 
 @dataclass(frozen=True)
 class Regularized(Reconstruction):
-    """A solution with everything that led to it, on the scale of x."""
+    """A solution with everything that led to it, on the scale of x.
+
+    Parameters
+    ----------
+    solution : Solution
+        As of every reconstruction.
+    solver : WeightedSolver
+        What found it.
+    choice : Choice
+        The weight.
+    accuracy, accuracy_rule
+        What was asked for, None where nothing is certified, and how it was chosen.
+    residual : float, optional
+        Root mean square of A x - y, of the mirrored image where the regularizer needs one; for a Problem.
+    """
 
     solver: WeightedSolver
     choice: Choice
     accuracy: float | None
-    """None where nothing is certified."""
     accuracy_rule: str
     residual: float | None
-    """Root mean square of A x - y, of the mirrored image where the regularizer needs one; for a Problem."""
 
     @property
     def certifies(self) -> bool:

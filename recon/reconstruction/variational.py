@@ -83,11 +83,10 @@ class Energies(WeightedSolver):
         regularizer: Regularizer,
         mu: float,
         solver: Solver,
-        nonnegative: bool,
         watch: WatchError | None,
     ) -> None:
         self.problem, self.regularizer, self.mu = problem, regularizer, mu
-        self.solve, self.nonnegative, self.watch = solver, nonnegative, watch
+        self.solve, self.watch = solver, watch
 
     def energy(self, weight: float) -> Energy:
         """The energy with this weight."""
@@ -189,4 +188,4 @@ class Variational(RegularizedMethod):
 
     def solver(self, problem: Data, nonnegative: bool, watch: WatchError | None) -> WeightedSolver:
         method = self.project if nonnegative else self.minimize
-        return Energies(problem, self.regularizer, self.mu, method, nonnegative, watch)
+        return Energies(problem, self.regularizer, self.mu, method, watch)

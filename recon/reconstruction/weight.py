@@ -50,9 +50,6 @@ class WeightedSolver(ABC):
     #: the regularizer or model, of weight 1
     regularizer: nn.Module
     mu: float
-    nonnegative: bool = False
-    #: whether the problem has lost what certificates need
-    plain: bool = False
     #: whether solutions come with a bound of their error
     certifies: bool = True
 

@@ -20,7 +20,6 @@ from recon.reconstruction.regularized import RegularizedMethod
 from recon.reconstruction.saddle import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE
 from recon.reconstruction.variational import CERTIFICATE
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 #: smoothing of TV relative to the 99th percentile of the first guess
 SMOOTHING = 0.01
 

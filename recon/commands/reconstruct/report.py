@@ -118,7 +118,8 @@ class Certified:
 class Result:
     """The entry of one file in the report; docs/reconstruction.md says what each means, its unit, and when it is None.
 
-    It begins as that of a method that solves nothing; :meth:`solved` says what others found.
+    It begins as that of a method that solves nothing; :meth:`solved` says what others found. ``before`` is the quality
+    of the baseline.
     """
 
     subject: Subject
@@ -129,7 +130,6 @@ class Result:
     certified: Certified = Certified()
     baseline: str | None = None
     before: Quality = UNKNOWN
-    """Of the baseline."""
 
     def entry(self) -> dict[str, object]:
         """As in the file, in the order of the documentation."""

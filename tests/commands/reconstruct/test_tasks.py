@@ -17,7 +17,7 @@ from recon.commands.reconstruct.tasks import TASKS
 from recon.commands.reconstruct.tasks.measured import Measured
 from recon.commands.reconstruct.tasks.task import Job
 from recon.operators import Blur
-from recon.reconstruction.problem import NoiseLevel, Origin, Problem
+from recon.reconstruction import NoiseLevel, Origin, Problem
 from tests.commands.reconstruct.slices import refused, run
 from tests.lower_level.problems import normal, smooth_image
 

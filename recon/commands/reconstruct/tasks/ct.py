@@ -36,8 +36,8 @@ from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture,
 from recon.commands.reconstruct.tasks.task import Job, Loaded
 from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
 from recon.operators.tomography.fbp import FILTERS
+from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import sinogram_noise
-from recon.reconstruction.problem import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.variational import NOT_EXACT
 
 #: side in mm of pictures that do not tell, as in ``TomographyDataModule``

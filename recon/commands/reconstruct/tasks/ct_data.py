@@ -23,7 +23,7 @@ from recon.commands.configuration.yaml_files import check_counts, read_yaml
 from recon.commands.reconstruct.options import option
 from recon.operators import FanBeam, Geometry, ParallelBeam, RayTransform, geometry_from_dict
 from recon.operators.tomography.ray_transform import Backend
-from recon.reconstruction.problem import Origin
+from recon.reconstruction import Origin
 
 #: of attenuation
 UNIT = "1/mm"
@@ -79,7 +79,29 @@ class CTOptions:
 
 @dataclass(frozen=True)
 class Sinogram:
-    """Line integrals ``values`` (angles, detectors) along the rays of ``geometry``, x = µ / ``mu_unit``."""
+    """Line integrals along the rays of a geometry, x = µ / ``mu_unit``.
+
+    Parameters
+    ----------
+    origin : Origin
+        Where they are from.
+    values : Tensor
+        (angles, detectors).
+    geometry : Geometry
+        Of the rays.
+    mu_unit : float
+        µ in the unit of the result of a pixel of value 1.
+    reference : Tensor, optional
+        The true picture, where it is known.
+    beam : Tensor, optional
+        Counts of each ray in arbitrary units, 0 where nothing was measured, of the shape of ``values``.
+    repeats : Tensor, optional
+        How many views were averaged for each view of ``values``, (angles,); None: none was. ``beam`` counts all.
+    photons : Tensor, optional
+        Photons that arrived on each ray, of the shape of ``values``.
+    operator : RayTransform, optional
+        Of this geometry, if there is one already.
+    """
 
     origin: Origin
     values: Tensor
@@ -87,13 +109,9 @@ class Sinogram:
     mu_unit: float = MU_UNIT
     reference: Tensor | None = None
     beam: Tensor | None = None
-    """Counts of each ray in arbitrary units, 0 where nothing was measured, of the shape of ``values``."""
     repeats: Tensor | None = None
-    """How many views were averaged for each view of ``values``, (angles,); None: none was. ``beam`` counts all."""
     photons: Tensor | None = None
-    """Photons that arrived on each ray, of the shape of ``values``."""
     operator: RayTransform | None = None
-    """Of this geometry, if there is one already."""
 
 
 def read(path: Path, options: CTOptions) -> Sinogram:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from datasets import DataError, read_dicom, read_image
+from datasets import DataError
 from datasets.physics import MAX_HU
 from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
@@ -25,13 +25,13 @@ from datasets.readers.pictures import SUFFIXES
 from recon.commands.errors import printable
 from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
-from recon.commands.reconstruct.tasks.pictures import picture_files
+from recon.commands.reconstruct.tasks.pictures import picture_files, read_values
 from recon.commands.reconstruct.tasks.task import Job, Task, named, note
 from recon.files import Content
 from recon.lower_level import Energy, Regularizer, SaddleModel
 from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
+from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import image_noise
-from recon.reconstruction.problem import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.variational import Weighted
 
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
@@ -191,18 +191,15 @@ def _read(job: Job) -> tuple[Tensor, Tensor | None]:
 
 
 def _image(path: Path, gray: bool = False) -> Tensor:
-    """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped."""
-    if is_nifti(path):
-        return _on_unit_scale(read_nifti(path).image, path)[None]
-    if not holds_dicom(path):
-        return read_image(path, gray=gray)
-    return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
+    """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped.
 
-
-def _on_unit_scale(values: Tensor, path: Path) -> Tensor:
-    """NIfTI as it is, where it can be a noisy picture on [0, 1]: no other scale is known."""
+    NIfTI is taken as it is, where it can be a noisy picture on [0, 1]: no other scale is known.
+    """
+    values, _ = read_values(path, "CT", gray)
+    if holds_dicom(path):
+        return (values - _HU_ZERO) / _HU_RANGE
     low, high = float(values.min()), float(values.max())
-    if low < _LOWEST or high > _HIGHEST:
+    if is_nifti(path) and (low < _LOWEST or high > _HIGHEST):
         raise DataError(
             f"{path}: values from {low:g} to {high:g}; pictures are denoised on the scale [0, 1], so divide them, or "
             "simulate k-space with --task mri"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets.kspace.ismrmrd import holds_ismrmrd
 from datasets.modules.kspace import KSpaceDataModule
+from datasets.modules.mri import Sampling
 from datasets.noise import gaussian_noise
 from datasets.readers.hdf5 import open_hdf5
 from datasets.scans.counts import HDF5_SUFFIXES
@@ -21,9 +22,9 @@ from recon.commands.reconstruct.options import AT_LEAST_ONE, NOT_NEGATIVE, Range
 from recon.commands.reconstruct.tasks.measured import Measured
 from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture, read_picture
 from recon.commands.reconstruct.tasks.task import Job
-from recon.operators import CartesianMRI, channels_to_complex, root_sum_of_squares, simulated_sensitivities, zero_filled
-from recon.operators.mri.sampling import PATTERNS, Pattern
-from recon.reconstruction.problem import DicomTarget, NoiseLevel, Origin, Problem
+from recon.operators import CartesianMRI, channels_to_complex, root_sum_of_squares, zero_filled
+from recon.operators.mri.sampling import Pattern
+from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 
 #: masks of simulations, by their names on the command line
 MASKS: dict[str, Pattern] = {
@@ -100,7 +101,7 @@ class MRI(Measured):
         module = KSpaceDataModule(
             str(path),
             args.index,
-            dtype="float32" if self.dtype == torch.float32 else "float64",
+            dtype=args.dtype,
             noise_scan=args.noise_scan,
             noise=args.noise,
         )
@@ -137,12 +138,12 @@ class MRI(Measured):
             )
         shape = (picture.x.shape[0], picture.x.shape[1])
         seed, coils, mask_name = args.seed or 0, args.coils or 1, args.mask or "random"
-        mask = PATTERNS[MASKS[mask_name]](shape, args.acceleration or ACCELERATION, None, seed)
-        operator = CartesianMRI(mask, simulated_sensitivities(coils, shape) if coils > 1 else None)
+        sampling = Sampling(MASKS[mask_name], args.acceleration or ACCELERATION, coils=coils)
+        operator = sampling.operator(shape, seed)
         exact = operator(torch.stack([picture.x, torch.zeros_like(picture.x)])[None])
         level = args.noise / scale
         noise = gaussian_noise(exact.shape[1:], level, seed, job.number, exact.dtype)
-        y = (exact + noise.masked_fill(~mask, 0.0)).to(self.dtype)
+        y = (exact + noise.masked_fill(~operator.mask, 0.0)).to(self.dtype)
         origin = Origin(
             path,
             path.stem,

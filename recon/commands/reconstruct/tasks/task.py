@@ -14,15 +14,16 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from datasets.modules.arguments import torch_dtype
 from datasets.readers.dicom.output import write_dicom
 from datasets.readers.pictures import DataError
 from recon.commands.reconstruct.networks import TrainedNetwork
 from recon.commands.reconstruct.options import Range
-from recon.commands.reconstruct.regularized import DTYPES, Trained, certificate
+from recon.commands.reconstruct.regularized import Trained, certificate
 from recon.commands.reconstruct.report import Quality, Result
 from recon.files import Content, check_finite, write_files
 from recon.lower_level import Regularizer, SaddleModel
-from recon.reconstruction.problem import Problem
+from recon.reconstruction import Problem
 
 #: what reconstructs; None is total variation
 Loaded = Trained | TrainedNetwork | None
@@ -86,7 +87,7 @@ class Task(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """What is computed with."""
-        return DTYPES[self.args.dtype]
+        return torch_dtype(self.args.dtype)
 
     @abstractmethod
     def check(self) -> None:
@@ -118,9 +119,17 @@ class Task(ABC):
         ValueError
             Two results would have one name, or one would replace an input.
         """
-        check_names(files)
-        inputs = [*files, *(reference for reference in references if reference)]
-        check_overwritten([path for file in files for path in self.paths(file.stem)], inputs, self.output)
+        seen: dict[str, Path] = {}
+        for file in files:
+            if file.stem in seen:
+                raise DataError(f"{seen[file.stem]} and {file} have the same name, and so would their reconstructions")
+            seen[file.stem] = file
+        originals = {path.resolve() for path in (*files, *references) if path}
+        for path in (path for file in files for path in self.paths(file.stem)):
+            if path.resolve() in originals:
+                raise ValueError(
+                    f"{path}: is an input and would be overwritten; choose another --output than {self.output}"
+                )
         return [Job(number, *pair) for number, pair in enumerate(zip(files, references, strict=True))]
 
     def trained(self, model: Regularizer | SaddleModel, metadata: Mapping[str, object]) -> Trained:
@@ -233,44 +242,6 @@ def named(path: Path) -> Iterator[None]:
         if path.name in str(error):
             raise
         raise ValueError(f"{path}: {error}") from error
-
-
-def check_overwritten(files: Sequence[Path], inputs: Sequence[Path], output: Path) -> None:
-    """Refuse a folder where a result would replace an input.
-
-    Parameters
-    ----------
-    files : Sequence[Path]
-        What will be written.
-    inputs : Sequence[Path]
-        What is read.
-    output : Path
-        The folder, for the message.
-
-    Raises
-    ------
-    ValueError
-        One is the other.
-    """
-    originals = {path.resolve() for path in inputs}
-    for path in files:
-        if path.resolve() in originals:
-            raise ValueError(f"{path}: is an input and would be overwritten; choose another --output than {output}")
-
-
-def check_names(paths: Sequence[Path]) -> None:
-    """Refuse files whose results would have one name.
-
-    Raises
-    ------
-    DataError
-        (a ValueError) Two have.
-    """
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in seen:
-            raise DataError(f"{seen[path.stem]} and {path} have the same name, and so would their reconstructions")
-        seen[path.stem] = path
 
 
 def note(decibels: float | None, similarity: float | None = None) -> str:
