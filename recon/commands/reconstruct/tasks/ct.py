@@ -131,14 +131,35 @@ class CT(Measured):
             raise ValueError("--counts needs --photons, those of a ray through air")
 
     def simulates(self, path: Path) -> bool:
-        simulated = simulates(path, self._options(0))
+        """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms.
+
+        So are TIFF files of the shape (angles, detectors) of the geometry, or its transpose.
+
+        Raises
+        ------
+        DataError
+            a TIFF file fits both the sinogram and the picture of the geometry, or an array is complex.
+        """
         if holds_complex(path):
             raise DataError(f"{path}: holds complex values, as k-space does; use --task mri")
-        return simulated
+        suffix, file = path.suffix.lower(), self.args.geometry
+        if file is None or suffix not in (".npy", ".tif", ".tiff"):
+            return is_picture(path)
+        if suffix == ".npy":
+            return False
+        geometry, shape = read_geometry(Path(file)), tiff_shape(path)
+        if shape not in (geometry.range_shape[1:], geometry.range_shape[:0:-1]):
+            return True
+        if shape == geometry.image_shape:
+            raise DataError(
+                f"{path}: has the shape {shape} of both the sinogram and the picture of {file}; save a sinogram as "
+                ".npy, a picture as .png"
+            )
+        return False
 
     def build(self, job: Job, reference: Tensor | None) -> Problem:
         path, options = job.data, self._options(job.number)
-        if simulates(path, options):
+        if self.simulates(path):
             sinogram = _simulated(path, options)
         else:
             sinogram = _with_photons(selected(read(path, options), options, path), options, path)
@@ -200,32 +221,6 @@ class CT(Measured):
                 where = f"{centre['detector_pixel']:.2f} ± {centre['uncertainty']:.2f}, from {centre['method']}"
                 said.append(f"{result.subject.name}: rotation centre detector pixel {where}")
         return said + super().notes(results)
-
-
-def simulates(path: Path, options: CTOptions) -> bool:
-    """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms.
-
-    So are TIFF files of the shape (angles, detectors) of the geometry, or its transpose.
-
-    Raises
-    ------
-    DataError
-        a TIFF file fits both the sinogram and the picture of the geometry.
-    """
-    suffix = path.suffix.lower()
-    if options.geometry is None or suffix not in (".npy", ".tif", ".tiff"):
-        return is_picture(path)
-    if suffix == ".npy":
-        return False
-    geometry, shape = read_geometry(options.geometry), tiff_shape(path)
-    if shape not in (geometry.range_shape[1:], geometry.range_shape[:0:-1]):
-        return True
-    if shape == geometry.image_shape:
-        raise DataError(
-            f"{path}: has the shape {shape} of both the sinogram and the picture of {options.geometry}; save a "
-            "sinogram as .npy, a picture as .png"
-        )
-    return False
 
 
 def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[NoiseLevel, Tensor | None]:
