@@ -1,4 +1,4 @@
-"""The report of ``recon reconstruct``: one schema for all tasks, documented."""
+"""The report of ``recon reconstruct``: one schema for all tasks, documented; reports of any schema are named."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from models import TotalVariation, UNet
 from models.files.setting import describe_operator
 from models.files.storage import save_regularizer
+from recon.commands.main import main
 from recon.commands.reconstruct.report import SCHEMA
 from recon.operators import Identity
 from tests.commands.reconstruct.slices import run
@@ -114,6 +115,32 @@ def test_errors_of_pictures_belong_to_the_image(tmp_path: Path, picture: Path) -
     assert entry["error_rms_per_pixel"] == pytest.approx(entry["error"] / math.sqrt(image.numel()))
     assert (entry["accuracy"], entry["accuracy_rule"]) == (0.01, "by default")
     assert (entry["norm_bound"], entry["mu"], entry["unit"]) == (1.0, 0.0, "1")
+
+
+@pytest.mark.parametrize(("change", "schema"), [({}, 2), ({"schema": None}, 1), ({"schema": 3}, 3)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", "--config", "OLD"],
+        ["fit", "--config", "OLD"],
+        ["reconstruct", "--method", "fbp", "--data", "a.npy", "--output", "out", "--geometry", "OLD"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_report_that_a_program_is_given_is_named_with_its_schema(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, int | None],
+    schema: int,
+    command: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.ones((4, 4)))
+    content = {"schema": SCHEMA, "certificate": "none", "images": [], **change}
+    Path("old.json").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    assert main([word.replace("OLD", "old.json") for word in command]) != 0
+    assert f"old.json: is a report of recon reconstruct, of schema {schema}" in capsys.readouterr().err
 
 
 def test_the_summary_is_beside_the_report(picture: Path) -> None:
