@@ -39,11 +39,7 @@ _REGULARIZED = ("weight", "choose", "mu", "smoothing", "accuracy", "nonnegative"
 # what networks that reconstruct in one pass have not
 _VARIATIONAL = (*_REGULARIZED, "plain", "max_evaluations", "dtype")
 # what belongs to models, and to which
-_OF_MODELS = {
-    "plain": "a saddle-point model",
-    "trust": "a class of your own",
-    "unchecked": "a network that reconstructs",
-}
+_MODELS = {"plain": "a saddle-point model", "trust": "a class of your own", "unchecked": "a network that reconstructs"}
 
 
 def option(name: str) -> str:
@@ -99,7 +95,7 @@ def _check_method(args: argparse.Namespace, plain: Sequence[str | None]) -> None
                 raise ValueError(
                     f"{option(name)} belongs to --method tv and to --model; {args.method} has no such thing"
                 )
-    for name, what in _OF_MODELS.items():
+    for name, what in _MODELS.items():
         if vars(args)[name] and args.model is None:
             raise ValueError(f"{option(name)} belongs to --model with {what}")
     if args.weight is not None and args.choose is not None:

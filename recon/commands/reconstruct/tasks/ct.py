@@ -162,13 +162,13 @@ class CT(Measured):
         if self.simulates(path):
             sinogram = _simulated(path, options)
         else:
-            sinogram = _with_photons(selected(read(path, options), options, path), options, path)
+            sinogram = _with_photons(selected(read(path, options), options), options)
         geometry, unit = sinogram.geometry, sinogram.mu_unit
         y = (sinogram.values / unit)[None, None].to(self.args.device, self.dtype)
         # first, because it refuses what is too large for the memory
         operator = sinogram.operator or RayTransform(geometry, options.backend)
         back_projection = FilteredBackProjection(geometry, options.filter)(y)
-        noise, weights = _noise(sinogram, options, path)
+        noise, weights = _noise(sinogram, options)
         entries = geometry.to_dict()
         entries["angles_degrees"] = [round(math.degrees(a), 6) for a in entries.pop("angles")]
         details = {"geometry": entries, "fbp_filter": options.filter, **sinogram.origin.details}
@@ -223,7 +223,7 @@ class CT(Measured):
         return said + super().notes(results)
 
 
-def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[NoiseLevel, Tensor | None]:
+def _noise(sinogram: Sinogram, options: CTOptions) -> tuple[NoiseLevel, Tensor | None]:
     """The noise of the line integrals, and the relative inverse variances (1, ...) of rays.
 
     The variance of a ray with n photons is 1/n to first order, so its weight is n / mean(n), and the level of the noise
@@ -231,7 +231,7 @@ def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[NoiseLev
     """
     given = options.noise
     if sinogram.photons is None:
-        weights = _relative_weights(sinogram, path)
+        weights = _relative_weights(sinogram)
         measured = sinogram.values.numel() if weights is None else int((weights > 0).sum())
         if given.deviation is not None:
             return NoiseLevel(given.deviation, "given", measured), weights
@@ -240,13 +240,13 @@ def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[NoiseLev
     weights = transmission_weights(sinogram.photons)
     passed = weights > 0
     if not bool(passed.any()):
-        raise DataError(f"{path}: no ray has a photon left; give more --photons")
+        raise DataError(f"{sinogram.origin.data}: no ray has a photon left; give more --photons")
     mean = float(weights[passed].mean())
     rule = f"of the mean ray, for {given.photons:g} photons through air; rays are weighted by their photons"
     return NoiseLevel(mean**-0.5, rule, int(passed.sum())), (weights / mean)[None]
 
 
-def _relative_weights(sinogram: Sinogram, path: Path) -> Tensor | None:
+def _relative_weights(sinogram: Sinogram) -> Tensor | None:
     """Weights (1, ...) of rays whose photons are not known: 0 where nothing was measured, else how many views were
     averaged, over the mean; None where all are the same."""
     weights = torch.ones_like(sinogram.values)
@@ -255,13 +255,14 @@ def _relative_weights(sinogram: Sinogram, path: Path) -> Tensor | None:
     if sinogram.beam is not None:
         weights = weights.masked_fill(sinogram.beam <= 0, 0.0)
     if not bool((weights > 0).any()):
+        path = sinogram.origin.data
         raise DataError(f"{path}: no ray was measured: all have less light than the floor of the logarithm")
     if bool((weights == weights[0, 0]).all()):
         return None
     return (weights / weights[weights > 0].mean())[None]
 
 
-def _with_photons(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
+def _with_photons(sinogram: Sinogram, options: CTOptions) -> Sinogram:
     """With the photons of each ray: n0 exp(-z), times what its detector pixel gets relative to the mean pixel.
 
     Line integrals of log(2 n0) and more stand for less than half a photon: such rays weigh 0, and are counted.
@@ -275,7 +276,7 @@ def _with_photons(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogra
         return replace(sinogram, photons=through_air * sinogram.beam / air[sinogram.beam > 0].mean())
     photons = through_air * torch.exp(-sinogram.values)
     cut = photons <= MIN_COUNT * (1 + 1e-9)
-    said = starvation(int(cut.sum()), cut.numel(), path, through_air)
+    said = starvation(int(cut.sum()), cut.numel(), sinogram.origin.data, through_air)
     origin = replace(sinogram.origin, warnings=(*sinogram.origin.warnings, *said))
     return replace(sinogram, origin=origin, photons=(repeats * photons).masked_fill(cut, 0.0))
 

@@ -178,9 +178,9 @@ def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, object]]:
     return replace(scan, warnings=(*scan.warnings, *said)), {"rotation_centre": entry}
 
 
-def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
+def selected(sinogram: Sinogram, options: CTOptions) -> Sinogram:
     """The views within ``angle_range`` (degrees after the first view), thinned out to ``views`` at equal distances."""
-    views = chosen_views(sinogram.geometry, options, path)
+    views = chosen_views(sinogram.geometry, options, sinogram.origin.data)
     beam = None if sinogram.beam is None else sinogram.beam[views]
     repeats = None if sinogram.repeats is None else sinogram.repeats[views]
     geometry = sinogram.geometry.select(views)
