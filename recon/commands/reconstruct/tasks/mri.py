@@ -98,24 +98,15 @@ class MRI(Measured):
 
     def _measured(self, path: Path, reference: Tensor | None) -> Problem:
         args = self.args
-        module = KSpaceDataModule(
-            str(path),
-            args.index,
-            dtype=args.dtype,
-            noise_scan=args.noise_scan,
-            noise=args.noise,
-        )
+        module = KSpaceDataModule(str(path), args.index, dtype=args.dtype, noise_scan=args.noise_scan, noise=args.noise)
         y, covariance, pixel_size = module.measurement()[None], module.covariance, module.file.pixel_size
         details = {
             "pixel_size_mm": None if pixel_size is None else list(pixel_size),
             "noise_of_coils": None if covariance is None else covariance.deviations.tolist(),
             "coils_whitened": module.whitened,
         }
-        origin = replace(
-            Origin.of_slice(path, args.index, UNIT),
-            details=details,
-            warnings=(*module.file.warnings, *_uncertain(module)),
-        )
+        said = (*module.file.warnings, *_uncertain(module))
+        origin = replace(Origin.of_slice(path, args.index, UNIT), details=details, warnings=said)
         return self._problem(
             origin,
             y,
@@ -138,8 +129,7 @@ class MRI(Measured):
             )
         shape = (picture.x.shape[0], picture.x.shape[1])
         seed, coils, mask_name = args.seed or 0, args.coils or 1, args.mask or "random"
-        sampling = Sampling(MASKS[mask_name], args.acceleration or ACCELERATION, coils=coils)
-        operator = sampling.operator(shape, seed)
+        operator = Sampling(MASKS[mask_name], args.acceleration or ACCELERATION, coils=coils).operator(shape, seed)
         exact = operator(torch.stack([picture.x, torch.zeros_like(picture.x)])[None])
         level = args.noise / scale
         noise = gaussian_noise(exact.shape[1:], level, seed, job.number, exact.dtype)
