@@ -276,5 +276,7 @@ def _completed(saved: dict[str, object], network: nn.Module) -> dict[str, object
     """The description of a network with what its arguments, and those of its parts, were before they existed."""
     older = network.older_arguments if isinstance(network, Reconstructor) else {}
     found = older | saved
-    parts = {name: part for name, part in network.named_children() if isinstance(found.get(name), dict)}
-    return found | {name: _completed(found[name], part) for name, part in parts.items()}
+    for name, part in network.named_children():
+        if isinstance(described := found.get(name), dict):
+            found[name] = _completed(described, part)
+    return found

@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from datasets.modules.arguments import torch_dtype
+from datasets.modules.groups import torch_dtype
 from datasets.readers.dicom.output import write_dicom
 from datasets.readers.pictures import DataError
 from recon.commands.reconstruct.networks import TrainedNetwork
