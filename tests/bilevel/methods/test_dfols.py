@@ -40,8 +40,8 @@ def test_ends_at_the_minimum_of_maid(accuracy: float, dynamic: bool) -> None:
     records = run(ours, DFOLS(ours.params, solution_accuracy=accuracy, dynamic=dynamic))
     best = run(theirs, MAID(theirs.params, tolerance=1e-5))
     assert records[-1].progress == Progress.CONVERGED
-    # the loss is flat along the smoothing: 0.015 in theta_2 changes it by 1e-6 of itself. A single run of DFO-LS may end
-    # anywhere on this floor, depending on last bits, which differ between machines (seen: 0.067 away, 4e-5 above);
+    # the loss is flat along the smoothing: 0.015 in theta_2 changes it by 1e-6 of itself. A single run of DFO-LS may
+    # end anywhere on this floor, depending on last bits, which differ between machines (seen: 0.067 away, 4e-5 above);
     # those of the stages go on from one another
     torch.testing.assert_close(theta(ours), theta(theirs), atol=0.05 if dynamic else 0.1, rtol=0)
     assert records[-1].loss == pytest.approx(best[-1].loss, rel=1e-5 if dynamic else 1e-4)
