@@ -43,7 +43,7 @@ from recon.commands.compare.results import (
     write_tables,
 )
 from recon.commands.configuration.classes import named_classes
-from recon.commands.configuration.data import data_section, make_data
+from recon.commands.configuration.data import data_section, make_data, operator_of
 from recon.commands.configuration.yaml_files import read_yaml
 from recon.commands.errors import sentence
 from recon.commands.output.lock import locked
@@ -52,7 +52,6 @@ from recon.commands.output.runs import CHECKPOINTS, latest_checkpoint
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim
 from recon.files import write_files
-from recon.operators import Identity, LinearOperator
 
 FLAGS = ("nonnegative", "weighted")
 NUMBERS = ("accuracy", "validation_images", "show", *FLAGS)
@@ -232,13 +231,10 @@ def make_task(comparison: Comparison) -> Task:
         the data cannot be used.
     """
     module = make_data(comparison.data)
-    operator = module.operator if module.operator is not None else Identity()
-    if not isinstance(operator, LinearOperator):
-        raise ValueError(f"the operator of the data is a {type(operator).__name__}, but must be a LinearOperator")
     first: Any = module.test_dataloader().dataset[0]
     accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
     flags = (comparison.nonnegative, comparison.weighted)
-    return Task(module, operator, accuracy, comparison.validation_images, *flags)
+    return Task(module, operator_of(module), accuracy, comparison.validation_images, *flags)
 
 
 def check(comparison: Comparison, task: Task) -> None:

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from datasets import SimulatedDataModule
 from recon.commands.configuration.classes import check_classes
 from recon.commands.configuration.yaml_files import read_yaml
+from recon.operators import Identity, LinearOperator
 
 
 def data_section(content: Mapping[str, Any], folder: Path) -> Any:
@@ -43,3 +44,17 @@ def make_data(section: Mapping[str, Any]) -> SimulatedDataModule:
     check_classes(parsed, {"data": SimulatedDataModule})
     made: SimulatedDataModule = parser.instantiate(parsed).data
     return made
+
+
+def operator_of(module: SimulatedDataModule) -> LinearOperator:
+    """What made the measurements of the data; the identity where nothing is said.
+
+    Raises
+    ------
+    ValueError
+        It is no linear operator.
+    """
+    operator = module.operator if module.operator is not None else Identity()
+    if not isinstance(operator, LinearOperator):
+        raise ValueError(f"the operator of the data is a {type(operator).__name__}, but must be a LinearOperator")
+    return operator

@@ -21,10 +21,11 @@ from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, fil
 
 AGAIN = "without --plot-only its run is made again, the others are kept"
 #: of the iterations, in ``runs/NAME.csv``
-COLUMNS = (
+OF_RECORD = (
     *("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm"),
-    *("seconds", "true_lower", "true_upper"),
 )
+OF_ITERATION = ("seconds", "true_lower", "true_upper")
+COLUMNS = (*OF_RECORD, *OF_ITERATION)
 
 
 def slug(name: str) -> str:
