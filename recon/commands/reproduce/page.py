@@ -30,10 +30,10 @@ from recon.commands.errors import printable
 from recon.commands.output.runs import write_json
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, read
-from recon.commands.reproduce import race
+from recon.commands.reproduce import listing
 from recon.files import write_files
 
-PUBLISHED = race.FOLDER / "published.yaml"
+PUBLISHED = listing.FOLDER / "published.yaml"
 #: the longest are begun first
 LONG = ("foe-hoag", "accelerations", "tv-dfo", "ct", "foe-fixed", "foe-accuracy", "stochastic", "icnn-primal-dual")
 #: rows of a CSV file that the page shows; the others are in the file

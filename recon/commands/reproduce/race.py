@@ -43,6 +43,7 @@ from recon.commands.configuration.data import data_section, make_data, operator_
 from recon.commands.output.runs import finite
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, table
+from recon.commands.reproduce import listing
 from recon.commands.reproduce.race_pictures import (
     COLUMNS,
     OF_ITERATION,
@@ -61,7 +62,6 @@ from recon.operators import LinearOperator
 
 Values = Mapping[str, object]
 
-FOLDER = Path(__file__).resolve().parents[3] / "configs" / "figures"
 MODULES = (DenoisingDataModule.__name__, MRIDataModule.__name__)
 #: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
 ACCURACY = 1e-4
@@ -110,11 +110,6 @@ class Row(TypedDict):
     grade: str | None
 
 
-def names() -> list[str]:
-    """The figures that ``configs/figures`` describes."""
-    return sorted(path.name for path in FOLDER.glob("*") if path.is_dir())
-
-
 def run(figure: str, scale: str, output: Path) -> None:
     """Make the runs that are not finished, write their tables into ``output``, and draw them.
 
@@ -125,7 +120,7 @@ def run(figure: str, scale: str, output: Path) -> None:
     OSError
         a file is missing, or cannot be written.
     """
-    begin, content = time.perf_counter(), read_figure(FOLDER / figure / f"{scale}.yaml")
+    begin, content = time.perf_counter(), read_figure(listing.FOLDER / figure / f"{scale}.yaml")
     data, source = _data(content["data"], scale)
     name = data.pop("class", DenoisingDataModule.__name__)
     module = make_data({"class_path": f"datasets.{name}", "init_args": data})

@@ -21,7 +21,7 @@ from datasets import DenoisingDataModule
 from models import ConvolutionalCritic, FieldsOfExperts, LearnedTV, TotalVariation, UNet
 from models.files.setting import describe_setting
 from models.files.storage import save_regularizer
-from recon.commands.compare import main as compare
+from recon.commands.compare import comparison as compare
 from recon.commands.compare.methods import Task, baseline, solve
 from recon.commands.main import main
 from recon.operators import Identity

@@ -16,7 +16,8 @@ from datasets.sources.images import PatientSource
 from models import ConvolutionalCritic, TotalVariation, UNet
 from models.files.setting import describe_setting
 from models.files.storage import load_model, save_regularizer
-from recon.commands.compare import main as compare
+from recon.commands.compare import comparison as compare
+from recon.commands.compare.configuration import read_comparison
 from recon.commands.compare.methods import Task, load_method
 from recon.commands.configuration.data import data_section
 from recon.commands.main import main
@@ -158,7 +159,7 @@ def test_patients_of_the_test_are_held_out(
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_configurations_name_files_that_exist(path: Path) -> None:
-    comparison = compare.read_comparison(path)
+    comparison = read_comparison(path)
     entries = {method: compare.identity(comparison, method) for method in comparison.methods}
     data = comparison.data["init_args"]
     trained = [e for e in entries.values() if "training" in e]

@@ -13,7 +13,7 @@ from models.files.storage import load_model, save_regularizer
 from recon.bilevel import DivergedError, Progress, Record
 from recon.commands.main import main
 from recon.commands.output.tables import claim, read
-from recon.commands.reproduce import main as reproduce
+from recon.commands.reproduce import listing
 from recon.commands.reproduce.figures import tv_discretisation as tv
 from tests.commands.summaries import check_summary
 
@@ -98,7 +98,7 @@ def test_the_best_weight_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "tv-discretisation" in reproduce.names()
+    assert "tv-discretisation" in listing.names()
     assert main(["reproduce", "nothing", "--output", str(tmp_path)]) == 1
     assert "there is no figure 'nothing'; valid are" in capsys.readouterr().err
     assert main(["reproduce", "tv-discretisation", "--plot-only", "--output", str(tmp_path)]) == 1

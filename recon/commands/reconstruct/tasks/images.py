@@ -22,10 +22,10 @@ from datasets import DataError, read_dicom, read_image, write_dicom
 from datasets.physics import MAX_HU
 from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
-from datasets.readers.pictures import SUFFIXES
 from recon.commands.errors import printable
 from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
+from recon.commands.reconstruct.tasks.declared import ImageFiles
 from recon.commands.reconstruct.tasks.pictures import picture_files
 from recon.commands.reconstruct.tasks.task import Job, Task, check_names, check_overwritten, named
 from recon.files import check_finite, write_files
@@ -42,18 +42,12 @@ _HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
 _LOWEST, _HIGHEST = -1.0, 2.0
 
 
-class Images(Task):
+class Images(ImageFiles, Task):
     """Denoising of pictures and slices; whatever no other task takes is one."""
 
-    name = "denoising"
-    files = f"images or folders of them ({', '.join(SUFFIXES)}, DICOM)"
     accuracy = 1e-2
     psnr_convention = "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped"
     remedies = "--dtype float64, a larger --accuracy or a larger --max-evaluations"
-
-    @classmethod
-    def holds(cls, path: Path) -> bool:
-        return True
 
     def check(self) -> None:
         args = self.args

@@ -1,12 +1,7 @@
-"""``recon demo``: the whole line in two minutes, from built-in images to learned regularizers and certified pictures.
-
-MAID learns total variation (TV) and a Fields of Experts (FoE) for denoising from patches of scikit-image's pictures.
-Both then denoise pictures that they were not trained on.
-"""
+"""What ``recon demo`` learns, denoises and draws."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import time
@@ -31,9 +26,7 @@ from models.regularizers.ridge import RidgeRegularizer
 from models.training.bilevel import BilevelModule
 from models.training.callbacks import IterationProgress
 from recon.bilevel import MAID, Record
-from recon.commands.output.lock import locked
 from recon.commands.output.summary import write_summary
-from recon.files import prepare_folder
 from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim
 from recon.plotting import Panel, busiest_square, comparison_figure, filters_figure, save_figure, training_figure
@@ -95,21 +88,14 @@ class KeepRecords(pl.Callback):
             self.records.append(pl_module.record)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns 0 if every picture is certified to the accuracy, else 1.
+def run(size: Size, output: Path) -> int:
+    """Learn, denoise, draw; returns 0 if every picture is certified to the accuracy, else 1.
 
     Raises
     ------
     OSError
-        the output cannot be written, or another program writes into its folder.
+        the output cannot be written.
     """
-    args = _parser().parse_args(argv)
-    prepare_folder(args.output)
-    with locked(args.output):
-        return _run(QUICK if args.quick_test else Size(), args.output)
-
-
-def _run(size: Size, output: Path) -> int:
     _silence()
     start = time.perf_counter()
     pictures = PatchPictures(size=size.picture_size, patch_size=size.patch_size, n_patches=size.patches)
@@ -137,14 +123,6 @@ def _run(size: Size, output: Path) -> int:
         print(f"recon demo: a picture was not solved to the accuracy {ACCURACY:g}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    summary = "Learn regularizers from built-in images with MAID, and denoise other images with them; about 2 minutes."
-    parser = argparse.ArgumentParser(prog="recon demo", description=summary)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
-    parser.add_argument("--quick-test", action="store_true", help="tiny sizes: does it run? The results are poor.")
-    return parser
 
 
 def _silence() -> None:
