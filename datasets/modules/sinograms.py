@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.errors import DataError
 from datasets.modules.arguments import torch_dtype
 from datasets.modules.groups import regrouped
-from datasets.modules.tomography import MU_UNIT
+from datasets.physics import MU_UNIT
 from datasets.scans.reading import SINOGRAM_SUFFIXES, read_sinogram
 from datasets.scans.scan import Scan
 from datasets.sources.measurements import Measurement, WeightedMeasurement

@@ -10,9 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datasets.modules.tomography import MU_UNIT
 from datasets.noise import gaussian_noise
-from datasets.physics import MIN_COUNT, attenuation_to_hu, line_integrals, transmission_counts, transmission_weights
+from datasets.physics import (
+    MIN_COUNT,
+    MU_UNIT,
+    attenuation_to_hu,
+    line_integrals,
+    transmission_counts,
+    transmission_weights,
+)
 from datasets.readers.pictures import DataError
 from datasets.scans.counts import starvation, tiff_shape
 from recon.commands.reconstruct.report import Result

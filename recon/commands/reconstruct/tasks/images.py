@@ -31,7 +31,7 @@ from recon.commands.reconstruct.tasks.task import Job, Task, check_names, check_
 from recon.files import check_finite, write_files
 from recon.lower_level import Energy, Regularizer, SaddleModel
 from recon.operators import Identity
-from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
+from recon.panels import Panel, busiest_square, side_by_side
 from recon.reconstruction.noise import image_noise
 from recon.reconstruction.problem import Problem
 from recon.reconstruction.variational import Weighted
@@ -227,7 +227,7 @@ def _picture(problem: Problem, result: Result, x: Tensor) -> bytes:
         panels.append(Panel("reference", target))
     side = min(y.shape[1:]) // 5
     zoom = busiest_square(x if target is None else target, side) if side >= 8 else None
-    return figure_bytes(comparison_figure([panels], [zoom]))
+    return side_by_side(panels, zoom)
 
 
 def _decibels(value: float | None) -> str:
