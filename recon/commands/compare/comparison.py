@@ -9,14 +9,13 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 
 from models.files.checkpoints import checksum
 from models.files.shipped import locate
-from recon.commands.compare.configuration import FLAGS, Comparison, read_mapping
+from recon.commands.compare.configuration import FLAGS, Comparison, Entry, read_mapping
 from recon.commands.compare.methods import Method, Task, baseline, check_baseline, load_method
 from recon.commands.compare.results import (
     Result,
@@ -29,7 +28,7 @@ from recon.commands.compare.results import (
     write_tables,
 )
 from recon.commands.configuration.classes import named_classes
-from recon.commands.configuration.data import data_section, make_data, operator_of
+from recon.commands.configuration.data import Samples, data_section, make_data, operator_of, samples_of
 from recon.commands.errors import sentence
 from recon.commands.output.one_by_one import Outcome, one_by_one
 from recon.commands.output.runs import CHECKPOINTS, latest_checkpoint
@@ -54,7 +53,7 @@ def compare(comparison: Comparison, output: Path) -> int:
     task = make_task(comparison)
     entries = {name: identity(comparison, name) for name in comparison.methods}
     check(comparison, task)
-    tested, tuned = (loader().dataset for loader in (task.module.test_dataloader, task.module.val_dataloader))
+    tested, tuned = task.tested(), samples_of(task.module.val_dataloader())
     settings = {
         "data": comparison.data,
         "test": _checksum(tested),
@@ -85,14 +84,14 @@ def compare(comparison: Comparison, output: Path) -> int:
     return 1 if outcome.failures else 0
 
 
-def _summarize(outcome: Outcome[Result], settings: Mapping[str, Any], output: Path, seconds: float) -> None:
+def _summarize(outcome: Outcome[Result], settings: Mapping[str, object], output: Path, seconds: float) -> None:
     """Write ``summary.json``: the settings, a row of means for each method, what failed and what is to come."""
     status = "incomplete" if outcome.pending else "failed" if outcome.failures else "finished"
     numbers = {"settings": dict(settings), "methods": [result.summary() for result in outcome.results]}
     write_summary(output, "compare", seconds, status, {**numbers, **outcome.entries()})
 
 
-def _checksum(samples: Any) -> str:
+def _checksum(samples: Samples) -> str:
     return checksum(*(samples[i].x for i in range(len(samples))))
 
 
@@ -116,7 +115,7 @@ def make_task(comparison: Comparison) -> Task:
         the data cannot be used.
     """
     module = make_data(comparison.data)
-    first: Any = module.test_dataloader().dataset[0]
+    first = samples_of(module.test_dataloader())[0]
     accuracy = comparison.accuracy or ACCURACY * math.sqrt(first.x.numel())
     flags = (comparison.nonnegative, comparison.weighted)
     return Task(module, operator_of(module), accuracy, comparison.validation_images, *flags)
@@ -162,7 +161,7 @@ def _check_training(comparison: Comparison, path: Path) -> None:
             raise ValueError(f"{path}: {sentence(error)}") from error
 
 
-def identity(comparison: Comparison, name: str) -> dict[str, Any]:
+def identity(comparison: Comparison, name: str) -> dict[str, object]:
     """What the results of a method depend on beside the data.
 
     Raises
@@ -206,12 +205,12 @@ def make_method(name: str, comparison: Comparison, task: Task, output: Path) -> 
     return load_method(_trained(training, output / name), task, trust=named_classes(training["model"]))
 
 
-def _load(entry: Mapping[str, Any], comparison: Comparison, task: Task) -> Method:
+def _load(entry: Entry, comparison: Comparison, task: Task) -> Method:
     file = locate(entry["model"], comparison.folder)
     return load_method(file, task, entry.get("unchecked", False), entry.get("trust", []))
 
 
-def _training(comparison: Comparison, path: Path) -> dict[str, Any]:
+def _training(comparison: Comparison, path: Path) -> dict[str, object]:
     """The configuration of a training with the data of the comparison, in the precision it has itself.
 
     Noise and pictures are the same in both precisions.
@@ -221,13 +220,13 @@ def _training(comparison: Comparison, path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: has no `model`; `config` names a configuration of recon fit")
     own = data_section(content, path.parent)
     arguments = own.get("init_args") if isinstance(own, dict) else None
-    data: dict[str, Any] = {**comparison.data, "init_args": dict(comparison.data["init_args"])}
+    data = dict(comparison.data["init_args"])
     if isinstance(arguments, dict) and "dtype" in arguments:
-        data["init_args"]["dtype"] = arguments["dtype"]
-    return {**content, "data": data}
+        data["dtype"] = arguments["dtype"]
+    return {**content, "data": {**comparison.data, "init_args": data}}
 
 
-def _trained(content: Mapping[str, Any], folder: Path) -> Path:
+def _trained(content: Mapping[str, object], folder: Path) -> Path:
     """The model of a finished training in ``folder``; trains, from the last checkpoint on, if there is none."""
     found = _exported(folder / TRAINING)
     if found is None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from recon.commands.configuration.data import data_section
 from recon.commands.configuration.yaml_files import read_yaml
@@ -18,13 +18,31 @@ KEYS = {"data", "methods", *NUMBERS}
 METHOD_KEYS = {"baseline": {"mu"}, "model": {"unchecked", "trust"}, "config": set[str]()}
 
 
+class Section(TypedDict):
+    """The data module of a configuration."""
+
+    class_path: str
+    init_args: dict[str, object]
+
+
+class Entry(TypedDict, total=False):
+    """A method of a configuration: one of the first three, and options of it."""
+
+    baseline: str
+    model: str
+    config: str
+    mu: float
+    unchecked: bool
+    trust: list[str]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A configuration that was read, see the module; ``methods`` by name, ``folder`` is what paths are relative to."""
 
     folder: Path
-    data: dict[str, Any]
-    methods: dict[str, dict[str, Any]]
+    data: Section
+    methods: dict[str, Entry]
     accuracy: float | None = None
     validation_images: int = 4
     show: int = 0
@@ -53,14 +71,16 @@ def read_comparison(path: Path, folders: Mapping[str, str] | None = None) -> Com
         raise ValueError(f"{path}: needs `methods`, which maps names to methods")
     for name, entry in methods.items():
         _check_entry(path, name, entry)
-    data = {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
-    data["init_args"] |= folders or {}
-    numbers: dict[str, Any] = {key: content[key] for key in NUMBERS if key in content}
+    section: Section = {
+        "class_path": data["class_path"],
+        "init_args": {**(data.get("init_args") or {}), **(folders or {})},
+    }
+    numbers = {key: content[key] for key in NUMBERS if key in content}
     _check_numbers(path, numbers)
-    return Comparison(path.parent, data, methods, **numbers)
+    return Comparison(path.parent, section, methods, **numbers)
 
 
-def _check_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
+def _check_numbers(path: Path, numbers: Mapping[str, object]) -> None:
     accuracy = numbers.get("accuracy", 1.0)
     if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)) or not 0 < accuracy < math.inf:
         raise ValueError(f"{path}: accuracy is {accuracy!r}, but must be a positive number")
@@ -73,11 +93,11 @@ def _check_numbers(path: Path, numbers: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: {key} is {numbers[key]!r}; valid are true and false")
 
 
-def _check_entry(path: Path, name: Any, entry: Any) -> None:
+def _check_entry(path: Path, name: object, entry: object) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
         raise ValueError(f"{path}: a method is called {name!r}; names are of letters, digits, and _ . + -")
     kinds = [key for key in METHOD_KEYS if isinstance(entry, dict) and key in entry]
-    if len(kinds) != 1:
+    if not isinstance(entry, dict) or len(kinds) != 1:
         found = "neither" if not kinds else " and ".join(kinds)
         raise ValueError(
             f"{path}: the method {name} has {found}; it needs one of `model` (a file), `config` (of recon fit) and "

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,7 +56,7 @@ from recon.operators import Identity
 
 OUTPUTS = Path("outputs")
 
-TRAINER_DEFAULTS: dict[str, Any] = {
+TRAINER_DEFAULTS: dict[str, object] = {
     "devices": 1,  # one process sees the whole training set
     "inference_mode": False,  # solvers may differentiate
     "log_every_n_steps": 1,
@@ -116,7 +117,7 @@ class ReconCLI(LightningCLI):
         self._root = root
         self._resumed_run = run
 
-    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+    def instantiate_trainer(self, **kwargs: object) -> pl.Trainer:
         """Add loggers, checkpoints, pictures and the progress bar; what the configuration names stays."""
         self._begin = time.perf_counter()
         if self._resumed_run is not None:
@@ -125,15 +126,15 @@ class ReconCLI(LightningCLI):
             self.run = new_run(self._root, "version" if self.subcommand == "fit" else str(self.subcommand))
             self.held.enter_context(locked(self.run))
         config = dict(self._get(self.config_init, "trainer"))
-        given = {key: _as_list(config.get(key)) for key in ("callbacks", "plugins")}
+        callbacks, plugins = _as_list(config.get("callbacks")), _as_list(config.get("plugins"))
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._loggers()
         if config.get("accelerator") == "auto":
             # Lightning would also choose Apple's GPUs, which know no float64
             kwargs["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs["default_root_dir"] = str(self.run)
-        kwargs["callbacks"] = given["callbacks"] + self._callbacks(config, given["callbacks"])
-        kwargs["plugins"] = [*given["plugins"], AtomicCheckpointIO()]
+        kwargs["callbacks"] = callbacks + self._callbacks(config, callbacks)
+        kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[Logger]:
@@ -142,7 +143,7 @@ class ReconCLI(LightningCLI):
             loggers.append(TensorBoardLogger(str(self.run), name="", version="tensorboard"))
         return loggers
 
-    def _callbacks(self, config: dict[str, Any], given: list[Callback]) -> list[Callback]:
+    def _callbacks(self, config: dict[str, object], given: list[Callback]) -> list[Callback]:
         if self.subcommand == "predict":
             return [PredictionWriter(self.run)]
         if self.subcommand != "fit":
@@ -206,28 +207,27 @@ class ReconCLI(LightningCLI):
         summary = self._summary(self.model)
         name = "regularizer" if isinstance(self.model, UpperLevelModule) else "reconstructor"
         save_regularizer(self.model.learned, self.run / f"{name}.safetensors", self._metadata(self.model))
-        self._report(summary)
+        self._report(summary, self.stopwatch.seconds, str(summary.get("status", "finished")))
 
     def after_test(self) -> None:
         """Write ``summary.json`` and print the table: means of PSNR and SSIM, the largest certified error."""
-        self._report({name: float(value) for name, value in self.trainer.callback_metrics.items()})
+        means = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        self._report(means, time.perf_counter() - self._begin, "finished")
 
     after_validate = after_test
 
-    def _report(self, summary: dict[str, Any]) -> None:
-        seconds, status = time.perf_counter() - self._begin, "finished"
+    def _report(self, summary: Mapping[str, object], seconds: float, status: str) -> None:
         numbers = {name: value for name, value in summary.items() if name not in ("seconds", "status")}
-        command = str(self.subcommand)
-        write_summary(self.run, command, summary.get("seconds", seconds), summary.get("status", status), numbers)
+        write_summary(self.run, str(self.subcommand), seconds, status, numbers)
         table = Table(title=escape(printable(self.run)), show_header=False)
         for name, value in summary.items():
             table.add_row(name, f"{value:.6g}" if isinstance(value, float) else escape(printable(value)))
         Console().print(table)
 
-    def _metadata(self, model: ReconstructionModule) -> dict[str, Any]:
+    def _metadata(self, model: ReconstructionModule) -> dict[str, object]:
         """What reconstruction needs beside the model, what it is for, and where it comes from."""
         operator = model.operator if model.operator is not None else Identity()
-        content: dict[str, Any] = {"operator": public_name(operator)}
+        content: dict[str, object] = {"operator": public_name(operator)}
         if isinstance(model, UpperLevelModule):
             content |= model.metadata()
         content["setting"] = describe_setting(operator, self.datamodule)
@@ -235,7 +235,7 @@ class ReconCLI(LightningCLI):
             content["learned_from"] = self.datamodule.fingerprints("train")
         return content | {"training": finite(self._summary(model))}
 
-    def _summary(self, model: ReconstructionModule) -> dict[str, Any]:
+    def _summary(self, model: ReconstructionModule) -> dict[str, object]:
         summary, metrics = model.summary(), self.trainer.callback_metrics
         for name in ("val_psnr", "val_ssim", "val_error"):
             if name in metrics:

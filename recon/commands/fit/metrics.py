@@ -7,7 +7,6 @@ import io
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
@@ -54,7 +53,7 @@ class MetricsFile(Logger):
     def save_dir(self) -> str:
         return str(self.path.parent)
 
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: dict[str, object] | Namespace, *args: object, **kwargs: object) -> None:
         """Nothing: the configuration is in ``config.yaml``."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -156,7 +156,7 @@ def run(figure: str, scale: str, output: Path) -> None:
         write_files({output / "results.csv": table(rows)})
     summary: dict[str, object] = {"figure": figure, "scale": scale, "source": source, "pictures": len(x)}
     summary["runs"] = [finite({**row}) for row in rows]
-    iterations = {row["run"]: iterations_of(output, row) for row in rows}
+    iterations = {row["run"]: iterations_of(output, row["run"], row["iterations"]) for row in rows}
     if "reference" in content:
         found = reached(rows, iterations, content["reference"])
         write_files({output / "reached.csv": table(found)})
@@ -201,8 +201,8 @@ def finished(name: str, output: Path, console: Console) -> Row | None:
         row: Row = json.loads(path.read_text(), object_hook=_with_nan)
         if not isinstance(row, dict) or row.keys() != Row.__required_keys__:
             raise ValueError(f"{path}: has other entries than a run")
-        iterations_of(output, row)
-        images_of(output, row)
+        iterations_of(output, row["run"], row["iterations"])
+        images_of(output, row["run"])
     except ValueError as error:
         console.print(f"{error}; {name} is made again", highlight=False)
         return None
@@ -233,14 +233,15 @@ def read_figure(path: Path) -> Plan:
         raise ValueError(
             f"{path}: must have {', '.join(sorted(needed))}, may have {', '.join(sorted(optional))}, and nothing else"
         )
-    content["data"] = data_section(content, path.parent)
+    data = data_section(content, path.parent)
     budget, runs = content["budget"], content["runs"]
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")
-    if not isinstance(runs, dict) or not runs or not isinstance(content["data"], dict):
+    if not isinstance(runs, dict) or not runs or not isinstance(data, dict):
         raise ValueError(f"{path}: data and runs must map names to values")
-    if content["data"].get("class", DenoisingDataModule.__name__) not in MODULES:
-        raise ValueError(f"{path}: data.class is {content['data']['class']!r}, but must be {' or '.join(MODULES)}")
+    content["data"] = data
+    if data.get("class", DenoisingDataModule.__name__) not in MODULES:
+        raise ValueError(f"{path}: data.class is {data['class']!r}, but must be {' or '.join(MODULES)}")
     for name, entry in runs.items():
         if not isinstance(entry, dict) or not entry.keys() <= {"optimizer", "solver"}:
             raise ValueError(f"{path}: the run {name} may have `optimizer` and `solver`, and nothing else")
