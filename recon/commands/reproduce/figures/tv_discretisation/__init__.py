@@ -9,41 +9,13 @@ nothing of which method is better: the held-out pictures are of another kind, an
 
 from __future__ import annotations
 
-import io
-import math
-import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from operator import attrgetter
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, TypedDict
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
-from rich.console import Console
-from torch import Tensor
-
-from datasets import DenoisingDataModule, PatchPictures
-from models import LearnedTV
-from models.files.storage import load_model, save_regularizer
-from recon.bilevel import (
-    MAID,
-    Accuracy,
-    DivergedError,
-    InexactAdam,
-    NegativePSNR,
-    Piggyback,
-    Record,
-    SaddleObjective,
-    Training,
-)
 from recon.commands.output.runs import finite
 from recon.commands.output.summary import write_summary
-from recon.commands.output.tables import claim, read, table
+from recon.commands.output.tables import claim
 from recon.commands.reproduce.figures.tv_discretisation.learning import (
     REGULARIZATION,
     SCALES,
@@ -53,10 +25,6 @@ from recon.commands.reproduce.figures.tv_discretisation.learning import (
     train,
 )
 from recon.commands.reproduce.figures.tv_discretisation.pictures import plot
-from recon.files import write_files
-from recon.lower_level import PDHG, NotStronglyConvexError
-from recon.metrics import psnr
-from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, filter_grid, save_figure
 
 
 def run(scale: str, output: Path) -> None:
