@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from recon.commands.compare.configuration import read_comparison
     from recon.commands.output.lock import locked
 
-    folders = {name: getattr(args, name) for name in FOLDERS if getattr(args, name) is not None}
+    folders = {name: value for name, value in vars(args).items() if name in FOLDERS and value is not None}
     comparison = read_comparison(args.config, folders)
     output = args.output if args.output is not None else Path("outputs") / "compare" / args.config.stem
     with locked(output):

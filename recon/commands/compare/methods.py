@@ -24,7 +24,7 @@ from models.training.precision import cast
 from recon.commands.compare.configuration import Entry
 from recon.commands.configuration.data import Samples, samples_of
 from recon.commands.reconstruct.regularized import metadata_mu
-from recon.lower_level import Grade, Regularizer, SaddleModel, SquaredL2, Status
+from recon.lower_level import Grade, SaddleModel, SquaredL2, Status
 from recon.metrics import psnr
 from recon.names import current_name, public_name
 from recon.operators import Identity, LinearOperator, RayTransform
@@ -243,11 +243,6 @@ def _balanced(operator: LinearOperator, data: list[tuple[Tensor, Tensor]]) -> fl
         ratios.append(float(operator.adjoint(operator(x) - y).norm() / prior.clamp(min=1e-12)))
     mean = math.fsum(ratios) / len(ratios)
     return float(round(math.log(mean))) if mean > 0 else -5.0
-
-
-def solve(regularizer: Regularizer, operator: LinearOperator, mu: float, y: Tensor, accuracy: float) -> Found:
-    """The minimizer for data y of one picture, certified; data that are images are mirrored at the boundary."""
-    return Found.of(Variational(regularizer, mu).reconstruct(Data(y=y, operator=operator), Request(accuracy)))
 
 
 def _applied(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +23,7 @@ from models.regularizers.ridge import RidgeRegularizer
 from models.training.bilevel import BilevelModule
 from models.training.callbacks import IterationProgress
 from recon.bilevel import MAID, Record
+from recon.commands.fit.quiet import quiet
 from recon.commands.output.summary import write_summary
 from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim
@@ -95,7 +94,7 @@ def run(size: Size, output: Path) -> int:
     OSError
         the output cannot be written.
     """
-    _silence()
+    quiet()
     start = time.perf_counter()
     pictures = PatchPictures(size=size.picture_size, patch_size=size.patch_size, n_patches=size.patches)
     data = DenoisingDataModule(sigma=SIGMA, pictures=pictures, dtype="float32")
@@ -123,13 +122,6 @@ def run(size: Size, output: Path) -> int:
         print(f"recon demo: a picture was not solved to the accuracy {ACCURACY:g}", file=sys.stderr)
         return 1
     return 0
-
-
-def _silence() -> None:
-    """Keep Lightning's remarks about loggers, workers and hardware from the terminal."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for remark in (".*does not have many workers.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=remark)
 
 
 def _runs(size: Size) -> list[Run]:

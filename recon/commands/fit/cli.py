@@ -8,7 +8,6 @@ import math
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -38,6 +37,7 @@ from recon.commands.configuration.older import check_options, read_older
 from recon.commands.configuration.yaml_files import check_yaml, read_yaml
 from recon.commands.errors import printable
 from recon.commands.fit.metrics import MetricsFile, Stopwatch
+from recon.commands.fit.quiet import quiet
 from recon.commands.output.lock import locked
 from recon.commands.output.runs import (
     CHECKPOINTS,
@@ -279,7 +279,8 @@ def run_cli(arguments: list[str]) -> ReconCLI:
 
 
 def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
-    _quiet()
+    quiet()
+    _speak()
     read_older()
     check_options(arguments)
     _check_order(arguments)
@@ -334,19 +335,8 @@ class _ToStandardError(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def _quiet() -> None:
-    """Silence Lightning's advertisements and its remarks about settings that are chosen on purpose."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*treespec, LeafSpec.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*GPU available but not used.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        "(?s).*jsonargparse.*|.*JSONARGPARSE.*|.*instantiate_classes.*deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message)
+def _speak() -> None:
+    """Say on the standard error stream what the library says while it trains."""
     own = logging.getLogger("models")
     if not own.handlers:
         own.addHandler(_ToStandardError())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import pkgutil
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,21 @@ def programs() -> list[str]:
 def program(name: str) -> ModuleType:
     """The module of one of these, imported now."""
     return importlib.import_module(f"{figures.__name__}.{name.replace('-', '_')}")
+
+
+def data_folder(name: str) -> Path:
+    """The folder of pictures in ``$RECON_DATA`` or ``data``.
+
+    Raises
+    ------
+    ValueError
+        there is none.
+    """
+    places = [Path(place) for place in (os.environ.get("RECON_DATA"), "data") if place]
+    for folder in (place / name for place in places):
+        if folder.is_dir():
+            return folder
+    raise ValueError(f"there is no folder {name} in $RECON_DATA or data; set RECON_DATA to the folder that has it")
 
 
 def races() -> list[str]:

@@ -19,7 +19,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -385,13 +384,12 @@ def _data(content: Values, scale: str) -> tuple[dict[str, object], str]:
     """Arguments of the data module, and what the pictures are called."""
     own = dict(content)
     name = str(own.pop("folder"))
-    folders = [Path(os.environ["RECON_DATA"]) / name] if os.environ.get("RECON_DATA") else []
-    for folder in (*folders, Path("data") / name):
-        if folder.is_dir():
-            return {"train": str(folder), **own}, name
-    if scale != "quick":
-        raise ValueError(f"there is no folder {name} in $RECON_DATA or data; set RECON_DATA to the folder that has it")
-    return own, "built-in"
+    try:
+        return {"train": str(listing.data_folder(name)), **own}, name
+    except ValueError:
+        if scale != "quick":
+            raise
+        return own, "built-in"
 
 
 def _npz(**images: torch.Tensor) -> bytes:

@@ -22,10 +22,10 @@ from models import ConvolutionalCritic, FieldsOfExperts, LearnedTV, TotalVariati
 from models.files.setting import describe_setting
 from models.files.storage import save_regularizer
 from recon.commands.compare import comparison as compare
-from recon.commands.compare.methods import Task, baseline, solve
+from recon.commands.compare.methods import Task, baseline
 from recon.commands.main import main
 from recon.operators import Identity
-from recon.reconstruction import Data, Request, Saddle
+from recon.reconstruction import Data, Request, Saddle, Variational
 from tests.commands.summaries import check_summary
 
 SIDE, SIGMA = 16, 0.1
@@ -73,6 +73,10 @@ def samples(data: DenoisingDataModule) -> list[tuple[Tensor, Tensor]]:
     return [(s.x, s.y) for s in data.test_dataloader()]
 
 
+def minimizer(regularizer: TotalVariation, y: Tensor, accuracy: float, mu: float = 0.0) -> Tensor:
+    return Variational(regularizer, mu).reconstruct(Data(y=y), Request(accuracy)).solution.x
+
+
 def test_values_are_those_computed_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     regularizer = TotalVariation(-2.0, -4.0).double()
     save(folder, "tv", regularizer, module(), mu=0.25, training={"seconds": 12.5, "evaluations": 40.0})
@@ -90,7 +94,7 @@ def test_values_are_those_computed_by_hand(folder: Path, capsys: pytest.CaptureF
                 z = network(y, Identity())
             assert row["error"] == row["evaluations"] == ""
         else:
-            z = solve(regularizer, Identity(), 0.25, y, 1e-9).x
+            z = minimizer(regularizer, y, 1e-9, mu=0.25)
             assert 0 < float(row["error"]) <= 1e-6
             assert float(row["evaluations"]) > 1
         mse = float((z - x).square().mean())
@@ -297,7 +301,7 @@ def test_total_variation_is_the_best_on_validation_data(folder: Path) -> None:
 
     chosen = quality(lambda y: method.reconstruct(y).x)
     grid = [(-4.0 + i, -7.0 + 2.0 * j) for i in range(4) for j in range(3)]
-    others = [quality(lambda y, p=p: solve(TotalVariation(*p).double(), Identity(), 0.0, y, accuracy).x) for p in grid]
+    others = [quality(lambda y, p=p: minimizer(TotalVariation(*p).double(), y, accuracy)) for p in grid]
     assert chosen > max(others) - 0.05
     assert chosen > quality(lambda y: y) + 1
     assert all(method.reconstruct(y).error <= accuracy for _, y in pairs)

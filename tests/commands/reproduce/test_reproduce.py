@@ -106,6 +106,6 @@ def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "has no results.csv, training.csv" in capsys.readouterr().err
     monkeypatch.setenv("RECON_DATA", str(tmp_path))
     assert main(["reproduce", "tv-discretisation", "--scale", "paper", "--output", str(tmp_path)]) == 1
-    assert "kodak_gray_96: no such folder; set RECON_DATA" in capsys.readouterr().err
+    assert "no folder kodak_gray_96 in $RECON_DATA or data; set RECON_DATA" in capsys.readouterr().err
     with pytest.raises(ValueError, match="scale is 'huge'"):
         tv.run("huge", tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from recon.bilevel import (
     Training,
 )
 from recon.commands.output.tables import read, table
+from recon.commands.reproduce.listing import data_folder
 from recon.files import write_files
 from recon.lower_level import PDHG, NotStronglyConvexError
 from recon.metrics import psnr
@@ -131,9 +131,7 @@ def load(scale: str) -> Data:
     pictures = PatchPictures(size=96, patch_size=size.patch_size, n_patches=size.patches)
     module = DenoisingDataModule(sigma=SIGMA, pictures=pictures, dtype="float32")
     if scale == "paper":
-        folder = Path(os.environ.get("RECON_DATA", "data")) / "kodak_gray_96"
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; set RECON_DATA to a folder that has kodak_gray_96")
+        folder = data_folder("kodak_gray_96")
         pictures = replace(pictures, size=None, limit=20)
         module = DenoisingDataModule(str(folder), "rest", sigma=SIGMA, pictures=pictures, dtype="float32")
     x, y = module.train_tensors()
