@@ -18,7 +18,7 @@ import yaml
 from datasets import DataError
 from models import TotalVariation
 from models.files.storage import save_regularizer
-from recon.commands.compare import comparison as compare
+from recon.commands.compare import main as compare
 from recon.commands.configuration.yaml_files import read_yaml
 from recon.commands.errors import printable, sentence
 from recon.commands.main import main
