@@ -28,6 +28,8 @@ MU_WATER = 0.02
 
 #: largest value of 12-bit CT pictures, and the usual upper end of the scale
 MAX_HU = 3071.0
+#: µ in 1/mm of a pixel of value 1: bone of 3071 HU
+MU_UNIT = MU_WATER * (1 + MAX_HU / 1000)
 #: lower end of the scale; what is below it is padding outside of the field of view
 MIN_HU = -1024.0
 

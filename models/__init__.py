@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.files.storage import pretrained, pretrained_reconstructor, pretrained_saddle_model
 from models.networks.learned_primal_dual import LearnedPrimalDual
@@ -65,7 +65,7 @@ _TRAINING = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _TRAINING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"models.training.{_TRAINING[name]}"), name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import skimage.metrics
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from recon.errors import positive
@@ -62,7 +62,7 @@ def ssim(x: Tensor, target: Tensor, data_range: float = 1.0) -> Tensor:
     if min(x.shape[2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, but got {x.shape[2]}x{x.shape[3]}")
     values = [
-        structural_similarity(
+        skimage.metrics.structural_similarity(
             a.numpy(),
             b.numpy(),
             data_range=data_range,

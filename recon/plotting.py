@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,47 +17,15 @@ from torch import Tensor
 
 from recon.bilevel import Progress, Record
 from recon.errors import at_least
-from recon.files import check_finite, write_files
+from recon.files import write_files
+from recon.panels import ACCENT as ACCENT
+from recon.panels import Panel as Panel
+from recon.panels import Square as Square
+from recon.panels import busiest_square as busiest_square
 
 #: colours that are told apart in print and by colour-blind readers (Okabe and Ito 2008)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-ACCENT = "#FFD000"
 _SMALL, _NORMAL = 8.0, 9.0
-
-
-class Square(NamedTuple):
-    """A square part of an image, in pixels."""
-
-    top: int
-    left: int
-    side: int
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One image of a comparison: ``(height, width)``, ``(1, ...)`` or ``(3, ...)``; ``note`` goes below it."""
-
-    title: str
-    image: Tensor
-    note: str = ""
-
-    def pixels(self) -> np.ndarray:
-        """As matplotlib wants it: (height, width), or (height, width, 3).
-
-        Raises
-        ------
-        ValueError
-            the image has another shape, or values that are NaN or infinite.
-        """
-        image = self.image.detach().cpu().double().numpy()
-        if image.ndim == 3 and image.shape[0] == 1:
-            image = image[0]
-        elif image.ndim == 3 and image.shape[0] == 3:
-            image = np.moveaxis(image, 0, -1)
-        if image.ndim != 2 and not (image.ndim == 3 and image.shape[-1] == 3):
-            raise ValueError(f"{self.title}: cannot show an image of shape {tuple(self.image.shape)}")
-        check_finite(image, f"picture of {self.title}")
-        return image
 
 
 def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
@@ -99,27 +65,6 @@ def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np
         scale = np.abs(kernel).max() or 1.0
         grid[top : top + height, left : left + width] = 0.5 + 0.5 * kernel / scale
     return grid
-
-
-def busiest_square(image: Tensor, side: int) -> Square:
-    """The square of an image ``(channel, height, width)`` with the largest sum of squared differences: for a zoom.
-
-    Raises
-    ------
-    ValueError
-        the square does not fit into the image.
-    """
-    height, width = image.shape[-2:]
-    if not 2 <= side <= min(height, width):
-        raise ValueError(f"a square of side {side} does not fit into {height}x{width} pixels")
-    values = image.detach().cpu().double().numpy().reshape(-1, height, width).mean(0)
-    change = np.diff(values, axis=0)[:, :-1] ** 2 + np.diff(values, axis=1)[:-1] ** 2
-    # an isolated strong edge should not win against texture
-    total = np.pad(np.sqrt(change), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
-    n = side - 1
-    sums = total[n:, n:] - total[:-n, n:] - total[n:, :-n] + total[:-n, :-n]
-    top, left = np.unravel_index(int(sums.argmax()), sums.shape)
-    return Square(int(top), int(left), side)
 
 
 def comparison_figure(

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import scipy  # its parts are loaded where they are used
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from recon.operators.mri.cartesian import centred_ifft
@@ -270,8 +270,8 @@ def _clipped(vectors: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """C of ``estimate_noise`` for vectors (groups, members, coils), and which groups it was computed from."""
     number, members, coils = vectors.shape
     freedom = 2 * coils * members
-    cut = float(chi2.ppf(share, freedom))
-    factor = float(chi2.cdf(cut, freedom + 2)) / share
+    cut = float(scipy.stats.chi2.ppf(share, freedom))
+    factor = float(scipy.stats.chi2.cdf(cut, freedom + 2)) / share
     energies = vectors.abs().square().sum(1)
     scale = _start(energies, 2 * members)
     covariance = torch.diag(scale).to(vectors.dtype)
@@ -307,4 +307,4 @@ def _start(energies: Tensor, freedom: int) -> Tensor:
     """Variances for which the smallest energies, columns of (number, ...), are chi^2 of so many degrees of freedom."""
     low = 0.02
     rank = max(0, min(len(energies) - 1, math.ceil(low * len(energies)) - 1))
-    return energies.sort(dim=0).values[rank] / float(chi2.ppf((rank + 0.5) / len(energies), freedom))
+    return energies.sort(dim=0).values[rank] / float(scipy.stats.chi2.ppf((rank + 0.5) / len(energies), freedom))

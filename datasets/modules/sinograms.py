@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets.errors import DataError
 from datasets.modules.groups import Precision, regrouped, torch_dtype
-from datasets.modules.tomography import MU_UNIT
+from datasets.physics import MU_UNIT
 from datasets.readers.folders import files_of
 from datasets.scans.reading import SINOGRAM_SUFFIXES, read_sinogram
 from datasets.scans.scan import Scan

@@ -15,7 +15,7 @@ from datasets.modules.groups import Batches, FlatPatients, PatientPictures, Prec
 from datasets.modules.patients import PatientDataModule
 from datasets.modules.simulated import BUILTIN
 from datasets.noise import check_sigma, gaussian_noise
-from datasets.physics import MAX_HU, MIN_COUNT, MU_WATER, line_integrals, transmission_counts, transmission_weights
+from datasets.physics import MIN_COUNT, MU_UNIT, line_integrals, transmission_counts, transmission_weights
 from datasets.readers.hdf5 import LODOPAB_PARTS, LoDoPaB, holds_lodopab
 from datasets.sources.images import Images, ImageSource, PatientSource, Split
 from datasets.sources.measurements import MeasurementDataset
@@ -26,9 +26,6 @@ from recon.operators.tomography.ray_transform import Backend
 
 ELLIPSES = "ellipses"
 SHEPP_LOGAN = "shepp_logan"
-
-#: µ in 1/mm of a pixel of value 1: bone of 3071 HU
-MU_UNIT = MU_WATER * (1 + MAX_HU / 1000)
 
 _PHANTOMS = {"train": 32, "val": 8, "test": 8}
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy  # its parts are loaded where they are used
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from datasets.errors import DataError
 from datasets.scans.counts import lit
@@ -262,7 +262,7 @@ def _suspicious(sinogram: Array, run: int) -> Suspects:
     smooth = _median(sinogram, run)
     rest = sinogram - smooth
     height = float(np.quantile(smooth, 0.998) - np.quantile(smooth, 0.002))
-    noise = median_filter(np.quantile(np.abs(rest), 0.9, axis=0), 6 * run + 1, mode="mirror")
+    noise = scipy.ndimage.median_filter(np.quantile(np.abs(rest), 0.9, axis=0), 6 * run + 1, mode="mirror")
     share = (np.abs(rest) > np.maximum(_SHARE * height, _DEVIATIONS * noise)).mean(0)
     beside = np.maximum(*_beside(share, max(4, 2 * run)))
     off = _sharp((share >= _OFF) & (share > _TIMES * (beside + 1 / len(sinogram))), np.abs(rest).mean(0))
@@ -279,7 +279,7 @@ def _median(sinogram: Array, run: int) -> Array:
     ends = sinogram[:, : 3 * run + 1], sinogram[:, : -3 * run - 2 : -1]
     left, right = (2 * np.median(e[:, : 2 * run + 1], 1, keepdims=True) - e[:, : 2 * run : -1] for e in ends)
     padded = np.concatenate([left, sinogram, right[:, ::-1]], 1)
-    return np.asarray(median_filter(padded, (1, 2 * run + 1))[:, run:-run])
+    return np.asarray(scipy.ndimage.median_filter(padded, (1, 2 * run + 1))[:, run:-run])
 
 
 def _sharp(chosen: Mask, size: Array) -> Mask:

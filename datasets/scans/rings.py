@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import scipy  # its parts are loaded where they are used
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from datasets.errors import DataError
 from datasets.scans.scan import Scan
@@ -43,7 +43,7 @@ def without_stripes(sinogram: Array, size: int) -> Array:
     that stay on few pixels over the scan, near the rotation axis or in circles around it, are weakened as well.
     """
     order = np.argsort(sinogram, axis=0, kind="stable")
-    smooth = median_filter(np.take_along_axis(sinogram, order, 0), (1, size), mode="nearest")
+    smooth = scipy.ndimage.median_filter(np.take_along_axis(sinogram, order, 0), (1, size), mode="nearest")
     made = np.empty_like(sinogram)
     np.put_along_axis(made, order, smooth, 0)
     return made

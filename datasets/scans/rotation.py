@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts are loaded where they are used
 from numpy.typing import NDArray
-from scipy.ndimage import convolve1d
-from scipy.optimize import minimize_scalar
 
 from datasets.errors import DataError
 from datasets.scans.scan import Scan
@@ -254,7 +253,7 @@ def from_opposite_rays(sinogram: Array, angles: Array, length: float = math.inf)
     one, so that constant and sloping backgrounds do not matter) is over all rays whose opposite lies on the detector.
     The uncertainty is that of the mean of four, from every fourth view. None without a correlation of 0.5.
     """
-    smooth = np.asarray(convolve1d(sinogram, np.array([0.25, 0.5, 0.25]), axis=1, mode="nearest"))
+    smooth = np.asarray(scipy.ndimage.convolve1d(sinogram, np.array([0.25, 0.5, 0.25]), axis=1, mode="nearest"))
     rays = _Rays(smooth, angles, length)
     pixels = sinogram.shape[1]
     least = max(4.0, 0.03 * pixels)
@@ -323,7 +322,7 @@ class _Rays:
         return (1 - part) * self.sinogram[rows, column] + part * self.sinogram[rows, column + 1]
 
     def best(self, near: float, reach: float, views: NDArray[np.int64]) -> tuple[float, float]:
-        found = minimize_scalar(
+        found = scipy.optimize.minimize_scalar(
             lambda c: -self.correlation(c, views),
             bounds=(near - reach, near + reach),
             method="bounded",

@@ -6,11 +6,6 @@ import argparse
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
-from recon.operators.tomography import cache as matrix_cache
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0.
@@ -23,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         RECON_CACHE_GB is no number.
     """
     args = _parser().parse_args(argv)
+    from recon.operators.tomography import cache as matrix_cache  # torch takes seconds to import
+
     folder = matrix_cache.cache_folder()
     if args.action == "clear":
         freed = matrix_cache.clear()
@@ -32,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     total = sum(entry.size for entry in entries)
     print(f"{folder}: {_size(total)} of at most {_size(matrix_cache.size_limit())}")
     if entries:
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table("size", "last used", "matrix")
         for entry in entries:
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))

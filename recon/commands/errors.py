@@ -7,7 +7,6 @@ import inspect
 import re
 import unicodedata
 
-from recon.bilevel.methods.older import SCHEDULED, options_of, place_of
 from recon.names import current_name
 
 # Lines of jsonargparse's nested reports that say nothing about the cause.
@@ -113,6 +112,8 @@ def _members(name: str) -> str:
 
 def _no_option(name: str, path: str) -> str:
     """That a class or function has no such option, and what it has."""
+    from recon.bilevel.methods.older import SCHEDULED, options_of, place_of  # with torch, which takes seconds
+
     module, _, attribute = path.rpartition(".")
     try:
         known = options_of(getattr(importlib.import_module(module), attribute))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import importlib
 import os
 import signal
 import sys
@@ -16,7 +18,16 @@ from recon.commands.errors import sentence
 from recon.limits import parse_memory, set_memory_limit
 
 TRAINING = ("fit", "validate", "test", "predict")
-OTHERS = ("reconstruct", "compare", "models", "demo", "reproduce", "cache")
+#: the other commands, and the modules that have their ``main``
+PROGRAMS = {
+    "reconstruct": "recon.commands.reconstruct.main",
+    "compare": "recon.commands.compare.main",
+    "models": "recon.commands.models",
+    "demo": "recon.commands.demo.main",
+    "reproduce": "recon.commands.reproduce.main",
+    "cache": "recon.commands.cache",
+}
+COMMANDS = (*TRAINING, *PROGRAMS)
 
 USAGE = """usage: recon COMMAND [OPTIONS]
 
@@ -59,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     name, *rest = arguments
-    if name not in TRAINING + OTHERS:
-        print(f"recon: unknown command {name!r}; valid are {', '.join(TRAINING + OTHERS)}", file=sys.stderr)
+    if name not in COMMANDS:
+        print(f"recon: unknown command {name!r}; valid are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         with _terminable():
@@ -81,9 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        expected = isinstance(error, (*_EXPECTED, _misconfiguration()))
         what = sentence(error)
-        if not expected:
+        if not isinstance(error, (*_EXPECTED, *_misconfigurations())):
             what = f"this should not have happened ({type(error).__name__}: {what}); --debug shows where it did"
         print(f"recon {name}: {what}", file=sys.stderr)
         return 1
@@ -144,43 +154,21 @@ def _with_memory_limit(arguments: list[str]) -> list[str]:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     """The program of a subcommand; imported now, as each needs other libraries."""
-    if name == "reconstruct":
-        from recon.commands.reconstruct import main as reconstruct
+    if name in TRAINING:
+        from recon.commands.fit.main import main as training
 
-        return reconstruct.main
-    if name == "compare":
-        from recon.commands.compare import main as compare
-
-        return compare.main
-    if name == "models":
-        from recon.commands import models
-
-        return models.main
-    if name == "demo":
-        from recon.commands import demo
-
-        return demo.main
-    if name == "reproduce":
-        from recon.commands.reproduce import main as reproduce
-
-        return reproduce.main
-    if name == "cache":
-        from recon.commands import cache
-
-        return cache.main
-    from recon.commands.fit.main import run_cli
-
-    def run(rest: list[str]) -> int:
-        run_cli([name, *rest])
-        return 0
-
-    return run
+        return functools.partial(training, name)
+    program: Callable[[list[str]], int] = importlib.import_module(PROGRAMS[name]).main
+    return program
 
 
-def _misconfiguration() -> type[Exception]:
+def _misconfigurations() -> tuple[type[Exception], ...]:
+    """That of Lightning, where it is imported: nothing else can have raised it."""
+    if "pytorch_lightning" not in sys.modules:
+        return ()
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    return MisconfigurationException
+    return (MisconfigurationException,)
 
 
 def _interrupted(name: str, stop: BaseException) -> int:

@@ -5,13 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.table import Table
-
-from models.files import shipped
-from models.files.storage import load_model
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0.
@@ -24,6 +17,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         the files of a model are damaged.
     """
     args = _parser().parse_args(argv)
+    from rich.console import Console  # all of these take seconds to import
+    from rich.markdown import Markdown
+    from rich.table import Table
+
+    from models.files import shipped
+    from models.files.storage import load_model
+
     console = Console()
     if args.name is not None:
         text = shipped.card(args.name)

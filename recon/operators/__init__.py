@@ -1,5 +1,9 @@
 """Forward operators as torch modules, with exact transposes and proven norm bounds."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from recon.operators.algebra import Composition, Restriction, Scaled, Stack, Sum, Transpose, stack
 from recon.operators.blur import Blur, gaussian_kernel
 from recon.operators.checks import BoundError, adjoint_mismatch, check_adjoint, check_bounds, lanczos_norm_bound
@@ -15,7 +19,6 @@ from recon.operators.mri.cartesian import (
     zero_filled,
 )
 from recon.operators.mri.sensitivity import NoCalibrationError, estimate_sensitivities, simulated_sensitivities
-from recon.operators.odl import ODLOperator
 from recon.operators.tomography.beams import (
     ConeBeam,
     FanBeam,
@@ -26,6 +29,9 @@ from recon.operators.tomography.beams import (
 )
 from recon.operators.tomography.fbp import FilteredBackProjection
 from recon.operators.tomography.ray_transform import RayTransform
+
+if TYPE_CHECKING:
+    from recon.operators.odl import ODLOperator
 
 __all__ = [
     "Blur",
@@ -67,3 +73,12 @@ __all__ = [
     "stack",
     "zero_filled",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """ODL takes long to import, and only its adapter needs all of it."""
+    if name != "ODLOperator":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from recon.operators.odl import ODLOperator
+
+    return ODLOperator

@@ -9,7 +9,8 @@ from PIL import Image
 
 from models import FieldsOfExperts, TotalVariation
 from models.files.storage import load_regularizer
-from recon.commands.demo import ACCURACY, main
+from recon.commands.demo.learning import ACCURACY
+from recon.commands.demo.main import main
 from tests.commands.summaries import check_summary
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from models.files.setting import describe_setting, setting_difference
 from models.files.storage import Model, load_model
 from models.files.trust import Trusted
 from models.training.precision import cast
+from recon.commands.compare.configuration import Entry
+from recon.commands.configuration.data import Samples, samples_of
 from recon.commands.reconstruct.regularized import metadata_mu
-from recon.lower_level import Grade, Regularizer, SaddleModel, SquaredL2, Status
+from recon.lower_level import Grade, SaddleModel, SquaredL2, Status
 from recon.metrics import psnr
 from recon.names import current_name, public_name
 from recon.operators import Identity, LinearOperator, RayTransform
@@ -117,9 +119,13 @@ class Task:
     nonnegative: bool = False
     weighted: bool = False
 
+    def tested(self) -> Samples:
+        """The data of the test."""
+        return samples_of(self.module.test_dataloader())
+
     def validation(self) -> list[tuple[Tensor, Tensor]]:
         """Pairs (x, y) with a batch axis."""
-        samples: Any = self.module.val_dataloader().dataset
+        samples = samples_of(self.module.val_dataloader())
         count = min(self.validation_images, len(samples))
         return [(samples[i].x[None], samples[i].y[None]) for i in range(count)]
 
@@ -152,7 +158,7 @@ class Task:
         return math.fsum(values) / len(values)
 
 
-def baseline(entry: Mapping[str, Any], task: Task) -> Method:
+def baseline(entry: Entry, task: Task) -> Method:
     """The method of an entry ``baseline: ...``, with what is best on validation data.
 
     Raises
@@ -190,7 +196,7 @@ def _projection(task: Task, begin: float) -> Method:
     return Method(_applied(Direct(*best), task.operator, task), text, 0, time.perf_counter() - begin)
 
 
-def _total_variation(entry: Mapping[str, Any], task: Task, begin: float) -> Method:
+def _total_variation(entry: Entry, task: Task, begin: float) -> Method:
     """Weight and smoothing by search along the axes; every trial is certified to the accuracy of the comparison."""
     data, evaluations = task.validation(), 0.0
     mu = 0.0 if isinstance(task.operator, Identity) else MU * task.operator.norm_bound**2
@@ -237,11 +243,6 @@ def _balanced(operator: LinearOperator, data: list[tuple[Tensor, Tensor]]) -> fl
         ratios.append(float(operator.adjoint(operator(x) - y).norm() / prior.clamp(min=1e-12)))
     mean = math.fsum(ratios) / len(ratios)
     return float(round(math.log(mean))) if mean > 0 else -5.0
-
-
-def solve(regularizer: Regularizer, operator: LinearOperator, mu: float, y: Tensor, accuracy: float) -> Found:
-    """The minimizer for data y of one picture, certified; data that are images are mirrored at the boundary."""
-    return Found.of(Variational(regularizer, mu).reconstruct(Data(y=y, operator=operator), Request(accuracy)))
 
 
 def _applied(
@@ -308,7 +309,7 @@ def load_method(file: Path, task: Task, unchecked: bool = False, trust: Iterable
 
 
 def _method(
-    file: Path, model: Model, metadata: dict[str, Any], operator: LinearOperator, dtype: torch.dtype, task: Task
+    file: Path, model: Model, metadata: dict[str, object], operator: LinearOperator, dtype: torch.dtype, task: Task
 ) -> ReconstructionMethod:
     """Certified minimizers and saddle points, networks, and the descent that the file describes for what is not convex.
 
@@ -352,7 +353,7 @@ def _method(
     return method
 
 
-def _check_setting(file: Path, metadata: Mapping[str, Any], task: Task, unchecked: bool) -> None:
+def _check_setting(file: Path, metadata: Mapping[str, object], task: Task, unchecked: bool) -> None:
     saved = metadata.get("setting")
     if not isinstance(saved, Mapping):
         if not unchecked:
@@ -378,12 +379,12 @@ def _check_setting(file: Path, metadata: Mapping[str, Any], task: Task, unchecke
                 )
 
 
-def _number(values: Mapping[str, Any], name: str) -> float | None:
+def _number(values: Mapping[str, object], name: str) -> float | None:
     value = values.get(name)
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _check_learned_from(file: Path, metadata: Mapping[str, Any], task: Task) -> None:
+def _check_learned_from(file: Path, metadata: Mapping[str, object], task: Task) -> None:
     """Raise ``ValueError`` if the file says that the model has learned from test data; older files do not say."""
     learned = metadata.get("learned_from")
     if learned is None:

@@ -6,9 +6,9 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -42,39 +42,66 @@ _DIGITS = {"psnr": 2, "psnr_image_range": 2, "ssim": 4, "residual": 4, "seconds"
 
 
 @dataclass(frozen=True)
-class Result:
-    """A method on all test images: its rows, what it cost, and the reconstructions as people look at them.
+class Measured:
+    """A test image: what was measured of its reconstruction, None where it is unknown, and the grade of ``error``."""
 
-    rows: of images.csv. images: ``(N, height, width)``; parts of the test set of another size are not kept.
+    name: str
+    values: Mapping[str, float | None]
+    grade: str | None
+
+    def row(self, method: str) -> dict[str, object]:
+        """Of images.csv."""
+        return {"method": method, "image": self.name, **self.values, "grade": self.grade}
+
+
+class Info(TypedDict):
+    """What is said of a method beside its images, see :class:`recon.commands.compare.methods.Method`."""
+
+    description: str
+    parameters: int
+    training_seconds: float | None
+    training_evaluations: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A method on all test images: what was measured, what it cost, and the reconstructions as people look at them.
+
+    images: ``(N, height, width)``; parts of the test set of another size are not kept.
     """
 
     name: str
-    rows: list[dict[str, Any]]
-    info: dict[str, Any]
+    measured: list[Measured]
+    info: Info
     images: list[Tensor]
 
     def values(self, column: str) -> list[float | None]:
-        return [row[column] for row in self.rows]
+        """Of all images."""
+        return [image.values.get(column) for image in self.measured]
 
-    def _grade(self) -> str:
-        """The worst of all images; ESTIMATED where an older file does not say."""
-        return max(Grade[str(row.get("grade") or "estimated").upper()] for row in self.rows).word
+    def mean(self, column: str) -> float | None:
+        """Over the images; None where one is unknown."""
+        known = [v for v in self.values(column) if v is not None]
+        return math.fsum(known) / len(known) if len(known) == len(self.measured) else None
 
-    def summary(self) -> dict[str, Any]:
-        """Means over the images (None where one is unknown), the largest certified error, costs."""
-        means: dict[str, Any] = {}
-        for column in COLUMNS:
-            known = [v for v in self.values(column) if v is not None]
-            means[column] = math.fsum(known) / len(known) if len(known) == len(self.rows) else None
+    def certificate(self) -> tuple[float, str] | None:
+        """The largest certified error, and the worst grade: ESTIMATED where an older file does not say."""
         errors = [v for v in self.values("error") if v is not None]
-        certified = len(errors) == len(self.rows)
+        if len(errors) < len(self.measured):
+            return None
+        return max(errors), max(Grade[(image.grade or "estimated").upper()] for image in self.measured).word
+
+    def summary(self) -> dict[str, object]:
+        """Means over the images (None where one is unknown), the largest certified error, costs."""
+        certificate = self.certificate()
+        error, grade = certificate or (None, None)
         return {
             "method": self.name,
-            "images": len(self.rows),
-            **means,
-            "certified": certified,
-            "largest_error": max(errors) if certified else None,
-            "grade": self._grade() if certified else None,
+            "images": len(self.measured),
+            **{column: self.mean(column) for column in COLUMNS},
+            "certified": certificate is not None,
+            "largest_error": error,
+            "grade": grade,
             **self.info,
         }
 
@@ -87,9 +114,8 @@ def measure(name: str, method: Method, task: Task) -> Result:
     ValueError
         what the method raises, or a reconstruction that is not finite.
     """
-    samples: Any = task.module.test_dataloader().dataset
-    names, show = task.module.names("test"), task.operator.display
-    rows: list[dict[str, Any]] = []
+    samples, names, show = task.tested(), task.module.names("test"), task.operator.display
+    measured: list[Measured] = []
     images: list[Tensor] = []
     for i in track(range(len(samples)), description=name, transient=True):
         x, y = samples[i].x[None], samples[i].y[None]
@@ -103,21 +129,21 @@ def measure(name: str, method: Method, task: Task) -> Result:
         with torch.no_grad():
             difference = task.operator(found.x.to(y.dtype)) - y
         scale = float(y.double().norm())
-        rows.append(
-            {
-                "method": name,
-                "image": names[i],
-                **quality(z, target),
-                "residual": _known(float(difference.double().norm()) / scale if scale > 0 else math.inf),
-                "seconds": seconds,
-                "evaluations": found.evaluations,
-                "error": _known(found.error),
-                "grade": found.grade.word if math.isfinite(found.error) else None,
-            }
-        )
+        values = quality(z, target) | {
+            "residual": _known(float(difference.double().norm()) / scale if scale > 0 else math.inf),
+            "seconds": seconds,
+            "evaluations": found.evaluations,
+            "error": _known(found.error),
+        }
+        measured.append(Measured(names[i], values, found.grade.word if math.isfinite(found.error) else None))
         images.append(z[0].mean(0))
-    info = {k: v for k, v in asdict(method).items() if k != "reconstruct"}
-    return Result(name, rows, info, images)
+    info: Info = {
+        "description": method.description,
+        "parameters": method.parameters,
+        "training_seconds": method.training_seconds,
+        "training_evaluations": method.training_evaluations,
+    }
+    return Result(name, measured, info, images)
 
 
 def quality(z: Tensor, target: Tensor) -> dict[str, float | None]:
@@ -139,7 +165,7 @@ def save(result: Result, folder: Path) -> None:
     OSError
         the files cannot be written.
     """
-    files: dict[Path, Content] = {folder / IMAGES: table(result.rows), folder / METHOD: result.info}
+    files: dict[Path, Content] = {folder / IMAGES: _table([result]), folder / METHOD: {**result.info}}
     if len({image.shape for image in result.images}) == 1:
         files[folder / ARRAYS] = torch.stack(result.images).float().numpy()
     write_files(files)
@@ -158,26 +184,25 @@ def saved(name: str, folder: Path, images: Sequence[str]) -> Result | None:
     rows = read(folder / IMAGES)
     if [row["image"] for row in rows] != list(images):
         raise ValueError(f"{folder / IMAGES}: holds other images than the test data; delete the folder")
-    plain = ("method", "image", "grade")
     if any(not row.keys() >= {"method", "image", "psnr", "ssim"} for row in rows):
         raise ValueError(f"{folder / IMAGES}: lacks a column; delete the folder to compute it again")
     try:
         file = folder / IMAGES
-        parsed = [{k: v if k in plain else _parsed(v) for k, v in row.items()} for row in rows]
+        measured = [_parsed(row) for row in rows]
         file = folder / METHOD
-        info = json.loads(file.read_text())
+        info: Info = json.loads(file.read_text())
         if not isinstance(info, dict) or not info.keys() >= {"description", "parameters"}:
             raise ValueError("lacks an entry")
         file = folder / ARRAYS
         arrays = load_array(file) if file.is_file() else np.zeros((0, 1, 1))
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file}: was damaged ({error}); delete the folder to compute it again") from error
-    return Result(name, parsed, info, list(torch.from_numpy(arrays)))
+    return Result(name, measured, info, list(torch.from_numpy(arrays)))
 
 
 def check_shown(show: int, task: Task) -> None:
     """Raise ``ValueError`` if there is no test picture of the number ``show``."""
-    samples: Any = task.module.test_dataloader().dataset
+    samples = task.tested()
     if not 0 <= show < len(samples):
         raise ValueError(f"show is {show}, but there are {len(samples)} test images, from 0 on")
 
@@ -190,15 +215,14 @@ def write_tables(results: Sequence[Result], output: Path) -> None:
     OSError
         the files cannot be written.
     """
-    summaries = [result.summary() for result in results]
-    cells = [_cells(s) for s in summaries]
+    cells = [_cells(result) for result in results]
     heads = list(cells[0])
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *(list(row.values()) for row in cells)]
     markdown = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     write_files(
         {
-            output / IMAGES: table([row for result in results for row in result.rows]),
-            output / "table.csv": table(summaries),
+            output / IMAGES: _table(results),
+            output / "table.csv": table([result.summary() for result in results]),
             output / "table.md": markdown.encode(),
         }
     )
@@ -206,8 +230,8 @@ def write_tables(results: Sequence[Result], output: Path) -> None:
 
 def print_table(results: Sequence[Result]) -> None:
     """The means over the images, on the screen."""
-    cells = [_cells(result.summary()) for result in results]
-    shown = Table(title=f"Means over {len(results[0].rows)} test images")
+    cells = [_cells(result) for result in results]
+    shown = Table(title=f"Means over {len(results[0].measured)} test images")
     for k, head in enumerate(cells[0]):
         shown.add_column(head, justify="right" if k else "left", overflow="fold")
     for row in cells:
@@ -215,18 +239,24 @@ def print_table(results: Sequence[Result]) -> None:
     Console().print(shown)
 
 
-def _cells(summary: Mapping[str, Any]) -> dict[str, str]:
+def _table(results: Sequence[Result]) -> bytes:
+    """images.csv: a row for each image of each method."""
+    return table([image.row(result.name) for result in results for image in result.measured])
+
+
+def _cells(result: Result) -> dict[str, str]:
     def number(value: float | None, digits: int) -> str:
         return "–" if value is None else f"{value:.{digits}f}"
 
-    cells = {"method": str(summary["method"])}
-    cells |= {head: number(summary[key], _DIGITS[key]) for key, head in COLUMNS.items()}
-    known = f"{summary['largest_error']:.2g}, {summary['grade']}" if summary["certified"] else "no"
-    cells["certified ‖x−x̂‖ ≤"] = known
-    cells["parameters"] = str(summary["parameters"])
-    cells["training s"] = number(summary["training_seconds"], 0)
-    cells["training evals"] = number(summary["training_evaluations"], 0)
-    return cells
+    known = result.certificate()
+    return {
+        "method": result.name,
+        **{head: number(result.mean(key), _DIGITS[key]) for key, head in COLUMNS.items()},
+        "certified ‖x−x̂‖ ≤": "no" if known is None else f"{known[0]:.2g}, {known[1]}",
+        "parameters": str(result.info["parameters"]),
+        "training s": number(result.info["training_seconds"], 0),
+        "training evals": number(result.info["training_evaluations"], 0),
+    }
 
 
 def write_pictures(results: Sequence[Result], task: Task, output: Path, show: int = 0) -> None:
@@ -240,7 +270,7 @@ def write_pictures(results: Sequence[Result], task: Task, output: Path, show: in
         the files cannot be written.
     """
     check_shown(show, task)
-    samples: Any = task.module.test_dataloader().dataset
+    samples = task.tested()
     files = {output / "psnr.png": figure_bytes(_boxes(results))}
     kept = [result for result in results if len(result.images) == len(samples)]
     if kept:
@@ -258,7 +288,7 @@ def _comparison(results: Sequence[Result], true: Tensor, show: int) -> Figure:
     top = max(float(torch.quantile(e.flatten(), 0.995)) for e in errors) or 1.0
     images, maps = [], []
     for result, error in zip(results, errors, strict=True):
-        value = result.rows[show]["psnr"]
+        value = result.measured[show].values["psnr"]
         note = "" if value is None else f"{value:.2f} dB"
         images.append(Panel(result.name, (result.images[show].double() - low) / width, note))
         maps.append(Panel(result.name, error / top, f"|error|, white: {top:.2g}"))
@@ -288,5 +318,7 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _parsed(text: str) -> float | None:
-    return float(text) if text else None
+def _parsed(row: Mapping[str, str]) -> Measured:
+    """A row of images.csv."""
+    values = {k: float(v) if v else None for k, v in row.items() if k not in ("method", "image", "grade")}
+    return Measured(row["image"], values, row.get("grade") or None)

@@ -13,7 +13,6 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -23,17 +22,17 @@ Classes = tuple[type, ...]
 _PLAIN = {"builtins", "collections", "collections.abc", "numbers", "os", "pathlib", "types", "typing"}
 
 
-def check_classes(config: Mapping[str, Any] | Namespace, slots: Mapping[str, type]) -> None:
+def check_classes(config: Mapping[str, object] | Namespace, slots: Mapping[str, type]) -> None:
     """Raise ``ValueError`` if a class in the parsed ``config`` is none that its place asks for.
 
     ``slots``: what the entries of ``config`` are, or what makes them, by name.
     """
-    entries = _entries(config)
+    entries = entries_of(config)
     for name, slot in slots.items():
         _check(entries.get(name), (slot,), name)
 
 
-def named_classes(config: Any) -> list[type]:
+def named_classes(config: object) -> list[type]:
     """The classes that a configuration names, however deep, as far as they are imported already."""
     if isinstance(config, str):
         found = _find(config)
@@ -42,14 +41,14 @@ def named_classes(config: Any) -> list[type]:
     return [cls for item in items for cls in named_classes(item)]
 
 
-def _check(value: Any, allowed: Classes, name: str) -> None:
-    entries = _entries(value)
-    if isinstance(entries.get("class_path"), str):
-        path = entries["class_path"]
+def _check(value: object, allowed: Classes, name: str) -> None:
+    entries = entries_of(value)
+    path = entries.get("class_path")
+    if isinstance(path, str):
         made = _find(path)
         _require(made, path, allowed, name)
         for part in ("init_args", "dict_kwargs"):
-            for key, item in _entries(entries.get(part)).items():
+            for key, item in entries_of(entries.get(part)).items():
                 _check_argument(item, made, key, (), f"{name}.{key}")
     elif entries:
         for key, item in entries.items():
@@ -61,7 +60,7 @@ def _check(value: Any, allowed: Classes, name: str) -> None:
         _require(value, f"{value.__module__}.{value.__qualname__}", allowed, name)
 
 
-def _check_argument(value: Any, makers: Any, key: str, otherwise: Classes, name: str) -> None:
+def _check_argument(value: object, makers: object, key: str, otherwise: Classes, name: str) -> None:
     """``value`` as the argument ``key`` of what makes its owner: a class, a function, or one of several classes."""
     allowed = otherwise
     for maker in makers if isinstance(makers, tuple) else (makers,):
@@ -76,14 +75,14 @@ def _check_argument(value: Any, makers: Any, key: str, otherwise: Classes, name:
     _check(value, allowed, name)
 
 
-def _check_group(value: Any, allowed: Classes, name: str) -> None:
+def _check_group(value: object, allowed: Classes, name: str) -> None:
     """A place that takes a group of options, and no number: jsonargparse says nothing that could be understood."""
     if allowed and all(map(dataclasses.is_dataclass, allowed)) and isinstance(value, (bool, int, float, str)):
         valid = ", ".join(dict.fromkeys(field.name for group in allowed for field in dataclasses.fields(group)))
         raise ValueError(f"{name} is {value!r}, but must map options to their values; valid are {valid}")
 
 
-def _require(made: Any, path: str, allowed: Classes, name: str) -> None:
+def _require(made: object, path: str, allowed: Classes, name: str) -> None:
     result = made
     if inspect.isroutine(made):
         function = inspect.unwrap(made)
@@ -99,28 +98,29 @@ def _require(made: Any, path: str, allowed: Classes, name: str) -> None:
     )
 
 
-def _entries(value: Any) -> dict[str, Any]:
+def entries_of(value: object) -> dict[str, object]:
+    """What a mapping or a namespace holds, by name; nothing if it is neither."""
     if isinstance(value, Namespace):
         return dict(vars(value))
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
 
 
-def _find(path: str) -> Any:
+def _find(path: str) -> object:
     """What an import path names among the modules that parsing has imported; None if nothing."""
     parts = path.split(".")
     for i in range(len(parts) - 1, 0, -1):
         module = sys.modules.get(".".join(parts[:i]))
         if module is not None:
-            thing: Any = module
+            thing: object = module
             for part in parts[i:]:
                 thing = getattr(thing, part, None)
             return thing
     return None
 
 
-def _parameter(maker: Any, key: str) -> tuple[inspect.Parameter | None, Callable[..., Any] | None]:
+def _parameter(maker: object, key: str) -> tuple[inspect.Parameter | None, Callable[..., object] | None]:
     """The parameter of a function, or of a constructor and those that it passes ``**kwargs`` to, and whose it is."""
-    functions = [maker]
+    functions: list[Callable[..., object]] = [maker] if callable(maker) else []
     if inspect.isclass(maker):
         functions = [c.__dict__["__init__"] for c in maker.__mro__ if "__init__" in c.__dict__]
     for function in functions:
@@ -136,7 +136,7 @@ def _parameter(maker: Any, key: str) -> tuple[inspect.Parameter | None, Callable
     return None, None
 
 
-def _resolved(annotation: Any, function: Any) -> Any:
+def _resolved(annotation: object, function: object) -> object:
     """An annotation without strings; None where a name in it is not known at run time."""
     holder = type("Holder", (), {"__annotations__": {"slot": annotation}})
     try:
@@ -145,11 +145,11 @@ def _resolved(annotation: Any, function: Any) -> Any:
         return None
 
 
-def _classes(annotation: Any) -> Classes:
+def _classes(annotation: object) -> Classes:
     """All classes of objects in an annotation; of a function those of what it returns."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Callable:
         arguments = arguments[-1:]
-    own: Iterable[Any] = (annotation,) if origin is None else (origin,)
+    own: Iterable[object] = (annotation,) if origin is None else (origin,)
     found = [c for c in own if inspect.isclass(c) and c.__module__ not in _PLAIN]
     return tuple(found) + sum((_classes(a) for a in arguments), ())

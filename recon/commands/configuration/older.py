@@ -6,7 +6,6 @@ import functools
 import logging
 import pkgutil
 from collections.abc import Iterable
-from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -14,6 +13,7 @@ from jsonargparse import get_loader, set_loader
 from models.files.arguments import current_arguments
 from recon.bilevel import MAID, PublishedMAID
 from recon.bilevel.methods.older import MOVED, options_of, place_of, warn_of
+from recon.commands.configuration.classes import entries_of
 from recon.names import current_name
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def check_options(arguments: Iterable[str]) -> None:
             raise ValueError(f"{option} is {place}.{_CALLED[name]} by now{rest}")
 
 
-def current_configuration(config: Any) -> Any:
+def current_configuration(config: object) -> object:
     """A configuration, in plain values, with classes and options where they are by now, however deep.
 
     What has no place any more stays, for whoever refuses it, but not what a method did not use.
@@ -56,12 +56,13 @@ def current_configuration(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     found = {key: current_configuration(item) for key, item in config.items()}
-    if isinstance(found.get("class_path"), str):
-        found["class_path"] = _current_class(found["class_path"])
-        name = found["class_path"].rpartition(".")[2]
-        if isinstance(found.get("init_args"), dict):
-            model = current_name(found["class_path"] if "." in found["class_path"] else f"models.{name}")
-            options = current_arguments(model, found["init_args"], warn=True)
+    path, arguments = found.get("class_path"), found.get("init_args")
+    if isinstance(path, str):
+        found["class_path"] = path = _current_class(path)
+        name = path.rpartition(".")[2]
+        if isinstance(arguments, dict):
+            model = current_name(path if "." in path else f"models.{name}")
+            options = current_arguments(model, arguments, warn=True)
             found["init_args"] = _of_method(name, _of_module(name, options))
     return found
 
@@ -78,7 +79,7 @@ def _current_class(path: str) -> str:
     return path
 
 
-def _of_method(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def _of_method(name: str, given: dict[str, object]) -> dict[str, object]:
     """Options of MAID and PublishedMAID, which were all on one level."""
     cls = _METHODS.get(name)
     if cls is None:
@@ -90,7 +91,7 @@ def _of_method(name: str, given: dict[str, Any]) -> dict[str, Any]:
         if place is not None:
             warn_of(name, place)
             value, (group, field) = options.pop(name), place
-            options[group] = {**options.get(group, {}), field: value}
+            options[group] = entries_of(options.get(group)) | {field: value}
         elif unused and name not in known:
             del options[name]
     if unused:
@@ -98,14 +99,14 @@ def _of_method(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _of_module(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def _of_module(name: str, given: dict[str, object]) -> dict[str, object]:
     """Without ``adjoint_steps`` and ``unrolled_steps`` of ``BilevelModule``, and ``tune`` of ``AdversarialModule``."""
     options = dict(given)
     steps = {key: options.pop(key) for key in _STEPS if name == "BilevelModule" and key in options}
     for key, value in steps.items():
         if value is not None:
             log.warning("%s of models.%s is %s by now", key, name, _CALLED[key])
-            options["differentiation"] = {**options.get("differentiation", {}), key: value}
+            options["differentiation"] = entries_of(options.get("differentiation")) | {key: value}
     if name == "AdversarialModule" and not options.pop("tune", True):
         log.warning("tune of models.%s is tune_images by now, null for the published weight", name)
         options["tune_images"] = None

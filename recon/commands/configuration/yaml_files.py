@@ -90,7 +90,7 @@ def _count(text: str) -> None:
             raise ValueError(f"more than {MOST_NODES} values, aliases written out")
 
 
-def check_counts(values: Any, path: Path, name: str = "") -> None:
+def check_counts(values: object, path: Path, name: str = "") -> None:
     """Check that no whole number in a geometry is larger than views and pixels can be.
 
     Raises

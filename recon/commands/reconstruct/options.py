@@ -8,10 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
-    from recon.commands.reconstruct.tasks.task import Task
+    from recon.commands.reconstruct.tasks.declared import Declared
 
 #: of one solution, by default
 MAX_EVALUATIONS = 10_000
@@ -52,16 +50,16 @@ def given(args: argparse.Namespace, name: str) -> bool:
     return vars(args)[name] not in (None, False)
 
 
-def check_options(args: argparse.Namespace, task: type[Task], tasks: Mapping[str, type[Task]]) -> None:
+def check_options(args: argparse.Namespace, task: type[Declared], tasks: Mapping[str, type[Declared]]) -> None:
     """Refuse options of other tasks, values out of range, and a device that is not there.
 
     Parameters
     ----------
     args : argparse.Namespace
         As parsed.
-    task : type[Task]
+    task : type[Declared]
         What the data are taken for.
-    tasks : Mapping[str, type[Task]]
+    tasks : Mapping[str, type[Declared]]
         All that there are, by name.
 
     Raises
@@ -81,6 +79,8 @@ def check_options(args: argparse.Namespace, task: type[Task], tasks: Mapping[str
         if value is not None and not valid.holds(value):
             raise ValueError(f"{option(name)} is {value}, but must be {valid.words}")
     _check_method(args, [each.plain for each in tasks.values()])
+    import torch  # it takes seconds, and --help needs nothing of it
+
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError) as error:
@@ -118,7 +118,7 @@ def check_network_options(args: argparse.Namespace, name: str) -> None:
             )
 
 
-def parser(tasks: Mapping[str, type[Task]]) -> argparse.ArgumentParser:
+def parser(tasks: Mapping[str, type[Declared]]) -> argparse.ArgumentParser:
     """The options of the command, in groups: those of all tasks, then those of each of ``tasks``."""
     made = argparse.ArgumentParser(
         prog="recon reconstruct",
@@ -135,7 +135,7 @@ def parser(tasks: Mapping[str, type[Task]]) -> argparse.ArgumentParser:
     return made
 
 
-def _add_files(made: argparse.ArgumentParser, tasks: Mapping[str, type[Task]]) -> None:
+def _add_files(made: argparse.ArgumentParser, tasks: Mapping[str, type[Declared]]) -> None:
     methods = [*(task.plain for task in tasks.values() if task.plain is not None), "tv"]
     made.add_argument(
         "--data",

@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import itertools
-import pkgutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from recon.commands.output.lock import locked
-from recon.commands.reproduce import figures, page, race, race_pictures
+from recon.commands.reproduce import listing
 
 SCALES = ("quick", "paper")
 ALL = "all"
-
-
-def names() -> list[str]:
-    """The figures that can be made."""
-    return sorted({*_modules(), *race.names()})
-
-
-def descriptions() -> dict[str, str]:
-    """What each figure shows: the beginning of the docstring of its module, or of the comment in its configuration."""
-    found = {}
-    for name in names():
-        if name in _modules():
-            text = (_module(name).__doc__ or "").strip().partition("\n\n")[0]
-        else:
-            lines = (race.FOLDER / name / "quick.yaml").read_text().splitlines()
-            text = " ".join(line[1:] for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
-            text = text.partition("  recon reproduce")[0]
-        found[name] = " ".join(text.split())
-    return found
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"{figures.__name__}.{name.replace('-', '_')}")
-
-
-def _modules() -> list[str]:
-    """Those that are programs of their own; the others are runs that a configuration describes."""
-    return [module.name.replace("_", "-") for module in pkgutil.iter_modules(figures.__path__)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,22 +24,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
-    if not race.FOLDER.is_dir():
+    from recon.commands.output.lock import locked  # all of these take seconds to import
+    from recon.commands.reproduce import page, race, race_pictures
+
+    if not listing.FOLDER.is_dir():
         raise ValueError(
-            f"there is no folder {race.FOLDER}: figures need the checkout, installed by `pip install -e .`"
+            f"there is no folder {listing.FOLDER}: figures need the checkout, installed by `pip install -e .`"
         )
-    if args.figure not in (*names(), ALL):
-        raise ValueError(f"there is no figure {args.figure!r}; valid are {', '.join((*names(), ALL))}")
+    if args.figure not in (*listing.names(), ALL):
+        raise ValueError(f"there is no figure {args.figure!r}; valid are {', '.join((*listing.names(), ALL))}")
     output = args.output if args.output is not None else Path("outputs") / "reproduce" / f"{args.figure}-{args.scale}"
     if args.figure == ALL:
         if args.plot_only:
             raise ValueError(f"{ALL} cannot be drawn alone; leave out --plot-only, finished figures are kept")
         with locked(output):
-            failed = page.run(descriptions(), args.scale, output)
+            failed = page.run(listing.descriptions(), args.scale, output)
         print(f"the page is {output / 'index.html'}")
         return 1 if failed else 0
-    if args.figure in _modules():
-        module = _module(args.figure)
+    if args.figure in listing.programs():
+        module = listing.program(args.figure)
         run: Callable[[], None] = partial(module.run, args.scale, output)
         plot = getattr(module, "plot", None)
     else:
@@ -92,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recon reproduce", description="Compute the data of a figure, and draw it.")
-    parser.add_argument("figure", help=f"one of {', '.join(names())}, or all: with a page of them")
+    parser.add_argument("figure", help=f"one of {', '.join(listing.names())}, or all: with a page of them")
     parser.add_argument(
         "--scale",
         choices=SCALES,

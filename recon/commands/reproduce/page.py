@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 from rich.console import Console
@@ -30,10 +30,10 @@ from recon.commands.errors import printable
 from recon.commands.output.runs import write_json
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, read
-from recon.commands.reproduce import race
+from recon.commands.reproduce import listing
 from recon.files import write_files
 
-PUBLISHED = race.FOLDER / "published.yaml"
+PUBLISHED = listing.FOLDER / "published.yaml"
 #: the longest are begun first
 LONG = ("foe-hoag", "accelerations", "tv-dfo", "ct", "foe-fixed", "foe-accuracy", "stochastic", "icnn-primal-dual")
 #: rows of a CSV file that the page shows; the others are in the file
@@ -46,6 +46,34 @@ td:first-child,th:first-child{text-align:left}
 img{max-width:100%;margin:.4rem 0}
 pre{background:#f6f6f6;padding:.8rem;overflow-x:auto}
 h2{margin-top:3rem;border-top:2px solid #222;padding-top:1rem}.bad{color:#a00}"""
+
+
+class Entry(TypedDict, total=False):
+    """What the process of a figure came to; nothing if there was none."""
+
+    figure: str
+    seconds: float
+    end: str
+    machine: str
+
+
+class Published(TypedDict, total=False):
+    """A number of a paper, and where ours is, see :func:`compared`."""
+
+    quantity: str
+    published: str | float
+    file: str
+    column: str
+    row: str | list[str]
+    choose: str
+
+
+class Compared(TypedDict):
+    """A published number beside ours."""
+
+    quantity: str
+    published: str | float
+    ours: float | None
 
 
 def run(figures: Mapping[str, str], scale: str, output: Path) -> int:
@@ -111,7 +139,7 @@ def _begin(name: str, scale: str, output: Path, threads: Mapping[str, str]) -> s
 
 def _end(name: str, code: int | None, seconds: float, output: Path) -> None:
     before = _entry(output, name)
-    total = round(seconds + float(before.get("seconds", 0.0)), 1)
+    total = round(seconds + before.get("seconds", 0.0), 1)
     lines = (output / f"{name}.log").read_text(errors="replace").strip().splitlines()
     end = "finished" if code == 0 else f"failed: {printable(lines[-1]) if lines else f'exit status {code}'}"
     if code == INTERRUPTED:
@@ -134,14 +162,17 @@ def damage(path: Path) -> str:
     return ""
 
 
-def _entry(output: Path, name: str) -> dict[str, Any]:
+def _entry(output: Path, name: str) -> Entry:
     path = output / f"{name}.json"
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
+        entry: Entry = json.loads(path.read_text())
+        if not isinstance(entry, dict):
+            raise ValueError("no entries with names")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no JSON file ({error}); delete it to make the figure again") from error
+    return entry
 
 
 def machine() -> str:
@@ -157,9 +188,11 @@ def machine() -> str:
 def write_page(figures: Mapping[str, str], scale: str, output: Path) -> None:
     """Write index.html and summary.json from the folders of the figures in ``output``; cut-off tables are named."""
     published = yaml.safe_load(PUBLISHED.read_text())
-    sections, summary = [], []
+    sections: list[str] = []
+    summary: list[dict[str, object]] = []
+    entries = {name: _entry(output, name) for name in figures}
     for name, description in figures.items():
-        entry = _entry(output, name)
+        entry = entries[name]
         rows = compared(published.get(name, []), output / name)
         summary.append({"figure": name, "end": "not made", **entry, "published": rows})
         sections.append(_section(name, description, entry, rows, output))
@@ -173,20 +206,21 @@ def write_page(figures: Mapping[str, str], scale: str, output: Path) -> None:
         f"<p>{links}</p>{''.join(sections)}</html>\n"
     )
     write_files({output / "index.html": page.encode()})
-    seconds = sum(float(entry.get("seconds", 0.0)) for entry in summary)
-    missing = any(entry["end"] in ("not made", "interrupted") for entry in summary)
-    status = "incomplete" if missing else "finished" if all(e["end"] == "finished" for e in summary) else "failed"
+    seconds = sum(entry.get("seconds", 0.0) for entry in entries.values())
+    ends = [entry.get("end", "not made") for entry in entries.values()]
+    missing = not {"not made", "interrupted"}.isdisjoint(ends)
+    status = "incomplete" if missing else "finished" if set(ends) <= {"finished"} else "failed"
     numbers = {"figure": "all", "scale": scale, "figures": summary}
     write_summary(output, "reproduce all", seconds, status, numbers)
 
 
-def compared(published: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[str, Any]]:
+def compared(published: Sequence[Published], folder: Path) -> list[Compared]:
     """Published numbers with ours, from ``file``: column ``column`` of the row that has the value ``row`` first.
 
     Where ``row`` is a list, ours is the smallest of theirs, or with ``choose: max`` the largest. Ours is None where the
     file or a row is not there (yet), or the file was cut off.
     """
-    rows = []
+    rows: list[Compared] = []
     for entry in published:
         ours = None
         path = folder / str(entry.get("file", ""))
@@ -201,9 +235,7 @@ def compared(published: Sequence[Mapping[str, Any]], folder: Path) -> list[dict[
     return rows
 
 
-def _section(
-    name: str, description: str, entry: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], output: Path
-) -> str:
+def _section(name: str, description: str, entry: Entry, rows: Sequence[Compared], output: Path) -> str:
     end = str(entry.get("end", "not made yet"))
     about = f"{end}, {float(entry['seconds']):.0f} s, {entry['machine']}" if entry else end
     parts = [f'<h2 id="{name}">{name}</h2><p>{html.escape(description)}</p>']
@@ -244,8 +276,8 @@ def _pictures(path: Path) -> str:
         return ""
 
 
-def _html_table(header: Sequence[Any], lines: Sequence[Sequence[Any]]) -> str:
-    def row(cells: Sequence[Any], tag: str) -> str:
+def _html_table(header: Sequence[object], lines: Sequence[Sequence[object]]) -> str:
+    def row(cells: Sequence[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(printable(cell))}</{tag}>" for cell in cells) + "</tr>"
 
     return f"<table>{row(header, 'th')}{''.join(row(line, 'td') for line in lines)}</table>"

@@ -15,15 +15,15 @@ files are damaged is made again, the others are kept.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -34,21 +34,33 @@ from rich.console import Console
 from rich.table import Table
 
 from datasets import DenoisingDataModule, MRIDataModule
+from models import ICNN
+from models.regularizers.ridge import RidgeRegularizer
 from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record, UpperLevelMethod
 from recon.commands.configuration.classes import check_classes
-from recon.commands.configuration.data import data_section, make_data
+from recon.commands.configuration.data import data_section, make_data, operator_of
 from recon.commands.output.runs import finite
 from recon.commands.output.summary import write_summary
-from recon.commands.output.tables import claim, read, table
-from recon.commands.reproduce.race_pictures import COLUMNS, images_of, iterations_of, plot, slug
+from recon.commands.output.tables import claim, table
+from recon.commands.reproduce import listing
+from recon.commands.reproduce.race_pictures import (
+    COLUMNS,
+    OF_ITERATION,
+    OF_RECORD,
+    Runs,
+    images_of,
+    iterations_of,
+    plot,
+    slug,
+)
 from recon.commands.reproduce.race_run import Descent, Iteration, descend
 from recon.files import write_files
 from recon.lower_level import LBFGS, Grade, NotStronglyConvexError, Regularizer, Solver, Status
 from recon.metrics import psnr
+from recon.operators import LinearOperator
 
-FOLDER = Path(__file__).resolve().parents[3] / "configs" / "figures"
-KEYS = {"data", "regularizer", "budget", "runs"}
-OPTIONAL = {"mu", "reference", "true_losses"}
+Values = Mapping[str, object]
+
 MODULES = (DenoisingDataModule.__name__, MRIDataModule.__name__)
 #: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
 ACCURACY = 1e-4
@@ -56,11 +68,27 @@ ACCURACY = 1e-4
 MINI_BATCHES = (InexactAdam, InexactSGD)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to; loss in [lower, upper] is certified, at the same accuracy for all runs; status: its end.
+class Needed(TypedDict):
+    """What the configuration of every figure has, see the module."""
 
-    grade: what that interval rests on, ``proved``, ``modelled`` or ``estimated``.
+    data: dict[str, object]
+    regularizer: Values
+    budget: float
+    runs: dict[str, Values]
+
+
+class Plan(Needed, total=False):
+    """The configuration of a figure, see the module."""
+
+    mu: float
+    reference: str
+    true_losses: int
+
+
+class Row(TypedDict):
+    """What a run came to, a row of results.csv; its loss in [lower, upper] is certified, at one accuracy for all runs.
+
+    grade: what that interval rests on, ``proved``, ``modelled`` or ``estimated``; status: how the run ended.
 
     psnr: mean; shown, shown_noisy: PSNR of the picture that is shown, and of its data. within_1_percent: evaluations
     after which the iterations stay within 1 % of ``loss``, NaN if they do not.
@@ -78,12 +106,7 @@ class Result:
     iterations: int
     seconds: float
     status: str
-    grade: str | None = None
-
-
-def names() -> list[str]:
-    """The figures that ``configs/figures`` describes."""
-    return sorted(path.name for path in FOLDER.glob("*") if path.is_dir())
+    grade: str | None
 
 
 def run(figure: str, scale: str, output: Path) -> None:
@@ -96,42 +119,43 @@ def run(figure: str, scale: str, output: Path) -> None:
     OSError
         a file is missing, or cannot be written.
     """
-    begin, content = time.perf_counter(), read_figure(FOLDER / figure / f"{scale}.yaml")
+    begin, content = time.perf_counter(), read_figure(listing.FOLDER / figure / f"{scale}.yaml")
     data, source = _data(content["data"], scale)
     name = data.pop("class", DenoisingDataModule.__name__)
     module = make_data({"class_path": f"datasets.{name}", "init_args": data})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x, y = (t.to(device) for t in module.train_tensors())
-    operator: Any = module.operator
-    operator = operator if operator is None else operator.to(device)
-    problem: dict[str, Any] = {"operator": operator, "mu": float(content.get("mu", 0.0))}
+    operator = operator_of(module).to(device)
+
+    def problem(entry: Values) -> tuple[BilevelObjective, UpperLevelMethod[BilevelObjective] | None]:
+        return make(content["regularizer"], entry, x, y, operator, float(content.get("mu", 0.0)))
+
     for entry in content["runs"].values():  # errors come before the first computation
-        make(content["regularizer"], entry, x, y, **problem)
+        problem(entry)
     claim(output, {"figure": figure, "scale": scale, "source": source, **content})
     console = Console()
-    naive = y if operator is None else operator.adjoint(y)
+    naive = operator.adjoint(y)
     console.print(
         f"{len(x)} pictures of {source}, noisy {float(psnr(_shown(naive), _shown(x)).mean()):.2f} dB", highlight=False
     )
     (output / "runs").mkdir(exist_ok=True)
-    results: dict[str, dict[str, Any]] = {}
+    rows: list[Row] = []
     for name, entry in content["runs"].items():
-        files = {suffix: output / "runs" / f"{slug(name)}.{suffix}" for suffix in ("json", "csv", "npz", "ckpt")}
         kept = finished(name, output, console)
         if kept is None:
-            objective, optimizer = make(content["regularizer"], entry, x, y, **problem)
+            objective, optimizer = problem(entry)
+            folder = output / "runs"
+            files = {suffix: folder / f"{slug(name)}.{suffix}" for suffix in ("json", "csv", "npz", "ckpt")}
             true_losses = content.get("true_losses", 0)
             descent = descend(name, objective, optimizer, content["budget"], true_losses, files["ckpt"])
-            result, image = measure(name, objective, descent, _shown(naive)[0])
-            kept = asdict(result)
+            kept, image = measure(name, objective, descent, _shown(naive)[0])
             arrays = {"true": _shown(x)[0], "noisy": _shown(naive)[0], "image": image}
             _keep(files, kept, descent, arrays, objective, certified=not isinstance(optimizer, MINI_BATCHES))
-        results[name] = kept
-        write_files({output / "results.csv": table(list(results.values()))})
-    rows = [_numbers(row) for row in read(output / "results.csv")]
-    summary: dict[str, Any] = {"figure": figure, "scale": scale, "source": source, "pictures": len(x)}
-    summary["runs"] = [finite(row) for row in rows]
-    iterations = {row["run"]: iterations_of(output, row) for row in rows}
+        rows.append(kept)
+        write_files({output / "results.csv": table(rows)})
+    summary: dict[str, object] = {"figure": figure, "scale": scale, "source": source, "pictures": len(x)}
+    summary["runs"] = [finite({**row}) for row in rows]
+    iterations = {row["run"]: iterations_of(output, row["run"], row["iterations"]) for row in rows}
     if "reference" in content:
         found = reached(rows, iterations, content["reference"])
         write_files({output / "reached.csv": table(found)})
@@ -140,7 +164,7 @@ def run(figure: str, scale: str, output: Path) -> None:
         held = intervals(iterations)
         if held:
             write_files({output / "intervals.csv": table(held)})
-        summary["intervals"] = {"checked": len(held), "held": sum(row["held"] for row in held)}
+        summary["intervals"] = {"checked": len(held), "held": sum(bool(row["held"]) for row in held)}
     _print(rows, console)
     plot(output)
     write_summary(output, f"reproduce {figure}", time.perf_counter() - begin, "finished", summary)
@@ -148,45 +172,48 @@ def run(figure: str, scale: str, output: Path) -> None:
 
 def _keep(
     files: Mapping[str, Path],
-    row: dict[str, Any],
+    row: Row,
     descent: Descent,
     arrays: dict[str, torch.Tensor],
     objective: BilevelObjective,
     certified: bool,
 ) -> None:
     """Write the files of a run that is finished; its checkpoint is of no use any more."""
-    kernels = getattr(objective.regularizer, "kernels", None)
-    if callable(kernels):
-        arrays["filters"] = kernels()
+    if isinstance(objective.regularizer, (ICNN, RidgeRegularizer)):
+        arrays["filters"] = objective.regularizer.kernels()
     written = {files["npz"]: _npz(**arrays)}
     if descent.iterations:
         written[files["csv"]] = table([_line(iteration, certified) for iteration in descent.iterations])
     else:
         files["csv"].unlink(missing_ok=True)
     # the last one: it says that the others are there
-    write_files(written | {files["json"]: json.dumps(finite(row), indent=2).encode()})
+    write_files(written | {files["json"]: json.dumps(finite({**row}), indent=2).encode()})
     files["ckpt"].unlink(missing_ok=True)
 
 
-def finished(name: str, output: Path, console: Console) -> dict[str, Any] | None:
+def finished(name: str, output: Path, console: Console) -> Row | None:
     """The row of results.csv of a run that is finished and whose files are whole; None if it has to be made."""
     path = output / "runs" / f"{slug(name)}.json"
     if not path.is_file():
         return None
     try:
-        row = json.loads(path.read_text())
-        if not isinstance(row, dict) or row.keys() != {field.name for field in fields(Result)}:
+        row: Row = json.loads(path.read_text(), object_hook=_with_nan)
+        if not isinstance(row, dict) or row.keys() != Row.__required_keys__:
             raise ValueError(f"{path}: has other entries than a run")
-        row = {k: math.nan if v is None else v for k, v in row.items()}
-        iterations_of(output, row)
-        images_of(output, row)
+        iterations_of(output, row["run"], row["iterations"])
+        images_of(output, row["run"])
     except ValueError as error:
         console.print(f"{error}; {name} is made again", highlight=False)
         return None
     return row
 
 
-def read_figure(path: Path) -> dict[str, Any]:
+def _with_nan(row: dict[str, object]) -> dict[str, object]:
+    """A row with NaN for null, which JSON has in its place."""
+    return {k: math.nan if v is None and k != "grade" else v for k, v in row.items()}
+
+
+def read_figure(path: Path) -> Plan:
     """The configuration of a figure.
 
     Raises
@@ -197,21 +224,23 @@ def read_figure(path: Path) -> dict[str, Any]:
         the file cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content: Plan = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or content.keys() - OPTIONAL != KEYS:
+    needed, optional = Plan.__required_keys__, Plan.__optional_keys__
+    if not isinstance(content, dict) or content.keys() - optional != needed:
         raise ValueError(
-            f"{path}: must have {', '.join(sorted(KEYS))}, may have {', '.join(sorted(OPTIONAL))}, and nothing else"
+            f"{path}: must have {', '.join(sorted(needed))}, may have {', '.join(sorted(optional))}, and nothing else"
         )
-    content["data"] = data_section(content, path.parent)
+    data = data_section(content, path.parent)
     budget, runs = content["budget"], content["runs"]
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")
-    if not isinstance(runs, dict) or not runs or not isinstance(content["data"], dict):
+    if not isinstance(runs, dict) or not runs or not isinstance(data, dict):
         raise ValueError(f"{path}: data and runs must map names to values")
-    if content["data"].get("class", DenoisingDataModule.__name__) not in MODULES:
-        raise ValueError(f"{path}: data.class is {content['data']['class']!r}, but must be {' or '.join(MODULES)}")
+    content["data"] = data
+    if data.get("class", DenoisingDataModule.__name__) not in MODULES:
+        raise ValueError(f"{path}: data.class is {data['class']!r}, but must be {' or '.join(MODULES)}")
     for name, entry in runs.items():
         if not isinstance(entry, dict) or not entry.keys() <= {"optimizer", "solver"}:
             raise ValueError(f"{path}: the run {name} may have `optimizer` and `solver`, and nothing else")
@@ -227,9 +256,14 @@ def read_figure(path: Path) -> dict[str, Any]:
 
 
 def make(
-    regularizer: Mapping[str, Any], entry: Mapping[str, Any], x: torch.Tensor, y: torch.Tensor, **problem: Any
-) -> tuple[BilevelObjective, UpperLevelMethod[Any] | None]:
-    """The learning problem of a run at its start, with the options ``problem``, and its method if it has one.
+    regularizer: Values,
+    entry: Values,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    operator: LinearOperator | None = None,
+    mu: float = 0.0,
+) -> tuple[BilevelObjective, UpperLevelMethod[BilevelObjective] | None]:
+    """The learning problem of a run at its start, and its method if it has one.
 
     Raises
     ------
@@ -247,7 +281,7 @@ def make(
     except Exception as error:  # jsonargparse raises its own, without a common base
         raise ValueError(" ".join(str(error).split())) from error
     solver = made.solver if made.solver is not None else LBFGS()
-    objective = BilevelObjective(made.regularizer.to(x.dtype), x, y, solver=solver, **problem)
+    objective = BilevelObjective(made.regularizer.to(x.dtype), x, y, operator, mu=mu, solver=solver)
     if made.optimizer is None:
         return objective, None
     try:
@@ -256,44 +290,51 @@ def make(
         raise ValueError(str(error)) from error
 
 
-def _line(iteration: Iteration, certified: bool) -> dict[str, Any]:
+def _line(iteration: Iteration, certified: bool) -> dict[str, object]:
     """A row of ``runs/NAME.csv``; not ``certified``: the loss is a mean over mini-batches, each at its own theta."""
     record = iteration.record
-    line = {c: getattr(record if hasattr(record, c) else iteration, c) for c in COLUMNS}
+    line = dict(zip(COLUMNS, (*attrgetter(*OF_RECORD)(record), *attrgetter(*OF_ITERATION)(iteration)), strict=True))
     if not certified:
         line |= {"lower": math.nan, "upper": math.nan}
     return line | {"progress": record.progress.value} | {f"theta_{i}": v for i, v in enumerate(iteration.theta)}
 
 
-def measure(
-    name: str, objective: BilevelObjective, descent: Descent, noisy: torch.Tensor
-) -> tuple[Result, torch.Tensor]:
-    """The certified loss and the mean PSNR at the end, and the first picture; not counted."""
-    true = _shown(objective.target)
-    before = float(psnr(noisy[None], true[:1]))
-    spent, count = objective.evaluations, len(descent.iterations)
+def measure(name: str, objective: BilevelObjective, descent: Descent, noisy: torch.Tensor) -> tuple[Row, torch.Tensor]:
+    """The certified loss and the mean PSNR at the end, and the first picture; not counted.
+
+    All of it is NaN where there are no minimizers: where a method that diverged has left the parameters.
+    """
+    true, nan = _shown(objective.target), math.nan
     accuracy = ACCURACY * math.sqrt(objective.target[0].numel())
-    nan, seconds, status = math.nan, round(descent.seconds, 1), descent.status
-    lost = Result(name, nan, nan, nan, nan, nan, before, spent, nan, count, seconds, status)
-    nowhere = torch.full_like(objective.target[0], math.nan)
-    try:
-        with torch.no_grad():
-            at = objective.evaluate(Accuracy(accuracy, accuracy), None)
-    except NotStronglyConvexError:  # where a method that diverged has left the parameters
-        return lost, nowhere
-    if bool((at.status == Status.NOT_FINITE).any()):
-        return lost, nowhere
+    row: Row = {
+        "run": name,
+        "loss": nan,
+        "lower": nan,
+        "upper": nan,
+        "psnr": nan,
+        "shown": nan,
+        "shown_noisy": float(psnr(noisy[None], true[:1])),
+        "evaluations": objective.evaluations,
+        "within_1_percent": nan,
+        "iterations": len(descent.iterations),
+        "seconds": round(descent.seconds, 1),
+        "status": descent.status,
+        "grade": None,
+    }
+    at = None
+    with contextlib.suppress(NotStronglyConvexError), torch.no_grad():
+        at = objective.evaluate(Accuracy(accuracy, accuracy), None)
+    if at is None or bool((at.status == Status.NOT_FINITE).any()):
+        return row, torch.full_like(objective.target[0], nan)
     image = _shown(at.x)
     quality = psnr(image, true)
-    near = within([iteration.record for iteration in descent.iterations], at.value)
-    loss, shown = (at.value, at.lower, at.upper), (float(quality.mean()), float(quality[0]), before)
-    result = Result(name, *loss, *shown, spent, near, count, seconds, status, Grade(at.grade).word)
-    return result, image[0]
+    row |= {"loss": at.value, "lower": at.lower, "upper": at.upper, "grade": Grade(at.grade).word}
+    row |= {"psnr": float(quality.mean()), "shown": float(quality[0])}
+    row["within_1_percent"] = within([iteration.record for iteration in descent.iterations], at.value)
+    return row, image[0]
 
 
-def reached(
-    rows: Sequence[Mapping[str, Any]], iterations: Mapping[str, Sequence[Mapping[str, Any]]], reference: str
-) -> list[dict[str, Any]]:
+def reached(rows: Sequence[Row], iterations: Runs, reference: str) -> list[dict[str, object]]:
     """What each run needed until it was certified to be below the final loss of the run ``reference``.
 
     evaluations: of the first iteration whose ``upper`` is at most that loss, NaN if there is none; times_fewer: those
@@ -305,15 +346,16 @@ def reached(
         enough = (r for r in iterations[row["run"]] if float(r["upper"]) <= end["loss"])
         first = next(enough, {"evaluations": "nan", "seconds": "nan"})
         evaluations, seconds = float(first["evaluations"]), float(first["seconds"])
-        line = {"run": row["run"], "loss_to_reach": end["loss"], "evaluations": evaluations, "seconds": seconds}
-        found.append(line | {"times_fewer": end["evaluations"] / evaluations if evaluations else math.nan})
+        line: dict[str, object] = {"run": row["run"], "loss_to_reach": end["loss"], "evaluations": evaluations}
+        fewer = end["evaluations"] / evaluations if evaluations else math.nan
+        found.append(line | {"seconds": seconds, "times_fewer": fewer})
     return found
 
 
-def intervals(iterations: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def intervals(iterations: Runs) -> list[dict[str, object]]:
     """Certified intervals beside exact losses; held: whether they hold it, as far as it is known."""
     names = ("evaluations", "loss", "lower", "upper", "true_lower", "true_upper")
-    found = []
+    found: list[dict[str, object]] = []
     for run_name, records in iterations.items():
         for record in records:
             line = {name: float(record[name]) for name in names}
@@ -338,46 +380,37 @@ def _shown(x: torch.Tensor) -> torch.Tensor:
     return x if x.shape[1] == 1 else x.square().sum(1, keepdim=True).sqrt()
 
 
-def _data(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], str]:
+def _data(content: Values, scale: str) -> tuple[dict[str, object], str]:
     """Arguments of the data module, and what the pictures are called."""
     own = dict(content)
-    name = own.pop("folder")
-    folders = [Path(os.environ["RECON_DATA"]) / name] if os.environ.get("RECON_DATA") else []
-    for folder in (*folders, Path("data") / name):
-        if folder.is_dir():
-            return {"train": str(folder), **own}, str(name)
-    if scale != "quick":
-        raise ValueError(f"there is no folder {name} in $RECON_DATA or data; set RECON_DATA to the folder that has it")
-    return own, "built-in"
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of results.csv with its numbers as such."""
-    return {
-        k: v if k in ("run", "status", "grade") else int(v) if k == "iterations" else float(v) for k, v in row.items()
-    }
+    name = str(own.pop("folder"))
+    try:
+        return {"train": str(listing.data_folder(name)), **own}, name
+    except ValueError:
+        if scale != "quick":
+            raise
+        return own, "built-in"
 
 
 def _npz(**images: torch.Tensor) -> bytes:
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {k: v.detach().cpu().numpy() for k, v in images.items()}
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **{k: v.detach().cpu().numpy() for k, v in images.items()})
     return buffer.getvalue()
 
 
-def _print(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+def _print(rows: Sequence[Row], console: Console) -> None:
     shown = Table()
     for column in ("run", "loss", "PSNR", "evaluations", "to within 1 %", "iterations", "s", "end"):
         shown.add_column(column, justify="left" if column in ("run", "end") else "right")
     for row in rows:
         shown.add_row(
-            str(row["run"]),
-            f"{float(row['loss']):.4g}",
-            f"{float(row['psnr']):.2f}",
-            f"{float(row['evaluations']):.0f}",
-            f"{float(row['within_1_percent']):.0f}",
+            row["run"],
+            f"{row['loss']:.4g}",
+            f"{row['psnr']:.2f}",
+            f"{row['evaluations']:.0f}",
+            f"{row['within_1_percent']:.0f}",
             str(row["iterations"]),
-            f"{float(row['seconds']):.0f}",
-            str(row["status"]),
+            f"{row['seconds']:.0f}",
+            row["status"],
         )
     console.print(shown)

@@ -9,7 +9,6 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,11 @@ from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, fil
 
 AGAIN = "without --plot-only its run is made again, the others are kept"
 #: of the iterations, in ``runs/NAME.csv``
-COLUMNS = (
+OF_RECORD = (
     *("iteration", "loss", "lower", "upper", "epsilon", "delta", "step", "trials", "evaluations", "gradient_norm"),
-    *("seconds", "true_lower", "true_upper"),
 )
+OF_ITERATION = ("seconds", "true_lower", "true_upper")
+COLUMNS = (*OF_RECORD, *OF_ITERATION)
 
 
 def slug(name: str) -> str:
@@ -41,14 +41,14 @@ def plot(output: Path) -> None:
         if one is missing or cut off.
     """
     results = read(output / "results.csv")
-    runs = {row["run"]: iterations_of(output, row) for row in results}
+    runs = {row["run"]: iterations_of(output, row["run"], int(row["iterations"])) for row in results}
     save_figure(_losses(runs), output / "loss.png")
     save_figure(_accuracies(runs), output / "accuracy.png")
     if (output / "intervals.csv").is_file():
         save_figure(_intervals(read(output / "intervals.csv"), list(runs)), output / "intervals.png")
     panels, true, filters = [], None, {}
     for row in results:
-        images = images_of(output, row)
+        images = images_of(output, row["run"])
         if "filters" in images:
             filters[str(row["run"])] = images["filters"]
         if true is None:
@@ -83,7 +83,7 @@ def check_settings(output: Path, figure: str, scale: str) -> None:
         raise ValueError(f"{output}: holds {found[0]} at {found[1]} scale, not {figure} at {scale} scale")
 
 
-def images_of(output: Path, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def images_of(output: Path, run: str) -> dict[str, torch.Tensor]:
     """The pictures of a run, and its filters.
 
     Raises
@@ -91,7 +91,7 @@ def images_of(output: Path, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     ValueError
         if they are missing or cut off.
     """
-    path = output / "runs" / f"{slug(row['run'])}.npz"
+    path = output / "runs" / f"{slug(run)}.npz"
     if not path.is_file():
         raise ValueError(f"{path}: is missing; {AGAIN}")
     try:
@@ -104,7 +104,8 @@ def images_of(output: Path, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
-Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+#: iterations of runs, as they stand in their files
+Runs = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 def _losses(runs: Runs) -> Figure:
@@ -132,7 +133,7 @@ def _losses(runs: Runs) -> Figure:
     return figure
 
 
-def _intervals(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> Figure:
+def _intervals(rows: Sequence[Mapping[str, str]], order: Sequence[str]) -> Figure:
     """How far the ends of the certified intervals are from the exact loss; a red cross where one does not hold it."""
     figure = Figure(figsize=(9.6, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -194,7 +195,7 @@ def _style(i: int) -> tuple[str, str]:
     return COLORS[i % len(COLORS)], ("-", "--", ":")[i // len(COLORS) % 3]
 
 
-def iterations_of(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def iterations_of(output: Path, run: str, count: int) -> list[dict[str, str]]:
     """The iterations of a run; none for the initial parameters, or if it diverged before the first one ended.
 
     Raises
@@ -202,13 +203,13 @@ def iterations_of(output: Path, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ValueError
         if they are missing or cut off.
     """
-    path = output / "runs" / f"{slug(row['run'])}.csv"
-    if int(row["iterations"]) == 0:
+    path = output / "runs" / f"{slug(run)}.csv"
+    if count == 0:
         return []
     if not path.is_file():
         raise ValueError(f"{path}: is missing; {AGAIN}")
     rows = read(path)
     whole = all(line.keys() >= set(COLUMNS) and "" not in line.values() for line in rows)
-    if not whole or len(rows) != int(row["iterations"]):
+    if not whole or len(rows) != count:
         raise ValueError(f"{path}: was cut off; {AGAIN}")
     return rows

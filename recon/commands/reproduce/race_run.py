@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
@@ -56,7 +55,7 @@ class Descent:
 def descend(
     name: str,
     objective: BilevelObjective,
-    optimizer: UpperLevelMethod[Any] | None,
+    optimizer: UpperLevelMethod[BilevelObjective] | None,
     budget: float,
     true_losses: int = 0,
     checkpoint: Path | None = None,

@@ -13,7 +13,6 @@ from torch import Tensor
 from recon.errors import one_of
 from recon.operators.checks import adjoint_mismatch, check_adjoint
 from recon.operators.linear import LinearOperator, apply_linear
-from recon.operators.odl import ODLOperator
 from recon.operators.symbol import NormalSymbol, impulse_symbol
 from recon.operators.tomography.beams import Geometry
 from recon.operators.tomography.cuda import CudaProjector
@@ -97,6 +96,8 @@ class RayTransform(LinearOperator):
             return
         self.norm_bound_certified = False
         if backend == "odl":
+            from recon.operators.odl import ODLOperator  # ODL takes long to import
+
             self._odl = ODLOperator(_odl_ray_transform(geometry), norm_bound=1.0, check_adjoint=False)
             self._matvec, self._rmatvec = self._odl.forward, self._odl.adjoint
             if not (found := check_adjoint(self)) <= _SINGLE_TOLERANCE:

@@ -12,7 +12,7 @@ import yaml
 from datasets import MRIDataModule
 from datasets.readers.pictures import DataError
 from recon.commands.configuration.data import data_section, make_data
-from recon.commands.fit.main import check_cli
+from recon.commands.fit.cli import check_cli
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 

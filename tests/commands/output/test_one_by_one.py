@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from recon.commands.compare import main as compare
+from recon.commands.compare import comparison as compare
 from recon.commands.main import main
 from recon.commands.reconstruct import driver
 

@@ -14,7 +14,7 @@ import yaml
 
 from datasets import SheppLogan
 from datasets.kspace.noise import estimate_noise
-from datasets.modules.tomography import MU_UNIT
+from datasets.physics import MU_UNIT
 from models import TotalVariation
 from models.files.storage import save_regularizer
 from recon.commands.reconstruct.main import guessed_task, main

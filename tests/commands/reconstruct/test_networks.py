@@ -42,7 +42,7 @@ def projector(views: int = 12) -> RayTransform:
 def problem_of(data: Path, task: str, options: tuple[str, ...], dtype: str = "float64") -> Problem:
     args = parser(TASKS).parse_args(["--data", str(data), "--output", "-", *options])
     args.dtype = dtype
-    return TASKS[task](args).problem(Job(0, data, None))
+    return TASKS[task].load()(args).problem(Job(0, data, None))
 
 
 @pytest.fixture

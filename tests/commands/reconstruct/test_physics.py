@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from datasets import SheppLogan
-from datasets.modules.tomography import MU_UNIT
-from datasets.physics import transmission_counts
+from datasets.physics import MU_UNIT, transmission_counts
 from datasets.readers.hdf5 import LODOPAB_MU_MAX
 from datasets.scans.scan import lodopab_geometry
 from models import FieldsOfExperts, TotalVariation

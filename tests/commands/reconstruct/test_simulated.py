@@ -11,8 +11,7 @@ import yaml
 from PIL import Image
 
 from datasets import read_dicom
-from datasets.modules.tomography import MU_UNIT
-from datasets.physics import attenuation_to_hu, hu_to_attenuation
+from datasets.physics import MU_UNIT, attenuation_to_hu, hu_to_attenuation
 from recon.operators import ParallelBeam
 from tests.commands.reconstruct.slices import refused, run, write_slice
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from datasets.readers.pictures import SUFFIXES
 from recon.commands.reconstruct.main import guessed_task, main
 from recon.commands.reconstruct.options import POSITIVE
 from recon.commands.reconstruct.tasks import TASKS
+from recon.commands.reconstruct.tasks.declared import FILTERS, ImageFiles
 from recon.commands.reconstruct.tasks.measured import Measured
 from recon.commands.reconstruct.tasks.task import Job
 from recon.operators import Blur
+from recon.operators.tomography import fbp
 from recon.reconstruction import NoiseLevel, Origin, Problem
 from tests.commands.reconstruct.slices import refused, run
 from tests.lower_level.problems import normal, smooth_image
@@ -88,3 +91,11 @@ def test_its_options_belong_to_it(blurred: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     assert "--blur BLUR" in said
     assert "blurred pictures: .blurred" in " ".join(said.split())
+
+
+def test_what_is_declared_is_what_the_library_has() -> None:
+    """Declarations import nothing, so they repeat the windows of filters, and suffixes."""
+    assert FILTERS == fbp.FILTERS
+    assert all(f"{suffix}," in ImageFiles.files for suffix in SUFFIXES)
+    for name, task in TASKS.items():
+        assert task.load().name == name

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from models import LeakyReLU
+from models import ICNN, LeakyReLU
 from recon.commands.main import main
 from recon.commands.reproduce.figures import icnn_primal_dual as figure
+from recon.commands.reproduce.figures.icnn_primal_dual import methods, tables
 from recon.lower_level import LBFGS, Energy
 from tests.commands.summaries import check_summary
 
@@ -30,10 +31,10 @@ def test_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["reproduce", "icnn-primal-dual", "--output", str(tmp_path)]) == 0
     assert (tmp_path / PICTURE).stat().st_size > 1000
     targets = rows(tmp_path / f"{figure.NAME}_targets.csv")
-    assert list(targets[0]) == figure.TARGET_COLUMNS
-    methods = [figure.SUBGRADIENT, figure.PRIMAL_DUAL, figure.FIXED, "FISTA, width 0.1", "LBFGS, width 0.1"]
+    assert list(targets[0]) == tables.TARGET_COLUMNS
+    names = [figure.SUBGRADIENT, figure.PRIMAL_DUAL, methods.FIXED, "FISTA, width 0.1", "LBFGS, width 0.1"]
     assert [(r["picture"], r["method"]) for r in targets] == [
-        (p, m) for p in ("test 0", "test 1", "median") for m in methods
+        (p, m) for p in ("test 0", "test 1", "median") for m in names
     ]
     assert all(0 <= float(r["reference_gap"]) <= 0.1 * figure.TARGET for r in targets)
     for r in targets[:2]:
@@ -43,7 +44,7 @@ def test_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     medians = check_summary(tmp_path, "reproduce icnn-primal-dual")["medians"]
     assert medians[figure.PRIMAL_DUAL]["iterations_ratio"] == pytest.approx(ratios[2])
     iterates = rows(tmp_path / f"{figure.NAME}.csv")
-    assert list(iterates[0]) == figure.COLUMNS
+    assert list(iterates[0]) == tables.COLUMNS
     for r in targets[:2]:
         mine = [i for i in iterates if i["method"] == r["method"]]
         assert len(mine) == TINY.iterations
@@ -52,7 +53,7 @@ def test_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert reached.index(True) + 1 == int(r["iterations_to_target"])
         assert [float(i["seconds"]) for i in mine] == sorted(float(i["seconds"]) for i in mine)
     steps = [r for r in rows(tmp_path / f"{figure.NAME}_steps.csv") if r["picture"] == "test 0"]
-    assert len(steps) == len(figure.GRID) + len(figure.REFINED)
+    assert len(steps) == len(methods.GRID) + len(methods.REFINED)
     needed = [float(r["iterations_to_target"]) for r in steps if r["iterations_to_target"]]
     assert min(needed) == float(targets[0]["iterations_to_target"])
     (tmp_path / PICTURE).unlink()
@@ -64,9 +65,9 @@ def test_tiny_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reference_is_certified() -> None:
     """A smoothed network's minimum, from another solver, is within the gap; too few iterations are refused."""
     _, energy = next(figure.problems(TINY))
-    known = figure.reference(energy, 4000)
+    known = methods.reference(energy, 4000)
     assert 0 <= known.gap <= 0.1 * figure.TARGET
-    network = figure.ICNN(2, activation=LeakyReLU(width=1e-5)).double()
+    network = ICNN(2, activation=LeakyReLU(width=1e-5)).double()
     network.load_state_dict(energy.regularizer.state_dict())
     smooth = Energy(energy.y, network)
     found = LBFGS(max_iterations=3000)(smooth, energy.y, 1e-9)
@@ -77,14 +78,14 @@ def test_reference_is_certified() -> None:
     assert known.energy * (1 - known.gap) <= above
     assert above - known.energy <= 1e-3 * above
     with pytest.raises(ValueError, match=r"after 2 iterations the reference .* raise Scale.reference"):
-        figure.reference(energy, 2)
+        methods.reference(energy, 2)
 
 
 def test_bad_files(tmp_path: Path) -> None:
     path = tmp_path / f"{figure.NAME}.csv"
     with pytest.raises(ValueError, match=f"has no {figure.NAME}.csv"):
         figure.plot(tmp_path)
-    header = ",".join(figure.COLUMNS)
+    header = ",".join(tables.COLUMNS)
     path.write_text(header + "\n")
     with pytest.raises(ValueError, match=f"{figure.NAME}.csv has no rows"):
         figure.plot(tmp_path)

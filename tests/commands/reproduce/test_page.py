@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from recon.commands.main import main
-from recon.commands.reproduce import main as reproduce
-from recon.commands.reproduce import page, race
+from recon.commands.reproduce import listing, page, race
 
 ROOT = Path(__file__).parents[3]
 
@@ -125,17 +124,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def test_all_figures_have_descriptions_and_published_numbers_name_them() -> None:
-    figures = reproduce.descriptions()
-    assert list(figures) == reproduce.names()
+    figures = listing.descriptions()
+    assert list(figures) == listing.names()
     assert {"tv-dfo", "ct", "mri-example", "tv-discretisation", "icnn-primal-dual", "foe-hoag"} <= figures.keys()
     assert all(re.match(r"[A-Z].*\.", text) and "\n" not in text for text in figures.values())
     published = yaml.safe_load(page.PUBLISHED.read_text())
     assert published.keys() <= figures.keys()
     for name, entries in published.items():
         for entry in entries:
-            if entry["file"] == "results.csv" and name in race.names():
+            if entry["file"] == "results.csv" and name in listing.races():
                 wanted = entry["row"] if isinstance(entry["row"], list) else [entry["row"]]
-                assert set(wanted) <= race.read_figure(race.FOLDER / name / "quick.yaml")["runs"].keys()
+                assert set(wanted) <= race.read_figure(listing.FOLDER / name / "quick.yaml")["runs"].keys()
 
 
 def test_a_real_figure_by_a_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,10 +20,10 @@ from models import TotalVariation
 from recon.bilevel import MAID, Accuracy, BilevelObjective, CertifiedLoss, Progress, Record
 from recon.bilevel.methods.run import MOST_IDLE
 from recon.commands.main import main
-from recon.commands.reproduce import race, race_run
+from recon.commands.reproduce import listing, race, race_run
 from tests.commands.summaries import check_summary
 
-CONFIGURATIONS = sorted(race.FOLDER.glob("*/*.yaml"))
+CONFIGURATIONS = sorted(listing.FOLDER.glob("*/*.yaml"))
 TINY: dict[str, Any] = {
     "data": {"folder": "nowhere", "limit": 2, "size": 16, "sigma": 0.1, "dtype": "float64"},
     "regularizer": {"class_path": "models.TotalVariation", "init_args": {"log_weight": -4.0, "log_smoothing": -3.0}},
@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(race, "FOLDER", tmp_path / "figures")
+    monkeypatch.setattr(listing, "FOLDER", tmp_path / "figures")
     monkeypatch.delenv("RECON_DATA", raising=False)
     monkeypatch.delenv("RECON_DEBUG", raising=False)
     monkeypatch.chdir(tmp_path)

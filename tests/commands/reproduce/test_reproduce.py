@@ -13,8 +13,9 @@ from models.files.storage import load_model, save_regularizer
 from recon.bilevel import CertifiedLoss, DivergedError, Progress, Record
 from recon.commands.main import main
 from recon.commands.output.tables import claim, read
-from recon.commands.reproduce import main as reproduce
+from recon.commands.reproduce import listing
 from recon.commands.reproduce.figures import tv_discretisation as tv
+from recon.commands.reproduce.figures.tv_discretisation import learning, pictures
 from tests.commands.summaries import check_summary
 
 FIGURES = ("reconstructions.png", "filters.png", "training.png", "sensitivity.png")
@@ -28,7 +29,7 @@ def test_tv_discretisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Training writes tables and models; drawing needs these alone."""
     tiny = replace(tv.SCALES["quick"], patches=2, patch_size=12, kernels=2, budget=60.0, piggyback=(5, 10))
     small = tv.load("quick")
-    small = tv.Data(small.x[:2, :, :12, :12], small.y[:2, :, :12, :12], small.held_x[:1, :, :24, :24],
+    small = learning.Data(small.x[:2, :, :12, :12], small.y[:2, :, :12, :12], small.held_x[:1, :, :24, :24],
                     small.held_y[:1, :, :24, :24])  # fmt: skip
     monkeypatch.setattr(tv, "load", lambda scale: small)
     monkeypatch.setitem(tv.SCALES, "quick", replace(tiny, accuracies=(1.0,), steps=(1e-2,)))
@@ -51,7 +52,7 @@ def test_tv_discretisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert small.psnr(learned) == pytest.approx(float(rows(tmp_path / "results.csv")[2]["psnr"]), abs=1e-3)
     for name in FIGURES:
         (tmp_path / name).unlink()
-    monkeypatch.setattr(tv, "learn", None)
+    monkeypatch.setattr(learning, "learn", None)
     assert main(["reproduce", "tv-discretisation", "--output", str(tmp_path)]) == 0  # every run is finished
     (tmp_path / "filters.png").unlink()
     monkeypatch.setattr(tv, "train", None)
@@ -74,37 +75,37 @@ def test_a_folder_of_other_settings_and_a_table_that_was_cut_off(tmp_path: Path)
 
 def test_a_run_that_diverges_is_a_row_and_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, size = tv.load("quick"), replace(tv.SCALES["quick"], accuracies=(), first_steps=(), piggyback=(10,))
-    save_regularizer(tv.start(size, -2.0), tmp_path / "standard", {})
+    save_regularizer(learning.start(size, -2.0), tmp_path / "standard", {})
 
     def learn(*args: object, step: float, **options: object) -> list[Record]:
         if step == 1e-2:
             raise DivergedError("NaN")
         return [Record(1, CertifiedLoss(0.0, 0.0, 0.0), 0.0, 0.0, 0.0, step, 1, 7.0, 0.0, Progress.ACCEPTED)]
 
-    monkeypatch.setattr(tv, "learn", learn)
-    monkeypatch.setattr(tv.Data, "psnr", lambda self, model: 28.0)
-    tv.sensitivity(size, data, tmp_path)
+    monkeypatch.setattr(learning, "learn", learn)
+    monkeypatch.setattr(learning.Data, "psnr", lambda self, model: 28.0)
+    learning.sensitivity(size, data, tmp_path)
     found = rows(tmp_path / "sensitivity.csv")
     assert [(r["step"], r["psnr"]) for r in found] == [("0.001", "28.0"), ("0.01", "nan")]
-    legend = tv._sensitivity(read(tmp_path / "sensitivity.csv")).legends[0]
+    legend = pictures._sensitivity(read(tmp_path / "sensitivity.csv")).legends[0]
     assert [t.get_text() for t in legend.get_texts()] == ["non-adaptive, 10 iterations (diverged: 0.01)"]
 
 
 def test_the_best_weight_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the weights e^-3, e^-2.9, ..., the one of the largest PSNR."""
     data = tv.load("quick")
-    monkeypatch.setattr(tv.Data, "psnr", lambda self, model: -abs(float(model.log_weight.detach()) + 2.2))
-    assert float(tv.best_standard(data).log_weight.detach()) == pytest.approx(-2.2)
+    monkeypatch.setattr(learning.Data, "psnr", lambda self, model: -abs(float(model.log_weight.detach()) + 2.2))
+    assert float(learning.best_standard(data).log_weight.detach()) == pytest.approx(-2.2)
 
 
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "tv-discretisation" in reproduce.names()
+    assert "tv-discretisation" in listing.names()
     assert main(["reproduce", "nothing", "--output", str(tmp_path)]) == 1
     assert "there is no figure 'nothing'; valid are" in capsys.readouterr().err
     assert main(["reproduce", "tv-discretisation", "--plot-only", "--output", str(tmp_path)]) == 1
     assert "has no results.csv, training.csv" in capsys.readouterr().err
     monkeypatch.setenv("RECON_DATA", str(tmp_path))
     assert main(["reproduce", "tv-discretisation", "--scale", "paper", "--output", str(tmp_path)]) == 1
-    assert "kodak_gray_96: no such folder; set RECON_DATA" in capsys.readouterr().err
+    assert "no folder kodak_gray_96 in $RECON_DATA or data; set RECON_DATA" in capsys.readouterr().err
     with pytest.raises(ValueError, match="scale is 'huge'"):
         tv.run("huge", tmp_path)

@@ -13,7 +13,8 @@ import torch
 
 from datasets import BuiltinImages, BuiltinSlices
 from datasets.modules.sinograms import SinogramDataModule
-from datasets.modules.tomography import MU_UNIT, SimulatedScan, SinogramNoise, TomographyDataModule, TomographyDataset
+from datasets.modules.tomography import SimulatedScan, SinogramNoise, TomographyDataModule, TomographyDataset
+from datasets.physics import MU_UNIT
 from datasets.readers.pictures import DataError
 from datasets.sources.phantoms import RandomEllipses
 from models import TotalVariation

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from datasets.modules.tomography import MU_UNIT
 from datasets.noise import gaussian_noise
-from datasets.physics import MIN_COUNT, attenuation_to_hu, line_integrals, transmission_counts, transmission_weights
+from datasets.physics import (
+    MIN_COUNT,
+    MU_UNIT,
+    attenuation_to_hu,
+    line_integrals,
+    transmission_counts,
+    transmission_weights,
+)
 from datasets.readers.pictures import DataError
 from datasets.scans.counts import starvation, tiff_shape
-from datasets.scans.reading import SINOGRAM_SUFFIXES
-from recon.commands.reconstruct.options import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE
 from recon.commands.reconstruct.report import Result
 from recon.commands.reconstruct.tasks.ct_data import (
     UNIT,
@@ -31,11 +33,11 @@ from recon.commands.reconstruct.tasks.ct_data import (
     read_geometry,
     selected,
 )
+from recon.commands.reconstruct.tasks.declared import CTFiles
 from recon.commands.reconstruct.tasks.measured import Measured
 from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture, read_picture
 from recon.commands.reconstruct.tasks.task import Job, Loaded
 from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
-from recon.operators.tomography.fbp import FILTERS
 from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import sinogram_noise
 from recon.reconstruction.variational import NOT_EXACT
@@ -44,75 +46,13 @@ from recon.reconstruction.variational import NOT_EXACT
 FIELD_OF_VIEW = 300.0
 
 
-class CT(Measured):
+class CT(CTFiles, Measured):
     """Computed tomography in the plane: sinograms, and pictures whose scan is simulated."""
 
-    name = "ct"
-    plain, plain_title, plain_is_start = "fbp", "FBP", True
-    files = (
-        "sinograms: HTC2022 .mat, DXchange .h5, LoDoPaB-CT .hdf5, NXtomo .nxs, .npz, or .npy and .tif with --geometry"
-    )
-    # arrays may hold anything
-    suffixes = tuple(suffix for suffix in SINOGRAM_SUFFIXES if suffix != ".npy")
-    of_measurements = ("rotation_centre", "counts", "flat", "dark", "angles", "ring_filter", "reference")
+    plain, plain_title, plain_is_start = CTFiles.plain, "FBP", True
+    of_measurements = (*CTFiles.of_scans, "reference")
     of_simulations = ("seed",)
-    options = ("geometry", "size", "pixel_size", "views", "angle_range", "photons", *of_measurements[:-1], "seed")
-    implied_by = ("geometry",)
-    ranges: ClassVar = {
-        **dict.fromkeys(("pixel_size", "photons"), POSITIVE),
-        **dict.fromkeys(("size", "views"), AT_LEAST_ONE),
-        "seed": NOT_NEGATIVE,
-    }
     relative_mu = 1e-5
-
-    @staticmethod
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("CT, measured and simulated")
-        group.add_argument("--geometry", help="YAML file, see docs/geometry.md (default: what the data file says)")
-        group.add_argument(
-            "--size", type=int, help="side of the picture in pixels (default: detector pixels, or as it is)"
-        )
-        group.add_argument(
-            "--pixel-size", type=float, help="in mm (default: covers the detector, or as the picture says)"
-        )
-        group.add_argument("--views", type=int, help="use, or simulate, so many views at equal distances")
-        group.add_argument(
-            "--angle-range",
-            "--angle_range",
-            nargs=2,
-            type=float,
-            metavar=("START", "STOP"),
-            help="the views at START <= angle < STOP degrees after the first one; of a simulation, default 0 180",
-        )
-        group.add_argument("--rotation-centre", help="detector pixel of the axis, or `estimate` (default for DXchange)")
-        group.add_argument(
-            "--ring-filter",
-            type=int,
-            metavar="PIXELS",
-            help="remove rings, by a median over so many detector pixels (odd)",
-        )
-        group.add_argument(
-            "--photons", type=float, help="of a ray through air: rays are weighted by their inverse variance"
-        )
-        group.add_argument("--counts", action="store_true", help="the sinogram holds counts of photons")
-        group.add_argument(
-            "--flat",
-            help="counts in air, in place of flat fields: a number in the unit of the data, or a file (.npy, .tif, "
-            ".h5); of a file without flat fields it says that the values are counts",
-        )
-        group.add_argument("--dark", help="counts without light, as --flat (default: what the file says, or 0)")
-        group.add_argument(
-            "--angles",
-            help="in degrees, in place of those of the file: a file with one for each view (.npy or text), or one "
-            "number, the arc over which the views are equispaced from 0 without its end, e.g. 180",
-        )
-        group.add_argument("--filter", choices=FILTERS, default="ram-lak", help="of the FBP (default: %(default)s)")
-        group.add_argument(
-            "--backend",
-            choices=["matrix", "astra_cuda"],
-            default="matrix",
-            help="of the projector (default: %(default)s)",
-        )
 
     def check(self) -> None:
         args = self.args

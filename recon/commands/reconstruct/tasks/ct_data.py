@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.modules.tomography import MU_UNIT
+from datasets.physics import MU_UNIT
 from datasets.readers.hdf5 import LODOPAB_MU_MAX, find_dataset, open_hdf5
 from datasets.readers.pictures import DataError
 from datasets.scans.counts import HDF5_SUFFIXES, plain_array

@@ -21,15 +21,15 @@ from datasets import DataError
 from datasets.physics import MAX_HU
 from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
-from datasets.readers.pictures import SUFFIXES
 from recon.commands.errors import printable
 from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
+from recon.commands.reconstruct.tasks.declared import ImageFiles
 from recon.commands.reconstruct.tasks.pictures import picture_files, read_values
 from recon.commands.reconstruct.tasks.task import Job, Task, named, note
 from recon.files import Content
 from recon.lower_level import Energy, Regularizer, SaddleModel
-from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
+from recon.panels import Panel, busiest_square, side_by_side
 from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import image_noise
 from recon.reconstruction.variational import Weighted
@@ -40,19 +40,13 @@ _HU_RANGE, _HU_ZERO = 1000 + MAX_HU, -1000.0
 _LOWEST, _HIGHEST = -1.0, 2.0
 
 
-class Images(Task):
+class Images(ImageFiles, Task):
     """Denoising of pictures and slices; whatever no other task takes is one."""
 
-    name = "denoising"
-    files = f"images or folders of them ({', '.join(SUFFIXES)}, DICOM)"
     accuracy = 1e-2
     written = (".png", ".npy", "_comparison.png")
     psnr_convention = "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped"
     remedies = "--dtype float64, a larger --accuracy or a larger --max-evaluations"
-
-    @classmethod
-    def holds(cls, path: Path) -> bool:
-        return True
 
     def check(self) -> None:
         args = self.args
@@ -214,4 +208,4 @@ def _picture(problem: Problem, result: Result, x: Tensor) -> bytes:
         panels.append(Panel("reference", target))
     side = min(y.shape[1:]) // 5
     zoom = busiest_square(x if target is None else target, side) if side >= 8 else None
-    return figure_bytes(comparison_figure([panels], [zoom]))
+    return side_by_side(panels, zoom)

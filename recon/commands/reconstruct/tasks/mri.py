@@ -2,80 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.kspace.ismrmrd import holds_ismrmrd
 from datasets.modules.kspace import KSpaceDataModule
 from datasets.modules.mri import Sampling
 from datasets.noise import gaussian_noise
-from datasets.readers.hdf5 import open_hdf5
-from datasets.scans.counts import HDF5_SUFFIXES
-from recon.commands.reconstruct.options import AT_LEAST_ONE, NOT_NEGATIVE, Range
+from recon.commands.reconstruct.tasks.declared import MASKS, MRIFiles
 from recon.commands.reconstruct.tasks.measured import Measured
-from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture, read_picture
+from recon.commands.reconstruct.tasks.pictures import is_picture, read_picture
 from recon.commands.reconstruct.tasks.task import Job
 from recon.operators import CartesianMRI, channels_to_complex, root_sum_of_squares, zero_filled
-from recon.operators.mri.sampling import Pattern
 from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 
-#: masks of simulations, by their names on the command line
-MASKS: dict[str, Pattern] = {
-    "random": "random_lines",
-    "equispaced": "equispaced",
-    "radial": "radial",
-    "poisson": "poisson_disc",
-}
 ACCELERATION = 4.0
 UNIT = "scale of the file"
 
 
-class MRI(Measured):
+class MRI(MRIFiles, Measured):
     """Magnetic resonance imaging on Cartesian grids: k-space, and pictures whose k-space is simulated."""
 
-    name = "mri"
-    plain, plain_title = "zero_filled", "zero-filled RSS"
-    files = "k-space: complex .npy, fastMRI or ISMRMRD .h5"
-    suffixes = HDF5_SUFFIXES
+    plain, plain_title = MRIFiles.plain, "zero-filled RSS"
     of_measurements = ("noise_scan", "reference")
-    of_simulations = ("size", "mask", "acceleration", "coils", "seed")
-    options = ("noise_scan", *of_simulations)
-    ranges: ClassVar = {
-        "acceleration": Range("finite and at least 1", lambda v: 1 <= v < math.inf),
-        **dict.fromkeys(("size", "coils"), AT_LEAST_ONE),
-        "seed": NOT_NEGATIVE,
-    }
+    of_simulations = MRIFiles.of_scans
     relative_mu = 1e-3
     modality = "MR"
-
-    @staticmethod
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("MRI, measured")
-        group.add_argument(
-            "--noise-scan",
-            help="noise without signal, measured as the data: complex .npy (coils, samples), or ISMRMRD .h5; coils are "
-            "whitened by it (default: from the data file)",
-        )
-        group = parser.add_argument_group("simulation from pictures")
-        group.add_argument("--mask", choices=list(MASKS), help="of k-space (default: random lines with a full centre)")
-        group.add_argument("--acceleration", type=float, help="k-space points for each sampled one (default: 4)")
-        group.add_argument("--coils", type=int, help="(default: 1)")
-        group.add_argument("--seed", type=int, help="of noise and mask (default: 0)")
-
-    @classmethod
-    def holds(cls, path: Path) -> bool:
-        """Whether a file has k-space: HDF5 may hold a scan as well, and arrays of complex values are nothing else."""
-        if not super().holds(path):
-            return holds_complex(path)
-        with open_hdf5(path) as file:
-            return "kspace" in file or holds_ismrmrd(file)
 
     def check(self) -> None:
         super().check()

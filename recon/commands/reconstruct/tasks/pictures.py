@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from datasets import DataError, ImageFolder, read_dicom, read_image
-from datasets.modules.tomography import MU_UNIT
-from datasets.physics import hu_to_attenuation
+from datasets.physics import MU_UNIT, hu_to_attenuation
 from datasets.readers.dicom.slices import DicomFolder, Modality, holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
 from datasets.readers.pictures import SUFFIXES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import scipy.io
+import scipy
 import torch
 from torch import Tensor
 

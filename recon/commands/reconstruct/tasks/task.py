@@ -18,9 +18,9 @@ from datasets.modules.groups import torch_dtype
 from datasets.readers.dicom.output import write_dicom
 from datasets.readers.pictures import DataError
 from recon.commands.reconstruct.networks import TrainedNetwork
-from recon.commands.reconstruct.options import Range
 from recon.commands.reconstruct.regularized import Trained, certificate
 from recon.commands.reconstruct.report import Quality, Result
+from recon.commands.reconstruct.tasks.declared import Declared
 from recon.files import Content, check_finite, write_files
 from recon.lower_level import Regularizer, SaddleModel
 from recon.reconstruction import Problem
@@ -38,7 +38,7 @@ class Job:
     reference: Path | None
 
 
-class Task(ABC):
+class Task(Declared, ABC):
     """One kind of data, see :data:`recon.commands.reconstruct.tasks.TASKS`; made of the options that were given.
 
     Parameters
@@ -47,17 +47,8 @@ class Task(ABC):
         Options of all tasks, checked by :func:`recon.commands.reconstruct.options.check_options`.
     """
 
-    name: ClassVar[str]
-    #: the method of this task that solves nothing, and whether its picture is that of the first guess
-    plain: ClassVar[str | None] = None
+    #: whether the picture of the method that solves nothing is that of the first guess
     plain_is_start: ClassVar[bool] = False
-    #: the files that are of this task, for --help; their suffixes in small letters, see :meth:`holds`
-    files: ClassVar[str]
-    suffixes: ClassVar[tuple[str, ...]] = ()
-    #: options that other tasks have not, unless they name them too; those that imply the task; valid values
-    options: ClassVar[tuple[str, ...]] = ()
-    implied_by: ClassVar[tuple[str, ...]] = ()
-    ranges: ClassVar[Mapping[str, Range]] = {}
     #: what follows the name of a result in the names of its files
     written: ClassVar[tuple[str, ...]]
     #: ||x - x^|| of the whole image that is certified by default; None: relative to the norm of the first guess
@@ -70,14 +61,9 @@ class Task(ABC):
         self.args = args
         self.output = Path(args.output)
 
-    @staticmethod  # noqa: B027
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        """Add the groups of ``options``; those that several tasks have are added by the first."""
-
     @classmethod
-    def holds(cls, path: Path) -> bool:
-        """Whether a file is of this task."""
-        return path.suffix.lower() in cls.suffixes
+    def load(cls) -> type[Task]:
+        return cls
 
     @property
     def method(self) -> str:

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from recon.commands.compare import main as compare
+from recon.commands.reproduce.listing import data_folder
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs" / "ct"
 SLICES = "ct_chest_dicom"
@@ -28,10 +28,5 @@ def run(scale: str, output: Path) -> None:
     if scale == "quick":
         compare.main(["--config", str(CONFIGS / "compare_quick.yaml"), "--output", str(output)])
         return
-    folders = [Path(os.environ["RECON_DATA"]) / SLICES] if os.environ.get("RECON_DATA") else []
-    train = next((folder for folder in (*folders, Path("data") / SLICES) if folder.is_dir()), None)
-    if train is None:
-        raise ValueError(
-            f"there is no folder {SLICES} in $RECON_DATA or data; set RECON_DATA to the folder that has it"
-        )
-    compare.main(["--config", str(CONFIGS / "compare.yaml"), "--train", str(train), "--output", str(output)])
+    train = str(data_folder(SLICES))
+    compare.main(["--config", str(CONFIGS / "compare.yaml"), "--train", train, "--output", str(output)])

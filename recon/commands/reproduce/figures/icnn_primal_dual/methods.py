@@ -1,38 +1,20 @@
-"""Figure: energy gap of an input convex network with kinks, by subgradients, smoothing, and in primal-dual form.
-
-``run`` denoises several pictures and writes
-
-* ``icnn_primal_dual_targets.csv``: iterations and seconds of every method to a relative gap of ``TARGET``, picture by
-  picture and as medians, over those of the subgradient method, and the reference with its certified gap;
-* ``icnn_primal_dual_steps.csv``: every constant step of the subgradient method that was tried;
-* ``icnn_primal_dual.csv``: every iterate for the first picture, and the picture that ``plot`` makes of this file alone.
-"""
+"""The pictures, the reference, and what every method makes of them: energies and seconds, iterate by iterate."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from datasets.sources.images import BuiltinImages
 from models import ICNN, ICNNSaddle, LeakyReLU, NetworkIteration
 from recon.bilevel import BilevelObjective, InexactAdam, Training
-from recon.commands.output.summary import write_summary
-from recon.commands.output.tables import read as read_table
-from recon.files import prepare_folder, write_files
 from recon.lower_level import FISTA, LBFGS, Energy, Snapshot
-from recon.plotting import COLORS
 
-NAME = "icnn_primal_dual"
 #: relative energy gap at which methods are compared; the reference has to be certified to a tenth of it
 TARGET = 1e-4
 SUBGRADIENT, PRIMAL_DUAL, FIXED = "subgradient", "primal-dual", "primal-dual, fixed steps"
@@ -115,39 +97,6 @@ class Comparison:
     reference: Reference
     traces: list[Trace]
     tried: list[Trace]
-
-
-def run(scale: str, output: Path) -> None:
-    """Make the figure in the folder ``output``.
-
-    Raises
-    ------
-    ValueError
-        ``scale`` is neither quick nor paper; a reference cannot be certified.
-    OSError
-        the folder cannot be written to.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}, but must be one of {', '.join(SCALES)}")
-    prepare_folder(output)
-    begin, sizes = time.perf_counter(), SCALES[scale]
-    found = [compare(energy, picture, sizes) for picture, energy in problems(sizes)]
-    write_files(
-        {
-            output / f"{NAME}.csv": rows(found[0]),
-            output / f"{NAME}_targets.csv": targets(found),
-            output / f"{NAME}_steps.csv": steps(found),
-        }
-    )
-    plot(output)
-    needed = ("iterations_to_target", "seconds_to_target", "iterations_ratio", "seconds_ratio")
-    medians = {
-        row["method"]: {name: float(row[name]) if row[name] else None for name in needed}
-        for row in read_table(output / f"{NAME}_targets.csv")
-        if row["picture"] == "median"
-    }
-    numbers = {"figure": "icnn-primal-dual", "scale": scale, "target": TARGET, "medians": medians}
-    write_summary(output, "reproduce icnn-primal-dual", time.perf_counter() - begin, "finished", numbers)
 
 
 def problems(sizes: Scale) -> Iterator[tuple[str, Energy]]:
@@ -292,127 +241,3 @@ def _note(trace: Trace, energy: Energy, x: Tensor, seconds: float) -> None:
     value = energy.regularizer(x).double() + energy.fidelity.value(energy.operator(x), energy.y)
     trace.energies.append(float(value.detach()[0]))
     trace.seconds.append(seconds)
-
-
-def _table(header: list[str], lines: list[list[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *lines])
-    return text.getvalue().encode()
-
-
-def rows(found: Comparison) -> bytes:
-    """Every iterate of every method: its energy, and the relative gap of the smallest energy so far."""
-    lines: list[list[object]] = []
-    # a method may get below the reference, by no more than its certified gap
-    lowest = min([found.reference.energy, *(v for t in found.traces for v in t.energies)])
-    for t in found.traces:
-        for i, (s, e, b) in enumerate(zip(t.seconds, t.energies, t.best(), strict=True), 1):
-            gap = (b - lowest) / abs(lowest)
-            lines.append([found.picture, t.method, f"{t.parameter:g}", i, f"{s:.6g}", f"{e:.16g}", f"{gap:.6g}"])
-    return _table(COLUMNS, lines)
-
-
-LINES = {SUBGRADIENT: "-", PRIMAL_DUAL: "-", FIXED: ":"}
-COLUMNS = ["picture", "method", "parameter", "iteration", "seconds", "energy", "relative_gap"]
-TARGET_COLUMNS = ["picture", "method", "parameter", "iterations_to_target", "seconds_to_target", "iterations_ratio",
-                  "seconds_ratio", "last_gap", "target", "reference_energy", "reference_gap"]  # fmt: skip
-
-
-def targets(found: list[Comparison]) -> bytes:
-    """What each method needed on each picture, over the subgradient method there, and medians of these numbers.
-
-    Empty where the target was not reached (medians: not on most pictures). ``reference_gap`` is certified.
-    """
-    lines: list[list[object]] = []
-    needed: dict[str, list[tuple[float, ...]]] = {}
-    for each in found:
-        base = each.traces[0].reached(each.reference.goal)
-        for t in each.traces:
-            count, seconds = t.reached(each.reference.goal)
-            numbers = (count, seconds, _ratio(count, base[0]), _ratio(seconds, base[1]))
-            needed.setdefault(t.method, []).append(numbers)
-            gap = (t.best()[-1] - each.reference.energy) / abs(each.reference.energy)
-            known = [f"{gap:.3g}", f"{TARGET:g}", f"{each.reference.energy:.16g}", f"{each.reference.gap:.3g}"]
-            lines.append([each.picture, t.method, f"{t.parameter:g}", *map(_number, numbers), *known])
-    worst = max(each.reference.gap for each in found)
-    for method, values in needed.items():
-        middle = [statistics.median(column) for column in zip(*values, strict=True)]
-        lines.append(["median", method, "", *map(_number, middle), "", f"{TARGET:g}", "", f"{worst:.3g}"])
-    return _table(TARGET_COLUMNS, lines)
-
-
-def _ratio(mine: float, base: float) -> float:
-    """Infinite if this method did not reach the target, or neither did."""
-    return mine / base if math.isfinite(mine) else math.inf
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else ""
-
-
-def steps(found: list[Comparison]) -> bytes:
-    """All steps of the subgradient method that were tried, and where they got."""
-    lines: list[list[object]] = []
-    for each in found:
-        for t in sorted(each.tried, key=lambda t: t.parameter):
-            gap = (t.best()[-1] - each.reference.energy) / abs(each.reference.energy)
-            count = t.reached(each.reference.goal)[0]
-            lines.append([each.picture, f"{t.parameter:.6g}", _number(count), f"{gap:.3g}"])
-    return _table(["picture", "step", "iterations_to_target", "last_gap"], lines)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of every iterate; raises ValueError, naming the file, if there is none, or it is not whole."""
-    if not path.is_file():
-        raise ValueError(f"{path.parent} has no {path.name}; run the figure without --plot-only first")
-    with path.open(newline="") as file:
-        table = list(csv.DictReader(file))
-    if not table:
-        raise ValueError(f"{path} has no rows; run the figure without --plot-only again")
-    for number, row in enumerate(table, 2):
-        try:
-            values = [float(row[name]) for name in ("iteration", "seconds", "relative_gap")]
-        except (KeyError, TypeError, ValueError):
-            values = [math.nan]
-        if set(row) != set(COLUMNS) or not all(map(math.isfinite, values)):
-            raise ValueError(f"{path}, line {number}: not the columns {', '.join(COLUMNS)}; the file is cut or another")
-    return table
-
-
-def plot(output: Path) -> Path:
-    """Draw ``icnn_primal_dual.png`` from the CSV file in ``output``; returns its path.
-
-    Raises
-    ------
-    ValueError
-        the file is missing, cut, or another one.
-    """
-    table = read(output / f"{NAME}.csv")
-    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    styles: Iterator[str] = iter(COLORS)
-    for method in dict.fromkeys(row["method"] for row in table):
-        mine = [row for row in table if row["method"] == method]
-        label = f"{method}, step {mine[0]['parameter']}" if method == SUBGRADIENT else method
-        # a gap of zero is that of the reference itself
-        gaps = [max(float(row["relative_gap"]), 1e-12) for row in mine]
-        color, line = (
-            next(styles, "#000000"),
-            "-" if method in (SUBGRADIENT, PRIMAL_DUAL) else ":" if method == FIXED else "--",
-        )
-        for axis, column in zip(axes, ("iteration", "seconds"), strict=True):
-            axis.loglog([float(row[column]) for row in mine], gaps, line, color=color, label=label, linewidth=1.4)
-    for axis, name in zip(
-        axes, ("iterations (one product with every layer and its transpose)", "seconds"), strict=True
-    ):
-        axis.axhline(TARGET, color="0.6", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(name)
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("relative energy gap, smallest so far")
-    axes[0].set_ylim(1e-8, None)
-    axes[0].legend(fontsize=7)
-    content = io.BytesIO()
-    figure.savefig(content, dpi=150)
-    path = output / f"{NAME}.png"
-    write_files({path: content.getvalue()})
-    return path

@@ -1,28 +1,19 @@
-"""Learned discretisations of the total variation: standard TV, fixed numbers of iterations, and MAID.
-
-``run`` writes results.csv (methods), training.csv (their iterations), sensitivity.csv, the models, and example.npz;
-``plot`` draws reconstructions.png, filters.png, training.png and sensitivity.png from these.
-
-``quick`` shows that everything runs and how little the initial accuracy matters. Its few patches, of textures, say
-nothing of which method is better: the held-out pictures are of another kind, and standard TV gets its weight from them.
-"""
+"""What the figure learns from, how, and the tables and models that it writes."""
 
 from __future__ import annotations
 
 import io
 import math
-import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib.figure import Figure
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from rich.console import Console
 from torch import Tensor
@@ -41,20 +32,38 @@ from recon.bilevel import (
     SaddleObjective,
     Training,
 )
-from recon.commands.output.runs import finite
-from recon.commands.output.summary import write_summary
-from recon.commands.output.tables import claim, read, table
+from recon.commands.output.tables import read, table
+from recon.commands.reproduce.listing import data_folder
 from recon.files import write_files
 from recon.lower_level import PDHG, NotStronglyConvexError
 from recon.metrics import psnr
-from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, filter_grid, save_figure
 
 SIGMA = 0.1
 METHODS = {"standard": "standard TV", "fixed": "non-adaptive", "adaptive": "adaptive"}
 #: certified ||u - u^|| of the pictures that PSNRs are computed of
 ACCURACY = 0.1
-#: the regularization that makes the problem strongly convex and concave, the same for all methods
-REGULARIZATION = {"dual_convexity": 0.03, "field_convexity": 0.01, "norm": "fair", "smoothing": 0.002}
+
+
+class Regularization(TypedDict):
+    """What makes the problem strongly convex and concave, see :class:`models.LearnedTV`."""
+
+    dual_convexity: float
+    field_convexity: float
+    norm: Literal["smoothed", "fair", "huber"]
+    smoothing: float
+
+
+class Row(TypedDict):
+    """A method, in results.csv."""
+
+    method: str
+    psnr: float
+    evaluations: float
+    seconds: float
+
+
+#: the same for all methods
+REGULARIZATION: Regularization = {"dual_convexity": 0.03, "field_convexity": 0.01, "norm": "fair", "smoothing": 0.002}
 learned_tv = partial(LearnedTV, convexity=Convexity(dual=0.03, field=0.01), norm="fair", smoothing=0.002)
 
 
@@ -121,48 +130,38 @@ def load(scale: str) -> Data:
         if they are not there.
     """
     size = SCALES[scale]
-    source: dict[str, Any] = {}
     pictures = PatchPictures(size=96, patch_size=size.patch_size, n_patches=size.patches)
+    module = DenoisingDataModule(sigma=SIGMA, pictures=pictures, dtype="float32")
     if scale == "paper":
-        folder = Path(os.environ.get("RECON_DATA", "data")) / "kodak_gray_96"
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; set RECON_DATA to a folder that has kodak_gray_96")
-        source = {"train": str(folder), "val": "rest"}
+        folder = data_folder("kodak_gray_96")
         pictures = replace(pictures, size=None, limit=20)
-    module = DenoisingDataModule(sigma=SIGMA, pictures=pictures, dtype="float32", **source)
+        module = DenoisingDataModule(str(folder), "rest", sigma=SIGMA, pictures=pictures, dtype="float32")
     x, y = module.train_tensors()
     module.setup("validate")
     held = [(sample.x, sample.y) for sample in module.val_dataloader()]
     return Data(x, y, torch.cat([a for a, _ in held]), torch.cat([b for _, b in held]))
 
 
-def run(scale: str, output: Path) -> None:
-    """Learn, write what the figures show into ``output``, and draw them. Goes on where it was interrupted.
-
-    Raises
-    ------
-    ValueError
-        another scale, no data, or a folder with the results of other settings.
-    OSError
-        files cannot be written.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}, but must be one of {', '.join(SCALES)}")
-    begin, data = time.perf_counter(), load(scale)
-    claim(output, {"figure": "tv-discretisation", "scale": scale, **asdict(SCALES[scale]), **REGULARIZATION})
-    train(SCALES[scale], data, output)
-    sensitivity(SCALES[scale], data, output)
-    plot(output)
-    rows = read(output / "results.csv")
-    means = {row["method"]: finite({key: float(row[key]) for key in ("psnr", "evaluations")}) for row in rows}
-    numbers = {"figure": "tv-discretisation", "scale": scale, "methods": means}
-    write_summary(output, "reproduce tv-discretisation", time.perf_counter() - begin, "finished", numbers)
+def results_of(output: Path) -> list[Row]:
+    """The methods that are finished."""
+    path = output / "results.csv"
+    return [
+        {
+            "method": row["method"],
+            "psnr": float(row["psnr"]),
+            "evaluations": float(row["evaluations"]),
+            "seconds": float(row["seconds"]),
+        }
+        for row in (read(path) if path.is_file() else [])
+    ]
 
 
 def train(size: Scale, data: Data, output: Path) -> None:
     """Standard TV, non-adaptive and adaptive training: tables, models and an example; see the module."""
-    results = read(output / "results.csv") if (output / "results.csv").is_file() else []
-    training = read(output / "training.csv") if (output / "training.csv").is_file() else []
+    results = results_of(output)
+    training: list[Mapping[str, object]] = []
+    if (output / "training.csv").is_file():
+        training += read(output / "training.csv")
     example = {"true": data.held_x[0], "noisy": data.held_y[0]}
     log_weight = math.nan
     for method in METHODS:
@@ -176,8 +175,9 @@ def train(size: Scale, data: Data, output: Path) -> None:
                 model = start(size, log_weight)
                 records = learn(data, model, method, size.budget)
             names = ("iteration", "evaluations", "loss", "lower", "upper", "epsilon")
-            training += [{"method": method} | {name: getattr(r, name) for name in names} for r in records]
-            row: dict[str, Any] = {
+            values = attrgetter(*names)
+            training += [{"method": method, **dict(zip(names, values(r), strict=True))} for r in records]
+            row: Row = {
                 "method": method,
                 "psnr": data.psnr(model),
                 "evaluations": records[-1].evaluations if records else 0.0,
@@ -193,14 +193,13 @@ def train(size: Scale, data: Data, output: Path) -> None:
             log_weight = float(model.log_weight.detach())
         example[method] = data.reconstructions(model)[0]
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {k: v.detach().numpy() for k, v in example.items()}
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **{k: v.detach().numpy() for k, v in example.items()})
     write_files({output / "example.npz": buffer.getvalue()})
     console = Console()
     for row in results:
         console.print(
-            f"{METHODS[row['method']]}: {float(row['psnr']):.2f} dB, {float(row['evaluations']):.0f} evaluations, "
-            f"{float(row['seconds']):.0f} s",
+            f"{METHODS[row['method']]}: {row['psnr']:.2f} dB, {row['evaluations']:.0f} evaluations, "
+            f"{row['seconds']:.0f} s",
             highlight=False,
         )
 
@@ -271,18 +270,19 @@ def learn(
 def sensitivity(size: Scale, data: Data, output: Path) -> None:
     """Final PSNR and evaluations over initial accuracies, steps and numbers of iterations; a row for each run."""
     path = output / "sensitivity.csv"
-    rows = read(path) if path.is_file() else []
+    earlier = read(path) if path.is_file() else []
+    rows: list[Mapping[str, object]] = [*earlier]
     log_weight = float(saved(output / "standard").log_weight.detach())
     runs = [("adaptive", accuracy, 0.1) for accuracy in size.accuracies]
     runs += [("adaptive", 1.0, step) for step in size.first_steps if ("adaptive", 1.0, step) not in runs]
     runs += [("fixed", float(number), step) for number in size.piggyback for step in size.steps]
-    done = {(row["method"], float(row["accuracy_or_iterations"]), float(row["step"])) for row in rows}
+    done = {(row["method"], float(row["accuracy_or_iterations"]), float(row["step"])) for row in earlier}
     for method, value, step in runs:
         if (method, value, step) in done:
             continue
         model = start(size, log_weight)
         given = {"accuracy": value} if method == "adaptive" else {"piggyback": int(value)}
-        row: dict[str, Any] = {"method": method, "accuracy_or_iterations": value, "step": step}
+        row: dict[str, object] = {"method": method, "accuracy_or_iterations": value, "step": step}
         try:
             records = learn(data, model, method, size.share * size.budget, step=step, **given)
             row |= {"psnr": data.psnr(model), "evaluations": records[-1].evaluations}
@@ -290,84 +290,3 @@ def sensitivity(size: Scale, data: Data, output: Path) -> None:
             row |= {"psnr": math.nan, "evaluations": 0.0}
         rows.append(row)
         write_files({path: table(rows)})
-
-
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
-def plot(output: Path) -> None:
-    """Draw the figures from the files in ``output``.
-
-    Raises
-    ------
-    ValueError
-        if a file is missing.
-    """
-    missing = [
-        name
-        for name in ("results.csv", "training.csv", "sensitivity.csv", "example.npz")
-        if not (output / name).is_file()
-    ]
-    if missing:
-        raise ValueError(f"{output}: has no {', '.join(missing)}; run without --plot-only first")
-    save_figure(_reconstructions(output), output / "reconstructions.png")
-    save_figure(_filters(output), output / "filters.png")
-    save_figure(_training(read(output / "training.csv")), output / "training.png")
-    save_figure(_sensitivity(read(output / "sensitivity.csv")), output / "sensitivity.png")
-
-
-def _reconstructions(output: Path) -> Figure:
-    with np.load(output / "example.npz") as arrays:
-        images = {name: torch.from_numpy(arrays[name]) for name in ("noisy", *METHODS, "true")}
-    true = images.pop("true")
-    panels = [
-        Panel(METHODS.get(name, name), image, f"{float(psnr(image[None], true[None])):.2f} dB")
-        for name, image in images.items()
-    ]
-    return comparison_figure([[*panels, Panel("true image", true)]], [busiest_square(true, true.shape[-1] // 4)])
-
-
-def _filters(output: Path) -> Figure:
-    figure = Figure(figsize=(7.5, 2.8), layout="constrained")
-    models = {name: saved(output / name) for name in METHODS}
-    largest = max(model.size for model in models.values())
-    for ax, (name, title) in zip(figure.subplots(1, len(METHODS)), METHODS.items(), strict=True):
-        # one size for all: the standard discretisation is a single one in a field of zeros
-        margin = (largest - models[name].size) // 2
-        kernels = F.pad(models[name].kernels.detach(), [margin] * 4)
-        ax.imshow(filter_grid(kernels.flatten(0, 1), kernels.shape[1]), cmap="gray", vmin=0, vmax=1)
-        ax.set_title(f"{title}, λ = {float(models[name].log_weight.detach().exp()):.3f}", fontsize=9)
-        ax.set(xticks=[], yticks=[])
-    return figure
-
-
-def _training(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-    ax = figure.subplots()
-    for color, method in zip(COLORS, ("fixed", "adaptive"), strict=False):
-        own = [row for row in rows if row["method"] == method]
-        cost = [float(row["evaluations"]) for row in own]
-        ax.plot(cost, [-float(row["loss"]) for row in own], ".-", ms=3, color=color, label=METHODS[method])
-    ax.set(xscale="log", xlabel="evaluations per image", ylabel="PSNR of the training patches in dB")
-    ax.legend(frameon=False)
-    return figure
-
-
-def _sensitivity(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Final PSNR over steps: a colour for each initial accuracy or number of iterations, a marker for each method."""
-    figure = Figure(figsize=(7.0, 3.4), layout="constrained")
-    ax = figure.subplots()
-    colors = iter(COLORS)
-    for method, style in (("adaptive", "o-"), ("fixed", "s--")):
-        for value in sorted({float(row["accuracy_or_iterations"]) for row in rows if row["method"] == method}):
-            own = [r for r in rows if r["method"] == method and float(r["accuracy_or_iterations"]) == value]
-            points = sorted((float(r["step"]), float(r["psnr"])) for r in own)
-            label = f"adaptive, ε₀ = {value:g}" if method == "adaptive" else f"non-adaptive, {value:g} iterations"
-            diverged = [f"{step:g}" for step, quality in points if not math.isfinite(quality)]
-            label += f" (diverged: {', '.join(diverged)})" if diverged else ""
-            ax.plot(*zip(*points, strict=True), style, color=next(colors, "#000000"), mfc="none", label=label)
-    counts = [float(row["evaluations"]) for row in rows]
-    ax.set_title(f"{min(counts):.0f} to {max(counts):.0f} evaluations per image", fontsize=9)
-    ax.set(xscale="log", xlabel="first step of MAID, step of Adam", ylabel="PSNR of held-out pictures in dB")
-    figure.legend(frameon=False, fontsize=8, loc="outside right upper")
-    return figure

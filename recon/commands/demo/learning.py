@@ -1,21 +1,13 @@
-"""``recon demo``: the whole line in two minutes, from built-in images to learned regularizers and certified pictures.
-
-MAID learns total variation (TV) and a Fields of Experts (FoE) for denoising from patches of scikit-image's pictures.
-Both then denoise pictures that they were not trained on.
-"""
+"""What ``recon demo`` learns, denoises and draws."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -31,9 +23,8 @@ from models.regularizers.ridge import RidgeRegularizer
 from models.training.bilevel import BilevelModule
 from models.training.callbacks import IterationProgress
 from recon.bilevel import MAID, Record
-from recon.commands.output.lock import locked
+from recon.commands.fit.quiet import quiet
 from recon.commands.output.summary import write_summary
-from recon.files import prepare_folder
 from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim
 from recon.plotting import Panel, busiest_square, comparison_figure, filters_figure, save_figure, training_figure
@@ -89,28 +80,21 @@ class KeepRecords(pl.Callback):
         self.records = records
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if isinstance(pl_module, BilevelModule) and pl_module.record is not None:
             self.records.append(pl_module.record)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; returns 0 if every picture is certified to the accuracy, else 1.
+def run(size: Size, output: Path) -> int:
+    """Learn, denoise, draw; returns 0 if every picture is certified to the accuracy, else 1.
 
     Raises
     ------
     OSError
-        the output cannot be written, or another program writes into its folder.
+        the output cannot be written.
     """
-    args = _parser().parse_args(argv)
-    prepare_folder(args.output)
-    with locked(args.output):
-        return _run(QUICK if args.quick_test else Size(), args.output)
-
-
-def _run(size: Size, output: Path) -> int:
-    _silence()
+    quiet()
     start = time.perf_counter()
     pictures = PatchPictures(size=size.picture_size, patch_size=size.patch_size, n_patches=size.patches)
     data = DenoisingDataModule(sigma=SIGMA, pictures=pictures, dtype="float32")
@@ -128,30 +112,16 @@ def _run(size: Size, output: Path) -> int:
     save_figure(_denoising_picture(runs, tested), output / "denoising.png")
     save_figure(training_figure({run.name: run.records for run in runs}), output / "training.png")
     save_figure(_filters_picture(runs[-1].module.regularizer), output / "filters.png")
-    summary, seconds = summarize(runs, tested), time.perf_counter() - start
-    missed = summary["certified_error"] > ACCURACY
-    write_summary(output, "demo", seconds, "accuracy not reached" if missed else "finished", summary)
-    console.print(_table(runs, summary))
+    images, seconds = measure(runs, tested), time.perf_counter() - start
+    missed = max(max(run.errors) for run in runs) > ACCURACY
+    status = "accuracy not reached" if missed else "finished"
+    write_summary(output, "demo", seconds, status, summarize(runs, images))
+    console.print(_table(runs, images))
     console.print(f"{seconds:.0f} seconds; pictures, table and regularizers are in {output}")
     if missed:
         print(f"recon demo: a picture was not solved to the accuracy {ACCURACY:g}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    summary = "Learn regularizers from built-in images with MAID, and denoise other images with them; about 2 minutes."
-    parser = argparse.ArgumentParser(prog="recon demo", description=summary)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
-    parser.add_argument("--quick-test", action="store_true", help="tiny sizes: does it run? The results are poor.")
-    return parser
-
-
-def _silence() -> None:
-    """Keep Lightning's remarks about loggers, workers and hardware from the terminal."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for remark in (".*does not have many workers.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=remark)
 
 
 def _runs(size: Size) -> list[Run]:
@@ -179,7 +149,7 @@ def learn(run: Run, data: DenoisingDataModule) -> None:
     run.seconds = time.perf_counter() - start
 
 
-def _metadata(run: Run, size: Size) -> dict[str, Any]:
+def _metadata(run: Run, size: Size) -> dict[str, object]:
     """What is kept with a regularizer: the problem it was learned for, the data, and how far the training came."""
     last = run.records[-1]
     return {
@@ -213,16 +183,26 @@ def denoise(run: Run, pictures: Sequence[TestPicture]) -> None:
         run.grade = max(run.grade, Grade(int(result.grade[0])))
 
 
-def summarize(runs: Sequence[Run], pictures: Sequence[TestPicture]) -> dict[str, Any]:
-    """The numbers of ``summary.json``: means over the pictures, the cost and the certificates, and every picture."""
+def measure(runs: Sequence[Run], pictures: Sequence[TestPicture]) -> dict[str, dict[str, float]]:
+    """PSNR and SSIM of every picture, by its name, of the data and of all runs: ``psnr_noisy``, ``ssim_tv``, ..."""
     candidates = {"noisy": [p.y for p in pictures]} | {run.name.lower(): run.images for run in runs}
     images: dict[str, dict[str, float]] = {p.name: {} for p in pictures}
     for name, results in candidates.items():
         for picture, x in zip(pictures, results, strict=True):
             images[picture.name][f"psnr_{name}"] = round(float(psnr(x, picture.x)), 3)
             images[picture.name][f"ssim_{name}"] = round(float(ssim(x, picture.x)), 4)
+    return images
+
+
+def means(images: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Of what was measured, over the pictures."""
     keys = next(iter(images.values()))
-    summary: dict[str, Any] = {key: round(sum(v[key] for v in images.values()) / len(images), 4) for key in keys}
+    return {key: round(sum(v[key] for v in images.values()) / len(images), 4) for key in keys}
+
+
+def summarize(runs: Sequence[Run], images: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
+    """The numbers of ``summary.json``: means over the pictures, the cost and the certificates, and every picture."""
+    summary: dict[str, object] = {**means(images)}
     for run in runs:
         last, name = run.records[-1], run.name.lower()
         summary |= {
@@ -263,21 +243,20 @@ def _filters_picture(regularizer: Regularizer) -> Figure:
     return filters_figure(kernels, u, potentials, order=potentials[:, -1].argsort(descending=True))
 
 
-def _table(runs: Sequence[Run], summary: dict[str, Any]) -> Table:
+def _table(runs: Sequence[Run], images: Mapping[str, Mapping[str, float]]) -> Table:
     names = ["noisy", *(run.name.lower() for run in runs)]
     table = Table(title=f"Denoising, σ = {SIGMA}: PSNR in dB (SSIM)")
     table.add_column("image")
     for title in ("noisy", *(run.name for run in runs)):
         table.add_column(title, justify="right")
-    rows = {**summary["images"], "mean": summary}
-    for image, values in rows.items():
+    for image, values in {**images, "mean": means(images)}.items():
         if image == "mean":
             table.add_section()
         table.add_row(image, *(f"{values[f'psnr_{n}']:.2f} ({values[f'ssim_{n}']:.3f})" for n in names))
     table.add_section()
-    cost = {"certified ‖x − x̂‖ ≤": ("certified_error", ".1e")} | {k: (k, ".0f") for k in ("iterations", "evaluations")}
-    for title, (key, style) in {**cost, "seconds of training": ("seconds", ".1f")}.items():
-        table.add_row(title, "", *(format(summary[f"{key}_{n}"], style) for n in names[1:]))
-        if key == "certified_error":
-            table.add_row("which is", "", *(summary[f"grade_{n}"] for n in names[1:]))
+    table.add_row("certified ‖x − x̂‖ ≤", "", *(f"{max(run.errors):.1e}" for run in runs))
+    table.add_row("which is", "", *(run.grade.word for run in runs))
+    table.add_row("iterations", "", *(f"{run.records[-1].iteration}" for run in runs))
+    table.add_row("evaluations", "", *(f"{run.records[-1].evaluations:.0f}" for run in runs))
+    table.add_row("seconds of training", "", *(f"{run.seconds:.1f}" for run in runs))
     return table
