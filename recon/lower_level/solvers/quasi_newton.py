@@ -98,8 +98,8 @@ class InverseHessian:
 def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
     """Matrix times vector, image by image: ``(batch, k, n), (batch, n) -> (batch, k)``.
 
-    One by one where they are large: on CPUs, batched products take 11 times as long for 16 matrices of 20 x 4096 entries
-    as their products alone, which also do not depend on the size of the batch.
+    One by one where they are large: on CPUs, batched products take 11 times as long for 16 matrices of 20 x 4096
+    entries as their products alone, which also do not depend on the size of the batch.
     """
     if matrices.is_cuda or matrices.shape[1] * matrices.shape[2] < _LARGE:
         return (matrices @ vectors[..., None])[..., 0]
