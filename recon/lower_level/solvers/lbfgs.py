@@ -99,13 +99,16 @@ class LineSearchSolver(SteppedSolver[L]):
     @staticmethod
     def _moved(state: L, trial: Tensor, value: Tensor, grad: Tensor, before: Tensor, after: Tensor) -> None:
         """Go to the trial where it was accepted, that is, ``state.fresh``."""
+        state.evaluations = state.evaluations + 1
+        if bool(state.fresh.all()):  # nearly always: nothing is copied
+            state.x, state.grad, state.value, state.step = trial, grad, value, torch.ones_like(state.step)
+            return
         here = over_image(state.fresh, trial)
         state.x, state.grad = torch.where(here, trial, state.x), torch.where(here, grad, state.grad)
         state.value = torch.where(state.fresh, value, state.value)
         # a rejected step is shortened to where the slope would vanish if it were linear, within [0.1, 0.5]
         secant = torch.nan_to_num(before / (before - after), nan=0.1).clamp(0.1, 0.5)
         state.step = torch.where(state.fresh, torch.ones_like(state.step), state.step * secant)
-        state.evaluations = state.evaluations + 1
 
 
 @dataclass
@@ -151,7 +154,8 @@ class LBFGS(LineSearchSolver[LBFGSState]):
             else:
                 first, one = inverse(grad).flatten(1), torch.ones_like(step)
                 new = -history.apply(grad.flatten(1), one, first).view_as(x)
-            state.direction = torch.where(over_image(state.fresh, x), new, state.direction)
+            whole = bool(state.fresh.all())
+            state.direction = new if whole else torch.where(over_image(state.fresh, x), new, state.direction)
         trial = torch.addcmul(x, over_image(step, x), state.direction)
         value, trial_grad = energy.value_and_grad(trial)
         before, after = per_image_dot(grad, state.direction), per_image_dot(trial_grad, state.direction)

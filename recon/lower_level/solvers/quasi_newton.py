@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: entries from which matrices are multiplied one by one
+_LARGE = 2048
+
 
 class InverseHessian:
     r"""The L-BFGS approximation H of an inverse Hessian, per image (Byrd, Nocedal, Schnabel 1994, eq. 3.1).
@@ -49,11 +52,10 @@ class InverseHessian:
         head, m = self.count[rows] % self.memory, self.memory
         self.pairs[rows, head], self.pairs[rows, m + head] = s, y if z is None else z
         whole = rows.numel() == self.pairs.shape[0]
-        pairs = self.pairs if whole else self.pairs[rows]
-        products = (pairs @ torch.stack((s, y), dim=2)).double()
-        for slot, column in ((head, products[..., 0]), (m + head, products[..., 1])):
-            self.gram[rows, slot, :] = column
-            self.gram[rows, :, slot] = column
+        # <s_i, y> and <y_i, y> for all i; products of the new s with older y are below the diagonal of R
+        column = _products(self.pairs if whole else self.pairs[rows], y).double()
+        self.gram[rows, m + head, :] = column
+        self.gram[rows, :, m + head] = column
         self.count[rows] += 1
 
     def apply(self, g: Tensor, gamma: Tensor, inverse: Tensor | None = None) -> Tensor:
@@ -65,7 +67,7 @@ class InverseHessian:
         m, batch = self.memory, g.shape[0]
         if not bool((self.count > 0).any()):
             return gamma.to(g)[:, None] * first
-        products = (self.pairs @ g[..., None])[..., 0].double()
+        products = _products(self.pairs, g).double()
         # slots from the oldest pair to the newest; empty slots come first and hold zeros
         order = (self.count[:, None] + torch.arange(m, device=g.device)) % m
         sg, yg = products.gather(1, order), products.gather(1, order + m)
@@ -82,7 +84,7 @@ class InverseHessian:
         weights = torch.zeros_like(products)
         weights.scatter_(1, order, q)
         weights.scatter_(1, order + m, -gamma * p)
-        return gamma.to(g) * first + (weights.to(g)[:, None, :] @ self.pairs)[:, 0]
+        return torch.addcmul(_products(self.pairs.mT, weights.to(g)), gamma.to(g), first)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a checkpoint needs."""
@@ -91,3 +93,17 @@ class InverseHessian:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self.pairs, self.gram, self.count = state["pairs"], state["gram"], state["count"]
+
+
+def _products(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Matrix times vector, image by image: ``(batch, k, n), (batch, n) -> (batch, k)``.
+
+    One by one where they are large: on CPUs, batched products take 11 times as long for 16 matrices of 20 x 4096
+    entries as their products alone, which also do not depend on the size of the batch.
+    """
+    if matrices.is_cuda or matrices.shape[1] * matrices.shape[2] < _LARGE:
+        return (matrices @ vectors[..., None])[..., 0]
+    found = vectors.new_empty(matrices.shape[:2])
+    for matrix, vector, product in zip(matrices, vectors, found, strict=True):
+        torch.mv(matrix, vector, out=product)
+    return found
