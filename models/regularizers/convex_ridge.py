@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from models.regularizers.fields_of_experts import concavity_budget
 from models.regularizers.filter_bank import spectral_bound
+from models.regularizers.kernels import Profiles
 from models.regularizers.ridge import RidgeRegularizer
 from recon.lower_level import HessianVariation
 
@@ -115,6 +116,9 @@ class ConvexRidge(RidgeRegularizer):
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
         return profile[0].amax(1)
+
+    def compiled_profiles(self, profile: list[Tensor]) -> Profiles:
+        return Profiles("spline", tuple(profile), self.spacing)
 
     def convexity(self) -> float:
         return 0.0

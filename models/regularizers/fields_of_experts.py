@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from models.regularizers.filter_bank import frequency_response, patches, spectral_bound
-from models.regularizers.potentials import POTENTIALS
+from models.regularizers.kernels import Profiles
+from models.regularizers.potentials import POTENTIALS, LogCosh, SmoothedL1, StudentT
 from models.regularizers.ridge import RidgeRegularizer
 from recon.lower_level import HessianVariation, JacobianBounds, per_image_norm
 
@@ -103,6 +104,10 @@ class FieldsOfExperts(RidgeRegularizer):
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
         return (profile[0] / profile[1])[:, 0]
+
+    def compiled_profiles(self, profile: list[Tensor]) -> Profiles | None:
+        kind = {SmoothedL1: "smoothed_l1", LogCosh: "log_cosh", StudentT: "student_t"}.get(self.potential)
+        return None if kind is None else Profiles(kind, tuple(profile))
 
     def smoothness(self) -> float:
         return max(super().smoothness(), -self.convexity())
