@@ -48,7 +48,7 @@ def spectral_bound(kernels: Tensor, weights: Tensor) -> Tensor:
 
 def blocks(batch: int, rows: int, cols: int, size: float = BLOCK) -> Iterator[tuple[int, int, int, int]]:
     """Split ``batch`` filtered images of ``rows`` x ``cols`` into (first image, end, first row, end)."""
-    images = int(min(max(1, size // (rows * cols)), batch))
+    images = int(max(1, min(size // (rows * cols), batch)))
     height = rows if images > 1 else int(max(1, min(rows, size // cols)))
     for i in range(0, batch, images):
         for r in range(0, rows, height):

@@ -140,7 +140,7 @@ class RidgeRegularizer(Regularizer):
         total = torch.zeros(x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device)
         for images, value in values:
             total[images] += value
-        return total.view(x.shape[0], -1).sum(1), grad
+        return total.view(x.shape[:2]).sum(1), grad
 
     def hessian(self, x: Tensor) -> HessianMap:
         """v -> sum_k C_k^T (psi_k''(c_k * x) . (C_k v)), with psi'' computed once."""
@@ -244,7 +244,7 @@ class RidgeRegularizer(Regularizer):
     def filtered_maximum(self, w: Tensor) -> Tensor:
         """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""
         if (bank := self._bank(w)) is not None:
-            return bank.maximum(_flat(w)).view(*w.shape[:2], -1).amax(1)
+            return bank.maximum(_flat(w)).view(*w.shape[:2], len(bank.kernels)).amax(1)
         kernels = self.current()[0]
         result = w.new_zeros(w.shape[0] * w.shape[1], kernels.shape[0])
 
@@ -253,7 +253,7 @@ class RidgeRegularizer(Regularizer):
 
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
-        return result.view(w.shape[0], w.shape[1], -1).amax(1).double()
+        return result.view(*w.shape[:2], len(kernels)).amax(1).double()
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
         raise NotImplementedError

@@ -38,16 +38,26 @@ class Profiles:
     tables: tuple[Tensor, ...]
     spacing: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"the compiled kernels have {', '.join(KINDS)}, but no {self.kind!r}")
+        if not 2 <= len(self.tables) <= 3 or len({table.shape for table in self.tables}) > 1:
+            raise ValueError(
+                f"profiles have two or three tables of one shape, got {[tuple(t.shape) for t in self.tables]}"
+            )
+
 
 def compiled(x: Tensor, kernels: Tensor, profiles: Profiles) -> Bank | None:
-    """The bank for images like x, or ``None`` where the code in torch has to do: see :func:`library.level`.
+    """The bank for images like x, ``(batch, channel, height, width)``; ``None`` where the code in torch has to do.
 
-    The library takes single and double precision, the same of images and parameters, on a CPU.
+    The library takes images no smaller than the filters in single and double precision, the same for images and
+    parameters, on a CPU. :func:`library.level` says whether it is there and wanted.
     """
     tensors = (x, kernels, *profiles.tables)
-    if x.device.type != "cpu" or any(t.device != x.device or t.dtype != x.dtype for t in tensors):
+    if any(t.device.type != "cpu" or t.dtype != x.dtype or t.layout != torch.strided for t in tensors):
         return None
-    if x.dtype not in _PRECISIONS or not 2 <= kernels.shape[1] <= _LARGEST:
+    size = kernels.shape[1]
+    if x.dtype not in _PRECISIONS or not 2 <= size <= _LARGEST or x.ndim != 4 or min(x.shape[2:]) < size:
         return None
     level = library.level()
     if level is None:
@@ -58,10 +68,10 @@ def compiled(x: Tensor, kernels: Tensor, profiles: Profiles) -> Bank | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """psi''(c_k * x) at all x of a batch, as the library lays it out."""
+    """psi''(c_k * x) at the images x, ``(images, height, width)``, as the library lays it out."""
 
     stored: Tensor
-    images: int
+    shape: torch.Size
 
 
 @dataclass(frozen=True)
@@ -82,16 +92,21 @@ class Bank:
         size = self._sizes(self._task("curvature", x))[2]
         stored = x.new_empty(size)
         self._run("curvature", x, weights=stored)
-        return Weights(stored, len(x))
+        return Weights(stored, x.shape)
 
     def product(self, v: Tensor, weights: Weights, order: Tensor | None) -> Tensor:
         """sum_k C_k^T psi''(c_k * x) C_k v, where v[i] belongs to the image order[i] of ``weights``."""
+        images = weights.shape[0]
         if order is not None:
-            order = order.to(torch.int64).contiguous()
-            if len(order) != len(v) or bool(((order < 0) | (order >= weights.images)).any()):
-                raise IndexError(f"{len(v)} images for {order.tolist()}, of {weights.images} that are stored")
-        elif len(v) != weights.images:
-            raise ValueError(f"{len(v)} images for a Hessian at {weights.images}")
+            order = (order + images * (order < 0)).contiguous()
+            if bool(((order < 0) | (order >= images)).any()):
+                raise IndexError(f"the Hessian is that at {images} images, but {order.tolist()} are asked for")
+        expected = torch.Size((images if order is None else len(order), *weights.shape[1:]))
+        if v.shape != expected or v.dtype != weights.stored.dtype or v.device.type != "cpu":
+            raise RuntimeError(
+                f"the Hessian takes {weights.stored.dtype} of shape {tuple(expected)} on the CPU, with channels as "
+                f"images, but got {v.dtype} of shape {tuple(v.shape)} on {v.device}"
+            )
         out = torch.empty_like(v)
         self._run("product", v, out=out, weights=weights.stored, order=order)
         return out
@@ -153,7 +168,7 @@ class Bank:
         def share(part: tuple[int, int]) -> int:
             return int(run(task, *part))
 
-        pool = map if threads == 1 else thread_pool(threads, os.getpid()).map
+        pool = map if threads == 1 else thread_pool(torch.get_num_threads(), os.getpid()).map
         if any(list(pool(share, shares))):
             raise MemoryError(f"no memory for {self.kernels.shape[0]} filters of images of {x.shape[2]} columns")
         _library().recon_kernels_finish(task, sums.data_ptr())
