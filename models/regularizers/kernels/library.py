@@ -68,8 +68,10 @@ def describe() -> str:
         open_library(found)
     except LibraryError as error:
         return f"torch: {error}"
-    chosen = level()
-    return f"{LEVELS[chosen or 0]}, compiled, {found}"
+    try:
+        return f"{LEVELS[level() or 0]}, compiled, {found}"
+    except ValueError as error:
+        return str(error)
 
 
 @functools.cache
