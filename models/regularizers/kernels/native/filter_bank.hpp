@@ -1,9 +1,9 @@
 // What is computed of R(x) = sum_k sum_p psi_k((c_k * x)_p), and in which pieces.
 //
-// The filtered images are cut into units of ROWS rows, the work of one thread, and into strips of columns, whose filtered
-// rows stay in the second-level cache; strips are cut into tiles of TILE_BYTES. All cuts depend on the sizes of images and
-// filters alone, and all sums are in the order of the cuts: results have the same bits with any number of threads and in
-// any batch.
+// The filtered images are cut into units of ROWS rows, the work of one thread, and into strips of columns, whose
+// filtered rows stay in the second-level cache; strips are cut into tiles of TILE_BYTES. All cuts depend on the sizes
+// of images and filters alone, and all sums are in the order of the cuts: results have the same bits with any number of
+// threads and in any batch.
 #pragma once
 
 #include <cstdint>
