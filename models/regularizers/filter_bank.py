@@ -73,7 +73,9 @@ def map_blocks(function: Callable[[int, int, int, int], Result], x: Tensor, size
     if threads == 1:
         return share(work)
     bounds = [len(work) * k // threads for k in range(threads + 1)]
-    parts = thread_pool(torch.get_num_threads(), os.getpid()).map(share, (work[a:b] for a, b in itertools.pairwise(bounds)))
+    parts = thread_pool(torch.get_num_threads(), os.getpid()).map(
+        share, (work[a:b] for a, b in itertools.pairwise(bounds))
+    )
     return list(itertools.chain.from_iterable(parts))
 
 

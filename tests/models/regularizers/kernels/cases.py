@@ -15,15 +15,11 @@ Maker = Callable[[int, int], RidgeRegularizer]
 
 
 def experts(potential: str, weak_convexity: float = 0.0) -> Maker:
-    def make(filters: int, size: int) -> RidgeRegularizer:
-        kind = "normal"
-        return FieldsOfExperts(filters, size, potential, 0.0, 0.0, -1.0, 0.0, weak_convexity, kind)
-
-    return make
+    return lambda filters, size: FieldsOfExperts(filters, size, potential, 0.0, 0.0, -1.0, 0.0, weak_convexity)
 
 
 def convex(knots: int) -> Maker:
-    return lambda filters, size: ConvexRidge(filters, size, knots, 0.1, -1.0, -1.0, "normal")
+    return lambda filters, size: ConvexRidge(filters, size, knots, 0.1, -1.0, -1.0)
 
 
 MAKERS: dict[str, Maker] = {
@@ -34,13 +30,13 @@ MAKERS: dict[str, Maker] = {
     "weakly convex log_cosh": experts("log_cosh", 0.6),
     "splines in registers": convex(21),
     "splines in memory": convex(40),
-    "weakly convex splines": lambda k, s: WeaklyConvexRidge(k, s, 9, 0.2, -1.0, -1.0, 0.9, "normal"),
+    "weakly convex splines": lambda k, s: WeaklyConvexRidge(k, s, 9, 0.2, -1.0, -1.0, 0.9),
 }
 
 
 def make(name: str, filters: int, size: int, dtype: torch.dtype) -> RidgeRegularizer:
-    """A regularizer whose profiles all differ."""
-    regularizer = MAKERS[name](filters, size).to(dtype)
+    """A regularizer whose profiles all differ, with as many of the filters as there are cosines."""
+    regularizer = MAKERS[name](min(filters, size**2 - 1), size).to(dtype)
     generator = torch.Generator().manual_seed(filters + size)
     with torch.no_grad():
         for parameter in regularizer.parameters():
