@@ -43,11 +43,9 @@ def level() -> int | None:
     ValueError
         it has another value, or the machine lacks these instructions.
     """
-    choice = os.environ.get(SWITCH, "best")
+    choice = _choice()
     if choice == "off":
         return None
-    if choice not in ("best", *LEVELS):
-        raise ValueError(f"{SWITCH} is {choice!r}, but must be best, off, or one of {', '.join(LEVELS)}")
     library = load()
     if library is None:
         return None
@@ -59,19 +57,25 @@ def level() -> int | None:
     return LEVELS.index(choice)
 
 
+def _choice() -> str:
+    choice = os.environ.get(SWITCH, "best")
+    if choice not in ("best", "off", *LEVELS):
+        raise ValueError(f"{SWITCH} is {choice!r}, but must be best, off, or one of {', '.join(LEVELS)}")
+    return choice
+
+
 def describe() -> str:
     """Which kernels are in use, in a sentence."""
-    if os.environ.get(SWITCH, "best") == "off":
-        return f"torch ({SWITCH} is off)"
     try:
+        if _choice() == "off":
+            return f"torch ({SWITCH} is off)"
         found = find()
         open_library(found)
-    except LibraryError as error:
-        return f"torch: {error}"
-    try:
         return f"{LEVELS[level() or 0]}, compiled, {found}"
     except ValueError as error:
         return str(error)
+    except LibraryError as error:
+        return f"torch: {error}"
 
 
 @functools.cache
