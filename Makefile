@@ -14,6 +14,7 @@ CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(firstword $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUITABLE)' 2>/dev/null && echo "$$p" && break; done) python3)
 
 STAMP := $(VENV)/.installed
+SOURCES := $(wildcard models/regularizers/kernels/native/*)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
@@ -22,10 +23,10 @@ BIN := $(VENV)/bin
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*##  *\(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-install: $(STAMP)  ## make the environment (done once, and again when pyproject.toml or constraints.txt change)
+install: $(STAMP)  ## make the environment (done once, and again when pyproject.toml, constraints.txt or C++ sources change)
 
 # setuptools comes from the locked versions too, so that nothing of the installation is left to the day it runs on.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(SOURCES)
 	@"$(PYTHON)" -c '$(SUITABLE)' || { echo "Python 3.11 or later with its venv module is needed; '$(PYTHON)' is not. Set PYTHON=/path/to/python3." >&2; exit 1; }
 	"$(PYTHON)" -m venv "$(VENV)"
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt setuptools

@@ -1,23 +1,36 @@
-"""Gradient and Hessian-vector product of Fields of Experts, 48 filters 7x7: three implementations of one formula.
+"""Gradient and Hessian-vector product of regularizers with filters: implementations of one formula.
 
-blocked: models.FieldsOfExperts. plain: conv2d, pointwise functions, conv_transpose2d on whole images. autograd: what
-the interface does by default, i.e. one backward pass for the gradient, double backward for the Hessian.
+First, on one thread of the CPU, in CPU time: matmul, the two matrix products of filters and patches that the work
+cannot do without (patches ready in the cache, no profiles); torch, the code without compiled kernels; kernels. Then
+denoising by shipped models, by the same solver to the same accuracy.
+
+Then Fields of Experts, 48 filters 7x7. own: models.FieldsOfExperts as it is installed. plain: conv2d, pointwise
+functions, conv_transpose2d on whole images. autograd: what the interface does by default, i.e. one backward pass for
+the gradient, double backward for the Hessian.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import arguments, denoising_data, interleaved, print_table, start, write_csv
 from datasets import ImageFolder, gaussian_noise, random_patches
-from models import FieldsOfExperts
+from models import ConvexRidge, FieldsOfExperts
+from models.files.shipped import locate
+from models.files.storage import load_regularizer
+from models.regularizers.kernels import describe
+from models.regularizers.ridge import RidgeRegularizer
 from recon.lower_level import Regularizer
+from recon.reconstruction import Data, Request, Variational
 
 #: ratios that the project promises on a CPU: (setting, task, alternative) -> least factor
 TARGETS = {
@@ -27,6 +40,117 @@ TARGETS = {
     ("64x64²", "gradient", "plain"): 2.0,
     ("64x64²", "Hessian product", "plain"): 2.0,
 }
+
+
+# --- the compiled kernels, the code in torch, and matrix products, on one thread -------------------------------------
+
+#: most that the kernels may take of the time of the matrix products, and of that of torch in denoising
+GOALS = {"FoE 48x7x7": 2.0, "FoE 48x5x5": 2.5, "foe_bsd": 1 / 2, "crr_bsd": 1 / 4}
+TURNS = 5
+
+
+def cpu_times(calls: Mapping[str, tuple[str, Callable[[], object]]], turns: int = TURNS) -> dict[str, list[float]]:
+    """Milliseconds of CPU time of (RECON_KERNELS, function), in turns; the first turn warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    before = os.environ.get("RECON_KERNELS", "best")
+    for turn in range(turns + 1):
+        for name, (switch, call) in calls.items():
+            os.environ["RECON_KERNELS"] = switch
+            begin = time.process_time()
+            call()
+            if turn:
+                times[name].append(1e3 * (time.process_time() - begin))
+    os.environ["RECON_KERNELS"] = before
+    return times
+
+
+def columns(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Minima, and in brackets by how much of it the slowest turn was slower."""
+    return {f"{name} [ms]": f"{min(t):.2f} (+{max(t) / min(t) - 1:.0%})" for name, t in times.items()}
+
+
+def products(reg: RidgeRegularizer, positions: int, like: Tensor) -> Callable[[], None]:
+    """Analysis and synthesis by matrix products, block by block of as many patches as stay in the cache."""
+    analysis = reg.current()[0].flatten(1).to(like)
+    synthesis, block = analysis.t().contiguous(), min(4096, positions)
+    patches, filtered = torch.randn(analysis.shape[1], block).to(like), torch.randn(len(analysis), block).to(like)
+
+    def run() -> None:
+        for _ in range(-(-positions // block)):
+            torch.matmul(analysis, patches), torch.matmul(synthesis, filtered)
+
+    return run
+
+
+def measure_kernels(quick: bool) -> list[dict[str, Any]]:
+    """A row for every size, bank and task."""
+    banks: dict[str, RidgeRegularizer] = {
+        "FoE 48x7x7": FieldsOfExperts(48, 7),
+        "FoE 48x5x5": small_experts(),
+        "spline ridge 48x7x7": ConvexRidge(48, 7),
+    }
+    rows = []
+    for batch, size in ((1, 64),) if quick else ((1, 256), (8, 128)):
+        x, v = (gaussian_noise((batch, 1, size, size), 0.3, seed=i, index=0, dtype=torch.float32) for i in (0, 1))
+        base: dict[str, float] = {}
+        for bank, reg in banks.items():
+            for task, times in time_bank(reg, x, v).items():
+                own = min(times["kernels"])
+                base.setdefault(task, own)
+                row: dict[str, Any] = {"bank": bank, "images": f"{batch}x{size}²", "task": task} | columns(times)
+                row |= {"torch/kernels": min(times["torch"]) / own, "kernels/matmul": own / min(times["matmul"])}
+                rows.append(row | {"goal": GOALS.get(bank, ""), "kernels/FoE's": own / base[task]})
+    return rows
+
+
+def small_experts() -> FieldsOfExperts:
+    """48 filters of 5x5 pixels, of which there are only 24 cosines: the middles of those of 7x7."""
+    reg = FieldsOfExperts(48, 7)
+    reg.weight, reg.kernel_size, reg.margin = nn.Parameter(reg.weight.detach()[:, 1:6, 1:6].clone()), (5, 5), 4
+    return reg
+
+
+def time_bank(reg: RidgeRegularizer, x: Tensor, v: Tensor) -> dict[str, dict[str, list[float]]]:
+    """For every task the times of matrix products, the code in torch, and the kernels."""
+    hessians = {}
+    for switch in ("off", "best"):
+        os.environ["RECON_KERNELS"] = switch
+        hessians[switch] = reg.hessian(x)
+    matrices = products(reg, len(x) * (x.shape[2] + 1 - reg.kernel_size[0]) * (x.shape[3] + 1 - reg.kernel_size[1]), x)
+    tasks: dict[str, dict[str, Callable[[], object]]] = {
+        "value and gradient": {switch: (lambda: reg.value_and_grad(x)) for switch in hessians},
+        "Hessian product": {switch: partial(hessian, v) for switch, hessian in hessians.items()},
+    }
+    return {
+        task: cpu_times({"matmul": ("off", matrices), "torch": ("off", c["off"]), "kernels": ("best", c["best"])})
+        for task, c in tasks.items()
+    }
+
+
+def measure_denoising(data: str, quick: bool) -> list[dict[str, Any]]:
+    """A row for every shipped model: the first picture, to a certified error of 1e-3 per root of the pixels."""
+    size = 64 if quick else 256
+    y, request = denoising_data(data, torch.float32, limit=1, size=size)[1], Request(1e-3 * size)
+    rows = []
+    for name in ("foe_bsd", "crr_bsd", "wcrr_bsd", "foe_weakly_convex_bsd"):
+        method, found = Variational(load_regularizer(locate(name))[0].float()), {}
+
+        def solve(method: Variational, found: dict[str, Any]) -> None:
+            found[os.environ["RECON_KERNELS"]] = method.reconstruct(Data(y=y), request).solution
+
+        call = partial(solve, method, found)
+        times = cpu_times({"torch": ("off", call), "kernels": ("best", call)})
+        row: dict[str, Any] = {"model": name} | columns(times)
+        row |= {"kernels/torch": min(times["kernels"]) / min(times["torch"]), "goal": GOALS.get(name, "")}
+        row |= {f"evaluations, {m}": float(found[s].evaluations) for m, s in (("torch", "off"), ("kernels", "best"))}
+        distance, allowed = float((found["off"].x - found["best"].x).norm()), 2e-3 * size
+        if distance > allowed:
+            raise AssertionError(f"{name}: solutions are {distance:.1e} apart, but certified to half of {allowed:.1e}")
+        rows.append(row | {"distance/accuracy": 2 * distance / allowed})
+    return rows
+
+
+# --- other implementations, on all threads and on a GPU --------------------------------------------------------------
 
 
 def plain_gradient(reg: FieldsOfExperts, x: Tensor) -> Tensor:
@@ -55,29 +179,29 @@ def plain_hessian(reg: FieldsOfExperts, x: Tensor) -> Callable[[Tensor], Tensor]
 
 def tasks(reg: FieldsOfExperts, x: Tensor, v: Tensor) -> dict[str, dict[str, Callable[[], Any]]]:
     """For every task its implementations; the first is the project's."""
-    blocked, plain, double = reg.hessian(x), plain_hessian(reg, x), Regularizer.hessian(reg, x)
+    own, plain, double = reg.hessian(x), plain_hessian(reg, x), Regularizer.hessian(reg, x)
     return {
         # the project's gradient computes the value too, which solvers need at every point
         "gradient": {
-            "blocked": lambda: reg.grad(x),
+            "own": lambda: reg.grad(x),
             "plain": lambda: plain_gradient(reg, x),
         },
         "value and gradient": {
-            "blocked": lambda: reg.value_and_grad(x)[1],
+            "own": lambda: reg.value_and_grad(x)[1],
             "plain": lambda: plain_value_and_gradient(reg, x)[1],
             "autograd": lambda: Regularizer.value_and_grad(reg, x)[1],
         },
         "Hessian product": {
-            "blocked": lambda: blocked(v),
+            "own": lambda: own(v),
             "plain": lambda: plain(v),
             "autograd": lambda: double(v),
         },
         "linearization": {
-            "blocked": lambda: reg.hessian(x),
+            "own": lambda: reg.hessian(x),
             "plain": lambda: plain_hessian(reg, x),
         },
         "derivative in parameters": {
-            "blocked": lambda: torch.cat([g.flatten() for g in reg.parameter_vjp(x, v)]),
+            "own": lambda: torch.cat([g.flatten() for g in reg.parameter_vjp(x, v)]),
             "autograd": lambda: torch.cat([g.flatten() for g in Regularizer.parameter_vjp(reg, x, v)]),
         },
     }
@@ -92,7 +216,7 @@ def disagreement(calls: dict[str, Callable[[], Any]]) -> float:
 
 
 def measure(setting: str, x: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """One row per task: times of all implementations and their ratios to the blocked one."""
+    """One row per task: times of all implementations and their ratios to the project's own one."""
     reg = FieldsOfExperts().to(x)
     v = gaussian_noise(x.shape, 1.0, seed=1, index=0, dtype=x.dtype).to(x.device)
     rows = []
@@ -102,12 +226,12 @@ def measure(setting: str, x: Tensor, repeats: int) -> list[dict[str, Any]]:
             raise AssertionError(f"{setting}, {task}: the implementations differ by {difference:.1e}")
         times = interleaved(calls, repeats, x.is_cuda)
         row: dict[str, Any] = {"setting": setting, "device": x.device.type, "task": task}
-        for name in ("blocked", "plain", "autograd"):
+        for name in ("own", "plain", "autograd"):
             row[f"{name} [ms]"] = 1e3 * times[name].minimum if name in times else ""
             row[f"{name}, median [ms]"] = 1e3 * times[name].median if name in times else ""
         for name in ("plain", "autograd"):
-            row[f"{name}/blocked"] = times[name].minimum / times["blocked"].minimum if name in times else ""
-            row[f"{name}/blocked, medians"] = times[name].median / times["blocked"].median if name in times else ""
+            row[f"{name}/own"] = times[name].minimum / times["own"].minimum if name in times else ""
+            row[f"{name}/own, medians"] = times[name].median / times["own"].median if name in times else ""
             target = None if x.is_cuda else TARGETS.get((setting, task, name))
             row[f"target {name}"] = target or ""
         rows.append(row | {"difference": difference})
@@ -134,6 +258,15 @@ def main() -> None:
     args = parser.parse_args()
     start(args)
     repeats = 5 if args.quick else args.repeats
+    print(f"kernels: {describe()}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    banks, models = measure_kernels(args.quick), measure_denoising(args.data, args.quick)
+    torch.set_num_threads(threads)
+    print_table(f"One thread, float32, CPU time: least of {TURNS} turns (and how much slower the slowest was)", banks)
+    print_table("Denoising by shipped models, one thread, CPU time", models)
+    write_csv(args.output / "filter_bank_kernels.csv", banks)
+    write_csv(args.output / "filter_bank_denoising.csv", models)
     rows = []
     for setting, x in settings(args.data, args.quick).items():
         for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
@@ -141,9 +274,7 @@ def main() -> None:
             shown = [
                 {k: v for k, v in row.items() if "median" not in k and k not in ("setting", "device")} for row in part
             ]
-            print_table(
-                f"FoE 48x7x7, {setting}, float32, {device}: least time, and ratio to the blocked version", shown
-            )
+            print_table(f"FoE 48x7x7, {setting}, float32, {device}: least time, and ratio to the project's own", shown)
             rows += part
     write_csv(args.output / "filter_bank.csv", rows)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.regularizers.fields_of_experts import concavity_budget
 from models.regularizers.filter_bank import spectral_bound
 from models.regularizers.initial import InitialFilters
+from models.regularizers.kernels import Profiles
 from models.regularizers.ridge import RidgeRegularizer
 from recon.errors import fraction, positive
 from recon.lower_level import HessianVariation
@@ -111,6 +112,9 @@ class ConvexRidge(RidgeRegularizer):
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
         """The largest d_kj: psi_k'' is linear in between."""
         return profile[0].amax(1)
+
+    def compiled_profiles(self, profile: list[Tensor]) -> Profiles:
+        return Profiles("spline", tuple(profile), self.spacing)
 
     def convexity(self) -> float:
         return 0.0

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from models.regularizers.filter_bank import frequency_response, patches, spectral_bound
 from models.regularizers.initial import InitialFilters
-from models.regularizers.potentials import POTENTIALS
+from models.regularizers.kernels import Profiles
+from models.regularizers.potentials import POTENTIALS, LogCosh, SmoothedL1, StudentT
 from models.regularizers.ridge import RidgeRegularizer
 from recon.errors import not_negative, one_of
 from recon.lower_level import HessianVariation, JacobianBounds, per_image_norm
@@ -104,6 +105,10 @@ class FieldsOfExperts(RidgeRegularizer):
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
         """lambda_k / nu_k: the curvature at 0."""
         return (profile[0] / profile[1])[:, 0]
+
+    def compiled_profiles(self, profile: list[Tensor]) -> Profiles | None:
+        kind = {SmoothedL1: "smoothed_l1", LogCosh: "log_cosh", StudentT: "student_t"}.get(self.potential)
+        return None if kind is None else Profiles(kind, tuple(profile))
 
     def smoothness(self) -> float:
         """The bound of the convex part, or rho where that of the concave one is larger."""

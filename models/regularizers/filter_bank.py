@@ -48,7 +48,7 @@ def spectral_bound(kernels: Tensor, weights: Tensor) -> Tensor:
 
 def blocks(batch: int, rows: int, cols: int, size: float = BLOCK) -> Iterator[tuple[int, int, int, int]]:
     """Split ``batch`` filtered images of ``rows`` x ``cols`` into (first image, end, first row, end)."""
-    images = int(min(max(1, size // (rows * cols)), batch))
+    images = int(max(1, min(size // (rows * cols), batch)))
     height = rows if images > 1 else int(max(1, min(rows, size // cols)))
     for i in range(0, batch, images):
         for r in range(0, rows, height):
@@ -64,7 +64,7 @@ def map_blocks(function: Callable[[int, int, int, int], Result], x: Tensor, size
     """
     rows, cols = x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1
     work = list(blocks(len(x), rows, cols, math.inf if x.is_cuda else BLOCK))
-    threads = 1 if x.is_cuda else min(torch.get_num_threads(), len(work))
+    threads = 1 if x.is_cuda else max(1, min(torch.get_num_threads(), len(work)))
 
     def share(part: list[tuple[int, int, int, int]]) -> list[Result]:
         with torch.no_grad():  # off in every new thread
@@ -73,12 +73,14 @@ def map_blocks(function: Callable[[int, int, int, int], Result], x: Tensor, size
     if threads == 1:
         return share(work)
     bounds = [len(work) * k // threads for k in range(threads + 1)]
-    parts = _pool(threads, os.getpid()).map(share, (work[a:b] for a, b in itertools.pairwise(bounds)))
+    parts = thread_pool(torch.get_num_threads(), os.getpid()).map(
+        share, (work[a:b] for a, b in itertools.pairwise(bounds))
+    )
     return list(itertools.chain.from_iterable(parts))
 
 
 @functools.lru_cache(maxsize=1)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+def thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads that compute alone; ``process``, because a fork takes over the pool but not its threads."""
     return ThreadPoolExecutor(threads, "filter_bank", initializer=torch.set_num_threads, initargs=(1,))
 

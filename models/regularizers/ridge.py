@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.regularizers.filter_bank import check_image, map_blocks, patches, spectral_bound, sum_patches
 from models.regularizers.initial import InitialFilters
+from models.regularizers.kernels import Bank, Profiles, compiled
 from recon.lower_level import HessianMap, Regularizer
 
 
@@ -81,6 +82,20 @@ class RidgeRegularizer(Regularizer):
         """sup psi_k'', ``(K,)``."""
         raise NotImplementedError
 
+    def compiled_profiles(self, profile: list[Tensor]) -> Profiles | None:
+        """The profiles for the compiled kernels, where these have them."""
+        return None
+
+    def _bank(self, x: Tensor) -> Bank | None:
+        """Filters and profiles in the compiled kernels, or ``None`` where the code below has to do."""
+        order = [set(vars(c)) for c in type(self).__mro__]
+        claim = next(i for i, names in enumerate(order) if "compiled_profiles" in names)
+        if any(not names.isdisjoint(("value_and_slope", "slope", "curvature")) for names in order[:claim]):
+            return None  # a subclass has profiles of its own
+        kernels, *profile = self.current()
+        profiles = self.compiled_profiles(profile)
+        return None if profiles is None else compiled(x, kernels, profiles)
+
     # --- parameters --------------------------------------------------------------------------------------------------
 
     def kernels(self) -> Tensor:
@@ -114,6 +129,9 @@ class RidgeRegularizer(Regularizer):
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """R(x), ``(batch,)`` in float64, and sum_k C_k^T psi_k'(c_k * x), of the shape of x."""
         check_image(x, self.kernel_size)
+        if (bank := self._bank(x)) is not None:
+            sums, grad = bank.value_and_grad(_flat(x))
+            return sums.view(x.shape[:2]).sum(1), grad.view(x.shape)
         kernels, *profile = self.current()
 
         def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, tuple[slice, Tensor]]:
@@ -124,11 +142,13 @@ class RidgeRegularizer(Regularizer):
         total = torch.zeros(x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device)
         for images, value in values:
             total[images] += value
-        return total.view(x.shape[0], -1).sum(1), grad
+        return total.view(x.shape[:2]).sum(1), grad
 
     def hessian(self, x: Tensor) -> HessianMap:
         """v -> sum_k C_k^T (psi_k''(c_k * x) . (C_k v)), with psi'' computed once."""
         check_image(x, self.kernel_size)
+        if (bank := self._bank(x)) is not None:
+            return _compiled_hessian(bank, x)
         kernels, *profile = self.current()
         batch, channels = x.shape[:2]
         shape = (
@@ -148,7 +168,7 @@ class RidgeRegularizer(Regularizer):
         def apply(v: Tensor, kept: Tensor | None) -> Tensor:
             order = None
             if kept is not None:
-                order = (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten().tolist()
+                order = _planes(kept, channels).tolist()
 
             def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, None]:
                 if order is None:
@@ -168,6 +188,8 @@ class RidgeRegularizer(Regularizer):
 
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         r"""d/dtheta of sum_p psi'(c * x)(c * w): in c directly, in the profiles by one backward pass per block."""
+        if (bank := self._bank(x)) is not None and w.dtype == x.dtype and w.shape == x.shape:
+            return self._chain(*bank.derivative(_flat(x), _flat(w)))
         kernels, *profile = self.current()
         kernel_grad = torch.zeros_like(kernels).flatten(1)
         profile_grad = [torch.zeros_like(p) for p in profile]
@@ -188,8 +210,12 @@ class RidgeRegularizer(Regularizer):
             kernel_grad += kernel_part
             for total, part in zip(profile_grad, profile_parts, strict=True):
                 total += part
+        return self._chain(kernel_grad.view_as(kernels), profile_grad)
+
+    def _chain(self, kernel_grad: Tensor, profile_grad: list[Tensor]) -> tuple[Tensor, ...]:
+        """Derivatives in the parameters from those in filters and tensors of profiles."""
         with torch.enable_grad():
-            pairs = zip(self.effective(), [kernel_grad.view_as(kernels), *profile_grad], strict=True)
+            pairs = zip(self.effective(), [kernel_grad, *profile_grad], strict=True)
             outputs, weights = zip(*((o, g) for o, g in pairs if o.requires_grad), strict=True)  # others are frozen
             return torch.autograd.grad(
                 outputs,
@@ -219,6 +245,8 @@ class RidgeRegularizer(Regularizer):
 
     def filtered_maximum(self, w: Tensor) -> Tensor:
         """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""
+        if (bank := self._bank(w)) is not None:
+            return bank.maximum(_flat(w)).view(*w.shape[:2], len(bank.kernels)).amax(1)
         kernels = self.current()[0]
         result = w.new_zeros(w.shape[0] * w.shape[1], kernels.shape[0])
 
@@ -227,11 +255,31 @@ class RidgeRegularizer(Regularizer):
 
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
-        return result.view(w.shape[0], w.shape[1], -1).amax(1).double()
+        return result.view(*w.shape[:2], len(kernels)).amax(1).double()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Images of one channel, in the order of memory that the compiled kernels expect."""
+    return x.detach().reshape(-1, *x.shape[2:]).contiguous()
+
+
+def _planes(kept: Tensor, channels: int) -> Tensor:
+    """The numbers of all channels of the images ``kept``."""
+    return (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten()
+
+
+def _compiled_hessian(bank: Bank, x: Tensor) -> HessianMap:
+    weights, channels = bank.curvature(_flat(x)), x.shape[1]
+
+    def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+        order = None if kept is None else _planes(kept, channels)
+        return bank.product(_flat(v), weights, order).view(v.shape)
+
+    return HessianMap(apply)
 
 
 Note = TypeVar("Note")

@@ -47,6 +47,7 @@ commands:
 
 options:
   --max-memory AMOUNT  that one file may ask for, e.g. 4GB (default: half of what is free; or set RECON_MAX_MEMORY)
+  --version    of this library; with --verbose, also of what it runs on, and which compiled kernels are in use
   --debug      show the traceback of an error (or set RECON_DEBUG=1)
   COMMAND --help explains the options of a command.
 """
@@ -70,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
     name, *rest = arguments
+    if name == "--version" and set(rest) <= {"--verbose"}:
+        return _version(verbose=bool(rest))
     if name not in COMMANDS:
         print(f"recon: unknown command {name!r}; valid are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
@@ -150,6 +153,23 @@ def _with_memory_limit(arguments: list[str]) -> list[str]:
             rest.append(argument)
     set_memory_limit(limit)
     return rest
+
+
+def _version(verbose: bool) -> int:
+    from models.files.storage import library_version
+
+    print(f"recon {library_version()}")
+    if verbose:
+        import platform
+
+        import torch
+
+        from models.regularizers.kernels import describe
+
+        print(f"Python {platform.python_version()} on {platform.machine()}")
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        print(f"kernels of filters: {describe()}")
+    return 0
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -140,6 +140,7 @@ def everything() -> list[Tensor]:
 
 @pytest.mark.parametrize("block", [1, 7, 40, 90, 10**6])
 def test_results_do_not_depend_on_the_size_of_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECON_KERNELS", "off")  # which have blocks of their own
     expected = everything()
     monkeypatch.setattr(filter_bank, "BLOCK", block)
     for mine, reference in zip(everything(), expected, strict=True):
@@ -150,6 +151,7 @@ def test_results_do_not_depend_on_the_size_of_blocks(block: int, monkeypatch: py
 def test_results_are_the_same_to_the_bit_with_any_number_of_threads(
     threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RECON_KERNELS", "off")
     monkeypatch.setattr(filter_bank, "BLOCK", 7)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     expected = everything()

@@ -1,0 +1,63 @@
+// What is computed of R(x) = sum_k sum_p psi_k((c_k * x)_p), and in which pieces.
+//
+// The filtered images are cut into units of ROWS rows, the work of one thread, and into strips of columns, whose
+// filtered rows stay in the second-level cache; strips are cut into tiles of TILE_BYTES. All cuts depend on the sizes
+// of images and filters alone, and all sums are in the order of the cuts: results have the same bits with any number of
+// threads and in any batch.
+#pragma once
+
+#include <cstdint>
+
+#define RECON_KERNELS_ABI 1
+
+namespace recon {
+
+constexpr int64_t ROWS = 32;                    // filtered rows of a unit
+constexpr int64_t TILE_BYTES = 256;             // of one row of one filtered image
+constexpr int64_t STRIP_BYTES = 400 * 1024;     // of the filtered rows that a row of the gradient needs
+constexpr int64_t ALIGNMENT = 64;
+
+enum Operation : int64_t { GRADIENT = 0, CURVATURE = 1, PRODUCT = 2, MAXIMUM = 3, DERIVATIVE = 4 };
+enum Kind : int64_t { SMOOTHED_L1 = 0, LOG_COSH = 1, STUDENT_T = 2, SPLINE = 3 };
+
+// The same fields, in the same order, as `Task` in library.py.
+struct Task {
+    int64_t operation, precision, level;  // precision: bytes of a number; level: of instructions, see filter_bank.cpp
+    int64_t images, height, width, filters, size;
+    int64_t kind, columns;    // of the profiles; columns of each table
+    double spacing;           // of the knots of splines
+    const void *kernels;      // (filters, size, size)
+    const void *tables[3];    // (filters, columns) each; a null pointer where there is none
+    const void *x, *w;        // images (images, height, width); w: of DERIVATIVE alone
+    const int64_t *order;     // PRODUCT: which stored image belongs to every image; null: its own
+    void *weights;            // CURVATURE writes, PRODUCT reads psi''(c_k * x), see `weights_size`
+    void *out;                // GRADIENT, PRODUCT: images like x
+    void *overhang;           // GRADIENT, PRODUCT: (units, size - 1, width), what units add to rows of the next one
+    double *results;          // (units, results per unit)
+};
+
+struct Layout {
+    int64_t rows, cols;          // of filtered images
+    int64_t blocks, units;       // units of an image, and of all
+    int64_t tile, tiles, strip;  // pixels of a tile; tiles of a row, and of a strip
+    int64_t per_unit;            // results of a unit: 1 value, maxima of all filters, or derivatives
+
+    explicit Layout(const Task &task)
+        : rows(task.height - task.size + 1),
+          cols(task.width - task.size + 1),
+          blocks((rows + ROWS - 1) / ROWS),
+          units(blocks * task.images),
+          tile(TILE_BYTES / task.precision),
+          tiles((cols + tile - 1) / tile),
+          strip(STRIP_BYTES / (TILE_BYTES * task.size * task.filters)),
+          per_unit(1) {
+        strip = strip < 1 ? 1 : strip;
+        if (task.operation == MAXIMUM) per_unit = task.filters;
+        if (task.operation == DERIVATIVE) per_unit = task.filters * (task.size * task.size + 3 * task.columns);
+    }
+
+    // numbers that CURVATURE stores, (images, rows, tiles, filters, tile)
+    int64_t weights_size(const Task &task) const { return task.images * rows * tiles * task.filters * tile; }
+};
+
+}  // namespace recon

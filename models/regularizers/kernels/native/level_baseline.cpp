@@ -1,0 +1,11 @@
+// For every machine.
+#include "headers.hpp"
+
+#define LEVEL 0
+namespace recon::baseline {
+#include "vectors.inc"
+#include "profiles.inc"
+#include "convolutions.inc"
+#include "tiles.inc"
+#include "units.inc"
+}  // namespace recon::baseline

@@ -1,0 +1,30 @@
+"""What ``recon --version`` says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.files.storage import library_version
+from models.regularizers.kernels import describe
+from recon.commands.main import main
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"recon {library_version()}\n"
+
+
+@pytest.mark.parametrize("switch", ["best", "off", "nonsense"])
+def test_what_it_runs_on(switch: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECON_KERNELS", switch)
+    assert main(["--version", "--verbose"]) == 0
+    said = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in said
+    assert f"kernels of filters: {describe()}" in said
+    assert (switch in said) == (switch != "best")
+
+
+def test_other_words_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version", "--louder"]) == 2
+    assert "unknown command" in capsys.readouterr().err
