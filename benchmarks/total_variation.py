@@ -2,8 +2,8 @@
 
 min_x 1/2 ||x - y||^2 + alpha TV(x), isotropic, float32, noise 0.1. The distance is ||x - x^|| / ||x^ - y||, the largest
 of a batch, with x^ of float64, certified to a millionth of what y varies. Our solver is asked to *certify* it, and a
-second time stopped as soon as the true distance is reached, with a look at the certificate. FGP (Beck and Teboulle 2009) and
-`denoise_tv_chambolle` certify nothing: they run, without any test, for as many iterations as they turn out to need.
+second time stopped as soon as the true distance is reached, with a look at the certificate. FGP (Beck, Teboulle 2009)
+and `denoise_tv_chambolle` certify nothing: they run, without any test, for as many iterations as they turn out to need.
 CPU seconds of one thread, calls in turns, the first one not counted.
 
     OMP_NUM_THREADS=1 python -m benchmarks.total_variation --threads 1 --data FOLDER

@@ -9,10 +9,10 @@ of which no term is negative, F(x) - min F <= G, and the middle m = (x + x(p))/2
 G - 1/4 \|\|x - x(p)\|\|_W^2: docs/mathematics.md has the proof. Nothing cancels, and all is computed in double
 precision from the very numbers x and p, whatever their type. What rounding errors are left is modelled:
 
-* terms of TV(x) - <Dx, p> are wrong by ``TERM`` u \|(Dx)_i\| at most, fields that are longer than 1 by u included;
-* x(p) is wrong by some d, \|\|d\|\|_W <= u (``FIELD`` alpha (n / min w)^(1/2) + 2 \|\|y\|\|), which changes G by at most
-  3 \|\|d\|\|_W \|\|x - x(p)\|\|_W + \|\|d\|\|_W^2; where w = 0 it may be at the wrong bound, if D^T p is as small as its
-  error;
+* a term of TV(x) - <Dx, p> is wrong by ``TERM`` u \|(Dx)_i\| at most, fields that are too long by u included;
+* x(p) is wrong by d with \|\|d\|\|_W <= u (``FIELD`` alpha (n / min w)^(1/2) + 2 \|\|y\|\|), which changes G by at most
+  3 \|\|d\|\|_W \|\|x - x(p)\|\|_W + \|\|d\|\|_W^2; where w = 0 it may be at the wrong bound, if D^T p is as small as
+  its error;
 * sums are wrong by u times the number of rows and columns, relatively.
 """
 

@@ -31,7 +31,7 @@ class TotalVariationProblem:
     isotropic : bool
         \|(Dx)_i\| is Euclidean, else the sum of absolute values.
     low, high : float
-        The bounds of x.
+        The bounds of x, rounded to the type of y.
 
     Raises
     ------
@@ -90,7 +90,7 @@ class TotalVariationProblem:
         """The problem of one image, with weights of at most 1, and what it has been divided by."""
         y = self.y[index].detach().contiguous()
         alpha = float(torch.as_tensor(self.alpha, dtype=torch.float64).expand(len(self.y))[index])
-        low, high = self._box(y)
+        low, high = (float(torch.tensor(bound, dtype=y.dtype)) for bound in (self.low, self.high))
         weights, scale = None, 1.0
         if self.weights is not None:
             weights = self.weights.detach().expand(self.y.shape)[index].to(y)
@@ -106,16 +106,6 @@ class TotalVariationProblem:
             # clipping x to the range of the data makes neither term larger: a minimizer is in it
             low, high = (min(max(float(v), low), high) for v in (measured.min(), measured.max()))
         return Image(y, weights, alpha / scale, low, high, self.isotropic), scale
-
-    def _box(self, y: Tensor) -> tuple[float, float]:
-        """The bounds, as numbers of the type of y that lie within them."""
-        low, high = (float(torch.tensor(v, dtype=y.dtype)) for v in (self.low, self.high))
-        up, down = (torch.tensor(v, dtype=y.dtype) for v in (math.inf, -math.inf))
-        if low < self.low:
-            low = float(torch.nextafter(torch.tensor(low, dtype=y.dtype), up))
-        if high > self.high:
-            high = float(torch.nextafter(torch.tensor(high, dtype=y.dtype), down))
-        return low, high
 
 
 @dataclass(frozen=True, kw_only=True)
