@@ -5,9 +5,9 @@ minimizes phi(t) = 1/2 \|\|t - y\|\|_W^2 + alpha <Dt, p>. With the gap
 
     G = F(x) - phi(x(p)) = alpha (TV(x) - <Dx, p>) + 1/2 \|\|x - x(p)\|\|_W^2 + <W (x(p) - y) + alpha D^T p, x - x(p)>
 
-of which no term is negative, F(x) - min F <= G, and the middle m = (x + x(p))/2 has \|\|m - x^\|\|_W^2 <=
-G - 1/4 \|\|x - x(p)\|\|_W^2: docs/mathematics.md has the proof. Nothing cancels, and all is computed in double
-precision from the very numbers x and p, whatever their type. What rounding errors are left is modelled:
+of which no term is negative, F(x) - min F <= G and \|\|x - x^\|\|_W^2 <= 2 G. The middle m = (x + x(p))/2 is better off:
+\|\|m - x^\|\|_W^2 <= G - 1/4 \|\|x - x(p)\|\|_W^2 (docs/mathematics.md has the proof). Nothing cancels, and all is computed
+in double precision from the very numbers x and p, whatever their type. What rounding errors are left is modelled:
 
 * a term of TV(x) - <Dx, p> is wrong by ``TERM`` u \|(Dx)_i\| at most, fields that are too long by u included;
 * x(p) is wrong by d with \|\|d\|\|_W <= u (``FIELD`` alpha (n / min w)^(1/2) + 2 \|\|y\|\|), which changes G by at most
@@ -53,7 +53,7 @@ class Certificate:
         y, w, alpha, u = image.y, image.weights, image.alpha, unit_roundoff(torch.float64)
         size, norm = y.numel(), float(per_image_norm(y[None]))
         least = 1.0 if w is None else float(w[w > 0].min())
-        free = 0 if w is None else int((w == 0).sum())
+        self._free = free = 0 if w is None else int((w == 0).sum())
         self._field = u * (FIELD * alpha * math.sqrt(size / least) + 2 * norm)
         self._sign = u * FIELD * alpha * free * (image.high - image.low) if free else 0.0
         self._sum = u * (TERM + y.shape[2] + y.shape[1] * y.shape[0])
@@ -61,8 +61,14 @@ class Certificate:
         self.floor = unit_roundoff(y.dtype) * alpha * (math.sqrt(size) * norm + alpha * size)
 
     def look(self, iterating: Iteration) -> Found:
-        """The middle of x and x(p), and how far it is from the minimizer."""
+        """The middle of x and x(p), and how far it is from the minimizer.
+
+        Where weights are zero x(p) is at one bound or another, and the middle no picture: x then, with the bound 2 G.
+        """
         x, sums = iterating.certify()
+        if self._free:
+            square = 2 * (self.image.alpha * sums.slack + 0.5 * sums.distance + sums.bound)
+            return Found(iterating.x.clone(), *self._rounded(square, sums, 2.0), 0.0)
         square = self.image.alpha * sums.slack + 0.25 * sums.distance + sums.bound
         return Found(x, *self._rounded(square, sums), math.sqrt(sums.output))
 
@@ -71,11 +77,11 @@ class Certificate:
         sums = iteration(self.image, x, p).certify()[1]
         return self._rounded(self.image.alpha * sums.slack + 0.5 * sums.distance + sums.bound, sums)[0] ** 2
 
-    def _rounded(self, square: float, sums: Sums) -> tuple[float, float]:
-        """The root of ``square`` with all rounding errors, and how much of it they are."""
+    def _rounded(self, square: float, sums: Sums, factor: float = 1.0) -> tuple[float, float]:
+        """The root of ``square`` with all rounding errors, and how much of it they are; ``factor``: of G in it."""
         if not math.isfinite(square):
             return math.inf, math.inf
         model = TERM * unit_roundoff(torch.float64) * self.image.alpha * sums.variation + self._sum * abs(square)
         model += 3 * self._field * math.sqrt(sums.distance) + self._field**2 + self._sign
-        square = max(square, 0.0)
+        square, model = max(square, 0.0), factor * model
         return math.sqrt(square + model), math.sqrt(square + model) - math.sqrt(square)

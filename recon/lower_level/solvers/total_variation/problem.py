@@ -119,10 +119,8 @@ class TotalVariationSolution(Solution):
     several): on the measured pixels if weights are 0 and 1. ``error`` is this over the root of the smallest weight,
     infinite where that is zero.
     gap: certified F(x) - min F per image, rounding errors included.
-    step: tau, where a solve that begins at p goes on.
     """
 
     dual: Tensor = field(default=UNSAID)
     error_weighted: Tensor = field(default=UNSAID)
     gap: Tensor = field(default=UNSAID)
-    step: Tensor = field(default=UNSAID)

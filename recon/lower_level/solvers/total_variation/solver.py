@@ -141,7 +141,6 @@ class _Ended(NamedTuple):
     rounding: float
     weighted: float
     gap: float
-    tau: float
 
 
 class _Run:
@@ -156,7 +155,8 @@ class _Run:
     @torch.no_grad()
     def solve(self, start: TotalVariationSolution | None, told: _Told) -> _Ended:
         """Steps and looks, until it may stop."""
-        iterating, tau = self._begin(start)
+        # from another solution, too: a tau that has fallen takes long for what is smooth
+        iterating, tau = self._begin(start), FIRST_TAU
         looks: list[tuple[int, float]] = []
         # at a cold start there is nothing to see
         done, due, best = 0, min(FIRST_LOOK, self.limit) if start is None else 0, None
@@ -171,20 +171,19 @@ class _Run:
             stopped = told(self.index, best.x, done + len(looks), error)
             status = self._status(best, error, looks, stopped)
             if status != RUNNING:
-                return self._end(iterating, best, Status(status), done + len(looks), tau)
+                return self._end(iterating, best, Status(status), done + len(looks))
             due = min(self._next(looks, error), self.limit)
 
-    def _begin(self, start: TotalVariationSolution | None) -> tuple[Iteration, float]:
-        image, tau = self.image, FIRST_TAU
+    def _begin(self, start: TotalVariationSolution | None) -> Iteration:
+        image = self.image
         p = torch.zeros(2, *image.y.shape, dtype=image.y.dtype, device=image.y.device)
         if start is not None:
-            tau = float(start.step[self.index])
             p[0, :, :-1] = start.dual[self.index, 0, :, :-1]
             p[1, :, :, :-1] = start.dual[self.index, 1, :, :, :-1]
         iterating = iteration(image, image.y.clamp(image.low, image.high), p)
         if start is not None:
             iterating.move(iterating.certify()[0])
-        return iterating, tau
+        return iterating
 
     def _steps(self, tau: float, count: int) -> list[Step]:
         r"""Tau sigma \|\|D\|\|^2 <= 1 with \|\|D\|\|^2 <= 8; tau falls where the modulus is positive."""
@@ -225,7 +224,7 @@ class _Run:
         guess = done * (error / self.goal) ** (1 / min(max(power, 0.5), 3.0))
         return math.ceil(max(min(guess, 3 * done), 1.05 * done, done + FIRST_LOOK / 2))
 
-    def _end(self, iterating: Iteration, found: Found, status: Status, evaluations: int, tau: float) -> _Ended:
+    def _end(self, iterating: Iteration, found: Found, status: Status, evaluations: int) -> _Ended:
         """What is said of an image, in the scale of the problem; the gap is that of the very x that is returned."""
         image, p, known = self.image, iterating.p, self.modulus > 0
         pull = found.x - image.y if image.weights is None else image.weights * (found.x - image.y)
@@ -239,7 +238,6 @@ class _Run:
             rounding=found.rounding * math.sqrt(self.scale / self.modulus) if known else math.inf,
             weighted=self._weighted(found),
             gap=self.scale * self.certificate.gap(found.x, p),
-            tau=tau,
         )
 
 
@@ -269,5 +267,4 @@ def _solution(problem: TotalVariationProblem, ended: list[_Ended]) -> TotalVaria
         dual=images([e.p for e in ended], 2, *y.shape[1:]),
         error_weighted=numbers([e.weighted for e in ended]),
         gap=numbers([e.gap for e in ended]),
-        step=numbers([e.tau for e in ended]),
     )
