@@ -18,6 +18,8 @@ from torch import Tensor
 
 from recon.lower_level import Grade, Snapshot, Status, TotalVariationProblem, TotalVariationSolver
 from recon.lower_level.solvers.total_variation import iteration as iterations
+from recon.lower_level.solvers.total_variation.certificate import Certificate
+from recon.lower_level.solvers.total_variation.iteration import Sums
 from recon.native import library
 from recon.operators import FiniteDifferences
 
@@ -227,7 +229,6 @@ def test_the_certificate_is_the_gap_less_a_quarter_of_the_distance(
     assert sums.slack == pytest.approx(slack, rel=1e-10)
     assert sums.distance == pytest.approx(distance, rel=1e-10)
     assert sums.bound == pytest.approx(phi(x) - phi(best) - 0.5 * distance, rel=1e-9)
-    assert sums.misfit == pytest.approx(float((w * (x - data) ** 2).sum()), rel=1e-12)
     assert min(slack, distance, sums.bound) > 1e-3
     assert np.allclose(middle.numpy().ravel(), 0.5 * (x + best), atol=1e-15)
 
@@ -257,6 +258,29 @@ def test_where_rounding_errors_decide_the_certificate_has_them() -> None:
     assert float(((solution.x - y) - exact).norm()) <= float(solution.error)
     assert 0 < float(solution.rounding) <= float(solution.error) < 1e-3
     assert int(solution.grade) == Grade.MODELLED
+
+
+def test_every_rounding_error_is_in_the_bounds() -> None:
+    y, w = 1e3 * noise(2, 1, 5, 6)[:1], noise(1, 1, 5, 6, seed=1).abs() + 0.01
+    w[..., 0, 0] = 0
+    image, _ = TotalVariationProblem(y, 2.0, w).image(0)
+    free, alpha, u = Certificate(image), image.alpha, 2.0**-53
+    sure = Certificate(dataclasses.replace(image, weights=None))
+
+    def model(certificate: Certificate, square: float = 0.0, **sums: float) -> float:
+        return certificate._rounded(square, Sums(**dict.fromkeys(Sums._fields, 0.0) | sums))[0] ** 2 - square
+
+    field = u * (40 * alpha * math.sqrt(30) + 2 * float(image.y.norm()))
+    assert model(sure) == pytest.approx(field**2)
+    assert model(sure, distance=1.0) == pytest.approx(3 * field, rel=1e-6)
+    assert model(sure, variation=1e9) == pytest.approx(16 * u * alpha * 1e9, rel=1e-6)
+    assert model(sure, 1e9) == pytest.approx((16 + 5 + 6) * u * 1e9, rel=0.3)
+    least = float(image.weights[image.weights > 0].min())  # type: ignore[index, union-attr]
+    field = u * (40 * alpha * math.sqrt(30 / least) + 2 * float(image.y.norm()))
+    assert model(free) == pytest.approx(field**2 + 40 * u * alpha * (image.high - image.low))
+    root, rounding = sure._rounded(3.0, Sums(1e9, 0.0, 0.0, 0.0, 0.0))
+    assert root - rounding == pytest.approx(math.sqrt(3.0), abs=1e-12)
+    assert sure._rounded(math.nan, Sums(0.0, 0.0, 0.0, 0.0, 0.0))[0] == math.inf
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -5,9 +5,10 @@ minimizes phi(t) = 1/2 \|\|t - y\|\|_W^2 + alpha <Dt, p>. With the gap
 
     G = F(x) - phi(x(p)) = alpha (TV(x) - <Dx, p>) + 1/2 \|\|x - x(p)\|\|_W^2 + <W (x(p) - y) + alpha D^T p, x - x(p)>
 
-of which no term is negative, F(x) - min F <= G and \|\|x - x^\|\|_W^2 <= 2 G. The middle m = (x + x(p))/2 is better off:
-\|\|m - x^\|\|_W^2 <= G - 1/4 \|\|x - x(p)\|\|_W^2 (docs/mathematics.md has the proof). Nothing cancels, and all is computed
-in double precision from the very numbers x and p, whatever their type. What rounding errors are left is modelled:
+of which no term is negative, F(x) - min F <= G and \|\|x - x^\|\|_W^2 <= 2 G. Better off is m = (x + x(p))/2, with
+\|\|m - x^\|\|_W^2 <= G - 1/4 \|\|x - x(p)\|\|_W^2 (docs/mathematics.md has the proof). Nothing cancels, and all is
+computed in double precision from the very numbers x and p, whatever their type. What rounding errors are left is
+modelled:
 
 * a term of TV(x) - <Dx, p> is wrong by ``TERM`` u \|(Dx)_i\| at most, fields that are too long by u included;
 * x(p) is wrong by d with \|\|d\|\|_W <= u (``FIELD`` alpha (n / min w)^(1/2) + 2 \|\|y\|\|), which changes G by at most

@@ -64,8 +64,6 @@ class Sums(NamedTuple):
         TV(x) and TV(x) - <Dx, p>.
     distance, bound
         \|\|x - x(p)\|\|_W^2 and <W (x(p) - y) + alpha D^T p, x - x(p)>.
-    misfit
-        \|\|x - y\|\|_W^2.
     output
         The squared distance of (x + x(p))/2 to what it is rounded to.
     """
@@ -74,7 +72,6 @@ class Sums(NamedTuple):
     slack: float
     distance: float
     bound: float
-    misfit: float
     output: float
 
 
@@ -225,7 +222,6 @@ class Torch(Iteration):
             length - (z[0] * p[0] + z[1] * p[1]),
             w * away.square(),
             torch.where(held, (w * (best - y) + pull) * away, 0.0),
-            w * (x - y).square(),
             lost.square(),
         )
 

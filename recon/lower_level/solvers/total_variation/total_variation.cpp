@@ -118,7 +118,7 @@ INLINE void advance(const Problem<T> &problem, int64_t count, const Step *steps,
 }
 
 // What the certificate adds up, in double precision, see certificate.py.
-enum Sum : int64_t { VARIATION, SLACK, DISTANCE, BOUND, MISFIT, OUTPUT, SUMS };
+enum Sum : int64_t { VARIATION, SLACK, DISTANCE, BOUND, OUTPUT, SUMS };
 
 // The sum in an order that no instruction set changes.
 INLINE double total(const double *RESTRICT terms, int64_t count) {
@@ -164,8 +164,7 @@ template <typename T, bool WEIGHTED>
 INLINE void distance_row(const T *RESTRICT x, const T *RESTRICT data, const T *RESTRICT weights,
                          const double *RESTRICT above, const double *RESTRICT q0, const double *RESTRICT q1,
                          double alpha, double low, double high, int64_t width, T *RESTRICT out,
-                         double *RESTRICT distance, double *RESTRICT bound, double *RESTRICT misfit,
-                         double *RESTRICT output) {
+                         double *RESTRICT distance, double *RESTRICT bound, double *RESTRICT output) {
     for (int64_t j = 0; j < width; ++j) {
         const double v = double(x[j]), w = WEIGHTED ? double(weights[j]) : 1.0, y = double(data[j]);
         const double pull = alpha * ((above[j] - q0[j]) + (q1[j - 1] - q1[j]));
@@ -180,7 +179,6 @@ INLINE void distance_row(const T *RESTRICT x, const T *RESTRICT data, const T *R
         const bool held = (best <= low) | (best >= high) | (w <= 0);
         distance[j] = w * away * away;
         bound[j] = held ? product : 0.0;  // elsewhere the force is zero but for rounding errors
-        misfit[j] = w * (v - y) * (v - y);
         const double middle = 0.5 * (v + best);
         const T rounded = T(middle);
         const double lost = std::fabs(double(rounded) - middle) + UNIT * std::fabs(middle);
@@ -218,7 +216,7 @@ INLINE void certify(const Problem<T> &problem, const T *x, const T *p, double al
             snapped_row<T, ISOTROPIC>(p + at, p + problem.shape.size() + at, q0, q1, width, snap);
             distance_row<T, WEIGHTED>(x + at, problem.y + at, WEIGHTED ? problem.weights + at : nullptr, above, q0, q1,
                                       alpha, double(problem.low), double(problem.high), width, out + at,
-                                      terms[DISTANCE], terms[BOUND], terms[MISFIT], terms[OUTPUT]);
+                                      terms[DISTANCE], terms[BOUND], terms[OUTPUT]);
             slack_row<T, ISOTROPIC>(x + at, x + at + (r + 1 < height ? width : 0), q0, q1, width, terms[VARIATION],
                                     terms[SLACK]);
             for (int64_t s = 0; s < SUMS; ++s) sums[s] += total(terms[Sum(s)], width);
