@@ -3,7 +3,7 @@
 from recon.reconstruction.boundary import cropped, mirrored
 from recon.reconstruction.early_stopped import EarlyStopped, of_energy
 from recon.reconstruction.methods import Direct, Method, Network, Reconstruction, Request, Watch
-from recon.reconstruction.problem import Data, Problem
+from recon.reconstruction.problem import Data, DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.reconstructor import Reconstructor
 from recon.reconstruction.regularized import Regularized
 from recon.reconstruction.saddle import Saddle
@@ -11,10 +11,13 @@ from recon.reconstruction.variational import Variational
 
 __all__ = [
     "Data",
+    "DicomTarget",
     "Direct",
     "EarlyStopped",
     "Method",
     "Network",
+    "NoiseLevel",
+    "Origin",
     "Problem",
     "Reconstruction",
     "Reconstructor",

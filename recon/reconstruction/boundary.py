@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,12 +24,16 @@ def mirrored(y: Tensor, margin: int) -> Tensor:
     return F.pad(y, (cols, cols, rows, rows), mode="reflect")
 
 
+def middle(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """The middle of images ``(..., height, width)``, of height and width ``shape``."""
+    top, left = ((n - m) // 2 for n, m in zip(x.shape[-2:], shape, strict=True))
+    return x[..., top : top + shape[0], left : left + shape[1]]
+
+
 def cropped(solution: Solution, shape: tuple[int, int]) -> Solution:
     """The middle of a solution for mirrored data, of height and width ``shape``.
 
     The certified error bounds the distance to the minimizer of the mirrored problem on all of its pixels, hence on
     these.
     """
-    rows, cols = ((n - m) // 2 for n, m in zip(solution.x.shape[2:], shape, strict=True))
-    window = (..., slice(rows, rows + shape[0]), slice(cols, cols + shape[1]))
-    return dataclasses.replace(solution, x=solution.x[window], gradient=solution.gradient[window])
+    return replace(solution, x=middle(solution.x, shape), gradient=middle(solution.gradient, shape))

@@ -32,15 +32,10 @@ class _Descents(Energies):
 
     certifies = False
 
-    def __init__(
-        self,
-        problem: Data,
-        method: EarlyStopped,
-        nonnegative: bool,
-        watch: WatchError | None,
-    ) -> None:
-        super().__init__(problem, method.regularizer, method.mu, LBFGS(), nonnegative, watch)
-        self.steps, self.first = method.steps, critic_reconstruction(problem.y, problem.operator)
+    def __init__(self, problem: Data, method: EarlyStopped, nonnegative: bool, watch: WatchError | None) -> None:
+        super().__init__(problem, method.regularizer, method.mu, LBFGS(), watch)
+        self.steps, self.nonnegative = method.steps, nonnegative
+        self.first = critic_reconstruction(problem.y, problem.operator)
 
     def strong_convexity(self, weight: float) -> float | None:
         return None
@@ -49,8 +44,7 @@ class _Descents(Energies):
         return math.inf, f"none: {self.steps} steps of descent"
 
     def certified(self, weight: float, start: Tensor | None, accuracy: float) -> Solution:
-        energy, watch = self.energy(weight), told(self.watch)
-        x, gradient = descend(energy, self.first, self.steps, watch, self.nonnegative)
+        x, gradient = descend(self.energy(weight), self.first, self.steps, told(self.watch), self.nonnegative)
         return uncertified(x, gradient, self.steps, Status.ITERATION_LIMIT)
 
     def rough(self, weight: float, start: Tensor, gradient: float) -> Solution:
@@ -79,8 +73,7 @@ class EarlyStopped(RegularizedMethod):
     trained: bool = True
 
     @property
-    def margin(self) -> int:  # type: ignore[override]
-        """That of the regularizer."""
+    def margin(self) -> int:
         return self.regularizer.margin
 
     def solver(self, problem: Data, nonnegative: bool, watch: WatchError | None) -> WeightedSolver:
@@ -114,11 +107,7 @@ def critic_reconstruction(y: Tensor, operator: LinearOperator) -> Tensor:
 
 
 def of_energy(
-    problem: Data,
-    regularizer: Regularizer,
-    mu: float,
-    steps: int | None,
-    weight: float = 1.0,
+    problem: Data, regularizer: Regularizer, mu: float, steps: int | None, weight: float = 1.0
 ) -> Variational | EarlyStopped:
     """The method for a regularizer: its minimizer if the energy is strongly convex, else descent, if it has ``steps``.
 

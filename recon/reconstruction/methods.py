@@ -56,10 +56,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images with what is certified of them, on the scale of x."""
+    """Images with what is certified of them, on the scale of x.
+
+    Parameters
+    ----------
+    solution : Solution
+        Its error is infinite where nothing is certified, and its gradient NaN where nothing is minimized.
+    """
 
     solution: Solution
-    """Its error is infinite where nothing is certified, and its gradient NaN where nothing is minimized."""
 
     @property
     def certifies(self) -> bool:

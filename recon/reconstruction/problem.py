@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,29 +18,102 @@ from recon.reconstruction.boundary import mirrored
 
 @dataclass(frozen=True)
 class DicomTarget:
-    """What a result needs to become a slice derived from ``source``."""
+    """What a result needs to become a slice derived from another one.
+
+    Parameters
+    ----------
+    source : Path
+        The file of the other one.
+    pixel_size : tuple of float, optional
+        Distances between rows and between columns in mm, of the result; None: as in ``source``.
+    """
 
     source: Path
-    pixel_size: tuple[float, float]
-    """Distances between rows and between columns in mm, of the result."""
+    pixel_size: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which slice of which file data are, and what is said of them.
+
+    Parameters
+    ----------
+    data : Path
+        The file.
+    name : str
+        Of the files that are written.
+    unit : str
+        Of the result.
+    simulated : str, optional
+        How y was simulated from the picture ``data``; None: y was measured.
+    details : Mapping[str, object]
+        Geometry, sampling and what else the report says.
+    dicom : DicomTarget, optional
+        The slice that the result belongs to, if it can be written as DICOM.
+    warnings : tuple of str
+        What was noticed in the data and may make the result wrong, for the screen and the report.
+    """
+
+    data: Path
+    name: str
+    unit: str
+    simulated: str | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+    dicom: DicomTarget | None = None
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of_slice(cls, data: Path, index: int, unit: str) -> Self:
+        """A slice of a file with several; the first one has the name of the file."""
+        return cls(data, data.stem if index == 0 else f"{data.stem}_{index}", unit)
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """What is known of the noise of data y.
+
+    Parameters
+    ----------
+    deviation : float
+        Standard deviation where the weight is 1 (real parts and imaginary parts alike), given or estimated.
+    rule : str
+        How it is known, in words.
+    measured : int
+        How many numbers of y were measured, and so have noise.
+    """
+
+    deviation: float
+    rule: str
+    measured: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Data y of a batch of images, ``y = A x + noise``: what a method of reconstruction needs."""
+    """Data y of a batch of images, ``y = A x + noise``: what a method of reconstruction needs.
+
+    Parameters
+    ----------
+    y : Tensor
+        (batch, ...), on the device and of the type to be computed with.
+    operator : LinearOperator
+        A.
+    weights : Tensor, optional
+        How much each datum counts, >= 0, e.g. inverse variances of the noise relative to their mean over what was
+        measured; of the shape of y, or of y without the batch. None: all alike.
+    term : DataFidelity
+        D without the weights.
+    start : Tensor, optional
+        First guess for x, (batch, channels, H, W); None: :func:`recon.lower_level.first_guess`.
+    scale : float
+        Values of x times ``scale`` are in the unit of the result.
+    """
 
     y: Tensor
-    """(batch, ...), on the device and of the type to be computed with."""
     operator: LinearOperator = field(default_factory=Identity)
     weights: Tensor | None = None
-    """How much each datum counts, >= 0, e.g. inverse variances of the noise relative to their mean over what was
-    measured; of the shape of y, or of y without the batch. None: all alike."""
     term: DataFidelity = field(default_factory=SquaredL2)
-    """D without the weights."""
     start: Tensor | None = None
-    """First guess for x, (batch, channels, H, W); None: :func:`recon.lower_level.first_guess`."""
     scale: float = 1.0
-    """Values of x times ``scale`` are in the unit of the result."""
 
     @property
     def source(self) -> str:
@@ -81,47 +154,39 @@ class Data:
 class Problem(Data):
     """Data of one slice in a file, and all that is needed to choose a weight, to show and to report the result.
 
-    x is on the scale that models are trained on; ``scale * operator.display(x)`` is in ``unit``.
+    x is on the scale that models are trained on; ``scale * operator.display(x)`` is in the unit of the result.
+
+    Parameters
+    ----------
+    origin : Origin
+        The slice.
+    noise : NoiseLevel
+        Of y.
+    start : Tensor
+        As of ``Data``.
+    baseline : Tensor
+        What the plain method gives, of the shape and in the unit of the result: filtered back-projection, zero-filled,
+        the data themselves.
+    reference : Tensor, optional
+        The true image, as ``baseline``.
     """
 
-    name: str
-    data: Path
-    task: str
+    origin: Origin
+    noise: NoiseLevel
     start: Tensor
     baseline: Tensor
-    """What the plain method gives, (H, W) in ``unit``: filtered back-projection or zero-filled."""
-    method: str
-    """Name of the plain method: fbp or zero_filled."""
-    unit: str
-    noise: float
-    """Standard deviation of the noise of y where the weight is 1 (real parts and imaginary parts alike), given or
-    estimated."""
-    noise_rule: str
-    measured: int
-    """How many numbers of y were measured."""
-    exact: bool = True
-    """Whether the adjoint is the exact transpose, so that certificates hold."""
     reference: Tensor | None = None
-    """(H, W) in ``unit``."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """Geometry, sampling and what else the report says."""
-    simulated: str | None = None
-    """How y was simulated from the picture ``data``; None: y was measured."""
-    dicom: DicomTarget | None = None
-    """The slice that the result belongs to, if it can be written as DICOM."""
-    warnings: tuple[str, ...] = ()
-    """What was noticed in the data and may make the result wrong, for the screen and the report."""
 
     @property
     def source(self) -> str:
-        return str(self.data)
+        return str(self.origin.data)
 
     def mirrored(self, margin: int) -> Self:
         made = super().mirrored(margin)
-        return made if made is self else replace(made, measured=made.y.numel())
+        return made if made is self else replace(made, noise=replace(self.noise, measured=made.y.numel()))
 
     def picture(self, x: Tensor) -> Tensor:
-        """x (1, channels, H, W) as people look at it: (H, W), float64, in ``unit``."""
+        """x (1, channels, H, W) as people look at it: (H, W), float64, in the unit of the result."""
         return self.scale * self.operator.display(x)[0, 0].detach().cpu().double()
 
     def residual(self, x: Tensor) -> float:
@@ -132,7 +197,7 @@ class Problem(Data):
     def root_mean_square(self, z: Tensor) -> float:
         """(sum_j w_j z_j^2 / m)^(1/2) over the m data that were measured, for z like y."""
         z = self._white(z)
-        return float(z.double().norm()) / math.sqrt(self.measured)
+        return float(z.double().norm()) / math.sqrt(self.noise.measured)
 
     def noise_gain(self, seed: int = 0) -> float:
         """Root mean square over the pixels of the fidelity's gradient at the truth, for noise of level 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class Reconstructor(Recreatable):
         a number of channels is less than 1.
     """
 
-    older_arguments: ClassVar[dict[str, Any]] = {}
+    older_arguments: ClassVar[dict[str, object]] = {}
     """What arguments were worth before they existed: for files that do not have them."""
 
     def __init__(self, image_channels: int = 1, data_channels: int = 1) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from recon.reconstruction.boundary import cropped
+from recon.reconstruction.boundary import cropped, middle
 from recon.reconstruction.methods import NOT_CERTIFIED, Method, Reconstruction, Request, Watch, WatchError
 from recon.reconstruction.problem import Data, Problem
 from recon.reconstruction.weight import Choice, WeightedSolver, discrepancy, sweep
@@ -15,15 +13,27 @@ from recon.reconstruction.weight import Choice, WeightedSolver, discrepancy, swe
 
 @dataclass(frozen=True)
 class Regularized(Reconstruction):
-    """A solution with everything that led to it, on the scale of x."""
+    """A solution with everything that led to it, on the scale of x.
+
+    Parameters
+    ----------
+    solution : Solution
+        As of every reconstruction.
+    solver : WeightedSolver
+        What found it.
+    choice : Choice
+        The weight.
+    accuracy, accuracy_rule
+        What was asked for, None where nothing is certified, and how it was chosen.
+    residual : float, optional
+        Root mean square of A x - y, of the mirrored image where the regularizer needs one; for a Problem.
+    """
 
     solver: WeightedSolver
     choice: Choice
     accuracy: float | None
-    """None where nothing is certified."""
     accuracy_rule: str
     residual: float | None
-    """Root mean square of A x - y, of the mirrored image where the regularizer needs one; for a Problem."""
 
     @property
     def certifies(self) -> bool:
@@ -39,8 +49,11 @@ class RegularizedMethod(Method, ABC):
 
     #: whether R was trained, so that 1 is its weight
     trained: bool
-    #: width of the band at the boundary that images are mirrored by
-    margin: int = 0
+
+    @property
+    def margin(self) -> int:
+        """Width of the band at the boundary that images are mirrored by."""
+        return 0
 
     @abstractmethod
     def solver(self, problem: Data, nonnegative: bool, watch: WatchError | None) -> WeightedSolver:
@@ -77,13 +90,7 @@ class RegularizedMethod(Method, ABC):
             raise ValueError(f"{problem.source}: a sweep needs the quality of an image")
         if solver.problem is problem:
             return sweep(solver, self.trained, quality)
-
-        def inside(x: Tensor) -> float:
-            rows, cols = ((n - m) // 2 for n, m in zip(x.shape[2:], _size(problem), strict=True))
-            height, width = _size(problem)
-            return quality(x[..., rows : rows + height, cols : cols + width])
-
-        return sweep(solver, self.trained, inside)
+        return sweep(solver, self.trained, lambda x: quality(middle(x, _size(problem))))
 
 
 def _size(problem: Data) -> tuple[int, int]:

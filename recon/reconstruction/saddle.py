@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ class _SaddlePoints(WeightedSolver):
             found.append(self._solve_part(weight, number, first, accuracy, certified))
         if len(found) == 1:
             return found[0]
-        return Solution(*(torch.cat([getattr(one, f.name) for one in found]) for f in fields(Solution)))
+        return Solution(*(torch.cat(parts) for parts in zip(*(vars(one).values() for one in found), strict=True)))
 
     def _solve_part(
         self, weight: float, number: int, start: Tensor | None, accuracy: float, certified: bool

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from recon.lower_level import (
-    LBFGS,
-    Energy,
-    HessianMap,
-    ProjectedLBFGS,
-    Regularizer,
-    Solution,
-    Solver,
-)
+from recon.errors import positive
+from recon.lower_level import LBFGS, Energy, HessianMap, ProjectedLBFGS, Regularizer, Solution, Solver
 from recon.reconstruction.methods import WatchError, told
 from recon.reconstruction.problem import Data
 from recon.reconstruction.regularized import RegularizedMethod
@@ -47,8 +39,7 @@ class Weighted(Regularizer):
 
     def __init__(self, regularizer: Regularizer, weight: float) -> None:
         super().__init__()
-        if not 0 < weight < math.inf:
-            raise ValueError(f"the weight is {weight}, but must be positive and finite")
+        positive(**{"the weight": weight})
         self.regularizer, self.weight = regularizer, weight
         self.margin = regularizer.margin
 
@@ -92,11 +83,10 @@ class Energies(WeightedSolver):
         regularizer: Regularizer,
         mu: float,
         solver: Solver,
-        nonnegative: bool,
         watch: WatchError | None,
     ) -> None:
         self.problem, self.regularizer, self.mu = problem, regularizer, mu
-        self.solve, self.nonnegative, self.watch = solver, nonnegative, watch
+        self.solve, self.watch = solver, watch
 
     def energy(self, weight: float) -> Energy:
         """The energy with this weight."""
@@ -193,10 +183,9 @@ class Variational(RegularizedMethod):
     trained: bool = True
 
     @property
-    def margin(self) -> int:  # type: ignore[override]
-        """That of the regularizer."""
+    def margin(self) -> int:
         return self.regularizer.margin
 
     def solver(self, problem: Data, nonnegative: bool, watch: WatchError | None) -> WeightedSolver:
         method = self.project if nonnegative else self.minimize
-        return Energies(problem, self.regularizer, self.mu, method, nonnegative, watch)
+        return Energies(problem, self.regularizer, self.mu, method, watch)

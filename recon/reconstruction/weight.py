@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from recon.errors import positive
 from recon.lower_level import Solution, Status
 from recon.reconstruction.problem import Data, Problem
 
@@ -41,10 +42,6 @@ class Choice:
     evaluations: int
     start: Tensor | None
 
-    def entries(self) -> list[dict[str, float]]:
-        """The trials as dictionaries for JSON."""
-        return [{"weight": trial.weight, "value": trial.value} for trial in self.trials]
-
 
 class WeightedSolver(ABC):
     """Solves one problem with any weight of its regularizer, whatever the lower level is."""
@@ -53,9 +50,6 @@ class WeightedSolver(ABC):
     #: the regularizer or model, of weight 1
     regularizer: nn.Module
     mu: float
-    nonnegative: bool = False
-    #: whether the problem has lost what certificates need
-    plain: bool = False
     #: whether solutions come with a bound of their error
     certifies: bool = True
 
@@ -96,12 +90,16 @@ def require_tried(problem: Data, weight: float, solution: Solution) -> None:
 class _Trials:
     """Solves roughly for one weight after the other, each from the solution of the one before."""
 
-    def __init__(self, solver: WeightedSolver, problem: Problem, measure: Callable[[Tensor], float]) -> None:
-        self.solver, self.measure = solver, measure
-        noise, self.gain = max(problem.noise, _smallest_noise(problem)), problem.noise_gain()
-        self.scale = noise * self.gain
-        self.gradient = _ROUGH * self.scale * math.sqrt(problem.start.numel())
-        self.x, self.evaluations = problem.start, 0
+    def __init__(self, solver: WeightedSolver, measure: Callable[[Problem, Tensor], float]) -> None:
+        if not isinstance(solver.problem, Problem):
+            raise ValueError("choosing a weight needs the noise of the data; give the weight, or a Problem")
+        self.solver, self.problem, self.measure = solver, solver.problem, measure
+        # trials are not solved for less than 0.2 % of the data, so that clean data ask for no infinite accuracy
+        smallest = 2e-3 * self.problem.root_mean_square(self.problem.y)
+        #: the size of the noise in the gradient of the fidelity, pixel by pixel
+        self.scale = max(self.problem.noise.deviation, smallest) * self.problem.noise_gain()
+        self.gradient = _ROUGH * self.scale * math.sqrt(self.problem.start.numel())
+        self.x, self.evaluations = self.problem.start, 0
         self.tried: list[Trial] = []
         self.solutions: dict[float, Tensor] = {}
 
@@ -109,28 +107,22 @@ class _Trials:
         solution = self.solver.rough(weight, self.x, self.gradient)
         self.x = solution.x
         self.evaluations += int(solution.evaluations[0])
-        self.tried.append(Trial(weight, self.measure(self.x)))
+        self.tried.append(Trial(weight, self.measure(self.problem, self.x)))
         self.solutions[weight] = self.x
         return self.tried[-1].value
 
     def first_weight(self, trained: bool) -> float:
-        """1 for a trained regularizer; for TV the size of the noise in the gradient of the fidelity, pixel by pixel."""
+        """1 for a trained regularizer; what TV needs has the size of the noise."""
         return 1.0 if trained else self.scale
 
-    def misfit(self, level: float) -> float:
-        """How far the best residual is from the level, relatively."""
-        return min(abs(trial.value / level - 1) for trial in self.tried)
+    def nearest(self, level: float) -> tuple[Trial, float]:
+        """The trial whose residual is nearest to the level, and how far that is, relatively."""
+        best = min(self.tried, key=lambda trial: abs(trial.value / level - 1))
+        return best, abs(best.value / level - 1)
 
-
-def _with_noise(solver: WeightedSolver) -> Problem:
-    if not isinstance(solver.problem, Problem):
-        raise ValueError("choosing a weight needs the noise of the data; give the weight, or a Problem")
-    return solver.problem
-
-
-def _smallest_noise(problem: Problem) -> float:
-    """0.2 % of the data: trials are not solved for less, so that clean data ask for no infinite accuracy."""
-    return 2e-3 * problem.root_mean_square(problem.y)
+    def choice(self, weight: float, rule: str) -> Choice:
+        """One of the weights that were tried."""
+        return Choice(weight, rule, tuple(self.tried), self.evaluations, self.solutions[weight])
 
 
 def discrepancy(solver: WeightedSolver, trained: bool) -> Choice:
@@ -150,50 +142,57 @@ def discrepancy(solver: WeightedSolver, trained: bool) -> Choice:
     ValueError
         the residual stays below the level for all weights: the noise is stated too large; or there is none.
     """
-    problem = _with_noise(solver)
     # on the scale of the file, as the rest of the report
-    trials = _Trials(solver, problem, lambda x: problem.scale * problem.residual(x))
-    level = noise = problem.scale * problem.noise
+    trials = _Trials(solver, lambda problem, x: problem.scale * problem.residual(x))
+    problem, known = trials.problem, trials.problem.noise
+    level = noise = problem.scale * known.deviation
     if not noise > 0:
         raise ValueError(
-            f"{problem.source}: the noise is {noise:g} ({problem.noise_rule}), so that the discrepancy principle asks "
+            f"{problem.source}: the noise is {noise:g} ({known.rule}), so that the discrepancy principle asks "
             "for no regularization at all; give --noise or --weight"
         )
-    rule = f"discrepancy principle: residual = noise = {noise:.4g} ({problem.noise_rule})"
-    weight = trials.first_weight(trained)
-    residual = trials(weight)
-    # down to a residual below the level, or to the end
-    for _ in range(4):
-        if residual <= level * (1 + _TOLERANCE):
-            break
-        weight, before = weight / _FACTOR, residual
-        residual = trials(weight)
-        if residual > 0.95 * before:
-            break
+    rule = f"discrepancy principle: residual = noise = {noise:.4g} ({known.rule})"
+    residual = _lowered(trials, trials.first_weight(trained), level * (1 + _TOLERANCE))
     if residual > level * (1 + _TOLERANCE):
-        level = math.hypot(residual, level * math.sqrt(min(1.0, problem.start.numel() / problem.measured)))
+        level = math.hypot(residual, level * math.sqrt(min(1.0, problem.start.numel() / known.measured)))
         rule = (
-            f"discrepancy principle: the residual stays above the noise of {noise:.4g} ({problem.noise_rule}), "
+            f"discrepancy principle: the residual stays above the noise of {noise:.4g} ({known.rule}), "
             f"so the model does not explain the data to that level; with the smallest residual of {residual:.4g} the "
             f"level is {level:.4g}"
         )
-    # up to one above
-    while all(trial.value <= level for trial in trials.tried):
-        if weight >= 1e6 * trials.tried[0].weight:
-            raise ValueError(
-                f"{problem.source}: the residual stays below the noise of {level:.4g} ({problem.noise_rule}) for all "
-                "weights; give a smaller --noise, or --weight"
-            )
-        weight *= _FACTOR
-        trials(weight)
-    while len(trials.tried) < _MAX_TRIALS and trials.misfit(level) > _TOLERANCE:
+    _raise_above(trials, level)
+    while len(trials.tried) < _MAX_TRIALS and trials.nearest(level)[1] > _TOLERANCE:
         low = max((t for t in trials.tried if t.value <= level), key=lambda t: t.weight)
         high = min((t for t in trials.tried if t.value > level), key=lambda t: t.weight)
         if not low.weight < high.weight:  # the residual grows with the weight, up to the accuracy of the trials
             break
         trials(_between(low, high, level))
-    best = min(trials.tried, key=lambda t: abs(t.value / level - 1))
-    return Choice(best.weight, rule, tuple(trials.tried), trials.evaluations, trials.solutions[best.weight])
+    return trials.choice(trials.nearest(level)[0].weight, rule)
+
+
+def _lowered(trials: _Trials, weight: float, enough: float) -> float:
+    """The residual after going down with the weight to one that is ``enough``, or as far as that is of use."""
+    residual = trials(weight)
+    for _ in range(4):
+        if residual <= enough:
+            break
+        weight, before = weight / _FACTOR, residual
+        residual = trials(weight)
+        if residual > 0.95 * before:
+            break
+    return residual
+
+
+def _raise_above(trials: _Trials, level: float) -> None:
+    """Go up with the weight until a residual is above the level."""
+    while all(trial.value <= level for trial in trials.tried):
+        weight = trials.tried[-1].weight
+        if weight >= 1e6 * trials.tried[0].weight:
+            raise ValueError(
+                f"{trials.problem.source}: the residual stays below the noise of {level:.4g} "
+                f"({trials.problem.noise.rule}) for all weights; give a smaller --noise, or --weight"
+            )
+        trials(weight * _FACTOR)
 
 
 def _between(low: Trial, high: Trial, level: float) -> float:
@@ -204,28 +203,17 @@ def _between(low: Trial, high: Trial, level: float) -> float:
 
 
 def sweep(solver: WeightedSolver, trained: bool, quality: Callable[[Tensor], float]) -> Choice:
-    """The weight with the best ``quality`` (PSNR against the reference), within a factor of the square root of 2.
+    """The weight with the best ``quality`` (PSNR against the reference), see :func:`best_weight`.
 
-    Weights are multiplied or divided by 4 for as long as that is better; then the neighbours of the best one at a
-    factor of 2, and of 2^(1/2), are tried.
+    Raises
+    ------
+    ValueError
+        a weight could not be tried, or the quality still grows after ``MAX_TRIALS`` trials.
     """
-    trials = _Trials(solver, _with_noise(solver), quality)
-    weight = trials.first_weight(trained)
-    tried = {0: trials(weight)}  # by the exponent of 2^(1/2)
-    for step in (4, 2, 1):
-        best = max(tried, key=lambda k: tried[k])
-        for direction in (step, -step):
-            position = best
-            while len(tried) < 2 * _MAX_TRIALS:
-                position += direction
-                if position not in tried:
-                    tried[position] = trials(weight * 2 ** (position / 2))
-                if tried[position] <= max(v for k, v in tried.items() if k != position) or step < 4:
-                    break
-    best = max(tried, key=lambda k: tried[k])
+    trials = _Trials(solver, lambda problem, x: quality(x))
+    weight, _ = best_weight(trials, trials.first_weight(trained))
     rule = "sweep: the largest PSNR against the reference, so no fair comparison with methods that do not see it"
-    weight *= 2 ** (best / 2)
-    return Choice(weight, rule, tuple(trials.tried), trials.evaluations, trials.solutions[weight])
+    return trials.choice(weight, rule)
 
 
 def best_weight(quality: Callable[[float], float], start: float) -> tuple[float, list[tuple[float, float]]]:
@@ -246,8 +234,7 @@ def best_weight(quality: Callable[[float], float], start: float) -> tuple[float,
     ValueError
         ``start`` is not positive, a quality is NaN, or it still grows after 32 trials.
     """
-    if not 0 < start < math.inf:
-        raise ValueError(f"the first weight is {start}, but must be positive and finite")
+    positive(**{"the first weight": start})
     tried: dict[int, float] = {}  # by the exponent of 2^(1/2)
 
     def measure(position: int) -> float:

@@ -24,14 +24,18 @@ def read_yaml(path: Path) -> Any:
     OSError
         the file cannot be read.
     DataError
-        it is no YAML, or exceeds a bound, see :func:`check_yaml`.
+        it is no YAML, a report of ``recon reconstruct``, or exceeds a bound, see :func:`check_yaml`.
     """
     text = check_yaml(path)
     try:
-        return yaml.safe_load(text)
+        content = yaml.safe_load(text)
     # numbers and dates that are none end in ValueError, deep nesting in RecursionError, and some in other errors
     except Exception as error:
         raise DataError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if isinstance(content, dict) and {"certificate", "images"} <= content.keys():
+        schema = content.get("schema", 1)  # which the first one does not say
+        raise DataError(f"{path}: is a report of recon reconstruct, of schema {schema}; programs write reports only")
+    return content
 
 
 def check_yaml(path: Path) -> str:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from recon.files import prepare_folder
 
@@ -140,7 +139,7 @@ def _acquire_by_name(path: Path) -> int:
         mine.unlink(missing_ok=True)
 
 
-def _take_away(path: Path, stale: dict[str, Any] | None) -> None:
+def _take_away(path: Path, stale: dict[str, object] | None) -> None:
     """Remove a stale lock: under another name first, as another program may have replaced it meanwhile."""
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -153,24 +152,26 @@ def _take_away(path: Path, stale: dict[str, Any] | None) -> None:
     aside.unlink(missing_ok=True)
 
 
-def _lives(holder: dict[str, Any]) -> bool:
+def _lives(holder: dict[str, object]) -> bool:
     """Whether the program of a lock runs; those on other machines, of which nothing is known, are taken to."""
     if holder.get("host") != socket.gethostname() or sys.platform == "win32":
         return True
+    number = holder.get("process")
+    if not isinstance(number, int):
+        return False
     try:
-        number = int(holder["process"])
         os.kill(number, 0)
     except PermissionError:
         pass  # of another user
-    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
+    except (ProcessLookupError, OverflowError):
         return False
-    return bool(holder.get("started") == _start(number))
+    return holder.get("started") == _start(number)
 
 
 # --- what a lock says ------------------------------------------------------------------------------------------------
 
 
-def _self() -> dict[str, Any]:
+def _self() -> dict[str, object]:
     return {
         "process": os.getpid(),
         "started": _start(os.getpid()),
@@ -187,7 +188,7 @@ def _start(number: int) -> str:
         return ""
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, object] | None:
     """What a lock says; nothing if it is gone, or no lock of ours."""
     try:
         content = json.loads(path.read_text())
@@ -196,7 +197,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _refusal(path: Path, holder: dict[str, Any] | None) -> LockedError:
+def _refusal(path: Path, holder: dict[str, object] | None) -> LockedError:
     who = "another program"
     if holder is not None:
         who = f"another program (process {holder.get('process')} on {holder.get('host')}, since {holder.get('since')})"

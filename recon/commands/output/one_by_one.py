@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from recon.commands.errors import printable, sentence
 
@@ -33,7 +33,7 @@ class Outcome(Generic[Result]):
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
-    def entries(self) -> dict[str, Any]:
+    def entries(self) -> dict[str, object]:
         """``failures`` and ``pending`` as reports say them."""
         return {"failures": [asdict(f) for f in self.failures], "pending": self.pending}
 

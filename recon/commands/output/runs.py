@@ -7,6 +7,7 @@ import io
 import math
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +173,12 @@ class Stopwatch(Callback):
         self._before = float(state_dict["seconds"])
 
 
-def finite(content: dict[str, Any]) -> dict[str, Any]:
+def finite(content: Mapping[str, object]) -> dict[str, object]:
     """``content`` with null for the numbers that JSON does not know (infinite, NaN)."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in content.items()}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write ``content`` completely or not at all.
 
     Raises

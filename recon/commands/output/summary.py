@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from models.files.storage import library_version
 from recon.commands.output.runs import finite
@@ -25,13 +24,13 @@ from recon.files import write_files
 SUMMARY = "summary.json"
 
 
-def summary(command: str, seconds: float, status: str, numbers: Mapping[str, Any]) -> dict[str, Any]:
+def summary(command: str, seconds: float, status: str, numbers: Mapping[str, object]) -> dict[str, object]:
     """The entries of the module's table but ``written``, and ``numbers``."""
     head = {"command": command, "version": library_version(), "seconds": round(seconds, 2), "status": status}
-    return head | finite(dict(numbers))
+    return head | finite(numbers)
 
 
-def write_summary(folder: Path, command: str, seconds: float, status: str, numbers: Mapping[str, Any]) -> None:
+def write_summary(folder: Path, command: str, seconds: float, status: str, numbers: Mapping[str, object]) -> None:
     """Write ``summary.json`` into a folder that holds what this command has written, and nothing else.
 
     Parameters
@@ -40,7 +39,7 @@ def write_summary(folder: Path, command: str, seconds: float, status: str, numbe
         Of the result.
     command, seconds, status
         See the module.
-    numbers : Mapping[str, Any]
+    numbers : Mapping[str, object]
         The main numbers, at the top level of the file.
 
     Raises

@@ -7,12 +7,11 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from recon.files import write_files
 
 
-def claim(output: Path, settings: Mapping[str, Any]) -> None:
+def claim(output: Path, settings: Mapping[str, object]) -> None:
     """Write ``settings`` into the folder, or see that they are those of the results in it.
 
     Raises
@@ -37,7 +36,7 @@ def claim(output: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def table(rows: Sequence[Mapping[str, object]]) -> bytes:
     """CSV with a line of names."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
@@ -46,7 +45,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return buffer.getvalue().encode()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file.
 
     Raises

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,12 +19,13 @@ from models.files.storage import load_model
 from recon.commands.errors import printable
 from recon.commands.output.one_by_one import Outcome, one_by_one
 from recon.commands.output.summary import SUMMARY, summary
-from recon.commands.reconstruct.networks import Network
-from recon.commands.reconstruct.regularized import Settings, Trained, check_variational, reconstruct
-from recon.commands.reconstruct.report import REPORT, Quality, Result, report
-from recon.commands.reconstruct.tasks.task import Job, Model, Task, named
+from recon.commands.reconstruct.networks import TrainedNetwork
+from recon.commands.reconstruct.regularized import Trained, check_variational, reconstruct
+from recon.commands.reconstruct.report import REPORT, Prior, Quality, Result, Subject, Work, report
+from recon.commands.reconstruct.tasks.task import Job, Loaded, Task, named
 from recon.files import write_files
-from recon.reconstruction import Problem, Reconstructor, Regularized
+from recon.reconstruction import Problem, Reconstructor, Regularized, Request
+from recon.reconstruction.methods import NOT_CERTIFIED
 
 
 def reconstruct_files(task: Task) -> int:
@@ -69,21 +69,21 @@ def reconstruct_files(task: Task) -> int:
     return _finish(outcome, task)
 
 
-def _model(task: Task) -> Model:
+def _model(task: Task) -> Loaded:
     """What ``--model`` names, on the device and in the precision of the task."""
     args = task.args
     loaded, metadata = load_model(args.model, args.trust) if args.model else (None, {})
     if isinstance(loaded, Reconstructor):
-        return Network.of(loaded, metadata, args)
+        return TrainedNetwork.of(loaded, metadata, args)
     args.dtype = args.dtype or "float64"
     if loaded is None:
         return None
-    check_variational(loaded, Settings.of(args), args)
+    check_variational(loaded, args)
     loaded.to(device=args.device, dtype=task.dtype).requires_grad_(False)
     return task.trained(loaded, metadata)
 
 
-def _result(job: Job, task: Task, model: Model, show: Callable[[str], None]) -> tuple[Result, list[Path]]:
+def _result(job: Job, task: Task, model: Loaded, show: Callable[[str], None]) -> tuple[Result, list[Path]]:
     """Read a file, reconstruct, write the result; returns its entry, and what was written."""
     args = task.args
     show(f"{job.data.name}: reading, operator")
@@ -95,66 +95,56 @@ def _result(job: Job, task: Task, model: Model, show: Callable[[str], None]) -> 
     before = _quality(problem.baseline, problem, task)  # shapes that do not fit are found before the work
     begin = time.perf_counter()
     x, made, warnings = None, None, list[str]()
-    if isinstance(model, Network):
+    if isinstance(model, TrainedNetwork):
         x, warnings = model(problem)
     elif args.method is None or args.method != task.plain:
         made = _solved(problem, task, model, show)
         x = made.solution.x
     image = problem.baseline if x is None else task.image(problem, x)
-    seconds = time.perf_counter() - begin
-    after = before if x is None else _quality(image, problem, task)
-    result = Result(
-        name=problem.name,
-        data=str(job.data),
-        reference=None if job.reference is None else str(job.reference),
-        shape=list(image.shape),
-        unit=problem.unit,
-        simulated=problem.simulated,
-        noise=problem.noise * problem.scale,
-        noise_rule=problem.noise_rule,
-        details=dict(problem.details),
-        warnings=list(problem.warnings),
-        seconds=round(seconds, 3),
-        psnr=after.psnr,
-        ssim=after.ssim,
-    )
+    seconds = round(time.perf_counter() - begin, 3)
+    result = Result(Subject.of(problem, job.reference, image, warnings), seconds, before)
+    if x is not None:
+        after = _quality(image, problem, task)
+        result = replace(result, quality=after, baseline=task.plain or "data", before=before)
     if made is not None:
-        result = result.solved(problem, made, image).beside(problem, before)
-    elif x is not None and isinstance(model, Network):
-        result = result.passed(problem, model, x, warnings).beside(problem, before)
+        result = result.solved(problem, made, image)
+    elif x is not None and isinstance(model, TrainedNetwork):
+        work = Work(NOT_CERTIFIED, problem.residual(x) * problem.scale, evaluations=None)
+        result = replace(result, work=work, prior=Prior(model.name))
     elif task.plain_is_start:
-        result = replace(result, residual=problem.residual(problem.start) * problem.scale)
+        result = replace(result, work=Work(residual=problem.residual(problem.start) * problem.scale))
     return result, task.write(problem, result, image, x)
 
 
 def _solved(problem: Problem, task: Task, model: Trained | None, show: Callable[[str], None]) -> Regularized:
     """The regularized reconstruction, as the options say."""
-    args = task.args
+    args, origin = task.args, problem.origin
 
     def watch(phase: str, evaluation: int, error: float) -> None:
-        certified = f"certified {error * problem.scale:.2g} {problem.unit}"
-        show(f"{problem.name}: {phase}, evaluation {evaluation}, {certified}")
+        certified = f"certified {error * problem.scale:.2g} {origin.unit}"
+        show(f"{origin.name}: {phase}, evaluation {evaluation}, {certified}")
 
     def psnr(x: Tensor) -> float:
         value = _quality(task.image(problem, x), problem, task).psnr
         return math.inf if value is None else value
 
-    chosen = args.mu or (model and model.mu) or task.default_mu(problem)
+    mu = args.mu or (model and model.mu) or task.default_mu(problem)
     if args.plain and not args.mu:
-        chosen = None  # as the model says, in the plain form
-    settings = Settings.of(args)
-    with named(problem.data):
-        if args.accuracy is not None or task.accuracy is None:
-            return reconstruct(problem, model, chosen, settings, psnr, watch)
-        made = reconstruct(problem, model, chosen, replace(settings, accuracy=task.accuracy), psnr, watch)
-        return replace(made, accuracy_rule=made.accuracy_rule.replace("given", "by default"))
+        mu = None  # as the model says, in the plain form
+    accuracy = task.accuracy if args.accuracy is None else args.accuracy
+    request = Request(accuracy, args.weight, args.choose, psnr, args.nonnegative)
+    with named(origin.data):
+        made = reconstruct(problem, model, mu, args, request, watch)
+    if args.accuracy is None:
+        made = replace(made, accuracy_rule=made.accuracy_rule.replace("given", "by default"))
+    return made
 
 
 def _quality(image: Tensor, problem: Problem, task: Task) -> Quality:
     return Quality() if problem.reference is None else task.quality(image, problem.reference)
 
 
-def _about(task: Task, model: Model) -> dict[str, Any]:
+def _about(task: Task, model: Loaded) -> dict[str, object]:
     """What the report says of all results."""
     args = task.args
     return {
@@ -178,10 +168,10 @@ def _status(outcome: Outcome[Result]) -> str:
     return "finished" if all(result.reached for result in outcome.results) else "accuracy not reached"
 
 
-def _numbers(outcome: Outcome[Result], task: Task) -> dict[str, Any]:
+def _numbers(outcome: Outcome[Result], task: Task) -> dict[str, object]:
     """The main numbers of the summary; None where one is unknown of some image."""
     results = outcome.results
-    errors, values = [r.error for r in results], [r.psnr for r in results]
+    errors, values = [r.certified.error for r in results], [r.quality.psnr for r in results]
     known = [v for v in values if v is not None]
     return {
         "task": task.name,
@@ -190,7 +180,7 @@ def _numbers(outcome: Outcome[Result], task: Task) -> dict[str, Any]:
         "images": len(results),
         "failures": len(outcome.failures),
         "pending": len(outcome.pending),
-        "evaluations": sum((r.evaluations or 0) + r.evaluations_choosing for r in results),
+        "evaluations": sum((r.work.evaluations or 0) + r.work.evaluations_choosing for r in results),
         "largest_error": None if None in errors else max((e for e in errors if e is not None), default=None),
         "psnr": math.fsum(known) / len(known) if known and len(known) == len(values) else None,
     }
@@ -201,12 +191,12 @@ def _finish(outcome: Outcome[Result], task: Task) -> int:
     results, missed = outcome.results, [r for r in outcome.results if not r.reached]
     console = Console()
     console.print(task.table(results))
-    for text in dict.fromkeys(text for r in results for text in r.warnings):
+    for text in dict.fromkeys(text for r in results for text in r.subject.warnings):
         print(f"recon reconstruct: warning: {printable(text)}", file=sys.stderr)
     for text in task.notes(results):
         console.print(escape(text), highlight=False)
     if missed:
-        names = ", ".join(f"{r.name} ({r.status})" for r in missed)
+        names = ", ".join(f"{r.subject.name} ({r.work.status})" for r in missed)
         print(
             f"recon reconstruct: {len(missed)} of {len(results)} {task.goal()}: {names}; try {task.remedies}",
             file=sys.stderr,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.files.setting import describe_operator, setting_difference
 from recon.commands.reconstruct.options import check_network_options
-from recon.reconstruction import Network as OnePass
-from recon.reconstruction import Problem, Reconstructor, Request
+from recon.operators import RayTransform
+from recon.reconstruction import Network, Problem, Reconstructor, Request
 
 #: what reports say instead of a certificate
 NOT_CERTIFIED = "nothing is certified: the model is a network that reconstructs in one pass, and minimizes no energy"
@@ -22,7 +21,7 @@ NOISE_FACTOR = 1.25
 
 
 @dataclass(frozen=True)
-class Network:
+class TrainedNetwork:
     """A network on the device, in the precision it was saved in.
 
     setting: the operator and noise it was trained for, see :mod:`models.files.setting`; None if the file does not say.
@@ -31,11 +30,11 @@ class Network:
 
     reconstructor: Reconstructor
     file: str
-    setting: Mapping[str, Any] | None
+    setting: Mapping[str, object] | None
     unchecked: bool
 
     @staticmethod
-    def of(reconstructor: Reconstructor, metadata: Mapping[str, Any], args: argparse.Namespace) -> Network:
+    def of(reconstructor: Reconstructor, metadata: Mapping[str, object], args: argparse.Namespace) -> TrainedNetwork:
         """The network of ``--model``; ``args.dtype`` becomes its precision.
 
         Raises
@@ -50,7 +49,7 @@ class Network:
         setting = metadata.get("setting")
         setting = setting if isinstance(setting, Mapping) else None
         reconstructor.to(args.device).requires_grad_(False).eval()
-        return Network(reconstructor, args.model, setting, args.unchecked)
+        return TrainedNetwork(reconstructor, args.model, setting, args.unchecked)
 
     @property
     def name(self) -> str:
@@ -68,37 +67,37 @@ class Network:
         """
         warnings = self._differences(problem)
         try:
-            x = OnePass(self.reconstructor).reconstruct(problem, Request()).solution.x
+            x = Network(self.reconstructor).reconstruct(problem, Request()).solution.x
         except ValueError as error:  # networks know no files
-            raise ValueError(f"{problem.data}: {error}") from error
+            raise ValueError(f"{problem.source}: {error}") from error
         if not bool(torch.isfinite(x).all()):
-            raise ValueError(f"{problem.data}: {self.file} returns values that are NaN or infinite")
+            raise ValueError(f"{problem.source}: {self.file} returns values that are NaN or infinite")
         return x, warnings
 
     def _differences(self, problem: Problem) -> list[str]:
         if self.setting is None:
             text = f"{self.file} does not say for which operator and noise it was trained (metadata.setting)"
             if not self.unchecked:
-                raise ValueError(f"{text}; give --unchecked if you know that they are those of {problem.data}")
+                raise ValueError(f"{text}; give --unchecked if you know that they are those of {problem.source}")
             return [text]
         found = []
         now = {"operator": describe_operator(problem.operator)}
         difference = setting_difference({"operator": self.setting.get("operator")}, now)
         if difference is not None:
-            text = f"{self.file} was trained for another operator than that of {problem.data}: {difference}"
+            text = f"{self.file} was trained for another operator than that of {problem.source}: {difference}"
             if not self.unchecked:
                 raise ValueError(f"{text}; --unchecked applies it all the same")
             found.append(text)
         noise = self.setting.get("noise")
         trained = trained_noise(noise, problem)
-        level = f"{problem.scale * problem.noise:.3g} ({problem.noise_rule})"
-        here = f"the noise of {problem.data}, standard deviation {level}"
+        level = f"{problem.scale * problem.noise.deviation:.3g} ({problem.noise.rule})"
+        here = f"the noise of {problem.source}, standard deviation {level}"
         if trained is None:
             found.append(f"{here}, cannot be compared with that of the training of {self.file}: {noise}")
-        elif not trained / NOISE_FACTOR <= problem.noise <= trained * NOISE_FACTOR:
+        elif not trained / NOISE_FACTOR <= problem.noise.deviation <= trained * NOISE_FACTOR:
             found.append(f"{here}, is not that of the training of {self.file}, {problem.scale * trained:.3g}")
         if problem.weights is not None:
-            found.append(f"{self.file} does not use the photons of the rays of {problem.data}")
+            found.append(f"{self.file} does not use the photons of the rays of {problem.source}")
         return found
 
 
@@ -109,6 +108,6 @@ def trained_noise(noise: object, problem: Problem) -> float | None:
     sigma, relative = noise.get("sigma"), noise.get("relative_sigma")
     if isinstance(sigma, (int, float)):
         return float(sigma)
-    if isinstance(relative, (int, float)) and problem.task == "ct":
+    if isinstance(relative, (int, float)) and isinstance(problem.operator, RayTransform):
         return float(relative) * float(problem.y.double().abs().mean())
     return None

@@ -38,6 +38,8 @@ _RANGES = {
 _REGULARIZED = ("weight", "choose", "mu", "smoothing", "accuracy", "nonnegative")
 # what networks that reconstruct in one pass have not
 _VARIATIONAL = (*_REGULARIZED, "plain", "max_evaluations", "dtype")
+# what belongs to models, and to which
+_MODELS = {"plain": "a saddle-point model", "trust": "a class of your own", "unchecked": "a network that reconstructs"}
 
 
 def option(name: str) -> str:
@@ -47,7 +49,7 @@ def option(name: str) -> str:
 
 def given(args: argparse.Namespace, name: str) -> bool:
     """Whether the option ``name``, which has no default, was given."""
-    return getattr(args, name) not in (None, False)
+    return vars(args)[name] not in (None, False)
 
 
 def check_options(args: argparse.Namespace, task: type[Task], tasks: Mapping[str, type[Task]]) -> None:
@@ -75,7 +77,7 @@ def check_options(args: argparse.Namespace, task: type[Task], tasks: Mapping[str
             )
     ranges = [_RANGES, *(each.ranges for each in tasks.values())]
     for name, valid in ((name, valid) for part in ranges for name, valid in part.items()):
-        value = getattr(args, name)
+        value = vars(args)[name]
         if value is not None and not valid.holds(value):
             raise ValueError(f"{option(name)} is {value}, but must be {valid.words}")
     _check_method(args, [each.plain for each in tasks.values()])
@@ -93,12 +95,9 @@ def _check_method(args: argparse.Namespace, plain: Sequence[str | None]) -> None
                 raise ValueError(
                     f"{option(name)} belongs to --method tv and to --model; {args.method} has no such thing"
                 )
-    if args.plain and args.model is None:
-        raise ValueError("--plain belongs to --model with a saddle-point model")
-    if args.trust and args.model is None:
-        raise ValueError("--trust belongs to --model with a class of your own")
-    if args.unchecked and args.model is None:
-        raise ValueError("--unchecked belongs to --model with a network that reconstructs")
+    for name, what in _MODELS.items():
+        if vars(args)[name] and args.model is None:
+            raise ValueError(f"{option(name)} belongs to --model with {what}")
     if args.weight is not None and args.choose is not None:
         raise ValueError("--weight and --choose exclude each other; give one of them")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import TotalVariation
-from recon.commands.reconstruct.networks import NOT_CERTIFIED, Network
+from recon.commands.reconstruct.networks import NOT_CERTIFIED, TrainedNetwork
 from recon.commands.reconstruct.options import MAX_EVALUATIONS
 from recon.lower_level import LBFGS, ProjectedLBFGS, Regularizer, SaddleModel
 from recon.reconstruction import Problem, Regularized, Request, Saddle, Variational, Watch, of_energy
@@ -21,37 +20,8 @@ from recon.reconstruction.regularized import RegularizedMethod
 from recon.reconstruction.saddle import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE
 from recon.reconstruction.variational import CERTIFICATE
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 #: smoothing of TV relative to the 99th percentile of the first guess
 SMOOTHING = 0.01
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked of a reconstruction; ``accuracy`` and ``smoothing`` in the unit of the result."""
-
-    weight: float | None
-    choose: str | None
-    smoothing: float | None
-    accuracy: float | None
-    max_evaluations: int
-    nonnegative: bool
-    plain: bool = False
-    mu: float | None = None
-
-    @staticmethod
-    def of(args: argparse.Namespace) -> Settings:
-        """As given on the command line."""
-        return Settings(
-            weight=args.weight,
-            choose=args.choose,
-            smoothing=args.smoothing,
-            accuracy=args.accuracy,
-            max_evaluations=args.max_evaluations or MAX_EVALUATIONS,
-            nonnegative=args.nonnegative,
-            plain=args.plain,
-            mu=args.mu,
-        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +36,7 @@ class Trained:
     steps: int | None = None
 
     @staticmethod
-    def of(model: Regularizer | SaddleModel, metadata: dict[str, Any], file: str) -> Trained:
+    def of(model: Regularizer | SaddleModel, metadata: Mapping[str, object], file: str) -> Trained:
         """As the file says.
 
         Raises
@@ -79,7 +49,7 @@ class Trained:
         return Trained(model, own or metadata_mu(metadata, file), steps if isinstance(steps, int) else None)
 
 
-def metadata_mu(metadata: dict[str, Any], file: str) -> float:
+def metadata_mu(metadata: Mapping[str, object], file: str) -> float:
     """The mu that a model was trained with, 0 if its file says nothing.
 
     Raises
@@ -93,7 +63,7 @@ def metadata_mu(metadata: dict[str, Any], file: str) -> float:
     return float(mu)
 
 
-def check_variational(model: Regularizer | SaddleModel, settings: Settings, args: argparse.Namespace) -> None:
+def check_variational(model: Regularizer | SaddleModel, args: argparse.Namespace) -> None:
     """Check that a regularizer or saddle-point model, ``args.model``, has the options that are given.
 
     Raises
@@ -101,25 +71,24 @@ def check_variational(model: Regularizer | SaddleModel, settings: Settings, args
     ValueError
         it has not.
     """
-    file = args.model
+    file, name = args.model, type(model).__name__
     if args.unchecked:
-        raise ValueError(f"--unchecked belongs to networks that reconstruct; {file} holds {type(model).__name__}")
-    name = type(model).__name__
+        raise ValueError(f"--unchecked belongs to networks that reconstruct; {file} holds {name}")
     if not isinstance(model, SaddleModel):
-        if settings.plain:
+        if args.plain:
             raise ValueError(f"--plain belongs to saddle-point models; {file} holds a regularizer, {name}")
         return
-    if settings.nonnegative:
+    if args.nonnegative:
         raise ValueError(f"--nonnegative does not go with {file}, which holds a saddle-point model, {name}")
-    if settings.smoothing is not None:
+    if args.smoothing is not None:
         raise ValueError(f"--smoothing belongs to --method tv; {file} holds {name}, which has its own")
 
 
-def certificate(model: Trained | Network | None, plain: bool) -> str:
+def certificate(model: Trained | TrainedNetwork | None, plain: bool) -> str:
     """What is certified of results with ``model``, as reports say it."""
     if model is None:
         return CERTIFICATE
-    if isinstance(model, Network):
+    if isinstance(model, TrainedNetwork):
         return NOT_CERTIFIED
     if isinstance(model.model, SaddleModel):
         return PLAIN_CERTIFICATE if plain else SADDLE_CERTIFICATE
@@ -151,11 +120,11 @@ def reconstruct(
     problem: Problem,
     model: Trained | None,
     mu: float | None,
-    settings: Settings,
-    psnr: Callable[[Tensor], float],
+    args: argparse.Namespace,
+    request: Request,
     watch: Watch | None = None,
 ) -> Regularized:
-    """Choose the weight as ``settings`` say, and solve to a certified accuracy.
+    """Choose the weight as the request says, and solve to a certified accuracy.
 
     Parameters
     ----------
@@ -165,10 +134,10 @@ def reconstruct(
         None is total variation.
     mu
         of the energy; None is 0 for energies, and what saddle-point models say themselves.
-    settings
+    args
+        which form of the model is solved, and in how many evaluations.
+    request
         what is asked for.
-    psnr
-        of an x against the reference, for a sweep.
     watch
         see ``Watch``.
 
@@ -179,30 +148,28 @@ def reconstruct(
     """
     if not math.isfinite(float(problem.y.double().square().sum())):
         raise _overflow(problem)
-    method = _method(problem, model, mu, settings)
-    request = Request(settings.accuracy, settings.weight, settings.choose, psnr, settings.nonnegative)
-    made = method.reconstruct(problem, request, watch)
+    made = _method(problem, model, mu, args).reconstruct(problem, request, watch)
     if not bool(torch.isfinite(made.solution.x).all()):
         raise _overflow(problem)
     return made
 
 
-def _method(problem: Problem, trained: Trained | None, mu: float | None, settings: Settings) -> RegularizedMethod:
-    limit = settings.max_evaluations
+def _method(problem: Problem, trained: Trained | None, mu: float | None, args: argparse.Namespace) -> RegularizedMethod:
+    limit = args.max_evaluations or MAX_EVALUATIONS
     solvers = LBFGS(max_iterations=limit), ProjectedLBFGS(max_iterations=limit)
     if trained is None:
-        return Variational(total_variation(problem, settings.smoothing), mu or 0.0, *solvers, trained=False)
+        return Variational(total_variation(problem, args.smoothing), mu or 0.0, *solvers, trained=False)
     if isinstance(trained.model, SaddleModel):
-        return Saddle(trained.model, mu, settings.plain, max_evaluations=limit)
-    method = of_energy(problem, trained.model, mu or 0.0, trained.steps, settings.weight or 1.0)
+        return Saddle(trained.model, mu, args.plain, max_evaluations=limit)
+    method = of_energy(problem, trained.model, mu or 0.0, trained.steps, args.weight or 1.0)
     if isinstance(method, Variational):
         return replace(method, minimize=solvers[0], project=solvers[1])
-    return replace(method, mu=settings.mu or trained.mu)  # what makes others convex, descent does not need
+    return replace(method, mu=args.mu or trained.mu)  # what makes others convex, descent does not need
 
 
 def _overflow(problem: Problem) -> ValueError:
     largest, kind = float(problem.y.double().abs().max()) * problem.scale, str(problem.y.dtype).removeprefix("torch.")
     return ValueError(
-        f"{problem.data}: its values reach {largest:.3g}, and {kind} does not hold the squares that the energy is made "
-        "of; give the data in another unit"
+        f"{problem.source}: its values reach {largest:.3g}, and {kind} does not hold the squares that the energy is "
+        "made of; give the data in another unit"
     )

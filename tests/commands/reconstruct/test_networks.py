@@ -133,7 +133,7 @@ def test_k_space(tmp_path: Path) -> None:
     options = (*MRI, "--mask", "random", "--acceleration", "2")
     problem = problem_of(tmp_path / "slice.dcm", "mri", options)
     network = LearnedPrimalDual(iterations=2, image_channels=2, data_channels=2)
-    noise = {"kind": "gaussian", "sigma": problem.noise}
+    noise = {"kind": "gaussian", "sigma": problem.noise.deviation}
     model = saved(network, tmp_path / "lpd", problem.operator, noise)
     status, output, report = run(tmp_path / "slice.dcm", "--model", str(model), *options)
     assert status == 0

@@ -17,7 +17,7 @@ from recon.commands.reconstruct.tasks import TASKS
 from recon.commands.reconstruct.tasks.measured import Measured
 from recon.commands.reconstruct.tasks.task import Job
 from recon.operators import Blur
-from recon.reconstruction.problem import Problem
+from recon.reconstruction import NoiseLevel, Origin, Problem
 from tests.commands.reconstruct.slices import refused, run
 from tests.lower_level.problems import normal, smooth_image
 
@@ -41,19 +41,12 @@ class Deblurring(Measured):
         with job.data.open("rb") as file:
             y = torch.from_numpy(np.load(file))[None, None].to(self.args.device, self.dtype)
         return Problem(
-            name=job.data.stem,
-            data=job.data,
-            task=self.name,
+            origin=Origin(job.data, job.data.stem, "1"),
+            noise=NoiseLevel(self.args.noise or 0.01, "given", y.numel()),
             y=y,
             operator=Blur(self.args.blur or 1.0, tuple(y.shape[1:])),
             start=y,
             baseline=y[0, 0].cpu().double(),
-            method=self.plain,
-            scale=1.0,
-            unit="1",
-            noise=self.args.noise or 0.01,
-            noise_rule="given",
-            measured=y.numel(),
             reference=reference,
         )
 

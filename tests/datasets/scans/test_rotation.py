@@ -147,16 +147,16 @@ def test_commands_report_centre_and_doubt(tmp_path: Path) -> None:
     z = sinogram(half_turn(60), PHANTOM, centre=41.5)
     dxchange(tmp_path / "a.h5", z, flat=60600.0)
     made = read(tmp_path / "a.h5", CTOptions())
-    assert made.details is not None
-    entry = made.details["rotation_centre"]
+    entry = made.origin.details["rotation_centre"]
+    assert isinstance(entry, dict)
     assert entry["estimated"]
     assert entry["method"]
     assert entry["detector_pixel"] == pytest.approx(41.5, abs=0.05)
     dxchange(tmp_path / "b.h5", z[::20])
-    said = read(tmp_path / "b.h5", CTOptions()).warnings
+    said = read(tmp_path / "b.h5", CTOptions()).origin.warnings
     assert any("doubtful" in text and "--rotation-centre" in text for text in said)
     np.savez(tmp_path / "c.npz", sinogram=z, angles=half_turn(60), detector_spacing=0.5)
-    assert any("pixel 41.5" in text for text in read(tmp_path / "c.npz", CTOptions()).warnings)
+    assert any("pixel 41.5" in text for text in read(tmp_path / "c.npz", CTOptions()).origin.warnings)
 
 
 def test_tooth(shared_data: Path) -> None:

@@ -20,14 +20,24 @@ from datasets.scans.counts import starvation, tiff_shape
 from datasets.scans.reading import SINOGRAM_SUFFIXES
 from recon.commands.reconstruct.options import AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE
 from recon.commands.reconstruct.report import Result
-from recon.commands.reconstruct.tasks.ct_data import CTOptions, Sinogram, chosen_views, read, read_geometry, selected
+from recon.commands.reconstruct.tasks.ct_data import (
+    UNIT,
+    CTOptions,
+    RayNoise,
+    Reading,
+    Sinogram,
+    chosen_views,
+    read,
+    read_geometry,
+    selected,
+)
 from recon.commands.reconstruct.tasks.measured import Measured
 from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture, read_picture
-from recon.commands.reconstruct.tasks.task import Job, Model
+from recon.commands.reconstruct.tasks.task import Job, Loaded
 from recon.operators import FanBeam, FilteredBackProjection, ParallelBeam, RayTransform
 from recon.operators.tomography.fbp import FILTERS
+from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import sinogram_noise
-from recon.reconstruction.problem import DicomTarget, Problem
 from recon.reconstruction.variational import NOT_EXACT
 
 #: side in mm of pictures that do not tell, as in ``TomographyDataModule``
@@ -121,38 +131,83 @@ class CT(Measured):
             raise ValueError("--counts needs --photons, those of a ray through air")
 
     def simulates(self, path: Path) -> bool:
-        simulated = simulates(path, self._options(0))
+        """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms.
+
+        So are TIFF files of the shape (angles, detectors) of the geometry, or its transpose.
+
+        Raises
+        ------
+        DataError
+            a TIFF file fits both the sinogram and the picture of the geometry, or an array is complex.
+        """
         if holds_complex(path):
             raise DataError(f"{path}: holds complex values, as k-space does; use --task mri")
-        return simulated
+        suffix, file = path.suffix.lower(), self.args.geometry
+        if file is None or suffix not in (".npy", ".tif", ".tiff"):
+            return is_picture(path)
+        if suffix == ".npy":
+            return False
+        geometry, shape = read_geometry(Path(file)), tiff_shape(path)
+        if shape not in (geometry.range_shape[1:], geometry.range_shape[:0:-1]):
+            return True
+        if shape == geometry.image_shape:
+            raise DataError(
+                f"{path}: has the shape {shape} of both the sinogram and the picture of {file}; save a sinogram as "
+                ".npy, a picture as .png"
+            )
+        return False
 
     def build(self, job: Job, reference: Tensor | None) -> Problem:
-        return ct_problem(job.data, self._options(job.number), self.dtype, self.args.device, reference)
+        path, options = job.data, self._options(job.number)
+        if self.simulates(path):
+            sinogram = _simulated(path, options)
+        else:
+            sinogram = _with_photons(selected(read(path, options), options), options)
+        geometry, unit = sinogram.geometry, sinogram.mu_unit
+        y = (sinogram.values / unit)[None, None].to(self.args.device, self.dtype)
+        # first, because it refuses what is too large for the memory
+        operator = sinogram.operator or RayTransform(geometry, options.backend)
+        back_projection = FilteredBackProjection(geometry, options.filter)(y)
+        noise, weights = _noise(sinogram, options)
+        entries = geometry.to_dict()
+        entries["angles_degrees"] = [round(math.degrees(a), 6) for a in entries.pop("angles")]
+        details = {"geometry": entries, "fbp_filter": options.filter, **sinogram.origin.details}
+        return Problem(
+            origin=replace(sinogram.origin, details=details),
+            noise=replace(noise, deviation=noise.deviation / unit),
+            y=y,
+            operator=operator,
+            weights=weights,
+            start=back_projection,
+            baseline=unit * back_projection[0, 0].cpu().double(),
+            scale=unit,
+            reference=sinogram.reference if reference is None else reference,
+        )
 
     def _options(self, number: int) -> CTOptions:
         args = self.args
+        reading = Reading(
+            index=args.index,
+            rotation_centre=args.rotation_centre,
+            counts=args.counts,
+            flat=args.flat,
+            dark=args.dark,
+            angles=args.angles,
+            ring_filter=args.ring_filter,
+        )
         return CTOptions(
             geometry=Path(args.geometry) if args.geometry else None,
             size=args.size,
             pixel_size=args.pixel_size,
             views=args.views,
             angle_range=tuple(args.angle_range) if args.angle_range else None,
-            rotation_centre=args.rotation_centre,
-            index=args.index,
-            noise=args.noise,
-            photons=args.photons,
-            counts=args.counts,
-            flat=args.flat,
-            dark=args.dark,
-            angles=args.angles,
-            ring_filter=args.ring_filter,
+            reading=reading,
+            noise=RayNoise(args.noise, args.photons, args.seed or 0, number),
             filter=args.filter,
             backend=args.backend,
-            seed=args.seed or 0,
-            number=number,
         )
 
-    def certificate(self, model: Model) -> str:
+    def certificate(self, model: Loaded) -> str:
         return super().certificate(model) if self.args.backend != "astra_cuda" else NOT_EXACT
 
     def stored(self, image: Tensor) -> Tensor:
@@ -161,108 +216,37 @@ class CT(Measured):
     def notes(self, results: Sequence[Result]) -> list[str]:
         said = []
         for result in results:
-            centre = result.details.get("rotation_centre", {})
-            if centre.get("estimated"):
+            centre = result.subject.details.get("rotation_centre")
+            if isinstance(centre, dict) and centre["estimated"]:
                 where = f"{centre['detector_pixel']:.2f} ± {centre['uncertainty']:.2f}, from {centre['method']}"
-                said.append(f"{result.name}: rotation centre detector pixel {where}")
+                said.append(f"{result.subject.name}: rotation centre detector pixel {where}")
         return said + super().notes(results)
 
 
-def simulates(path: Path, options: CTOptions) -> bool:
-    """Whether the file is a picture, whose scan is simulated; arrays with a geometry are sinograms.
-
-    So are TIFF files of the shape (angles, detectors) of the geometry, or its transpose.
-
-    Raises
-    ------
-    DataError
-        a TIFF file fits both the sinogram and the picture of the geometry.
-    """
-    suffix = path.suffix.lower()
-    if options.geometry is None or suffix not in (".npy", ".tif", ".tiff"):
-        return is_picture(path)
-    if suffix == ".npy":
-        return False
-    geometry, shape = read_geometry(options.geometry), tiff_shape(path)
-    if shape not in (geometry.range_shape[1:], geometry.range_shape[:0:-1]):
-        return True
-    if shape == geometry.image_shape:
-        raise DataError(
-            f"{path}: has the shape {shape} of both the sinogram and the picture of {options.geometry}; save a "
-            "sinogram as .npy, a picture as .png"
-        )
-    return False
-
-
-def ct_problem(path: Path, options: CTOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
-    """The problem of one file: data, operator, filtered back-projection and the level of the noise.
-
-    Raises
-    ------
-    DataError
-        (a ValueError) the file cannot be used, does not fit the geometry, or leaves no view.
-    ValueError
-        a value is out of range, or the operator is too large for the memory.
-    ImportError
-        ASTRA is missing, or the package of a reader.
-    """
-    if simulates(path, options):
-        sinogram = _simulated(path, options)
-    else:
-        sinogram = _with_photons(selected(read(path, options), options, path), options, path)
-    geometry, unit = sinogram.geometry, sinogram.mu_unit
-    y = (sinogram.values / unit)[None, None].to(device, dtype)
-    # first, because it refuses what is too large for the memory
-    operator = sinogram.operator or RayTransform(geometry, options.backend)
-    back_projection = FilteredBackProjection(geometry, options.filter)(y)
-    noise, noise_rule, weights = _noise(sinogram, options, path)
-    geometry_entries = geometry.to_dict()
-    geometry_entries["angles_degrees"] = [round(math.degrees(a), 6) for a in geometry_entries.pop("angles")]
-    return Problem(
-        name=path.stem if options.index == 0 else f"{path.stem}_{options.index}",
-        data=path,
-        task="ct",
-        y=y,
-        operator=operator,
-        start=back_projection,
-        baseline=unit * back_projection[0, 0].cpu().double(),
-        method="fbp",
-        scale=unit,
-        unit=sinogram.unit,
-        noise=noise / unit,
-        noise_rule=noise_rule,
-        measured=y.numel() if weights is None else int((weights > 0).sum()),
-        weights=weights,
-        exact=options.backend != "astra_cuda",
-        reference=sinogram.reference if reference is None else reference,
-        details={"geometry": geometry_entries, "fbp_filter": options.filter, **(sinogram.details or {})},
-        simulated=sinogram.simulated,
-        dicom=sinogram.dicom,
-        warnings=sinogram.warnings,
-    )
-
-
-def _noise(sinogram: Sinogram, options: CTOptions, path: Path) -> tuple[float, str, Tensor | None]:
-    """Standard deviation of the line integrals, how it is known, and the relative inverse variances (1, ...) of rays.
+def _noise(sinogram: Sinogram, options: CTOptions) -> tuple[NoiseLevel, Tensor | None]:
+    """The noise of the line integrals, and the relative inverse variances (1, ...) of rays.
 
     The variance of a ray with n photons is 1/n to first order, so its weight is n / mean(n), and the level of the noise
     where the weight is 1 is mean(n)^(-1/2); the mean is over the rays that photons passed.
     """
+    given = options.noise
     if sinogram.photons is None:
-        weights = _relative_weights(sinogram, path)
-        if options.noise is not None:
-            return options.noise, "given", weights
+        weights = _relative_weights(sinogram)
+        measured = sinogram.values.numel() if weights is None else int((weights > 0).sum())
+        if given.deviation is not None:
+            return NoiseLevel(given.deviation, "given", measured), weights
         level = sinogram_noise(sinogram.values, None if weights is None else weights[0] > 0)
-        return level, "estimated from second differences of the sinogram", weights
+        return NoiseLevel(level, "estimated from second differences of the sinogram", measured), weights
     weights = transmission_weights(sinogram.photons)
-    if not bool((weights > 0).any()):
-        raise DataError(f"{path}: no ray has a photon left; give more --photons")
-    mean = float(weights[weights > 0].mean())
-    rule = f"of the mean ray, for {options.photons:g} photons through air; rays are weighted by their photons"
-    return mean**-0.5, rule, (weights / mean)[None]
+    passed = weights > 0
+    if not bool(passed.any()):
+        raise DataError(f"{sinogram.origin.data}: no ray has a photon left; give more --photons")
+    mean = float(weights[passed].mean())
+    rule = f"of the mean ray, for {given.photons:g} photons through air; rays are weighted by their photons"
+    return NoiseLevel(mean**-0.5, rule, int(passed.sum())), (weights / mean)[None]
 
 
-def _relative_weights(sinogram: Sinogram, path: Path) -> Tensor | None:
+def _relative_weights(sinogram: Sinogram) -> Tensor | None:
     """Weights (1, ...) of rays whose photons are not known: 0 where nothing was measured, else how many views were
     averaged, over the mean; None where all are the same."""
     weights = torch.ones_like(sinogram.values)
@@ -271,28 +255,30 @@ def _relative_weights(sinogram: Sinogram, path: Path) -> Tensor | None:
     if sinogram.beam is not None:
         weights = weights.masked_fill(sinogram.beam <= 0, 0.0)
     if not bool((weights > 0).any()):
+        path = sinogram.origin.data
         raise DataError(f"{path}: no ray was measured: all have less light than the floor of the logarithm")
     if bool((weights == weights[0, 0]).all()):
         return None
     return (weights / weights[weights > 0].mean())[None]
 
 
-def _with_photons(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
+def _with_photons(sinogram: Sinogram, options: CTOptions) -> Sinogram:
     """With the photons of each ray: n0 exp(-z), times what its detector pixel gets relative to the mean pixel.
 
     Line integrals of log(2 n0) and more stand for less than half a photon: such rays weigh 0, and are counted.
     """
-    if options.photons is None:
+    through_air = options.noise.photons
+    if through_air is None:
         return sinogram
     repeats = torch.ones(1) if sinogram.repeats is None else sinogram.repeats[:, None]
     if sinogram.beam is not None:
         air = sinogram.beam * torch.exp(sinogram.values) / repeats
-        return replace(sinogram, photons=options.photons * sinogram.beam / air[sinogram.beam > 0].mean())
-    photons = options.photons * torch.exp(-sinogram.values)
+        return replace(sinogram, photons=through_air * sinogram.beam / air[sinogram.beam > 0].mean())
+    photons = through_air * torch.exp(-sinogram.values)
     cut = photons <= MIN_COUNT * (1 + 1e-9)
-    said = starvation(int(cut.sum()), cut.numel(), path, options.photons)
-    photons = (repeats * photons).masked_fill(cut, 0.0)
-    return replace(sinogram, photons=photons, warnings=(*sinogram.warnings, *said))
+    said = starvation(int(cut.sum()), cut.numel(), sinogram.origin.data, through_air)
+    origin = replace(sinogram.origin, warnings=(*sinogram.origin.warnings, *said))
+    return replace(sinogram, origin=origin, photons=(repeats * photons).masked_fill(cut, 0.0))
 
 
 def _simulated(path: Path, options: CTOptions) -> Sinogram:
@@ -300,7 +286,8 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
 
     Rays are parallel unless a geometry is given; the picture is as large as its pixels say, or ``FIELD_OF_VIEW``.
     """
-    if (options.noise is None) == (options.photons is None):
+    asked = options.noise
+    if (asked.deviation is None) == (asked.photons is None):
         raise ValueError(
             f"{path}: is a picture, whose scan is simulated (a sinogram needs --geometry); give its noise, either "
             "--noise (standard deviation of line integrals) or --photons"
@@ -320,24 +307,21 @@ def _simulated(path: Path, options: CTOptions) -> Sinogram:
     operator = RayTransform(geometry, options.backend)
     z = MU_UNIT * operator(x[None, None])[0, 0]
     said: tuple[str, ...] = ()
-    if options.photons is None:
-        assert options.noise is not None
-        values, photons = z + gaussian_noise(z.shape, options.noise, options.seed, options.number, z.dtype), None
-        noise = f"Gaussian noise of standard deviation {options.noise:g}"
+    if asked.deviation is not None:
+        values, photons = z + gaussian_noise(z.shape, asked.deviation, asked.seed, asked.number, z.dtype), None
+        noise = f"Gaussian noise of standard deviation {asked.deviation:g}"
     else:
-        photons = transmission_counts(z, options.photons, options.seed, options.number)
-        values, noise = line_integrals(photons, options.photons), f"{options.photons:g} photons for each ray"
-        said = starvation(int((photons < MIN_COUNT).sum()), photons.numel(), path, options.photons)
-    return Sinogram(
-        values,
-        geometry,
-        operator=operator,
-        reference=MU_UNIT * x,
-        photons=photons,
-        simulated=f"scan of the picture on the same pixels, {noise}, seed {options.seed}",
+        assert asked.photons is not None
+        photons = transmission_counts(z, asked.photons, asked.seed, asked.number)
+        values, noise = line_integrals(photons, asked.photons), f"{asked.photons:g} photons for each ray"
+        said = starvation(int((photons < MIN_COUNT).sum()), photons.numel(), path, asked.photons)
+    origin = replace(
+        Origin.of_slice(path, options.reading.index, UNIT),
+        simulated=f"scan of the picture on the same pixels, {noise}, seed {asked.seed}",
         dicom=DicomTarget(path, (geometry.pixel_size[0], geometry.pixel_size[1])) if picture.dicom else None,
         warnings=said,
     )
+    return Sinogram(origin, values, geometry, reference=MU_UNIT * x, photons=photons, operator=operator)
 
 
 def _parallel(

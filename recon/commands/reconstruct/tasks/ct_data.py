@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from datasets.scans.reading import read_sinogram
 from datasets.scans.rotation import assumed_centre, rotation_centre
 from datasets.scans.scan import Scan, lodopab_geometry
 from recon.commands.configuration.yaml_files import check_counts, read_yaml
+from recon.commands.reconstruct.options import option
 from recon.operators import FanBeam, Geometry, ParallelBeam, RayTransform, geometry_from_dict
 from recon.operators.tomography.ray_transform import Backend
-from recon.reconstruction.problem import DicomTarget
+from recon.reconstruction import Origin
 
+#: of attenuation
+UNIT = "1/mm"
 # Views closer than this (radians) to a full turn after the first one repeat it.
 _SAME = 1e-6
 
@@ -32,59 +35,95 @@ _DISPLACED = 1.1
 
 
 @dataclass(frozen=True)
-class CTOptions:
-    """What is asked for on the command line; lengths in mm, angles in degrees, the noise on the scale of the file.
+class Reading:
+    """How a file is read, as its reader takes it: which slice, and what its values mean.
 
-    ``photons`` are those of a ray through air; with ``counts``, the file holds the photons that arrived. ``flat``,
-    ``dark`` and ``angles`` are numbers or names of files, ``ring_filter`` a number of
-    detector pixels. ``seed`` and ``number`` fix the noise of a simulation.
+    With ``counts``, the file holds the photons that arrived. ``flat``, ``dark`` and ``angles`` are numbers or names of
+    files, ``ring_filter`` a number of detector pixels.
     """
+
+    index: int = 0
+    rotation_centre: str | None = None
+    counts: bool = False
+    flat: str | None = None
+    dark: str | None = None
+    angles: str | None = None
+    ring_filter: int | None = None
+
+
+@dataclass(frozen=True)
+class RayNoise:
+    """The noise on the scale of the file, or the photons of a ray through air; ``seed`` and ``number`` fix that of a
+    simulation."""
+
+    deviation: float | None = None
+    photons: float | None = None
+    seed: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class CTOptions:
+    """What is asked for on the command line; lengths in mm, angles in degrees."""
 
     geometry: Path | None = None
     size: int | None = None
     pixel_size: float | None = None
     views: int | None = None
     angle_range: tuple[float, float] | None = None
-    rotation_centre: str | None = None
-    index: int = 0
-    noise: float | None = None
-    photons: float | None = None
-    counts: bool = False
-    flat: str | None = None
-    dark: str | None = None
-    angles: str | None = None
-    ring_filter: int | None = None
+    reading: Reading = Reading()
+    noise: RayNoise = RayNoise()
     filter: str = "ram-lak"
     backend: Backend = "matrix"
-    seed: int = 0
-    number: int = 0
 
 
 @dataclass(frozen=True)
 class Sinogram:
-    """Line integrals ``values`` (angles, detectors) along the rays of ``geometry``, x = µ / ``mu_unit``."""
+    """Line integrals along the rays of a geometry, x = µ / ``mu_unit``.
 
+    Parameters
+    ----------
+    origin : Origin
+        Where they are from.
+    values : Tensor
+        (angles, detectors).
+    geometry : Geometry
+        Of the rays.
+    mu_unit : float
+        µ in the unit of the result of a pixel of value 1.
+    reference : Tensor, optional
+        The true picture, where it is known.
+    beam : Tensor, optional
+        Counts of each ray in arbitrary units, 0 where nothing was measured, of the shape of ``values``.
+    repeats : Tensor, optional
+        How many views were averaged for each view of ``values``, (angles,); None: none was. ``beam`` counts all.
+    photons : Tensor, optional
+        Photons that arrived on each ray, of the shape of ``values``.
+    operator : RayTransform, optional
+        Of this geometry, if there is one already.
+    """
+
+    origin: Origin
     values: Tensor
     geometry: Geometry
     mu_unit: float = MU_UNIT
-    unit: str = "1/mm"
     reference: Tensor | None = None
-    details: Mapping[str, Any] | None = None
     beam: Tensor | None = None
-    """Counts of each ray in arbitrary units, 0 where nothing was measured, of the shape of ``values``."""
     repeats: Tensor | None = None
-    """How many views were averaged for each view of ``values``, (angles,); None: none was. ``beam`` counts all."""
     photons: Tensor | None = None
-    """Photons that arrived on each ray, of the shape of ``values``."""
     operator: RayTransform | None = None
-    """Of this geometry, if there is one already."""
-    simulated: str | None = None
-    dicom: DicomTarget | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def read(path: Path, options: CTOptions) -> Sinogram:
-    """All views of a file. See ``ct_problem`` for what is raised."""
+    """All views of a file.
+
+    Raises
+    ------
+    DataError
+        (a ValueError) the file cannot be used, or does not fit the geometry.
+    ValueError
+        options do not go with the file.
+    """
     if path.suffix.lower() in HDF5_SUFFIXES and _is_lodopab(path):
         return _read_lodopab(path, options)
     if options.geometry is not None:
@@ -99,9 +138,9 @@ def read(path: Path, options: CTOptions) -> Sinogram:
         if "effectivePixelSizePost" in scan.metadata:
             field = 512 * float(scan.metadata["effectivePixelSizePost"])  # the field of the challenge's pictures
         pixel_size = field / size
-    unit = "1/mm" if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
+    unit = UNIT if scan.metadata.get("length_unit", "mm") == "mm" else "1/detector pixel"
     geometry = scan.geometry((size, size), pixel_size)
-    return _of_scan(scan, geometry, unit, details)
+    return _of_scan(scan, geometry, Origin.of_slice(path, options.reading.index, unit), details)
 
 
 def _pixels_across(scan: Scan) -> int:
@@ -115,12 +154,12 @@ def _pixels_across(scan: Scan) -> int:
     return math.ceil(2 * reach) if turn and 2 * reach > _DISPLACED * detectors else detectors
 
 
-def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, Any]]:
+def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, object]]:
     """The scan with its rotation centre, given or estimated, and what the report says of it."""
-    centre = options.rotation_centre
+    centre = options.reading.rotation_centre
     if centre is None and scan.path.suffix.lower() in HDF5_SUFFIXES:
         centre = "estimate"  # the format has no place for it, and it is hardly ever the middle
-    entry: dict[str, Any] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
+    entry: dict[str, object] = {"detector_pixel": scan.centre, "estimated": centre == "estimate"}
     said: tuple[str, ...] = ()
     if centre == "estimate":
         found = rotation_centre(scan)
@@ -139,9 +178,9 @@ def _centred(scan: Scan, options: CTOptions) -> tuple[Scan, dict[str, Any]]:
     return replace(scan, warnings=(*scan.warnings, *said)), {"rotation_centre": entry}
 
 
-def selected(sinogram: Sinogram, options: CTOptions, path: Path) -> Sinogram:
+def selected(sinogram: Sinogram, options: CTOptions) -> Sinogram:
     """The views within ``angle_range`` (degrees after the first view), thinned out to ``views`` at equal distances."""
-    views = chosen_views(sinogram.geometry, options, path)
+    views = chosen_views(sinogram.geometry, options, sinogram.origin.data)
     beam = None if sinogram.beam is None else sinogram.beam[views]
     repeats = None if sinogram.repeats is None else sinogram.repeats[views]
     geometry = sinogram.geometry.select(views)
@@ -169,29 +208,45 @@ def chosen_views(geometry: Geometry, options: CTOptions, path: Path) -> list[int
     return [int(k) for k in chosen]
 
 
-def _reader_options(path: Path, options: CTOptions) -> dict[str, Any]:
-    """What the reader is told: slice, angles, and what the values of the file mean."""
-    made: dict[str, Any] = {"ring_filter": options.ring_filter}
+class ReaderOptions(TypedDict, total=False):
+    """What :func:`datasets.read_sinogram` is told."""
+
+    row: int
+    angles_degrees: float | np.ndarray
+    flat: float | Path
+    dark: float | Path
+    photons: float
+    ring_filter: int | None
+    # known from a geometry
+    angles: np.ndarray
+    detector_spacing: float
+    shape: tuple[int, ...]
+
+
+def _reader_options(path: Path, options: CTOptions) -> ReaderOptions:
+    """Slice, angles, and what the values of the file mean."""
+    asked, photons = options.reading, options.noise.photons
+    made: ReaderOptions = {"ring_filter": asked.ring_filter}
     raw = path.suffix.lower() in HDF5_SUFFIXES
     if raw:
-        made["row"] = options.index
-    elif options.index != 0:
-        raise DataError(f"{path}: there is no slice {options.index}; the file holds one, 0")
-    if options.angles is not None:
-        made["angles_degrees"] = _angles(options.angles)
-    if options.flat is not None:
-        made["flat"] = _number_or_file(options.flat)
-    if options.dark is not None:
-        made["dark"] = _number_or_file(options.dark)
-    if options.counts:
-        if raw or options.flat is not None:
+        made["row"] = asked.index
+    elif asked.index != 0:
+        raise DataError(f"{path}: there is no slice {asked.index}; the file holds one, 0")
+    if asked.angles is not None:
+        made["angles_degrees"] = _angles(asked.angles)
+    if asked.flat is not None:
+        made["flat"] = _number_or_file(asked.flat)
+    if asked.dark is not None:
+        made["dark"] = _number_or_file(asked.dark)
+    if asked.counts:
+        if raw or asked.flat is not None:
             what = f"{path}, whose" if raw else "--flat:"
             raise ValueError(f"--counts does not go with {what} flat fields say what the values mean")
-        if options.photons is None:
+        if photons is None:
             raise ValueError("--counts needs --photons, those of a ray through air")
-        made["flat"] = options.photons
-    if options.photons is not None and (raw or "flat" in made):
-        made["photons"] = options.photons
+        made["flat"] = photons
+    if photons is not None and (raw or "flat" in made):
+        made["photons"] = photons
     return made
 
 
@@ -232,38 +287,38 @@ def _without_repeated_view(scan: Scan) -> Scan:
     return scan.select(slice(0, -1)) if last > 2 * math.pi - _SAME and len(scan.angles) > 1 else scan
 
 
+def _refuse(options: CTOptions, names: Sequence[str], reason: str) -> None:
+    """Raise ``ValueError`` for an option of these names that was given."""
+    given = {**vars(options), **vars(options.reading)}
+    for name in names:
+        if given[name] not in (None, False):
+            raise ValueError(f"{option(name)} does not go with {reason}")
+
+
 def _read_with_geometry(path: Path, file: Path, options: CTOptions) -> Sinogram:
     geometry = read_geometry(file)
     if options.size is not None or options.pixel_size is not None:
         raise ValueError(f"--size and --pixel-size do not go with --geometry: {file} has image_shape and pixel_size")
-    for option, value in (("--angles", options.angles), ("--rotation-centre", options.rotation_centre)):
-        if value is not None:
-            raise ValueError(f"{option} does not go with --geometry: {file} says what it is")
-    known: dict[str, Any] = {"angles": np.asarray(geometry.angles), "detector_spacing": geometry.detector_spacing}
+    _refuse(options, ("angles", "rotation_centre"), f"--geometry: {file} says what it is")
+    told = _reader_options(path, options)
+    told["angles"], told["detector_spacing"] = np.asarray(geometry.angles), geometry.detector_spacing
     if path.suffix.lower() == ".mat":
-        known["shape"] = geometry.range_shape[1:]
-    scan = read_sinogram(path, **_reader_options(path, options), **known)
+        told["shape"] = geometry.range_shape[1:]
+    scan = read_sinogram(path, **told)
     if tuple(scan.sinogram.shape) != geometry.range_shape[1:]:
         raise DataError(
             f"{path}: its sinogram has the shape {tuple(scan.sinogram.shape)}, but {file} describes "
             f"{geometry.range_shape[1]} angles and {geometry.range_shape[2]} detector pixels"
         )
-    return _of_scan(scan, geometry, "1/mm", {"geometry_file": str(file)})
+    return _of_scan(scan, geometry, Origin.of_slice(path, options.reading.index, UNIT), {"geometry_file": str(file)})
 
 
-def _of_scan(scan: Scan, geometry: Geometry, unit: str, details: dict[str, Any]) -> Sinogram:
+def _of_scan(scan: Scan, geometry: Geometry, origin: Origin, details: dict[str, object]) -> Sinogram:
     if scan.repeats is not None:
         details = {**details, "views_averaged": int(scan.repeats.sum())}
     details = {**details, **{key: scan.metadata[key] for key in ("bad_pixels", "ring_filter") if key in scan.metadata}}
-    return Sinogram(
-        scan.sinogram,
-        geometry,
-        unit=unit,
-        details=details,
-        beam=scan.weights,
-        repeats=scan.repeats,
-        warnings=scan.warnings,
-    )
+    origin = replace(origin, details=details, warnings=scan.warnings)
+    return Sinogram(origin, scan.sinogram, geometry, beam=scan.weights, repeats=scan.repeats)
 
 
 def read_geometry(file: Path) -> ParallelBeam | FanBeam:
@@ -296,23 +351,16 @@ def _read_lodopab(path: Path, options: CTOptions) -> Sinogram:
     """Observation ``index`` of a file of LoDoPaB-CT, and its ground truth where the file is beside it."""
     if not path.name.startswith("observation"):
         raise DataError(f"{path}: has a dataset `data` as LoDoPaB-CT, but is no file observation_*.hdf5 of it")
-    for option, value in (
-        ("--geometry", options.geometry),
-        ("--size", options.size),
-        ("--angles", options.angles),
-        ("--flat", options.flat),
-        ("--dark", options.dark),
-        ("--counts", options.counts or None),
-        ("--rotation-centre", options.rotation_centre),
-    ):
-        if value is not None:
-            raise ValueError(f"{option} does not go with LoDoPaB-CT, whose line integrals and geometry are known")
+    known = ("geometry", "size", "angles", "flat", "dark", "counts", "rotation_centre")
+    _refuse(options, known, "LoDoPaB-CT, whose line integrals and geometry are known")
     geometry = lodopab_geometry()
-    values = _entry(path, options.index, geometry.range_shape[1:])
+    index = options.reading.index
+    values = _entry(path, index, geometry.range_shape[1:])
     truth = path.with_name(path.name.replace("observation", "ground_truth", 1))
-    reference = _entry(truth, options.index, geometry.image_shape) * LODOPAB_MU_MAX if truth.is_file() else None
+    reference = _entry(truth, index, geometry.image_shape) * LODOPAB_MU_MAX if truth.is_file() else None
     # the files count lengths in m, and µ in units of µ_max
-    return Sinogram(1000 * LODOPAB_MU_MAX * values, geometry, LODOPAB_MU_MAX, reference=reference)
+    origin = Origin.of_slice(path, index, UNIT)
+    return Sinogram(origin, 1000 * LODOPAB_MU_MAX * values, geometry, LODOPAB_MU_MAX, reference)
 
 
 def _entry(path: Path, index: int, shape: tuple[int, ...]) -> Tensor:

@@ -7,10 +7,9 @@ is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from datasets import DataError, read_dicom, read_image, write_dicom
+from datasets import DataError
 from datasets.physics import MAX_HU
 from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
@@ -26,14 +25,13 @@ from datasets.readers.pictures import SUFFIXES
 from recon.commands.errors import printable
 from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
-from recon.commands.reconstruct.tasks.pictures import picture_files
-from recon.commands.reconstruct.tasks.task import Job, Task, check_names, check_overwritten, named
-from recon.files import check_finite, write_files
+from recon.commands.reconstruct.tasks.pictures import picture_files, read_values
+from recon.commands.reconstruct.tasks.task import Job, Task, named, note
+from recon.files import Content
 from recon.lower_level import Energy, Regularizer, SaddleModel
-from recon.operators import Identity
 from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
+from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import image_noise
-from recon.reconstruction.problem import Problem
 from recon.reconstruction.variational import Weighted
 
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
@@ -48,6 +46,7 @@ class Images(Task):
     name = "denoising"
     files = f"images or folders of them ({', '.join(SUFFIXES)}, DICOM)"
     accuracy = 1e-2
+    written = (".png", ".npy", "_comparison.png")
     psnr_convention = "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped"
     remedies = "--dtype float64, a larger --accuracy or a larger --max-evaluations"
 
@@ -71,10 +70,7 @@ class Images(Task):
     def jobs(self) -> list[Job]:
         """All pictures, with references of the same names; they are readable before anything is computed."""
         files = [file for path in self.args.data for file in picture_files(Path(path))]
-        check_names(files)
-        jobs = [Job(k, file, found) for k, (file, found) in enumerate(zip(files, self._references(files), strict=True))]
-        written = [path for job in jobs for path in (*self._files(job.data.stem), self._dicom_file(job.data.stem))]
-        check_overwritten(written, [*files, *(job.reference for job in jobs if job.reference)], self.output)
+        jobs = self.jobs_of(files, self._references(files))
         for job in jobs:
             _read(job)
         return jobs
@@ -94,14 +90,14 @@ class Images(Task):
                 )
         return [by_name[file.stem] for file in files]
 
-    def trained(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> Trained:
+    def trained(self, model: Regularizer | SaddleModel, metadata: Mapping[str, object]) -> Trained:
         """Regularizers need a strongly convex energy, unless their training stopped the descent early."""
         file, args = self.args.model, self.args
         for part, valid in {"operator": "Identity", "fidelity": "SquaredL2"}.items():
             found = str(metadata.get(part, valid))
             if found.rpartition(".")[2] != valid:
                 raise ValueError(f"{file}: trained with the {part} {found}; this program denoises, which is {valid}")
-        trained = Trained.of(model, metadata, file)
+        trained = super().trained(model, metadata)
         if isinstance(model, SaddleModel):
             return replace(trained, mu=0.0)  # there is no place for it
         if trained.steps is None:
@@ -122,21 +118,20 @@ class Images(Task):
         with named(job.data):  # pictures that are too small
             level = image_noise(batch) if noise is None else noise / (_HU_RANGE if holds_dicom(job.data) else 1.0)
         return Problem(
-            name=job.data.stem,
-            data=job.data,
-            task=self.name,
+            origin=Origin(
+                job.data,
+                job.data.stem,
+                "1",
+                details={} if spacing is None else {"pixel_size_mm": list(spacing)},
+                dicom=DicomTarget(job.data) if holds_dicom(job.data) else None,
+            ),
+            noise=NoiseLevel(
+                level, "estimated from second differences of the image" if noise is None else "given", batch.numel()
+            ),
             y=batch,
-            operator=Identity(),
             start=batch,
             baseline=y,
-            method="data",
-            scale=1.0,
-            unit="1",
-            noise=level,
-            noise_rule="estimated from second differences of the image" if noise is None else "given",
-            measured=batch.numel(),
             reference=target,
-            details={} if spacing is None else {"pixel_size_mm": list(spacing)},
         )
 
     def image(self, problem: Problem, x: Tensor) -> Tensor:
@@ -145,24 +140,15 @@ class Images(Task):
     def quality(self, image: Tensor, reference: Tensor) -> Quality:
         return Quality.of(image, reference, 1.0)
 
-    def _files(self, name: str) -> tuple[Path, Path, Path]:
-        """Picture, numbers and comparison."""
-        return (self.output / f"{name}.png", self.output / f"{name}.npy", self.output / f"{name}_comparison.png")
-
-    def _dicom_file(self, name: str) -> Path:
-        return self.output / f"{name}.dcm"
-
-    def write(self, problem: Problem, result: Result, image: Tensor, x: Tensor | None) -> list[Path]:
-        png, npy, comparison = self._files(problem.name)
+    def contents(self, problem: Problem, result: Result, image: Tensor, x: Tensor | None) -> dict[str, Content]:
         pixels = image.numpy()[0] if len(image) == 1 else np.moveaxis(image.numpy(), 0, -1)  # what this program reads
-        check_finite(pixels, str(npy))
-        check_finite(vars(result), str(npy))
-        write_files({png: pixels, npy: pixels, comparison: _picture(problem, result, image)})
-        if not holds_dicom(problem.data):
-            return [png, npy, comparison]
-        dicom = self._dicom_file(problem.name)
-        write_dicom(dicom, _HU_RANGE * image[0] + _HU_ZERO, problem.data, "denoised by recon")
-        return [png, npy, comparison, dicom]
+        return {".png": pixels, ".npy": pixels, "_comparison.png": _picture(problem, result, image)}
+
+    def stored(self, image: Tensor) -> Tensor:
+        return _HU_RANGE * image[0] + _HU_ZERO
+
+    def description(self) -> str:
+        return "denoised by recon"
 
     def table(self, results: Sequence[Result]) -> Table:
         """One row for every image; PSNR of the data and of the reconstruction."""
@@ -171,16 +157,17 @@ class Images(Task):
         for column in ("status", "weight", "‖x − x̂‖ ≤", "evals", "s", "PSNR", "SSIM"):
             table.add_column(column, justify="right")
         for r in results:
-            gain = "" if r.psnr is None or r.baseline_psnr is None else f"{r.baseline_psnr:.2f} → {r.psnr:.2f}"
+            before, (after, similarity) = r.before.psnr, r.quality
+            weight, error = r.prior.weight, r.certified.error
             table.add_row(
-                escape(printable(r.name)),
+                escape(printable(r.subject.name)),
                 graded(r),
-                "–" if r.weight is None else f"{r.weight:.2g}",
-                "none" if r.error is None else f"{r.error:.1e}",
+                "–" if weight is None else f"{weight:.2g}",
+                "none" if error is None else f"{error:.1e}",
                 evaluations(r),
                 f"{r.seconds:.1f}",
-                gain,
-                "" if r.ssim is None else f"{r.ssim:.3f}",
+                "" if after is None or before is None else f"{before:.2f} → {after:.2f}",
+                "" if similarity is None else f"{similarity:.3f}",
             )
         return table
 
@@ -204,18 +191,15 @@ def _read(job: Job) -> tuple[Tensor, Tensor | None]:
 
 
 def _image(path: Path, gray: bool = False) -> Tensor:
-    """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped."""
-    if is_nifti(path):
-        return _on_unit_scale(read_nifti(path).image, path)[None]
-    if not holds_dicom(path):
-        return read_image(path, gray=gray)
-    return ((read_dicom(path, "CT").image - _HU_ZERO) / _HU_RANGE)[None]
+    """(channel, height, width) on [0, 1]: pictures by their type, CT slices by (HU + 1000) / 4071, unclipped.
 
-
-def _on_unit_scale(values: Tensor, path: Path) -> Tensor:
-    """NIfTI as it is, where it can be a noisy picture on [0, 1]: no other scale is known."""
+    NIfTI is taken as it is, where it can be a noisy picture on [0, 1]: no other scale is known.
+    """
+    values, _ = read_values(path, "CT", gray)
+    if holds_dicom(path):
+        return (values - _HU_ZERO) / _HU_RANGE
     low, high = float(values.min()), float(values.max())
-    if low < _LOWEST or high > _HIGHEST:
+    if is_nifti(path) and (low < _LOWEST or high > _HIGHEST):
         raise DataError(
             f"{path}: values from {low:g} to {high:g}; pictures are denoised on the scale [0, 1], so divide them, or "
             "simulate k-space with --task mri"
@@ -225,17 +209,9 @@ def _on_unit_scale(values: Tensor, path: Path) -> Tensor:
 
 def _picture(problem: Problem, result: Result, x: Tensor) -> bytes:
     y, target = problem.baseline, problem.reference
-    panels = [
-        Panel("data", y, _decibels(result.baseline_psnr)),
-        Panel("reconstruction", x, _decibels(result.psnr)),
-    ]
+    panels = [Panel("data", y, note(result.before.psnr)), Panel("reconstruction", x, note(result.quality.psnr))]
     if target is not None:
         panels.append(Panel("reference", target))
     side = min(y.shape[1:]) // 5
     zoom = busiest_square(x if target is None else target, side) if side >= 8 else None
     return figure_bytes(comparison_figure([panels], [zoom]))
-
-
-def _decibels(value: float | None) -> str:
-    """A PSNR with its unit; nothing where there is none."""
-    return "" if value is None else f"{value:.2f} dB"

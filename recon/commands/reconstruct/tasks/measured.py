@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,26 +13,25 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from datasets.readers.dicom.output import write_dicom
 from datasets.readers.dicom.slices import Modality
 from datasets.readers.pictures import DataError
 from recon.commands.errors import printable
 from recon.commands.reconstruct.options import given, option
-from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
 from recon.commands.reconstruct.tasks.measured_picture import measured_figure
 from recon.commands.reconstruct.tasks.pictures import picture_files
 from recon.commands.reconstruct.tasks.references import read_reference
-from recon.commands.reconstruct.tasks.task import Job, Task, check_names, check_overwritten, named
-from recon.files import check_finite, write_files
-from recon.lower_level import Regularizer, SaddleModel
+from recon.commands.reconstruct.tasks.task import Job, Task, named, note
+from recon.files import Content
 from recon.plotting import Panel, figure_bytes
-from recon.reconstruction.problem import Problem
+from recon.reconstruction import Problem
+from recon.reconstruction.boundary import middle
 
 
 class Measured(Task):
     """Data with an operator: slices in a unit, beside those of a plain method."""
 
+    written = (".npy", ".tif", "_comparison.png")
     psnr_convention = (
         "PSNR and SSIM with data range = maximum of the reference, over all its pixels, values not clipped"
     )
@@ -75,10 +74,6 @@ class Measured(Task):
         """What ``NAME.npy`` holds."""
         return image.numpy()
 
-    def stored(self, image: Tensor) -> Tensor:
-        """What DICOM slices hold."""
-        return image
-
     # --- what all of them do -----------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -90,7 +85,6 @@ class Measured(Task):
 
     def jobs(self) -> list[Job]:
         paths = [file for path in self.args.data for file in self._expanded(Path(path))]
-        check_names(paths)
         for path in paths:
             simulated = self.simulates(path)
             for name in self.of_measurements if simulated else self.of_simulations:
@@ -102,16 +96,11 @@ class Measured(Task):
         reference = None if self.args.reference is None else Path(self.args.reference)
         if reference is not None and len(paths) != 1:
             raise ValueError("--reference is one file for one file of --data")
-        inputs = paths if reference is None else [*paths, reference]
-        check_overwritten([file for path in paths for file in self._files(path.stem)], inputs, self.output)
-        return [Job(number, path, reference) for number, path in enumerate(paths)]
+        return self.jobs_of(paths, [reference] * len(paths))
 
     def _expanded(self, path: Path) -> list[Path]:
         """A file, or the pictures in a folder."""
         return picture_files(path, self.modality) if path.is_dir() else [path]
-
-    def trained(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> Trained:
-        return Trained.of(model, metadata, self.args.model)
 
     def default_mu(self, problem: Problem) -> float:
         return self.relative_mu * problem.operator.norm_bound**2
@@ -134,50 +123,32 @@ class Measured(Task):
         data_range = float(reference.max())
         if not data_range > 0:
             raise ValueError("no value of the reference is positive, so there is no data range for a PSNR")
-        top, left = ((n - r) // 2 for n, r in zip(image.shape, reference.shape, strict=True))
-        part = image[top : top + reference.shape[0], left : left + reference.shape[1]]
-        return Quality.of(part, reference, data_range)
+        return Quality.of(middle(image, reference.shape), reference, data_range)
 
-    def _files(self, name: str) -> tuple[Path, Path, Path, Path]:
-        """Numbers, the same as TIFF, the picture beside the plain method, and the slice where the input was DICOM."""
-        folder = self.output
-        return (
-            folder / f"{name}.npy",
-            folder / f"{name}.tif",
-            folder / f"{name}_comparison.png",
-            folder / f"{name}.dcm",
-        )
+    def contents(self, problem: Problem, result: Result, image: Tensor, x: Tensor | None) -> dict[str, Content]:
+        """NumPy files hold all digits, TIFF the (H, W) image as float32."""
+        return {
+            ".npy": self.numbers(problem, image, x),
+            ".tif": image.numpy(),
+            "_comparison.png": self._picture(problem, result, image),
+        }
 
-    def write(self, problem: Problem, result: Result, image: Tensor, x: Tensor | None) -> list[Path]:
-        """Write the files of a result; all but DICOM, which follows alone, or none.
-
-        NumPy files hold all digits, TIFF the (H, W) image as float32.
-        """
-        npy, tif, png, dcm = self._files(problem.name)
-        values = self.numbers(problem, image, x)
-        check_finite(vars(result), str(npy))
-        check_finite(values, str(npy))
-        write_files({npy: values, tif: image.numpy(), png: self._picture(problem, result, image)})
-        if problem.dicom is None:
-            return [npy, tif, png]
-        description = f"recon {self._title(self.method)} of simulated data"
-        write_dicom(dcm, self.stored(image), problem.dicom.source, description, problem.dicom.pixel_size)
-        return [npy, tif, png, dcm]
+    def description(self) -> str:
+        return f"recon {self._title(self.method)} of simulated data"
 
     def _title(self, method: str) -> str:
         return {"tv": "TV", "model": "learned", self.plain: self.plain_title}[method]
 
     def _picture(self, problem: Problem, result: Result, image: Tensor) -> bytes:
         title = self._title(self.method) + (", x ≥ 0" if self.args.nonnegative else "")
-        panels = [Panel(title, image, _note(result.psnr, result.ssim))]
+        panels = [Panel(title, image, note(*result.quality))]
         if self.method != self.plain:
-            note = _note(result.baseline_psnr, result.baseline_ssim)
-            panels.insert(0, Panel(self.plain_title, problem.baseline, note))
+            panels.insert(0, Panel(self.plain_title, problem.baseline, note(*result.before)))
         if problem.reference is not None:
             panels.append(Panel("reference", problem.reference))
         shown = image if problem.reference is None else problem.reference
         top = float(torch.quantile(shown.flatten()[:: max(1, shown.numel() // 10**6)], 0.998))
-        return figure_bytes(measured_figure(panels, (0.0, top if top > 0 else 1.0), problem.unit))
+        return figure_bytes(measured_figure(panels, (0.0, top if top > 0 else 1.0), problem.origin.unit))
 
     def table(self, results: Sequence[Result]) -> Table:
         """Every slice: how well its data are fitted, what is certified, what it took; and the plain method if known."""
@@ -187,27 +158,22 @@ class Measured(Task):
         for column in ("method", "weight", "resid.", "error ≤", "evals", "s", "PSNR", "status"):
             table.add_column(column, justify="right", no_wrap=column != "status")
         for r in results:
-            ratio = None if r.residual is None or not r.noise else r.residual / r.noise
-            error = "–" if r.error_relative is None else f"{100 * r.error_relative:.2g} %"
-            if r.baseline_psnr is not None:
-                plain = (self.plain, "–", "–", "–", "0", "–", f"{r.baseline_psnr:.2f}", "direct")
-                table.add_row(escape(printable(r.name)), *plain)
-            decibels = "–" if r.psnr is None else f"{r.psnr:.2f}"
-            cells = (self.method, _short(r.weight), _short(ratio), error, evaluations(r), f"{r.seconds:.1f}", decibels)
-            table.add_row(escape(printable(r.name)), *cells, graded(r))
+            name, noise, residual = escape(printable(r.subject.name)), r.subject.noise, r.work.residual
+            ratio = None if residual is None or not noise else residual / noise
+            relative, psnr = r.certified.error_relative, r.quality.psnr
+            error = "–" if relative is None else f"{100 * relative:.2g} %"
+            if r.before.psnr is not None:
+                table.add_row(name, self.plain, "–", "–", "–", "0", "–", f"{r.before.psnr:.2f}", "direct")
+            weight, decibels = _short(r.prior.weight), "–" if psnr is None else f"{psnr:.2f}"
+            cells = (self.method, weight, _short(ratio), error, evaluations(r), f"{r.seconds:.1f}", decibels)
+            table.add_row(name, *cells, graded(r))
         return table
 
     def goal(self) -> str:
         return "reconstructions did not reach their accuracy"
 
     def notes(self, results: Sequence[Result]) -> list[str]:
-        return [f"simulated data: {text}" for text in dict.fromkeys(r.simulated for r in results) if text]
-
-
-def _note(decibels: float | None, similarity: float | None) -> str:
-    if decibels is None:
-        return ""
-    return f"{decibels:.2f} dB" + ("" if similarity is None else f", SSIM {similarity:.3f}")
+        return [f"simulated data: {text}" for text in dict.fromkeys(r.subject.simulated for r in results) if text]
 
 
 def _short(value: float | None) -> str:

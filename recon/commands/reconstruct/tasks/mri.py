@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datasets.kspace.ismrmrd import holds_ismrmrd
 from datasets.modules.kspace import KSpaceDataModule
+from datasets.modules.mri import Sampling
 from datasets.noise import gaussian_noise
 from datasets.readers.hdf5 import open_hdf5
 from datasets.scans.counts import HDF5_SUFFIXES
@@ -21,9 +22,9 @@ from recon.commands.reconstruct.options import AT_LEAST_ONE, NOT_NEGATIVE, Range
 from recon.commands.reconstruct.tasks.measured import Measured
 from recon.commands.reconstruct.tasks.pictures import holds_complex, is_picture, read_picture
 from recon.commands.reconstruct.tasks.task import Job
-from recon.operators import CartesianMRI, channels_to_complex, root_sum_of_squares, simulated_sensitivities, zero_filled
-from recon.operators.mri.sampling import PATTERNS, Pattern
-from recon.reconstruction.problem import DicomTarget, Problem
+from recon.operators import CartesianMRI, channels_to_complex, root_sum_of_squares, zero_filled
+from recon.operators.mri.sampling import Pattern
+from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 
 #: masks of simulations, by their names on the command line
 MASKS: dict[str, Pattern] = {
@@ -33,6 +34,7 @@ MASKS: dict[str, Pattern] = {
     "poisson": "poisson_disc",
 }
 ACCELERATION = 4.0
+UNIT = "scale of the file"
 
 
 class MRI(Measured):
@@ -86,19 +88,7 @@ class MRI(Measured):
         return is_picture(path)
 
     def build(self, job: Job, reference: Tensor | None) -> Problem:
-        args = self.args
-        options = MRIOptions(
-            index=args.index,
-            noise=args.noise,
-            noise_scan=args.noise_scan,
-            size=args.size,
-            mask=args.mask or "random",
-            acceleration=args.acceleration or ACCELERATION,
-            coils=args.coils or 1,
-            seed=args.seed or 0,
-            number=job.number,
-        )
-        return mri_problem(job.data, options, self.dtype, args.device, reference)
+        return self._simulated(job) if is_picture(job.data) else self._measured(job.data, reference)
 
     def numbers(self, problem: Problem, image: Tensor, x: Tensor | None) -> np.ndarray:
         """The complex image; the magnitudes of the plain method."""
@@ -106,76 +96,88 @@ class MRI(Measured):
             return image.numpy()
         return problem.scale * channels_to_complex(x[0].detach().cpu().double()).numpy()
 
-
-@dataclass(frozen=True)
-class MRIOptions:
-    """What is asked for on the command line, the noise on the scale of the file; from ``size`` on, for simulations.
-
-    ``seed`` and ``number`` fix mask and noise.
-    """
-
-    index: int = 0
-    noise: float | None = None
-    noise_scan: str | None = None
-    size: int | None = None
-    mask: str = "random"
-    acceleration: float = ACCELERATION
-    coils: int = 1
-    seed: int = 0
-    number: int = 0
-
-
-def mri_problem(path: Path, options: MRIOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
-    """The problem of a k-space file, or of a picture whose k-space is simulated.
-
-    Raises
-    ------
-    DataError
-        (a ValueError) the file cannot be used, or the centre of its k-space is not sampled.
-    ValueError
-        a value is out of range, or a simulation lacks its noise.
-    """
-    if is_picture(path):
-        return _simulated(path, options, dtype, device)
-    return _measured(path, options, dtype, device, reference)
-
-
-def _measured(path: Path, options: MRIOptions, dtype: torch.dtype, device: str, reference: Tensor | None) -> Problem:
-    module = KSpaceDataModule(
-        str(path),
-        options.index,
-        dtype="float32" if dtype == torch.float32 else "float64",
-        noise_scan=options.noise_scan,
-        noise=options.noise,
-    )
-    y, operator, scale = module.measurement()[None], module.operator, module.scale
-    pixel_size = module.file.pixel_size
-    reference = module.file.target if reference is None else reference
-    maps = "ESPIRiT, estimated from the centre of k-space" if y.shape[1] > 1 else "one coil, 1"
-    operator, y = operator.to(device), y.to(device)
-    return Problem(
-        name=path.stem if options.index == 0 else f"{path.stem}_{options.index}",
-        data=path,
-        task="mri",
-        y=y,
-        operator=operator,
-        start=operator.adjoint(y),
-        baseline=scale * root_sum_of_squares(zero_filled(y))[0, 0].cpu().double(),
-        method="zero_filled",
-        scale=scale,
-        unit="scale of the file",
-        noise=module.noise / scale,
-        noise_rule="given" if module.covariance is None else module.covariance.rule,
-        measured=2 * y.shape[1] * int(operator.mask.sum()),
-        reference=reference,
-        details={
-            "sampling": _sampling(operator, y.shape[1], maps),
+    def _measured(self, path: Path, reference: Tensor | None) -> Problem:
+        args = self.args
+        module = KSpaceDataModule(str(path), args.index, dtype=args.dtype, noise_scan=args.noise_scan, noise=args.noise)
+        y, covariance, pixel_size = module.measurement()[None], module.covariance, module.file.pixel_size
+        details = {
             "pixel_size_mm": None if pixel_size is None else list(pixel_size),
-            "noise_of_coils": None if module.covariance is None else module.covariance.deviations.tolist(),
+            "noise_of_coils": None if covariance is None else covariance.deviations.tolist(),
             "coils_whitened": module.whitened,
-        },
-        warnings=(*module.file.warnings, *_uncertain(module)),
-    )
+        }
+        said = (*module.file.warnings, *_uncertain(module))
+        origin = replace(Origin.of_slice(path, args.index, UNIT), details=details, warnings=said)
+        return self._problem(
+            origin,
+            y,
+            module.operator,
+            module.scale,
+            (module.noise / module.scale, "given" if covariance is None else covariance.rule),
+            module.file.target if reference is None else reference,
+            "ESPIRiT, estimated from the centre of k-space",
+        )
+
+    def _simulated(self, job: Job) -> Problem:
+        """k-space of a picture as a real image of phase 0; noise in the samples only, see ``KSpaceDataset``."""
+        args, path = self.args, job.data
+        picture = read_picture(path, "mri", args.size)
+        scale, pixel_size = picture.scale, picture.pixel_size
+        if args.noise is None:
+            raise ValueError(
+                f"{path}: is a picture, whose k-space is simulated; give its --noise on the scale of the file, e.g. "
+                f"{0.01 * scale:.2g}, 1 % of the largest value"
+            )
+        shape = (picture.x.shape[0], picture.x.shape[1])
+        seed, coils, mask_name = args.seed or 0, args.coils or 1, args.mask or "random"
+        operator = Sampling(MASKS[mask_name], args.acceleration or ACCELERATION, coils=coils).operator(shape, seed)
+        exact = operator(torch.stack([picture.x, torch.zeros_like(picture.x)])[None])
+        level = args.noise / scale
+        noise = gaussian_noise(exact.shape[1:], level, seed, job.number, exact.dtype)
+        y = (exact + noise.masked_fill(~operator.mask, 0.0)).to(self.dtype)
+        origin = Origin(
+            path,
+            path.stem,
+            UNIT,
+            simulated=(
+                f"k-space of the picture on the same pixels, mask {mask_name}, noise of standard deviation "
+                f"{args.noise:g} in real and imaginary parts, seed {seed}"
+            ),
+            details={"pixel_size_mm": None if pixel_size is None else list(pixel_size)},
+            dicom=DicomTarget(path, pixel_size) if picture.dicom and pixel_size else None,
+        )
+        maps = "those of the simulation"
+        return self._problem(origin, y, operator, scale, (level, "given"), scale * picture.x, maps)
+
+    def _problem(
+        self,
+        origin: Origin,
+        y: Tensor,
+        operator: CartesianMRI,
+        scale: float,
+        noise: tuple[float, str],
+        reference: Tensor | None,
+        sensitivities: str,
+    ) -> Problem:
+        """The problem of k-space (1, coils, 2, H, W) with what the report says of its sampling."""
+        coils = y.shape[1]
+        sampling = {
+            "shape": list(operator.mask.shape),
+            "coils": coils,
+            "acceleration": operator.acceleration,
+            "sensitivities": sensitivities if coils > 1 else "one coil, 1",
+        }
+        measured = 2 * coils * int(operator.mask.sum())
+        operator, y = operator.to(self.args.device), y.to(self.args.device)
+        return Problem(
+            origin=replace(origin, details={"sampling": sampling, **origin.details}),
+            noise=NoiseLevel(*noise, measured),
+            y=y,
+            operator=operator,
+            start=operator.adjoint(y),
+            baseline=scale * root_sum_of_squares(zero_filled(y))[0, 0].cpu().double(),
+            scale=scale,
+            reference=reference,
+        )
 
 
 def _uncertain(module: KSpaceDataModule) -> tuple[str, ...]:
@@ -185,57 +187,3 @@ def _uncertain(module: KSpaceDataModule) -> tuple[str, ...]:
         f"{module.path}: the noise ({module.noise:.3g}, {module.covariance.rule}) may be overestimated, as what was "
         "sampled shows no part without signal; give --noise-scan, or --noise",
     )
-
-
-def _simulated(path: Path, options: MRIOptions, dtype: torch.dtype, device: str) -> Problem:
-    """k-space of a picture as a real image of phase 0; noise in the samples only, see ``KSpaceDataset``."""
-    picture = read_picture(path, "mri", options.size)
-    scale = picture.scale
-    if options.noise is None:
-        raise ValueError(
-            f"{path}: is a picture, whose k-space is simulated; give its --noise on the scale of the file, e.g. "
-            f"{0.01 * scale:.2g}, 1 % of the largest value"
-        )
-    shape = (picture.x.shape[0], picture.x.shape[1])
-    mask = PATTERNS[MASKS[options.mask]](shape, options.acceleration, None, options.seed)
-    operator = CartesianMRI(mask, simulated_sensitivities(options.coils, shape) if options.coils > 1 else None)
-    exact = operator(torch.stack([picture.x, torch.zeros_like(picture.x)])[None])
-    level = options.noise / scale
-    noise = gaussian_noise(exact.shape[1:], level, options.seed, options.number, exact.dtype)
-    y = (exact + noise.masked_fill(~mask, 0.0)).to(device, dtype)
-    operator = operator.to(device)
-    maps = "those of the simulation" if options.coils > 1 else "one coil, 1"
-    return Problem(
-        name=path.stem,
-        data=path,
-        task="mri",
-        y=y,
-        operator=operator,
-        start=operator.adjoint(y),
-        baseline=scale * root_sum_of_squares(zero_filled(y))[0, 0].cpu().double(),
-        method="zero_filled",
-        scale=scale,
-        unit="scale of the file",
-        noise=level,
-        noise_rule="given",
-        measured=2 * options.coils * int(mask.sum()),
-        reference=scale * picture.x,
-        details={
-            "sampling": _sampling(operator, options.coils, maps),
-            "pixel_size_mm": None if picture.pixel_size is None else list(picture.pixel_size),
-        },
-        simulated=(
-            f"k-space of the picture on the same pixels, mask {options.mask}, noise of standard deviation "
-            f"{options.noise:g} in real and imaginary parts, seed {options.seed}"
-        ),
-        dicom=DicomTarget(path, picture.pixel_size) if picture.dicom and picture.pixel_size else None,
-    )
-
-
-def _sampling(operator: CartesianMRI, coils: int, sensitivities: str) -> dict[str, object]:
-    return {
-        "shape": list(operator.mask.shape),
-        "coils": coils,
-        "acceleration": operator.acceleration,
-        "sensitivities": sensitivities,
-    }

@@ -21,13 +21,23 @@ from datasets.sources.images import resize
 
 @dataclass(frozen=True)
 class Picture:
-    """A gray picture; ``scale * x`` is in the unit of the result."""
+    """A gray picture; ``scale * x`` is in the unit of the result.
+
+    Parameters
+    ----------
+    x : Tensor
+        (H, W) float64, on the scale that models are trained on.
+    scale : float
+        See above.
+    pixel_size : tuple of float, optional
+        Between rows and between columns in mm; None if the file does not tell.
+    dicom : bool
+        Whether the file is DICOM.
+    """
 
     x: Tensor
-    """(H, W) float64, on the scale that models are trained on."""
     scale: float
     pixel_size: tuple[float, float] | None
-    """Between rows and between columns in mm; None if the file does not tell."""
     dicom: bool
 
 
@@ -65,6 +75,25 @@ def holds_complex(path: Path) -> bool:
         return False  # whose reader says what is wrong with the file
 
 
+def read_values(
+    path: Path, modality: Modality | None = None, gray: bool = True
+) -> tuple[Tensor, tuple[float, float] | None]:
+    """Values (channels, H, W) of a slice or picture as its reader gives them, and distances of pixels in mm if known.
+
+    Raises
+    ------
+    DataError
+        the file cannot be used, or is of another modality.
+    """
+    if holds_dicom(path):
+        part = read_dicom(path, modality)
+        return part.image[None], part.pixel_size
+    if is_nifti(path):
+        found = read_nifti(path)
+        return found.image[None], found.pixel_size
+    return read_image(path, gray), None
+
+
 def read_picture(path: Path, task: str, size: int | None) -> Picture:
     """A picture to simulate measurements of; with ``size``, its central square reduced to so many pixels a side.
 
@@ -77,19 +106,11 @@ def read_picture(path: Path, task: str, size: int | None) -> Picture:
         the file cannot be used, or is of another modality; ``size`` exceeds it; (MRI) a negative value, or none that is
         positive.
     """
+    if is_nifti(path) and task == "ct":
+        raise DataError(f"{path}: nothing says which attenuation the values of NIfTI are; give DICOM, or a picture")
     dicom = holds_dicom(path)
-    spacing: tuple[float, float] | None = None
-    if dicom:
-        part = read_dicom(path, "CT" if task == "ct" else "MR")
-        image, spacing = part.image, part.pixel_size
-        x = (hu_to_attenuation(image) / MU_UNIT).clamp_min(0) if task == "ct" else image
-    elif is_nifti(path):
-        if task == "ct":
-            raise DataError(f"{path}: nothing says which attenuation the values of NIfTI are; give DICOM, or a picture")
-        found = read_nifti(path)
-        x, spacing = found.image, found.pixel_size
-    else:
-        x = read_image(path)[0]
+    values, spacing = read_values(path, "CT" if task == "ct" else "MR")
+    x = (hu_to_attenuation(values[0]) / MU_UNIT).clamp_min(0) if dicom and task == "ct" else values[0]
     if size is not None:
         if spacing is not None:
             spacing = (spacing[0] * min(x.shape) / size, spacing[1] * min(x.shape) / size)

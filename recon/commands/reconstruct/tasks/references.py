@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from datasets.physics import hu_to_attenuation
-from datasets.readers.dicom.slices import holds_dicom, read_dicom
+from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.limits import load_array
 from datasets.readers.mat_format import check_mat
-from datasets.readers.nifti import is_nifti, read_nifti
 from datasets.readers.pictures import DataError, read_image
+from recon.commands.reconstruct.tasks.pictures import read_values
 
 #: side of the organisers' pixels in mm: the detector's, divided by the magnification
 HTC_PIXEL = 0.2 * 410.66 / 553.74
@@ -34,14 +34,13 @@ def read_reference(path: Path, task: str) -> Tensor:
     """
     if task == "ct" and path.suffix.lower() == ".mat":
         return _htc(path)
-    if path.is_file() and holds_dicom(path):
-        values = read_dicom(path).image
-        return hu_to_attenuation(values).clamp_min(0) if task == "ct" else values
     if path.suffix.lower() == ".npy" and path.is_file():
         array = load_array(path)
         if np.iscomplexobj(array) and np.isfinite(array).all() and array.ndim == 2:
             return torch.from_numpy(np.abs(array).astype(np.float64))
-    return read_nifti(path).image if is_nifti(path) else read_image(path)[0]
+    # folders of slices are none
+    values = (read_image(path) if path.is_dir() else read_values(path)[0])[0]
+    return hu_to_attenuation(values).clamp_min(0) if task == "ct" and path.is_file() and holds_dicom(path) else values
 
 
 def _htc(path: Path) -> Tensor:

@@ -8,22 +8,25 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from datasets.modules.arguments import torch_dtype
+from datasets.readers.dicom.output import write_dicom
 from datasets.readers.pictures import DataError
-from recon.commands.reconstruct.networks import Network
+from recon.commands.reconstruct.networks import TrainedNetwork
 from recon.commands.reconstruct.options import Range
-from recon.commands.reconstruct.regularized import DTYPES, Trained, certificate
+from recon.commands.reconstruct.regularized import Trained, certificate
 from recon.commands.reconstruct.report import Quality, Result
+from recon.files import Content, check_finite, write_files
 from recon.lower_level import Regularizer, SaddleModel
-from recon.reconstruction.problem import Problem
+from recon.reconstruction import Problem
 
 #: what reconstructs; None is total variation
-Model = Trained | Network | None
+Loaded = Trained | TrainedNetwork | None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Task(ABC):
     options: ClassVar[tuple[str, ...]] = ()
     implied_by: ClassVar[tuple[str, ...]] = ()
     ranges: ClassVar[Mapping[str, Range]] = {}
+    #: what follows the name of a result in the names of its files
+    written: ClassVar[tuple[str, ...]]
     #: ||x - x^|| of the whole image that is certified by default; None: relative to the norm of the first guess
     accuracy: ClassVar[float | None] = None
     #: how PSNR and SSIM are meant, for the report; what to try where an accuracy was not reached
@@ -82,7 +87,7 @@ class Task(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """What is computed with."""
-        return DTYPES[self.args.dtype]
+        return torch_dtype(self.args.dtype)
 
     @abstractmethod
     def check(self) -> None:
@@ -106,8 +111,28 @@ class Task(ABC):
             A file is missing.
         """
 
-    @abstractmethod
-    def trained(self, model: Regularizer | SaddleModel, metadata: dict[str, Any]) -> Trained:
+    def jobs_of(self, files: Sequence[Path], references: Sequence[Path | None]) -> list[Job]:
+        """The files, each with its reference.
+
+        Raises
+        ------
+        ValueError
+            Two results would have one name, or one would replace an input.
+        """
+        seen: dict[str, Path] = {}
+        for file in files:
+            if file.stem in seen:
+                raise DataError(f"{seen[file.stem]} and {file} have the same name, and so would their reconstructions")
+            seen[file.stem] = file
+        originals = {path.resolve() for path in (*files, *references) if path}
+        for path in (path for file in files for path in self.paths(file.stem)):
+            if path.resolve() in originals:
+                raise ValueError(
+                    f"{path}: is an input and would be overwritten; choose another --output than {self.output}"
+                )
+        return [Job(number, *pair) for number, pair in enumerate(zip(files, references, strict=True))]
+
+    def trained(self, model: Regularizer | SaddleModel, metadata: Mapping[str, object]) -> Trained:
         """A model with what its file says of its training.
 
         Raises
@@ -115,12 +140,13 @@ class Task(ABC):
         ValueError
             The model was trained for something else, or certifies nothing.
         """
+        return Trained.of(model, metadata, self.args.model)
 
     def default_mu(self, problem: Problem) -> float | None:
         """The weight mu where neither an option nor a model says what it is."""
         return None
 
-    def certificate(self, model: Model) -> str:
+    def certificate(self, model: Loaded) -> str:
         """What is certified of results with the model, as reports say it."""
         return certificate(model, self.args.plain)
 
@@ -154,8 +180,26 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def contents(self, problem: Problem, result: Result, image: Tensor, x: Tensor | None) -> dict[str, Content]:
+        """What the files of a result hold, by what follows its name, in the order of ``written``.
+
+        ``x`` is what ``image`` was made of, if it was.
+        """
+
+    def stored(self, image: Tensor) -> Tensor:
+        """What DICOM slices hold."""
+        return image
+
+    @abstractmethod
+    def description(self) -> str:
+        """What DICOM slices say that they are."""
+
+    def paths(self, name: str) -> list[Path]:
+        """All files that a result may have: those of ``written``, and the slice where the input was DICOM."""
+        return [self.output / f"{name}{suffix}" for suffix in (*self.written, ".dcm")]
+
     def write(self, problem: Problem, result: Result, image: Tensor, x: Tensor | None) -> list[Path]:
-        """Write a result into ``output``; returns the files. ``x`` is what ``image`` was made of, if it was.
+        """Write a result into ``output``: all files but DICOM, which follows alone, or none; returns them.
 
         Raises
         ------
@@ -164,6 +208,17 @@ class Task(ABC):
         NotFiniteError
             (a ValueError) The image or the entry of the report hold NaN or infinite values.
         """
+        *files, dicom = self.paths(problem.origin.name)
+        numbers = str(files[self.written.index(".npy")])
+        check_finite(image.numpy(), numbers)
+        check_finite(result.entry(), numbers)
+        contents = self.contents(problem, result, image, x)
+        write_files({path: contents[suffix] for path, suffix in zip(files, self.written, strict=True)})
+        target = problem.origin.dicom
+        if target is None:
+            return files
+        write_dicom(dicom, self.stored(image), target.source, self.description(), target.pixel_size)
+        return [*files, dicom]
 
     @abstractmethod
     def table(self, results: Sequence[Result]) -> Table:
@@ -189,39 +244,8 @@ def named(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_overwritten(files: Sequence[Path], inputs: Sequence[Path], output: Path) -> None:
-    """Refuse a folder where a result would replace an input.
-
-    Parameters
-    ----------
-    files : Sequence[Path]
-        What will be written.
-    inputs : Sequence[Path]
-        What is read.
-    output : Path
-        The folder, for the message.
-
-    Raises
-    ------
-    ValueError
-        One is the other.
-    """
-    originals = {path.resolve() for path in inputs}
-    for path in files:
-        if path.resolve() in originals:
-            raise ValueError(f"{path}: is an input and would be overwritten; choose another --output than {output}")
-
-
-def check_names(paths: Sequence[Path]) -> None:
-    """Refuse files whose results would have one name.
-
-    Raises
-    ------
-    DataError
-        (a ValueError) Two have.
-    """
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in seen:
-            raise DataError(f"{seen[path.stem]} and {path} have the same name, and so would their reconstructions")
-        seen[path.stem] = path
+def note(decibels: float | None, similarity: float | None = None) -> str:
+    """PSNR and SSIM as pictures say them; nothing where they are not known."""
+    if decibels is None:
+        return ""
+    return f"{decibels:.2f} dB" + ("" if similarity is None else f", SSIM {similarity:.3f}")
