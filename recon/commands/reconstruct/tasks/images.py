@@ -7,6 +7,7 @@ is written is an x with ||x - x^|| <= accuracy, the Euclidean norm over the whol
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,15 +24,17 @@ from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
 from datasets.readers.pictures import SUFFIXES
 from recon.commands.errors import printable
+from recon.commands.reconstruct.options import SMOOTHED_TV, TV
 from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
 from recon.commands.reconstruct.tasks.pictures import picture_files, read_values
-from recon.commands.reconstruct.tasks.task import Job, Task, named, note
+from recon.commands.reconstruct.tasks.task import Job, Loaded, Task, named, note
 from recon.files import Content
 from recon.lower_level import Energy, Regularizer, SaddleModel
 from recon.plotting import Panel, busiest_square, comparison_figure, figure_bytes
 from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import image_noise
+from recon.reconstruction.total_variation import EXACT_CERTIFICATE
 from recon.reconstruction.variational import Weighted
 
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
@@ -45,14 +48,26 @@ class Images(Task):
 
     name = "denoising"
     files = f"images or folders of them ({', '.join(SUFFIXES)}, DICOM)"
+    options = ("anisotropic",)
     accuracy = 1e-2
     written = (".png", ".npy", "_comparison.png")
     psnr_convention = "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped"
     remedies = "--dtype float64, a larger --accuracy or a larger --max-evaluations"
 
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument_group("images").add_argument(
+            "--anisotropic",
+            action="store_true",
+            help="TV of sums of absolute differences, along rows and columns (default: isotropic)",
+        )
+
     @classmethod
     def holds(cls, path: Path) -> bool:
         return True
+
+    def certificate(self, model: Loaded) -> str:
+        return EXACT_CERTIFICATE if self.args.method == TV else super().certificate(model)
 
     def check(self) -> None:
         args = self.args
@@ -60,8 +75,14 @@ class Images(Task):
             raise ValueError(
                 "images are denoised with a trained regularizer, or TV; give either --model or --method tv"
             )
-        if args.method not in (None, "tv"):
-            raise ValueError(f"--method {args.method} does not go with --task denoising; valid is tv")
+        if args.method not in (None, TV, SMOOTHED_TV):
+            raise ValueError(
+                f"--method {args.method} does not go with --task denoising; valid are {TV} and {SMOOTHED_TV}"
+            )
+        if args.smoothing is not None and args.method == TV:
+            raise ValueError(f"--method {TV} smooths nothing for images; --smoothing belongs to --method {SMOOTHED_TV}")
+        if args.anisotropic and args.method != TV:
+            raise ValueError(f"--anisotropic belongs to --method {TV}")
         if args.index:
             raise ValueError(f"--index is {args.index}, but an image file holds one image, 0")
         if args.choose == "sweep" and args.reference is None:
