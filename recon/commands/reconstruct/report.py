@@ -105,8 +105,8 @@ class Prior:
 class Certified:
     """What is certified of the image, beside what was asked for.
 
-    ``error`` is the distance to ``minimizer``; ``error_unsmoothed`` that to the minimizer with the total variation not
-    smoothed, where the one that was computed is.
+    ``error`` is the distance to ``minimizer``; ``error_unsmoothed`` that to the minimizer of total variation that is not
+    smoothed.
     """
 
     minimizer: str | None = None
@@ -180,10 +180,9 @@ class Result:
                 error_rounding=scale * float(solution.rounding[0]),
                 grade=Grade(int(solution.grade[0])).word,
             )
-            if isinstance(regularizer, TotalVariation) and modulus:
-                slack = choice.weight * float(regularizer.slack(solution.x)[0]) / modulus
-                half = error / 2
-                certified = replace(certified, error_unsmoothed=half + math.sqrt(half**2 + scale**2 * slack))
+            if isinstance(regularizer, (PlainTotalVariation, TotalVariation)) and modulus:
+                slack = scale**2 * choice.weight * _slack(regularizer, solution.x) / modulus
+                certified = replace(certified, error_unsmoothed=error / 2 + math.sqrt(error**2 / 4 + slack))
         return replace(self, work=work, prior=prior, certified=certified)
 
 
@@ -192,6 +191,11 @@ def _smoothing(regularizer: nn.Module, scale: float) -> float | None:
     if isinstance(regularizer, PlainTotalVariation):
         return 0.0
     return float(regularizer.log_smoothing.exp()) * scale if isinstance(regularizer, TotalVariation) else None
+
+
+def _slack(regularizer: PlainTotalVariation | TotalVariation, x: Tensor) -> float:
+    """How much less smoothed total variation can be at x; 0 where nothing is smoothed."""
+    return 0.0 if isinstance(regularizer, PlainTotalVariation) else float(regularizer.slack(x)[0])
 
 
 def _minimizer(regularizer: nn.Module) -> str:

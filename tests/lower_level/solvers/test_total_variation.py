@@ -1,91 +1,23 @@
-"""Total variation without smoothing: minimizers, and certificates that are true."""
+"""Total variation without smoothing: the minimizers are right, for everything that can be asked for."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import lsq_linear
-from torch import Tensor
 
 from recon.lower_level import Grade, Snapshot, Status, TotalVariationProblem, TotalVariationSolver
 from recon.lower_level.solvers.total_variation import iteration as iterations
-from recon.lower_level.solvers.total_variation.certificate import Certificate
-from recon.lower_level.solvers.total_variation.iteration import Sums
 from recon.native import library
 from recon.operators import FiniteDifferences
+from tests.lower_level.solvers.exact_tv import dense, noise, objective, reference
 
 SOLVER = TotalVariationSolver(20_000)
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What computes the steps: the kernel, where it was built, and torch."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = library(Path(iterations.__file__).parent, iterations.LIBRARY, iterations.VERSION)
-    if request.param == "compiled" and found is None:
-        pytest.skip("no kernel was built")
-    monkeypatch.setenv("RECON_KERNELS", "off" if request.param == "torch" else "best")
-    return request.param
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def dense(height: int, width: int) -> np.ndarray:
-    """D of one channel as a matrix, columns of both directions one below the other."""
-    operator = FiniteDifferences((1, height, width))
-    units = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
-    return operator(units).flatten(1).T.numpy()
-
-
-def reference(problem: TotalVariationProblem, index: int, steps: int = 4000) -> tuple[np.ndarray, float]:
-    """The minimizer in the norm of W by projected gradients on the dual, channel by channel, and a bound of its error.
-
-    Plain FISTA with dense matrices, and the gap from its definition: nothing is shared with what is tested.
-    """
-    parts, square = [], 0.0
-    alpha = float(torch.as_tensor(problem.alpha, dtype=torch.float64).expand(len(problem.y))[index])
-    whole = torch.ones_like(problem.y) if problem.weights is None else problem.weights.expand(problem.y.shape)
-    for y, w in zip(problem.y[index].double().numpy(), whole[index].double().numpy(), strict=True):
-        matrix, y, w = dense(*y.shape), y.ravel(), w.ravel()
-        lipschitz = 8 * alpha / w.min()
-        p = np.zeros(len(matrix))
-        q, t = p, 1.0
-
-        def primal(p: np.ndarray, y: np.ndarray = y, w: np.ndarray = w, matrix: np.ndarray = matrix) -> np.ndarray:
-            return np.clip(y - alpha * (matrix.T @ p) / w, problem.low, problem.high)
-
-        for _ in range(steps):
-            new = project(q + matrix @ primal(q) / lipschitz, problem.isotropic)
-            t, before = (1 + math.sqrt(1 + 4 * t * t)) / 2, t
-            p, q = new, new + (before - 1) / t * (new - p)
-        x = primal(p)
-        square += 2 * alpha * (variation(matrix @ x, problem.isotropic) - (matrix @ x) @ p)
-        parts.append(x)
-    shape = problem.y[index].shape
-    return np.stack(parts).reshape(shape), math.sqrt(max(square, 0.0) + 1e-24)
-
-
-def project(p: np.ndarray, isotropic: bool) -> np.ndarray:
-    if not isotropic:
-        return np.clip(p, -1, 1)
-    pairs = p.reshape(2, -1)
-    return (pairs / np.maximum(1, np.sqrt((pairs**2).sum(0)))).ravel()
-
-
-def variation(z: np.ndarray, isotropic: bool) -> float:
-    return float(np.sqrt((z.reshape(2, -1) ** 2).sum(0)).sum() if isotropic else abs(z).sum())
 
 
 # --- minimizers that are known ---------------------------------------------------------------------------------------
@@ -143,174 +75,6 @@ def test_anisotropic_minimizers_are_those_of_bounded_least_squares(shape: tuple[
     assert float((solution.x - x).norm()) <= 1e-6
 
 
-# --- certificates ----------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 6),
-    st.integers(1, 7),
-    st.integers(1, 2),
-    st.floats(0.01, 3.0),
-    st.booleans(),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([torch.float32, torch.float64]),
-    st.sampled_from([3, 30, 300]),
-    st.integers(0, 1000),
-)
-def test_no_certificate_is_smaller_than_the_error(
-    height: int,
-    width: int,
-    channels: int,
-    alpha: float,
-    isotropic: bool,
-    weighted: bool,
-    nonnegative: bool,
-    dtype: torch.dtype,
-    steps: int,
-    seed: int,
-) -> None:
-    y = noise(1, channels, height, width, seed=seed).to(dtype)
-    weights = noise(1, channels, height, width, seed=seed + 1).abs().to(dtype) + 0.1 if weighted else None
-    low = 0.0 if nonnegative else -math.inf
-    problem = TotalVariationProblem(y, alpha, weights, isotropic, low)
-    solution = TotalVariationSolver(steps)(problem, 1e-9)
-    x, slack = reference(problem, 0)
-    w = np.ones(x.shape) if weights is None else weights[0].double().numpy()
-    away = solution.x[0].double().numpy() - x
-    assert np.sqrt((w * away**2).sum()) <= float(solution.error_weighted) + slack
-    assert np.sqrt((away**2).sum()) <= float(solution.error) + slack / math.sqrt(w.min())
-    assert (
-        float(objective(problem, solution.x)) - float(objective(problem, torch.from_numpy(x)[None]))
-        <= float(solution.gap) + 1e-12
-    )
-    assert float(solution.rounding) <= float(solution.error)
-    assert solution.x.min() >= low
-
-
-def objective(problem: TotalVariationProblem, x: Tensor) -> Tensor:
-    """F, one channel after the other."""
-    x, y = x.double(), problem.y.double()
-    w = torch.ones_like(y) if problem.weights is None else problem.weights.double()
-    total = 0.5 * (w * (x - y).square()).flatten(1).sum(1)
-    alpha = torch.as_tensor(problem.alpha, dtype=torch.float64)
-    for channel in range(x.shape[1]):
-        z = FiniteDifferences((1, *x.shape[2:]))(x[:, channel : channel + 1])
-        lengths = z.norm(dim=1) if problem.isotropic else z.abs().sum(1)
-        total = total + alpha * lengths.flatten(1).sum(1)
-    return total
-
-
-@pytest.mark.parametrize("isotropic", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_certificate_is_the_gap_less_a_quarter_of_the_distance(
-    isotropic: bool, weighted: bool, engine: str
-) -> None:
-    # early, and with bounds that hold some pixels, so that every term counts
-    y = 0.3 + noise(1, 1, 7, 9)
-    weights = torch.rand(1, 1, 7, 9, generator=torch.Generator().manual_seed(3)).double() + 0.5 if weighted else None
-    problem = TotalVariationProblem(y, 0.4, weights, isotropic, 0.0, 0.8)
-    image, scale = problem.image(0)
-    begun = iterations.iteration(image, image.y.clamp(0.0, 0.8), torch.zeros(2, 1, 7, 9, dtype=torch.float64))
-    begun.advance([iterations.Step(1 / (8 * 0.5 * image.alpha), 0.5, 0.8)] * 3)
-    x, p = begun.x[0].numpy().ravel(), begun.p.numpy().ravel()
-    middle, sums = begun.certify()
-    matrix, w = dense(7, 9), np.ones(63) if weights is None else (weights / scale).numpy().ravel()
-    data, alpha = y.numpy().ravel(), image.alpha
-    best = np.clip(data - alpha * (matrix.T @ p) / w, 0.0, 0.8)
-
-    def phi(t: np.ndarray) -> float:
-        return float(0.5 * (w * (t - data) ** 2).sum() + alpha * (matrix @ t) @ p)
-
-    slack = variation(matrix @ x, isotropic) - float((matrix @ x) @ p)
-    distance = float((w * (x - best) ** 2).sum())
-    assert sums.variation == pytest.approx(variation(matrix @ x, isotropic), rel=1e-12)
-    assert sums.slack == pytest.approx(slack, rel=1e-10)
-    assert sums.distance == pytest.approx(distance, rel=1e-10)
-    assert sums.bound == pytest.approx(phi(x) - phi(best) - 0.5 * distance, rel=1e-9)
-    assert min(slack, distance, sums.bound) > 1e-3
-    assert np.allclose(middle.numpy().ravel(), 0.5 * (x + best), atol=1e-15)
-
-
-def test_bounds_and_gaps_are_made_of_these_sums() -> None:
-    y = 0.3 + noise(1, 1, 7, 9)
-    problem = TotalVariationProblem(y, 0.4, low=0.0, high=0.8)
-    seen: list[Snapshot] = []
-    solution = TotalVariationSolver(5)(problem, 1e-9, callback=seen.append)
-    x, slack = reference(problem, 0)
-    square = float((solution.x[0] - torch.from_numpy(x)).square().sum())
-    # the certificate is no more than a few times the truth: a term that is counted twice or not at all is seen
-    assert square <= float(solution.error) ** 2 <= 12 * square
-    excess = float(objective(problem, solution.x)) - float(objective(problem, torch.from_numpy(x)[None]))
-    assert excess <= float(solution.gap) <= 12 * excess
-    assert slack < 1e-6
-    assert torch.equal(seen[-1].x, solution.x)
-    assert torch.equal(seen[-1].error, solution.error)
-
-
-def test_where_rounding_errors_decide_the_certificate_has_them() -> None:
-    # exact in integers: levels of 2^27 that move by alpha / 4; doubles have 26 bits behind the point there
-    y = torch.tensor([2.0**27] * 4 + [2.0**27 + 2.0**20] * 4, dtype=torch.float64).view(1, 1, 1, 8)
-    solution = TotalVariationSolver(3000)(TotalVariationProblem(y, 3.0), 1e-12)
-    exact = torch.tensor([0.75] * 4 + [-0.75] * 4, dtype=torch.float64).view(1, 1, 1, 8)
-    assert int(solution.status) == Status.PRECISION_FLOOR
-    assert float(((solution.x - y) - exact).norm()) <= float(solution.error)
-    assert 0 < float(solution.rounding) <= float(solution.error) < 1e-3
-    assert int(solution.grade) == Grade.MODELLED
-
-
-def test_every_rounding_error_is_in_the_bounds() -> None:
-    y, w = 1e3 * noise(2, 1, 5, 6)[:1], noise(1, 1, 5, 6, seed=1).abs() + 0.01
-    w[..., 0, 0] = 0
-    image, _ = TotalVariationProblem(y, 2.0, w).image(0)
-    free, alpha, u = Certificate(image), image.alpha, 2.0**-53
-    sure = Certificate(dataclasses.replace(image, weights=None))
-
-    def model(certificate: Certificate, square: float = 0.0, **sums: float) -> float:
-        return certificate._rounded(square, Sums(**dict.fromkeys(Sums._fields, 0.0) | sums))[0] ** 2 - square
-
-    field = u * (40 * alpha * math.sqrt(30) + 2 * float(image.y.norm()))
-    assert model(sure) == pytest.approx(field**2)
-    assert model(sure, distance=1.0) == pytest.approx(3 * field, rel=1e-6)
-    assert model(sure, variation=1e9) == pytest.approx(16 * u * alpha * 1e9, rel=1e-6)
-    assert model(sure, 1e9) == pytest.approx((16 + 5 + 6) * u * 1e9, rel=0.3)
-    least = float(image.weights[image.weights > 0].min())  # type: ignore[index, union-attr]
-    field = u * (40 * alpha * math.sqrt(30 / least) + 2 * float(image.y.norm()))
-    assert model(free) == pytest.approx(field**2 + 40 * u * alpha * (image.high - image.low))
-    root, rounding = sure._rounded(3.0, Sums(1e9, 0.0, 0.0, 0.0, 0.0))
-    assert root - rounding == pytest.approx(math.sqrt(3.0), abs=1e-12)
-    assert sure._rounded(math.nan, Sums(0.0, 0.0, 0.0, 0.0, 0.0))[0] == math.inf
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rounding_errors_of_the_result_count(dtype: torch.dtype, engine: str) -> None:
-    # x = y exactly without regularization, so that only the rounding of the middle is left: none here
-    y = torch.full((1, 1, 1, 4), 1 / 3, dtype=dtype)
-    image, _ = TotalVariationProblem(y, 1.0).image(0)
-    begun = iterations.iteration(image, y[0] + torch.finfo(dtype).eps / 4, torch.zeros(2, *y.shape[1:], dtype=dtype))
-    x = torch.nextafter(y[0], torch.tensor(1.0, dtype=dtype))
-    begun.move(x)
-    middle, sums = begun.certify()
-    lost = (middle.double() - 0.5 * (x.double() + y[0].double())).norm()
-    assert sums.output >= float(lost) ** 2
-    assert (sums.output > 1e-18) == (dtype == torch.float32)
-
-
-def test_single_precision_ends_at_its_floor_and_says_so(engine: str) -> None:
-    y = 1 + noise(1, 1, 12, 12)
-    solution = SOLVER(TotalVariationProblem(y.float(), 0.3), 1e-9)
-    exact = SOLVER(TotalVariationProblem(y.float().double(), 0.3), 1e-6)
-    assert int(solution.status) == Status.PRECISION_FLOOR
-    assert float((solution.x - exact.x).norm()) <= float(solution.error) + float(exact.error)
-    assert float(solution.error) < 1e-3
-
-
-def test_double_precision_is_proved_where_its_rounding_is_small() -> None:
-    solution = SOLVER(TotalVariationProblem(noise(1, 1, 12, 12), 0.3), 1e-3)
-    assert int(solution.grade) == Grade.PROVED
-
-
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 
@@ -342,22 +106,6 @@ def test_pixels_without_weight_are_inpainted_and_only_the_gap_and_the_others_are
     assert float(values) <= float(solution.gap) < 0.1
     assert solution.x.min() >= y[mask > 0].min()
     assert solution.x.max() <= y[mask > 0].max()
-
-
-def test_the_gap_of_inpainting_counts_where_nothing_was_measured(engine: str) -> None:
-    # a step between two ends: all monotone fillings are minimizers, so that one with a bump is not
-    y = torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0], dtype=torch.float64).view(1, 1, 1, 5)
-    mask = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64).view(1, 1, 1, 5)
-    problem = TotalVariationProblem(y, 0.1, mask)
-    image, _ = problem.image(0)
-    x = torch.tensor([0.1, 0.1, 0.9, 0.3, 0.9], dtype=torch.float64).view(1, 1, 5)
-    p = torch.zeros(2, 1, 1, 5, dtype=torch.float64)
-    p[1, 0, 0, :4] = torch.tensor([1.0, 0.5, 1.0, 1.0])
-    sums = iterations.iteration(image, x, p).certify()[1]
-    gap = image.alpha * sums.slack + 0.5 * sums.distance + sums.bound
-    best = torch.tensor([0.1, 0.1, 0.5, 0.9, 0.9], dtype=torch.float64).view(1, 1, 1, 5)
-    assert sums.bound > 0
-    assert float(objective(problem, x[None]) - objective(problem, best)) <= gap + 1e-15
 
 
 def test_weights_of_all_pixels_are_a_smaller_alpha() -> None:
