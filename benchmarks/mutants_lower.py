@@ -50,6 +50,18 @@ LOWER: list[Mutation] = [
         ("max(square, 0.0), factor * model", "max(square, 0.0), 0.0 * model"),
     ),
     *mutations_of(
+        "models/regularizers/total_variation.py",
+        "tests/models/regularizers/test_total_variation.py",
+        ("length * (nu / root) * (nu / (root + length))", "length * (nu / root) * (nu / (2 * root))"),
+        ("length * (nu / root) * (nu / (root + length))", "length * (nu / (root + length))"),
+    ),
+    *mutations_of(
+        "recon/commands/reconstruct/report.py",
+        "tests/commands/reconstruct/test_images.py",
+        ("error / 2 + math.sqrt(error**2 / 4 + slack)", "error"),
+        ("_slack(regularizer, solution.x) / modulus", "0.0 / modulus"),
+    ),
+    *mutations_of(
         "recon/lower_level/solvers/total_variation/iteration.py",
         EXACT,
         ("torch.where(held, (w * (best - y) + pull) * away, 0.0)", "torch.zeros_like(away)"),

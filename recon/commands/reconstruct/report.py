@@ -105,8 +105,8 @@ class Prior:
 class Certified:
     """What is certified of the image, beside what was asked for.
 
-    ``error`` is the distance to ``minimizer``; ``error_unsmoothed`` that to the minimizer of total variation that is not
-    smoothed.
+    ``error`` is the distance to ``minimizer``; ``error_unsmoothed`` that to the minimizer of total variation
+    that is not smoothed.
     """
 
     minimizer: str | None = None

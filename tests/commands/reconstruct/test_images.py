@@ -312,7 +312,7 @@ def test_images_that_do_not_fit_the_options(data: Path, model: Path) -> None:
         (("--method", "tv", "--index", "1"), "an image file holds one image"),
         (("--method", "tv", "--smoothing", "0.1"), "--smoothing belongs to --method smoothed-tv"),
         (("--method", "smoothed-tv", "--anisotropic"), "--anisotropic belongs to --method tv"),
-        (("--method", "fbp"), "valid are tv and smoothed-tv"),
+        (("--method", "fbp", "--task", "denoising"), "valid are tv and smoothed-tv"),
     ):
         with pytest.raises(ValueError, match=message):
             main(["--data", str(data), "--output", str(data.parent / "results"), *options])
