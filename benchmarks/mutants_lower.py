@@ -20,7 +20,65 @@ ALGEBRA = tuple(
     )
 )
 
+#: exact total variation, certified
+EXACT = "tests/lower_level/solvers/test_total_variation_certificates.py"
+
 LOWER: list[Mutation] = [
+    *mutations_of(
+        "recon/lower_level/solvers/total_variation/certificate.py",
+        EXACT,
+        ("square = self.image.alpha * sums.slack + 0.25", "square = 0.25"),
+        ("sums.slack + 0.25 * sums.distance + sums.bound", "sums.slack + sums.bound"),
+        ("sums.slack + 0.25 * sums.distance + sums.bound", "sums.slack + 0.25 * sums.distance"),
+        ("sums.slack + 0.25 * sums.distance", "sums.slack + 0.2 * sums.distance"),
+        ("square = 2 * (self.image.alpha * sums.slack + 0.5", "square = 2 * (0.5"),
+        ("square = 2 * (self", "square = (self"),
+        ("self._rounded(self.image.alpha * sums.slack + 0.5", "self._rounded(0.5"),
+        ("sums.slack + 0.5 * sums.distance + sums.bound, sums)", "sums.slack + sums.bound, sums)"),
+        ("sums.slack + 0.5 * sums.distance + sums.bound, sums)", "sums.slack + 0.5 * sums.distance, sums)"),
+        ("math.sqrt(sums.output))", "0.0)"),
+        ("u * (FIELD * alpha * math.sqrt(size / least) + 2 * norm)", "u * 2 * norm"),
+        ("math.sqrt(size / least) + 2 * norm)", "math.sqrt(size / least))"),
+        ("math.sqrt(size / least)", "math.sqrt(size)"),
+        ("alpha * free * (image.high - image.low) if free", "0.0 if free"),
+        ("self._sum = u * (TERM + y.shape[2] + y", "self._sum = u * (y"),
+        ("model = TERM * unit_roundoff(torch.float64) * self.image.alpha * sums.variation + self", "model = self"),
+        (" + self._sum * abs(square)\n", "\n"),
+        ("model += 3 * self._field * math.sqrt(sums.distance) + self", "model += self"),
+        ("+ self._field**2 + self._sign", "+ self._sign"),
+        ("+ self._field**2 + self._sign", "+ self._field**2"),
+        ("max(square, 0.0), factor * model", "max(square, 0.0), 0.0 * model"),
+    ),
+    *mutations_of(
+        "models/regularizers/total_variation.py",
+        "tests/models/regularizers/test_total_variation.py",
+        ("length * (nu / root) * (nu / (root + length))", "length * (nu / root) * (nu / (2 * root))"),
+        ("length * (nu / root) * (nu / (root + length))", "length * (nu / (root + length))"),
+    ),
+    *mutations_of(
+        "recon/commands/reconstruct/report.py",
+        "tests/commands/reconstruct/test_images.py",
+        ("error / 2 + math.sqrt(error**2 / 4 + slack)", "error"),
+        ("_slack(regularizer, solution.x) / modulus", "0.0 / modulus"),
+    ),
+    *mutations_of(
+        "recon/lower_level/solvers/total_variation/iteration.py",
+        EXACT,
+        ("torch.where(held, (w * (best - y) + pull) * away, 0.0)", "torch.zeros_like(away)"),
+        ("length - (z[0] * p[0] + z[1] * p[1]),", "length - length,"),
+        ("w * away.square(),", "0 * away.square(),"),
+        ("(out[:, rows].double() - middle).abs()", "(middle - middle).abs()"),
+        ("torch.where(length >= snap, length, 1.0)", "torch.where(length >= 2, length, 1.0)"),
+    ),
+    *mutations_of(
+        "recon/lower_level/solvers/total_variation/solver.py",
+        (EXACT, EXACT.replace("_certificates", "")),
+        ("found.weighted * math.sqrt(self.scale / self.modulus) + found.output", "found.weighted + found.output"),
+        ("math.sqrt(self.scale / self.modulus) + found.output", "math.sqrt(self.scale / self.modulus)"),
+        ("(found.weighted + found.output) * math.sqrt(self.scale)", "(found.weighted + found.output)"),
+        ("(found.weighted + found.output) * math", "found.weighted * math"),
+        ("gap=self.scale * self", "gap=self"),
+    ),
     *mutations_of(
         "recon/operators/algebra.py",
         ALGEBRA,

@@ -76,6 +76,18 @@ class TotalVariation(Regularizer):
         }
         return tuple(by_name[name].to(p) for name, p in self.named_parameters() if p.requires_grad)
 
+    def slack(self, x: Tensor) -> Tensor:
+        r"""e^{theta_1} (TV(x) - <Dx, p>) per image, float64, p = Dx / sqrt(\|Dx\|^2 + nu^2): at most 0.31 nu a pixel.
+
+        p is in the dual ball. So with a gradient r at x of the smoothed energy of modulus m the minimizer *without*
+        smoothing is within \|\|r\|\|/2m + ((\|\|r\|\|/2m)^2 + slack/m)^(1/2): docs/mathematics.md, section 8.
+        """
+        weight, nu = self._current()
+        length = _differences(x.double()).square().sum(0).sqrt()
+        root = torch.hypot(length, nu)
+        # |z| - |z|^2 / s, without the difference
+        return (weight * length * (nu / root) * (nu / (root + length))).flatten(1).sum(1)
+
     def smoothness(self) -> float:
         """8 e^{theta_1} / nu, since ||D||^2 < 8."""
         weight, nu = self._current()

@@ -23,6 +23,8 @@ from recon.lower_level.solvers.first_guess import first_guess
 from recon.lower_level.solvers.fista import FISTA
 from recon.lower_level.solvers.iterate import Snapshot, Solve, Solver, SteppedSolver
 from recon.lower_level.solvers.lbfgs import LBFGS, ProjectedLBFGS, projected_gradient
+from recon.lower_level.solvers.total_variation.problem import TotalVariationProblem, TotalVariationSolution
+from recon.lower_level.solvers.total_variation.solver import TotalVariationSolver
 
 __all__ = [
     "FISTA",
@@ -60,6 +62,9 @@ __all__ = [
     "SquaredL2",
     "Status",
     "SteppedSolver",
+    "TotalVariationProblem",
+    "TotalVariationSolution",
+    "TotalVariationSolver",
     "Vanishing",
     "WeightedSquaredL2",
     "check_contract",

@@ -7,6 +7,7 @@ from recon.reconstruction.problem import Data, DicomTarget, NoiseLevel, Origin, 
 from recon.reconstruction.reconstructor import Reconstructor
 from recon.reconstruction.regularized import Regularized
 from recon.reconstruction.saddle import Saddle
+from recon.reconstruction.total_variation import ExactTotalVariation, PlainTotalVariation
 from recon.reconstruction.variational import Variational
 
 __all__ = [
@@ -14,10 +15,12 @@ __all__ = [
     "DicomTarget",
     "Direct",
     "EarlyStopped",
+    "ExactTotalVariation",
     "Method",
     "Network",
     "NoiseLevel",
     "Origin",
+    "PlainTotalVariation",
     "Problem",
     "Reconstruction",
     "Reconstructor",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from recon.commands.reconstruct.tasks.declared import Declared
 
+#: total variation: of images without smoothing, of CT and MRI smoothed; and smoothed whatever the data are
+TV, SMOOTHED_TV = "tv", "smoothed-tv"
 #: of one solution, by default
 MAX_EVALUATIONS = 10_000
 
@@ -136,7 +138,7 @@ def parser(tasks: Mapping[str, type[Declared]]) -> argparse.ArgumentParser:
 
 
 def _add_files(made: argparse.ArgumentParser, tasks: Mapping[str, type[Declared]]) -> None:
-    methods = [*(task.plain for task in tasks.values() if task.plain is not None), "tv"]
+    methods = [*(task.plain for task in tasks.values() if task.plain is not None), TV, SMOOTHED_TV]
     made.add_argument(
         "--data",
         required=True,
@@ -201,4 +203,8 @@ def _add_weight(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--mu", type=float, help="of the energy (default: as trained; 0 for images, 1e-5 ||A||^2 CT, 1e-3 MRI)"
     )
-    group.add_argument("--smoothing", type=float, help="of TV, in the unit of the result (default: 1%% of its height)")
+    group.add_argument(
+        "--smoothing",
+        type=float,
+        help="of TV for CT and MRI and of smoothed-tv, in the unit of the result (default: 1%% of its height)",
+    )

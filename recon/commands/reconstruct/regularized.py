@@ -12,9 +12,18 @@ from torch import Tensor
 
 from models import TotalVariation
 from recon.commands.reconstruct.networks import NOT_CERTIFIED, TrainedNetwork
-from recon.commands.reconstruct.options import MAX_EVALUATIONS
+from recon.commands.reconstruct.options import MAX_EVALUATIONS, SMOOTHED_TV, TV
 from recon.lower_level import LBFGS, ProjectedLBFGS, Regularizer, SaddleModel
-from recon.reconstruction import Problem, Regularized, Request, Saddle, Variational, Watch, of_energy
+from recon.reconstruction import (
+    ExactTotalVariation,
+    Problem,
+    Regularized,
+    Request,
+    Saddle,
+    Variational,
+    Watch,
+    of_energy,
+)
 from recon.reconstruction.early_stopped import EARLY_STOPPED
 from recon.reconstruction.regularized import RegularizedMethod
 from recon.reconstruction.saddle import PLAIN_CERTIFICATE, SADDLE_CERTIFICATE
@@ -81,7 +90,7 @@ def check_variational(model: Regularizer | SaddleModel, args: argparse.Namespace
     if args.nonnegative:
         raise ValueError(f"--nonnegative does not go with {file}, which holds a saddle-point model, {name}")
     if args.smoothing is not None:
-        raise ValueError(f"--smoothing belongs to --method tv; {file} holds {name}, which has its own")
+        raise ValueError(f"--smoothing belongs to --method {SMOOTHED_TV}; {file} holds {name}, which has its own")
 
 
 def certificate(model: Trained | TrainedNetwork | None, plain: bool) -> str:
@@ -156,6 +165,8 @@ def reconstruct(
 
 def _method(problem: Problem, trained: Trained | None, mu: float | None, args: argparse.Namespace) -> RegularizedMethod:
     limit = args.max_evaluations or MAX_EVALUATIONS
+    if args.method == TV and problem.denoises:
+        return ExactTotalVariation(not args.anisotropic, mu or 0.0, limit)
     solvers = LBFGS(max_iterations=limit), ProjectedLBFGS(max_iterations=limit)
     if trained is None:
         return Variational(total_variation(problem, args.smoothing), mu or 0.0, *solvers, trained=False)

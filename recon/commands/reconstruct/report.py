@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import TotalVariation
 from recon.commands.output.one_by_one import Outcome
 from recon.lower_level import Grade
 from recon.metrics import SSIM_WINDOW, psnr, ssim
-from recon.reconstruction import Problem, Regularized
+from recon.reconstruction import PlainTotalVariation, Problem, Regularized
 from recon.reconstruction.methods import NOT_CERTIFIED
 
 REPORT = "report.json"
@@ -103,14 +103,20 @@ class Prior:
 
 @dataclass(frozen=True)
 class Certified:
-    """What is certified of the image, beside what was asked for."""
+    """What is certified of the image, beside what was asked for.
 
+    ``error`` is the distance to ``minimizer``; ``error_unsmoothed`` that to the minimizer of total variation
+    that is not smoothed.
+    """
+
+    minimizer: str | None = None
     accuracy: float | None = None
     accuracy_rule: str | None = None
     error: float | None = None
     error_relative: float | None = None
     error_rms_per_pixel: float | None = None
     error_rounding: float | None = None
+    error_unsmoothed: float | None = None
     grade: str | None = None
 
 
@@ -151,18 +157,19 @@ class Result:
             evaluations=int(solution.evaluations[0]),
             evaluations_choosing=choice.evaluations,
         )
-        nu = float(regularizer.log_smoothing.exp()) * scale if isinstance(regularizer, TotalVariation) else None
+        modulus = made.solver.strong_convexity(choice.weight)
         prior = Prior(
             regularizer=type(regularizer).__name__,
-            smoothing=nu,
+            smoothing=_smoothing(regularizer, scale),
             weight=choice.weight,
             weight_rule=choice.rule,
             weight_trials=[asdict(trial) for trial in choice.trials],
             mu=made.solver.mu,
-            strong_convexity=made.solver.strong_convexity(choice.weight),
+            strong_convexity=modulus,
             norm_bound=problem.operator.norm_bound,
         )
-        certified = Certified(None if made.accuracy is None else made.accuracy * scale, made.accuracy_rule)
+        asked = None if made.accuracy is None else made.accuracy * scale
+        certified = Certified(_minimizer(regularizer), asked, made.accuracy_rule)
         error = scale * float(solution.error[0])
         if problem.operator.adjoint_exact and math.isfinite(error):
             certified = replace(
@@ -173,7 +180,32 @@ class Result:
                 error_rounding=scale * float(solution.rounding[0]),
                 grade=Grade(int(solution.grade[0])).word,
             )
+            if isinstance(regularizer, (PlainTotalVariation, TotalVariation)) and modulus:
+                slack = scale**2 * choice.weight * _slack(regularizer, solution.x) / modulus
+                certified = replace(certified, error_unsmoothed=error / 2 + math.sqrt(error**2 / 4 + slack))
         return replace(self, work=work, prior=prior, certified=certified)
+
+
+def _smoothing(regularizer: nn.Module, scale: float) -> float | None:
+    """Of total variation, in the unit of the result; 0 where there is none."""
+    if isinstance(regularizer, PlainTotalVariation):
+        return 0.0
+    return float(regularizer.log_smoothing.exp()) * scale if isinstance(regularizer, TotalVariation) else None
+
+
+def _slack(regularizer: PlainTotalVariation | TotalVariation, x: Tensor) -> float:
+    """How much less smoothed total variation can be at x; 0 where nothing is smoothed."""
+    return 0.0 if isinstance(regularizer, PlainTotalVariation) else float(regularizer.slack(x)[0])
+
+
+def _minimizer(regularizer: nn.Module) -> str:
+    """What ``error`` is the distance to, in words."""
+    if isinstance(regularizer, PlainTotalVariation):
+        kind = "isotropic" if regularizer.isotropic else "anisotropic"
+        return f"{kind} total variation, not smoothed"
+    if isinstance(regularizer, TotalVariation):
+        return "smoothed total variation; that without smoothing is within error_unsmoothed"
+    return f"the energy with {type(regularizer).__name__}"
 
 
 def report(outcome: Outcome[Result], about: Mapping[str, object]) -> dict[str, object]:

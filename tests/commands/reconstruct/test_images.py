@@ -16,7 +16,7 @@ from datasets import read_dicom
 from models import FieldsOfExperts, TotalVariation
 from models.files.storage import save_regularizer
 from recon.commands.reconstruct.main import main
-from recon.lower_level import LBFGS, Energy, ProjectedLBFGS
+from recon.lower_level import LBFGS, Energy, ProjectedLBFGS, TotalVariationProblem, TotalVariationSolver
 from recon.reconstruction.noise import image_noise
 
 
@@ -227,9 +227,9 @@ def test_full_disk(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> 
     refused(r"a\.png: cannot be written \(No space left on device\)", model, data, kind=OSError)
 
 
-def run_tv(data: Path, *more: str) -> tuple[int, Path, list[dict[str, Any]]]:
+def run_tv(data: Path, *more: str, method: str = "tv") -> tuple[int, Path, list[dict[str, Any]]]:
     output = data.parent / "results"
-    status = main(["--method", "tv", "--data", str(data), "--output", str(output), *more])
+    status = main(["--method", method, "--data", str(data), "--output", str(output), *more])
     return status, output, json.loads((output / "report.json").read_text())["images"]
 
 
@@ -238,7 +238,10 @@ def test_tv_by_the_discrepancy_principle(data: Path) -> None:
     status, _, entries = run_tv(data, "--noise", "0.1", "--reference", str(data.parent / "true"))
     assert status == 0
     for entry in entries:
-        assert entry["regularizer"] == "TotalVariation"
+        assert (entry["regularizer"], entry["smoothing"]) == ("PlainTotalVariation", 0)
+        assert entry["minimizer"] == "isotropic total variation, not smoothed"
+        assert 0 < entry["error_unsmoothed"] == entry["error"] <= 0.01
+        assert entry["grade"] == "proved"
         assert entry["residual"] == pytest.approx(0.1, rel=0.03)
         assert entry["psnr"] > entry["baseline_psnr"] + 3
 
@@ -256,15 +259,48 @@ def test_tv_by_a_sweep(data: Path) -> None:
 def test_nonnegative_images(data: Path) -> None:
     """The certificate is that of the minimizer over x >= 0; without the constraint there are negative values."""
     options = ("--weight", "0.02", "--smoothing", "0.05")
-    _, output, _ = run_tv(data / "a.npy", *options)
+    _, output, _ = run_tv(data / "a.npy", *options, method="smoothed-tv")
     assert np.load(output / "a.npy").min() < 0
-    status, output, (entry,) = run_tv(data / "a.npy", *options, "--nonnegative")
+    status, output, (entry,) = run_tv(data / "a.npy", *options, "--nonnegative", method="smoothed-tv")
     x, y = (torch.from_numpy(np.load(p))[None, None] for p in (output / "a.npy", data / "a.npy"))
     tv = TotalVariation(np.log(0.02), np.log(0.05)).double().requires_grad_(False)
     exact = ProjectedLBFGS()(Energy(y, tv), y, 1e-9).x
     assert status == 0
     assert float(x.min()) >= 0
     assert float((x - exact).norm()) <= entry["error"] <= 1e-2
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--anisotropic",), ("--nonnegative",), ("--mu", "0.5"), ("--dtype", "float32")]
+)
+def test_images_are_denoised_by_the_exact_minimizer(data: Path, options: tuple[str, ...]) -> None:
+    status, output, (entry,) = run_tv(data / "color.npy", "--weight", "0.1", "--accuracy", "1e-3", *options)
+    y = torch.from_numpy(np.load(data / "color.npy")).movedim(2, 0)[None]
+    mu = 0.5 if "--mu" in options else 0.0
+    low = 0.0 if "--nonnegative" in options else -np.inf
+    # 1/2 (x - y)^2 + mu/2 x^2 is (1 + mu)/2 (x - y / (1 + mu))^2 and a constant
+    problem = TotalVariationProblem(y / (1 + mu), 0.1 / (1 + mu), None, "--anisotropic" not in options, low)
+    exact = TotalVariationSolver()(problem, 1e-5)
+    x = torch.from_numpy(np.load(output / "color.npy")).movedim(2, 0)[None]
+    assert status == 0
+    assert float((x - exact.x).norm()) <= entry["error"] + 1e-5
+    assert entry["error"] <= 1e-3
+    assert entry["strong_convexity"] == 1 + mu
+    report = json.loads((output / "report.json").read_text())
+    assert "not smoothed" in report["certificate"]
+    assert ("anisotropic" in entry["minimizer"]) == ("--anisotropic" in options)
+
+
+def test_smoothed_images_say_how_far_the_minimizer_without_smoothing_is(data: Path) -> None:
+    options = ("--weight", "0.1", "--accuracy", "1e-4")
+    _, output, (entry,) = run_tv(data / "a.npy", *options, "--smoothing", "1e-3", method="smoothed-tv")
+    x, y = (torch.from_numpy(np.load(p))[None, None] for p in (output / "a.npy", data / "a.npy"))
+    exact = TotalVariationSolver()(TotalVariationProblem(y, 0.1), 1e-5)
+    away = float((x - exact.x).norm())
+    assert entry["error"] < away - 1e-5  # it is the distance to another minimizer
+    assert away <= entry["error_unsmoothed"] + 1e-5
+    assert entry["error_unsmoothed"] <= entry["error"] + np.sqrt(0.1 * 0.31e-3 * x.numel())
+    assert entry["minimizer"].startswith("smoothed total variation")
 
 
 def test_images_that_do_not_fit_the_options(data: Path, model: Path) -> None:
@@ -274,6 +310,9 @@ def test_images_that_do_not_fit_the_options(data: Path, model: Path) -> None:
         (("--method", "tv", "--choose", "sweep"), "give --reference"),
         (("--method", "tv", "--photons", "3"), "--photons belongs to --task ct"),
         (("--method", "tv", "--index", "1"), "an image file holds one image"),
+        (("--method", "tv", "--smoothing", "0.1"), "--smoothing belongs to --method smoothed-tv"),
+        (("--method", "smoothed-tv", "--anisotropic"), "--anisotropic belongs to --method tv"),
+        (("--method", "fbp", "--task", "denoising"), "valid are tv and smoothed-tv"),
     ):
         with pytest.raises(ValueError, match=message):
             main(["--data", str(data), "--output", str(data.parent / "results"), *options])

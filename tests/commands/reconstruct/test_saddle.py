@@ -213,7 +213,7 @@ def test_what_is_refused(model: Path, picture: Path, tmp_path: Path) -> None:
     refused(
         "--nonnegative does not go with .*ltv.*, which holds a saddle-point model", picture, *given, "--nonnegative"
     )
-    refused("--smoothing belongs to --method tv", picture, *given, "--smoothing", "0.1")
+    refused("--smoothing belongs to --method smoothed-tv", picture, *given, "--smoothing", "0.1")
     refused("LearnedTV has no mu for denoising", picture, *given, "--mu", "0.1")
     refused("--plain belongs to --model with a saddle-point model", picture, "--method", "tv", "--plain")
     energy = save_regularizer(TotalVariation(-2.0, -3.0), tmp_path / "tv", {"operator": "Identity"})

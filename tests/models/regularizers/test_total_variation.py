@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.regularizers.total_variation import TotalVariation
-from recon.lower_level import Regularizer
+from recon.lower_level import LBFGS, Energy, Regularizer, TotalVariationProblem, TotalVariationSolver
+from recon.reconstruction import PlainTotalVariation
 from tests.lower_level.problems import make, normal, norms
 from tests.lower_level.regularizer_checks import (
     assert_batch,
@@ -141,3 +142,28 @@ def test_infinite_parameters_are_refused() -> None:
     for arguments in ((math.nan, 0.0), (0.0, math.inf)):
         with pytest.raises(ValueError, match="must be finite"):
             TotalVariation(*arguments)
+
+
+@pytest.mark.parametrize("log_smoothing", [-9.0, -4.0, -1.0])
+def test_the_slack_is_what_the_smoothed_field_misses_of_total_variation(log_smoothing: float) -> None:
+    regularizer, x = TotalVariation(-1.0, log_smoothing).double(), normal(2, 2, 6, 7, seed=5)
+    _, gradient = regularizer.value_and_grad(x)
+    variation = math.exp(-1.0) * PlainTotalVariation()(x)
+    # <Dx, p> = <x, D^T p>, and the gradient is e^{theta_1} D^T p
+    expected = variation - (x * gradient).flatten(1).sum(1)
+    assert torch.allclose(regularizer.slack(x), expected.detach(), atol=1e-12)
+    assert (regularizer.slack(x) <= math.exp(-1.0) * 0.31 * math.exp(log_smoothing) * x[0].numel()).all()
+
+
+@pytest.mark.parametrize("log_smoothing", [-7.0, -3.0])
+def test_no_minimizer_without_smoothing_is_farther_than_the_slack_says(log_smoothing: float) -> None:
+    y = normal(1, 1, 8, 8, seed=6)
+    regularizer = TotalVariation(math.log(0.3), log_smoothing).double().requires_grad_(False)
+    exact = TotalVariationSolver()(TotalVariationProblem(y, 0.3), 1e-6)
+    for accuracy in (1.0, 1e-1, 1e-6):
+        solution = LBFGS()(Energy(y, regularizer), y, accuracy)
+        error, slack = float(solution.error), float(regularizer.slack(solution.x))
+        away = float((solution.x - exact.x).norm())
+        bound = error / 2 + math.sqrt(error**2 / 4 + slack)
+        assert away <= bound + 1e-6
+    assert error < away <= bound <= 12 * away  # none of it is left out, and it is of use

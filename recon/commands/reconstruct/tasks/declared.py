@@ -64,12 +64,21 @@ class ImageFiles(Declared):
 
     name = "denoising"
     files = "images or folders of them (.png, .jpg, .jpeg, .tif, .tiff, .npy, DICOM)"
+    options = ("anisotropic",)
 
     @classmethod
     def load(cls) -> type[Task]:
         from recon.commands.reconstruct.tasks.images import Images
 
         return Images
+
+    @staticmethod
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument_group("images").add_argument(
+            "--anisotropic",
+            action="store_true",
+            help="TV of sums of absolute differences, along rows and columns (default: isotropic)",
+        )
 
     @classmethod
     def holds(cls, path: Path) -> bool:

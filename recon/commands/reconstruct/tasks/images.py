@@ -22,16 +22,18 @@ from datasets.physics import MAX_HU
 from datasets.readers.dicom.slices import holds_dicom
 from datasets.readers.nifti import is_nifti, read_nifti
 from recon.commands.errors import printable
+from recon.commands.reconstruct.options import SMOOTHED_TV, TV
 from recon.commands.reconstruct.regularized import Trained
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
 from recon.commands.reconstruct.tasks.declared import ImageFiles
 from recon.commands.reconstruct.tasks.pictures import picture_files, read_values
-from recon.commands.reconstruct.tasks.task import Job, Task, named, note
+from recon.commands.reconstruct.tasks.task import Job, Loaded, Task, named, note
 from recon.files import Content
 from recon.lower_level import Energy, Regularizer, SaddleModel
 from recon.panels import Panel, busiest_square, side_by_side
 from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import image_noise
+from recon.reconstruction.total_variation import EXACT_CERTIFICATE
 from recon.reconstruction.variational import Weighted
 
 # CT slices are denoised on the scale of the data modules: air is 0, bone of 3071 HU is 1
@@ -48,14 +50,23 @@ class Images(ImageFiles, Task):
     psnr_convention = "PSNR and SSIM with data range 1, over all pixels and channels, values not clipped"
     remedies = "--dtype float64, a larger --accuracy or a larger --max-evaluations"
 
+    def certificate(self, model: Loaded) -> str:
+        return EXACT_CERTIFICATE if self.args.method == TV else super().certificate(model)
+
     def check(self) -> None:
         args = self.args
         if (args.method is None) == (args.model is None):
             raise ValueError(
                 "images are denoised with a trained regularizer, or TV; give either --model or --method tv"
             )
-        if args.method not in (None, "tv"):
-            raise ValueError(f"--method {args.method} does not go with --task denoising; valid is tv")
+        if args.method not in (None, TV, SMOOTHED_TV):
+            raise ValueError(
+                f"--method {args.method} does not go with --task denoising; valid are {TV} and {SMOOTHED_TV}"
+            )
+        if args.smoothing is not None and args.method == TV:
+            raise ValueError(f"--method {TV} smooths nothing for images; --smoothing belongs to --method {SMOOTHED_TV}")
+        if args.anisotropic and args.method != TV:
+            raise ValueError(f"--anisotropic belongs to --method {TV}")
         if args.index:
             raise ValueError(f"--index is {args.index}, but an image file holds one image, 0")
         if args.choose == "sweep" and args.reference is None:

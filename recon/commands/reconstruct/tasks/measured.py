@@ -16,7 +16,7 @@ from torch import Tensor
 from datasets.readers.dicom.slices import Modality
 from datasets.readers.pictures import DataError
 from recon.commands.errors import printable
-from recon.commands.reconstruct.options import given, option
+from recon.commands.reconstruct.options import SMOOTHED_TV, TV, given, option
 from recon.commands.reconstruct.report import Quality, Result, evaluations, graded
 from recon.commands.reconstruct.tasks.measured_picture import measured_figure
 from recon.commands.reconstruct.tasks.pictures import picture_files
@@ -78,10 +78,13 @@ class Measured(Task):
 
     def check(self) -> None:
         args = self.args
+        valid = (self.plain, TV, SMOOTHED_TV)
         if (args.method is None) == (args.model is None):
-            raise ValueError(f"give either --model or --method; methods for {self.name} are {self.plain}, tv")
-        if args.method not in (None, self.plain, "tv"):
-            raise ValueError(f"--method {args.method} does not go with --task {self.name}; valid are {self.plain}, tv")
+            raise ValueError(f"give either --model or --method; methods for {self.name} are {', '.join(valid)}")
+        if args.method not in (None, *valid):
+            raise ValueError(
+                f"--method {args.method} does not go with --task {self.name}; valid are {', '.join(valid)}"
+            )
 
     def jobs(self) -> list[Job]:
         paths = [file for path in self.args.data for file in self._expanded(Path(path))]
@@ -137,7 +140,7 @@ class Measured(Task):
         return f"recon {self._title(self.method)} of simulated data"
 
     def _title(self, method: str) -> str:
-        return {"tv": "TV", "model": "learned", self.plain: self.plain_title}[method]
+        return {TV: "TV", SMOOTHED_TV: "TV", "model": "learned", self.plain: self.plain_title}[method]
 
     def _picture(self, problem: Problem, result: Result, image: Tensor) -> bytes:
         title = self._title(self.method) + (", x ≥ 0" if self.args.nonnegative else "")
