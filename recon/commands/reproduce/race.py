@@ -6,11 +6,11 @@ others are measured by, and ``true_losses``, at about how many iterations of eac
 well, which is not counted. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is
 the initial parameters. All runs start at the same parameters, with the same data. They use a GPU where there is one.
 
-``race_run`` makes a run; until it is finished, ``runs/NAME.ckpt`` has what it needs to go on, bit for bit. ``run``
-writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv), ``runs/NAME.csv``
-(iterations) and ``runs/NAME.npz`` (the first picture, and the filters), then results.csv, reached.csv (with
-``reference``), intervals.csv (with ``true_losses``) and summary.json, from which ``race_pictures`` draws. A run whose
-files are damaged is made again, the others are kept.
+``race_plan`` reads it, ``race_run`` makes a run; until it is finished, ``runs/NAME.ckpt`` has what it needs to go on,
+bit for bit. ``run`` writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv),
+``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first picture, and the filters), then results.csv, reached.csv
+(with ``reference``), intervals.csv (with ``true_losses``) and summary.json, from which ``race_pictures`` draws. A run
+whose files are damaged is made again, the others are kept.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from pytorch_lightning.cli import OptimizerCallable
 from rich.console import Console
 from rich.table import Table
 
-from datasets import DenoisingDataModule, MRIDataModule
+from datasets import DenoisingDataModule
 from models import ICNN
 from models.regularizers.ridge import RidgeRegularizer
 from recon.bilevel import Accuracy, BilevelObjective, InexactAdam, InexactSGD, Record, UpperLevelMethod
 from recon.commands.configuration.classes import check_classes
-from recon.commands.configuration.data import data_section, make_data, operator_of
+from recon.commands.configuration.data import make_data, operator_of
 from recon.commands.output.runs import finite
 from recon.commands.output.summary import write_summary
 from recon.commands.output.tables import claim, table
@@ -53,36 +52,17 @@ from recon.commands.reproduce.race_pictures import (
     plot,
     slug,
 )
+from recon.commands.reproduce.race_plan import Values, read_figure
 from recon.commands.reproduce.race_run import Descent, Iteration, descend
 from recon.files import write_files
 from recon.lower_level import LBFGS, Grade, NotStronglyConvexError, Regularizer, Solver, Status
 from recon.metrics import psnr
 from recon.operators import LinearOperator
 
-Values = Mapping[str, object]
-
-MODULES = (DenoisingDataModule.__name__, MRIDataModule.__name__)
 #: certified ||x - x^|| per pixel at which the final parameters of all runs are measured
 ACCURACY = 1e-4
 #: their losses are means over mini-batches
 MINI_BATCHES = (InexactAdam, InexactSGD)
-
-
-class Needed(TypedDict):
-    """What the configuration of every figure has, see the module."""
-
-    data: dict[str, object]
-    regularizer: Values
-    budget: float
-    runs: dict[str, Values]
-
-
-class Plan(Needed, total=False):
-    """The configuration of a figure, see the module."""
-
-    mu: float
-    reference: str
-    true_losses: int
 
 
 class Row(TypedDict):
@@ -211,48 +191,6 @@ def finished(name: str, output: Path, console: Console) -> Row | None:
 def _with_nan(row: dict[str, object]) -> dict[str, object]:
     """A row with NaN for null, which JSON has in its place."""
     return {k: math.nan if v is None and k != "grade" else v for k, v in row.items()}
-
-
-def read_figure(path: Path) -> Plan:
-    """The configuration of a figure.
-
-    Raises
-    ------
-    ValueError
-        it is none.
-    OSError
-        the file cannot be read.
-    """
-    try:
-        content: Plan = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-    needed, optional = Plan.__required_keys__, Plan.__optional_keys__
-    if not isinstance(content, dict) or content.keys() - optional != needed:
-        raise ValueError(
-            f"{path}: must have {', '.join(sorted(needed))}, may have {', '.join(sorted(optional))}, and nothing else"
-        )
-    data = data_section(content, path.parent)
-    budget, runs = content["budget"], content["runs"]
-    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
-        raise ValueError(f"{path}: budget is {budget!r}, but must be a positive number of evaluations")
-    if not isinstance(runs, dict) or not runs or not isinstance(data, dict):
-        raise ValueError(f"{path}: data and runs must map names to values")
-    content["data"] = data
-    if data.get("class", DenoisingDataModule.__name__) not in MODULES:
-        raise ValueError(f"{path}: data.class is {data['class']!r}, but must be {' or '.join(MODULES)}")
-    for name, entry in runs.items():
-        if not isinstance(entry, dict) or not entry.keys() <= {"optimizer", "solver"}:
-            raise ValueError(f"{path}: the run {name} may have `optimizer` and `solver`, and nothing else")
-    slugs = [slug(str(name)) for name in runs]
-    if len(set(slugs)) < len(slugs):
-        raise ValueError(f"{path}: runs need names that differ in letters or digits, got {', '.join(runs)}")
-    if content.get("reference", next(iter(runs))) not in runs:
-        raise ValueError(f"{path}: reference is {content['reference']!r}, but must be one of {', '.join(runs)}")
-    true = content.get("true_losses", 0)
-    if isinstance(true, bool) or not isinstance(true, int) or true < 0:
-        raise ValueError(f"{path}: true_losses is {true!r}, but must be a number of iterations")
-    return content
 
 
 def make(

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from recon.commands.main import main
-from recon.commands.reproduce import listing, page, race
+from recon.commands.reproduce import listing, page, race_plan
 
 ROOT = Path(__file__).parents[3]
 
@@ -134,7 +134,7 @@ def test_all_figures_have_descriptions_and_published_numbers_name_them() -> None
         for entry in entries:
             if entry["file"] == "results.csv" and name in listing.races():
                 wanted = entry["row"] if isinstance(entry["row"], list) else [entry["row"]]
-                assert set(wanted) <= race.read_figure(listing.FOLDER / name / "quick.yaml")["runs"].keys()
+                assert set(wanted) <= race_plan.read_figure(listing.FOLDER / name / "quick.yaml")["runs"].keys()
 
 
 def test_a_real_figure_by_a_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

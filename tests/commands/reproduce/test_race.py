@@ -20,7 +20,7 @@ from models import TotalVariation
 from recon.bilevel import MAID, Accuracy, BilevelObjective, CertifiedLoss, Progress, Record
 from recon.bilevel.methods.run import MOST_IDLE
 from recon.commands.main import main
-from recon.commands.reproduce import listing, race, race_run
+from recon.commands.reproduce import listing, race, race_plan, race_run
 from tests.commands.summaries import check_summary
 
 CONFIGURATIONS = sorted(listing.FOLDER.glob("*/*.yaml"))
@@ -351,7 +351,7 @@ def test_a_run_in_which_nothing_happens_ends(tiny: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_configurations(path: Path) -> None:
     """Every run of every figure can be made."""
-    content = race.read_figure(path)
+    content = race_plan.read_figure(path)
     x = torch.zeros(1, 1, 12, 12)
     for entry in content["runs"].values():
         objective, optimizer = race.make(content["regularizer"], entry, x, x)
