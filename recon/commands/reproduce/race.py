@@ -6,11 +6,11 @@ others are measured by, and ``true_losses``, at about how many iterations of eac
 well, which is not counted. A run has ``optimizer`` and, if it is not L-BFGS, ``solver``; without ``optimizer`` it is
 the initial parameters. All runs start at the same parameters, with the same data. They use a GPU where there is one.
 
-``race_plan`` reads it; ``race_run`` makes a run. Until it is finished, ``runs/NAME.ckpt`` has what it needs to go on, bit for bit. ``run``
-writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv), ``runs/NAME.csv``
-(iterations) and ``runs/NAME.npz`` (the first picture, and the filters), then results.csv, reached.csv (with
-``reference``), intervals.csv (with ``true_losses``) and summary.json, from which ``race_pictures`` draws. A run whose
-files are damaged is made again, the others are kept.
+``race_plan`` reads it, ``race_run`` makes a run; until it is finished, ``runs/NAME.ckpt`` has what it needs to go on,
+bit for bit. ``run`` writes, for each run as soon as it is finished, ``runs/NAME.json`` (its row of results.csv),
+``runs/NAME.csv`` (iterations) and ``runs/NAME.npz`` (the first picture, and the filters), then results.csv, reached.csv
+(with ``reference``), intervals.csv (with ``true_losses``) and summary.json, from which ``race_pictures`` draws. A run
+whose files are damaged is made again, the others are kept.
 """
 
 from __future__ import annotations

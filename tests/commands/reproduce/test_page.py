@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from recon.commands.main import main
-from recon.commands.reproduce import listing, page
+from recon.commands.reproduce import listing, page, race_plan
 
 ROOT = Path(__file__).parents[3]
 
