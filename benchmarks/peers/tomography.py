@@ -1,7 +1,7 @@
 """CT with total variation, min_x 1/2 ||Ax - y||^2 + alpha TV(x), parallel beam; and filtered back-projection.
 
-All have the same matrix (ASTRA's projector ``linear``); nothing is strongly convex here, so that nobody has a certificate:
-everyone is told when it is near enough.
+All have the same matrix (ASTRA's projector ``linear``); nothing is strongly convex here, so that nobody has a
+certificate: everyone is told when it is near enough.
 """
 
 from __future__ import annotations

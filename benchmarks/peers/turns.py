@@ -1,8 +1,8 @@
 """Competitors in processes of their own, which take turns; CPU seconds, and the same goal for all.
 
-A competitor is a function ``setup(problem, goal, distance) -> run``. ``problem`` are arrays, ``distance(x)`` how far x is from
-the common reference. An iterative method counts in ``setup`` how many iterations bring it to ``goal``, at no cost, and
-``run`` makes just these; a method with a certificate has to find out by itself, within ``run``.
+A competitor is a function ``setup(problem, goal, distance) -> run``. ``problem`` are arrays, ``distance(x)`` how far x is
+from the common reference. An iterative method counts in ``setup`` how many iterations bring it to ``goal``, at no cost,
+and ``run`` makes just these; a method with a certificate has to find out by itself, within ``run``.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class _Worker:
 
     def ask(self, what: str) -> dict[str, object]:
         """One answer; a process that is gone has no result."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(what + "\n")
             self.process.stdin.flush()
