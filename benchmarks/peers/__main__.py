@@ -6,9 +6,8 @@
     python -m benchmarks.peers --page docs/performance.md
 
 Iterative programs stop at the iteration that comes as near to a common reference, relative to its norm, as 1e-2 or
-1e-3; finding that iteration costs them nothing. Those with a certificate have to find out themselves. Ratios are to this
-program's seconds: above 1, the other one is slower. Programs that are not installed, or do not get there, say so in the
-last column.
+1e-3; finding that iteration costs them nothing. Those with a certificate have to find out themselves. Ratios are to
+this program's seconds: above 1, the other one is slower. Programs that are not installed, or do not get there, say so.
 """
 
 from __future__ import annotations
