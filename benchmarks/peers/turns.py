@@ -1,7 +1,7 @@
 """Competitors in processes of their own, which take turns; CPU seconds, and the same goal for all.
 
 A competitor is a function ``setup(problem, goal, distance) -> run``: ``problem`` are arrays, ``distance(x)`` is that
-of x from the common reference. An iterative method counts in ``setup`` how many iterations bring it to ``goal``, for free,
+of x from the common reference. An iterative method counts in ``setup`` how many iterations reach ``goal``, for free,
 and ``run`` makes just these; a method with a certificate has to find out by itself, within ``run``.
 """
 
