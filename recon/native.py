@@ -18,25 +18,32 @@ from torch import Tensor
 
 from recon.errors import one_of
 
+#: names of the levels of instructions, slowest first
+LEVELS = ("baseline", "avx2", "avx512")
 #: what the environment may say: everything but ``off`` lets kernels choose their instructions, or chooses for them
-SWITCH, CHOICES = "RECON_KERNELS", ("best", "off", "baseline", "avx2", "avx512")
+SWITCH, CHOICES = "RECON_KERNELS", ("best", "off", *LEVELS)
 
 
 class LibraryError(RuntimeError):
     """There is no library that can be used: why, and what to do."""
 
 
-def wanted() -> bool:
-    """Whether kernels are to be used.
+def choice() -> str:
+    """What the environment says, ``best`` if nothing.
 
     Raises
     ------
     ValueError
-        The environment has another choice than those that are valid.
+        It is none of :data:`CHOICES`.
     """
-    choice = os.environ.get(SWITCH, "best")
-    one_of(CHOICES, **{SWITCH: choice})
-    return choice != "off"
+    found = os.environ.get(SWITCH, "best")
+    one_of(CHOICES, **{SWITCH: found})
+    return found
+
+
+def wanted() -> bool:
+    """Whether kernels are to be used; raises as :func:`choice`."""
+    return choice() != "off"
 
 
 @cache
@@ -53,10 +60,23 @@ def library(folder: Path, name: str, version: int) -> ctypes.CDLL | None:
         Of its interface: what its function ``NAME_version()`` must return, without the underscore in front.
     """
     try:
-        return _opened(_found(folder, name), f"{name.lstrip('_')}_version", version)
+        return opened(find(folder, name), f"{name.lstrip('_')}_version", version)
     except LibraryError as error:
         warnings.warn(f"torch does the work of {name}, which is slower: {error}", RuntimeWarning, stacklevel=2)
         return None
+
+
+def describe(folder: Path, name: str, version: int) -> str:
+    """In a sentence what does the work of the library ``name``; arguments are those of :func:`library`."""
+    try:
+        if not wanted():
+            return f"torch ({SWITCH} is off)"
+        opened(path := find(folder, name), f"{name.lstrip('_')}_version", version)
+        return f"compiled, {path}"
+    except ValueError as error:
+        return str(error)
+    except LibraryError as error:
+        return f"torch: {error}"
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -74,7 +94,14 @@ def address(tensor: Tensor | None) -> int | None:
     return tensor.data_ptr()
 
 
-def _found(folder: Path, name: str) -> Path:
+def find(folder: Path, name: str) -> Path:
+    """The file of the library ``name`` in a folder.
+
+    Raises
+    ------
+    LibraryError
+        There is none.
+    """
     for suffix in EXTENSION_SUFFIXES:
         if (path := folder / f"{name}{suffix}").is_file():
             return path
@@ -84,7 +111,14 @@ def _found(folder: Path, name: str) -> Path:
     )
 
 
-def _opened(path: Path, function: str, version: int) -> ctypes.CDLL:
+def opened(path: Path, function: str, version: int) -> ctypes.CDLL:
+    """The library of a file, whose ``function()`` says of which version its interface is.
+
+    Raises
+    ------
+    LibraryError
+        It cannot be loaded, or is of another version.
+    """
     try:
         found = ctypes.CDLL(str(path))
         asked = getattr(found, function)

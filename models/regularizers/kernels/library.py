@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import warnings
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-#: names of the levels of instructions, slowest first; the values of RECON_KERNELS besides "off" and "best"
-LEVELS = ("baseline", "avx2", "avx512")
-SWITCH = "RECON_KERNELS"
+from recon import native
+from recon.native import LEVELS, SWITCH, LibraryError
+
 _ABI = 1
 
 
@@ -28,10 +26,6 @@ class Task(ctypes.Structure):
     )
 
 
-class LibraryError(RuntimeError):
-    """There is no library that can be used: why, and what to do."""
-
-
 def level() -> int | None:
     """The level of instructions to use now, an index of :data:`LEVELS`; ``None``: the code in torch.
 
@@ -43,7 +37,7 @@ def level() -> int | None:
     ValueError
         it has another value, or the machine lacks these instructions.
     """
-    choice = _choice()
+    choice = native.choice()
     if choice == "off":
         return None
     library = load()
@@ -57,17 +51,10 @@ def level() -> int | None:
     return LEVELS.index(choice)
 
 
-def _choice() -> str:
-    choice = os.environ.get(SWITCH, "best")
-    if choice not in ("best", "off", *LEVELS):
-        raise ValueError(f"{SWITCH} is {choice!r}, but must be best, off, or one of {', '.join(LEVELS)}")
-    return choice
-
-
 def describe() -> str:
     """Which kernels are in use, in a sentence."""
     try:
-        if _choice() == "off":
+        if not native.wanted():
             return f"torch ({SWITCH} is off)"
         found = find()
         open_library(found)
@@ -96,14 +83,7 @@ def find(folder: Path | None = None) -> Path:
     LibraryError
         there is none.
     """
-    folder = folder or Path(__file__).parent
-    for suffix in EXTENSION_SUFFIXES:
-        if (path := folder / f"_filter_bank{suffix}").is_file():
-            return path
-    raise LibraryError(
-        f"no compiled library is in {folder}: `pip install` with a C++17 compiler (GCC or clang) makes it; "
-        f"{SWITCH}=off silences this"
-    )
+    return native.find(folder or Path(__file__).parent, "_filter_bank")
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -114,15 +94,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     LibraryError
         it cannot be loaded, or is of another version.
     """
-    try:
-        library = ctypes.CDLL(str(path))
-        found = int(_declare(library).recon_kernels_abi())
-    except (OSError, AttributeError) as error:
-        raise LibraryError(f"{path} cannot be loaded ({error}); install again") from error
-    expected = 1000 * _ABI + ctypes.sizeof(Task)
-    if found != expected:
-        raise LibraryError(f"{path} has the interface {found}, but {expected} is needed; install again")
-    return library
+    return _declare(native.opened(path, "recon_kernels_abi", 1000 * _ABI + ctypes.sizeof(Task)))
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:

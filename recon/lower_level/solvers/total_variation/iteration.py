@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recon import native
 from recon.lower_level.precision import unit_roundoff
 from recon.native import address, library, wanted
 
@@ -239,6 +240,11 @@ def iteration(image: Image, x: Tensor, p: Tensor) -> Iteration:
     usable = x.device.type == "cpu" and wanted()
     kernel = library(Path(__file__).parent, LIBRARY, VERSION) if usable else None
     return Torch(image, x, p) if kernel is None else Compiled(image, x, p, kernel)
+
+
+def describe() -> str:
+    """What computes iterations, in a sentence."""
+    return native.describe(Path(__file__).parent, LIBRARY, VERSION)
 
 
 def _differences(x: Tensor, z: Tensor) -> None:

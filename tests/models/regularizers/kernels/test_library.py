@@ -72,7 +72,7 @@ def test_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe() == "torch (RECON_KERNELS is off)"
     monkeypatch.setenv(library.SWITCH, "sse9")
     with pytest.raises(
-        ValueError, match="RECON_KERNELS is 'sse9', but must be best, off, or one of baseline, avx2, avx"
+        ValueError, match="RECON_KERNELS is 'sse9', but must be one of best, off, baseline, avx2, avx512"
     ):
         compute()
 
