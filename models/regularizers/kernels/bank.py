@@ -41,10 +41,10 @@ class Profiles:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"the compiled kernels have {', '.join(KINDS)}, but no {self.kind!r}")
-        if not 2 <= len(self.tables) <= 3 or len({table.shape for table in self.tables}) > 1:
-            raise ValueError(
-                f"profiles have two or three tables of one shape, got {[tuple(t.shape) for t in self.tables]}"
-            )
+        numbers = (3,) if self.kind == "spline" else (2, 3)
+        shapes = [tuple(table.shape) for table in self.tables]
+        if len(shapes) not in numbers or len(set(shapes)) > 1:
+            raise ValueError(f"{self.kind} has {numbers} tables of one shape, but got {shapes}")
 
 
 def compiled(x: Tensor, kernels: Tensor, profiles: Profiles) -> Bank | None:
@@ -98,7 +98,7 @@ class Bank:
         """sum_k C_k^T psi''(c_k * x) C_k v, where v[i] belongs to the image order[i] of ``weights``."""
         images = weights.shape[0]
         if order is not None:
-            order = (order + images * (order < 0)).contiguous()
+            order = (order + images * (order < 0)).to(torch.int64).contiguous()
             if bool(((order < 0) | (order >= images)).any()):
                 raise IndexError(f"the Hessian is that at {images} images, but {order.tolist()} are asked for")
         expected = torch.Size((images if order is None else len(order), *weights.shape[1:]))

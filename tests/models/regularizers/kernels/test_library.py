@@ -171,3 +171,7 @@ def test_a_forked_process_computes_as_well(level: str, monkeypatch: pytest.Monke
 def test_tables_of_profiles_are_checked_by_their_kind() -> None:
     with pytest.raises(ValueError, match="'quartic'"):
         Profiles("quartic", (torch.ones(1, 1),))
+    with pytest.raises(ValueError, match="spline has"):
+        Profiles("spline", (torch.ones(1, 4), torch.ones(1, 4)))
+    with pytest.raises(ValueError, match="log_cosh has"):
+        Profiles("log_cosh", (torch.ones(2, 1), torch.ones(3, 1)))
