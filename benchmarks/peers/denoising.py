@@ -64,6 +64,22 @@ def reference(y: Array, alpha: float, relative: float, limit: int = 20_000) -> A
     raise RuntimeError(f"the reference was not reached in {limit} iterations")
 
 
+def recon(problem: Problem, goal: float, distance: Distance) -> Callable[[], Array]:
+    """``TotalVariationSolver`` to a certified distance of ``goal`` times 0.95 ||y||, which is less than ||x^||."""
+    import torch
+
+    from recon.lower_level import TotalVariationProblem, TotalVariationSolver
+
+    y = torch.from_numpy(problem["y"]).reshape(-1, 1, *problem["y"].shape[-2:])
+    accuracy = 0.95 * goal * y.flatten(1).norm(dim=1)
+
+    def run() -> Array:
+        solution = TotalVariationSolver()(TotalVariationProblem(y, float(problem["alpha"])), accuracy)
+        return np.asarray(solution.x).reshape(problem["y"].shape)
+
+    return run
+
+
 def fgp(problem: Problem, goal: float, distance: Distance) -> Callable[[], Array]:
     y, alpha = problem["y"], float(problem["alpha"])
     n = count(fgp_iterates(y, alpha), goal, distance)
