@@ -168,7 +168,7 @@ def test_steps_that_follow_one_another_through_the_rows_are_steps_one_by_one(wid
     y = noise(1, 1, 9, width)
     image, _ = TotalVariationProblem(y, 0.2).image(0)
     steps = [iterations.Step(1 / (8 * t * 0.2), t, 0.8) for t in (1.0, 0.8, 0.6, 0.4, 0.3)] * 8
-    runs = [iterations.iteration(image, y[0], torch.zeros(2, 1, 9, width, dtype=torch.float64)) for _ in range(2)]
+    runs = [iterations.stepper(image, y[0], torch.zeros(2, 1, 9, width, dtype=torch.float64)) for _ in range(2)]
     runs[0].advance(steps)
     for step in steps:
         runs[1].advance([step])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recon.lower_level import Grade, Snapshot, Status, TotalVariationProblem, TotalVariationSolver
 from recon.lower_level.solvers.total_variation import iteration as iterations
-from recon.lower_level.solvers.total_variation.certificate import Certificate
+from recon.lower_level.solvers.total_variation.certificate import GapCertificate
 from recon.lower_level.solvers.total_variation.iteration import Sums
 from tests.lower_level.solvers.exact_tv import dense, noise, objective, reference, variation
 
@@ -72,7 +72,7 @@ def test_the_certificate_is_the_gap_less_a_quarter_of_the_distance(
     y = 0.3 + noise(1, 1, 7, 9)
     weights = noise(1, 1, 7, 9, seed=3).abs() + 0.5 if weighted else None
     image, scale = TotalVariationProblem(y, 0.4, weights, isotropic, 0.0, 0.8).image(0)
-    begun = iterations.iteration(image, image.y.clamp(0.0, 0.8), torch.zeros(2, 1, 7, 9, dtype=torch.float64))
+    begun = iterations.stepper(image, image.y.clamp(0.0, 0.8), torch.zeros(2, 1, 7, 9, dtype=torch.float64))
     begun.advance([iterations.Step(1 / (8 * 0.5 * image.alpha), 0.5, 0.8)] * 3)
     x, p = begun.x[0].numpy().ravel(), begun.p.numpy().ravel()
     matrix, w = dense(7, 9), np.ones(63) if weights is None else (weights / scale).numpy().ravel()
@@ -87,19 +87,19 @@ def test_the_certificate_is_the_gap_less_a_quarter_of_the_distance(
     sums = begun.certify()[1]
     assert sums.variation == pytest.approx(variation(matrix @ x, isotropic), rel=1e-12)
     assert min(slack, distance, gap - alpha * slack - 0.5 * distance) > 1e-3
-    found = Certificate(image).look(begun)
+    found = GapCertificate(image).look(begun)
     assert found.weighted**2 == pytest.approx(gap - 0.25 * distance, rel=1e-10)
     assert np.allclose(found.x.numpy().ravel(), 0.5 * (x + best), atol=1e-15)
-    assert Certificate(image).gap(begun.x, begun.p) == pytest.approx(gap, rel=1e-10)
+    assert GapCertificate(image).gap(begun.x, begun.p) == pytest.approx(gap, rel=1e-10)
 
 
 def test_where_weights_are_zero_the_certificate_is_twice_the_gap() -> None:
     y, mask = noise(1, 1, 7, 9), torch.ones(1, 1, 7, 9, dtype=torch.float64)
     mask[..., 2:4, 3:6] = 0
     image, _ = TotalVariationProblem(y, 0.4, mask).image(0)
-    begun = iterations.iteration(image, image.y.clamp(-0.5, 0.5), torch.zeros(2, 1, 7, 9, dtype=torch.float64))
+    begun = iterations.stepper(image, image.y.clamp(-0.5, 0.5), torch.zeros(2, 1, 7, 9, dtype=torch.float64))
     begun.advance([iterations.Step(1 / (8 * 0.5 * image.alpha), 0.5, 0.8)] * 3)
-    sums, found = begun.certify()[1], Certificate(image).look(begun)
+    sums, found = begun.certify()[1], GapCertificate(image).look(begun)
     parts = (image.alpha * sums.slack, 0.5 * sums.distance, sums.bound)
     assert min(parts) > 1e-3
     assert found.weighted**2 == pytest.approx(2 * sum(parts), rel=1e-10)
@@ -137,16 +137,16 @@ def test_every_rounding_error_is_in_the_bounds() -> None:
     y, w = noise(2, 1, 5, 6)[:1], noise(1, 1, 5, 6, seed=1).abs() + 0.01
     w[..., 0, 0] = 0
     image, _ = TotalVariationProblem(y, 2.0, w).image(0)
-    free, alpha, u = Certificate(image), image.alpha, 2.0**-53
-    sure = Certificate(dataclasses.replace(image, weights=None))
+    free, alpha, u = GapCertificate(image), image.alpha, 2.0**-53
+    sure = GapCertificate(dataclasses.replace(image, weights=None))
 
-    def model(certificate: Certificate, square: float = 0.0, **sums: float) -> float:
+    def model(certificate: GapCertificate, square: float = 0.0, **sums: float) -> float:
         return certificate._rounded(square, Sums(**dict.fromkeys(Sums._fields, 0.0) | sums))[0] ** 2 - square
 
     def near(value: float) -> object:
         return pytest.approx(value, rel=1e-6, abs=0.0)
 
-    steep = Certificate(dataclasses.replace(image, weights=None, alpha=1e6))
+    steep = GapCertificate(dataclasses.replace(image, weights=None, alpha=1e6))
     assert model(steep) == near((u * (40e6 * math.sqrt(30) + 2 * float(image.y.norm()))) ** 2)
     field = u * (40 * alpha * math.sqrt(30) + 2 * float(image.y.norm()))
     assert model(sure) == near(field**2)
@@ -168,7 +168,7 @@ def test_rounding_errors_of_the_result_count(dtype: torch.dtype, engine: str) ->
     # x = y exactly without regularization, so that only the rounding of the middle is left: none here
     y = torch.full((1, 1, 1, 4), 1 / 3, dtype=dtype)
     image, _ = TotalVariationProblem(y, 1.0).image(0)
-    begun = iterations.iteration(image, y[0] + torch.finfo(dtype).eps / 4, torch.zeros(2, *y.shape[1:], dtype=dtype))
+    begun = iterations.stepper(image, y[0] + torch.finfo(dtype).eps / 4, torch.zeros(2, *y.shape[1:], dtype=dtype))
     x = torch.nextafter(y[0], torch.tensor(1.0, dtype=dtype))
     begun.move(x)
     middle, sums = begun.certify()
@@ -200,7 +200,7 @@ def test_the_gap_of_inpainting_counts_where_nothing_was_measured(engine: str) ->
     x = torch.tensor([0.1, 0.1, 0.9, 0.3, 0.9], dtype=torch.float64).view(1, 1, 5)
     p = torch.zeros(2, 1, 1, 5, dtype=torch.float64)
     p[1, 0, 0, :4] = torch.tensor([1.0, 0.5, 1.0, 1.0])
-    sums = iterations.iteration(image, x, p).certify()[1]
+    sums = iterations.stepper(image, x, p).certify()[1]
     gap = image.alpha * sums.slack + 0.5 * sums.distance + sums.bound
     best = torch.tensor([0.1, 0.1, 0.5, 0.9, 0.9], dtype=torch.float64).view(1, 1, 1, 5)
     assert sums.bound > 0

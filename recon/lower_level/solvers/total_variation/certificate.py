@@ -27,13 +27,13 @@ from torch import Tensor
 
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.precision import unit_roundoff
-from recon.lower_level.solvers.total_variation.iteration import Image, Iteration, Sums, iteration
+from recon.lower_level.solvers.total_variation.iteration import Image, Stepper, Sums, stepper
 
 #: rounding errors in units of u, see above
 TERM, FIELD = 16.0, 40.0
 
 
-class Found(NamedTuple):
+class Middle(NamedTuple):
     r"""What is known of m. weighted: the bound of \|\|m - x^\|\|_W without the rounding error of m itself, W <= 1.
 
     rounding: the part of it that the model of rounding errors adds. output: how far the numbers of m, of its type, are
@@ -46,7 +46,7 @@ class Found(NamedTuple):
     output: float
 
 
-class Certificate:
+class GapCertificate:
     """Bounds for one image, all in the scale of ``image``, whose weights are at most 1."""
 
     def __init__(self, image: Image) -> None:
@@ -61,7 +61,7 @@ class Certificate:
         #: the least square of ``weighted`` to hope for: rounding errors of x, in its type, have a total variation
         self.floor = unit_roundoff(y.dtype) * alpha * (math.sqrt(size) * norm + alpha * size)
 
-    def look(self, iterating: Iteration) -> Found:
+    def look(self, iterating: Stepper) -> Middle:
         """The middle of x and x(p), and how far it is from the minimizer.
 
         Where weights are zero x(p) is at one bound or another, and the middle no picture: x then, with the bound 2 G.
@@ -69,13 +69,13 @@ class Certificate:
         x, sums = iterating.certify()
         if self._free:
             square = 2 * (self.image.alpha * sums.slack + 0.5 * sums.distance + sums.bound)
-            return Found(iterating.x.clone(), *self._rounded(square, sums, 2.0), 0.0)
+            return Middle(iterating.x.clone(), *self._rounded(square, sums, 2.0), 0.0)
         square = self.image.alpha * sums.slack + 0.25 * sums.distance + sums.bound
-        return Found(x, *self._rounded(square, sums), math.sqrt(sums.output))
+        return Middle(x, *self._rounded(square, sums), math.sqrt(sums.output))
 
     def gap(self, x: Tensor, p: Tensor) -> float:
         """A bound of F(x) - min F."""
-        sums = iteration(self.image, x, p).certify()[1]
+        sums = stepper(self.image, x, p).certify()[1]
         return self._rounded(self.image.alpha * sums.slack + 0.5 * sums.distance + sums.bound, sums)[0] ** 2
 
     def _rounded(self, square: float, sums: Sums, factor: float = 1.0) -> tuple[float, float]:

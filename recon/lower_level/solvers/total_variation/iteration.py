@@ -76,7 +76,7 @@ class Sums(NamedTuple):
     output: float
 
 
-class Iteration(ABC):
+class Stepper(ABC):
     """x and p of one image, and what changes them.
 
     Parameters
@@ -106,7 +106,7 @@ class Iteration(ABC):
         """The midpoint of x and x^(p), rounded to the precision of x, and the sums for it."""
 
 
-class Compiled(Iteration):
+class CompiledStepper(Stepper):
     """By a compiled kernel, on the CPU."""
 
     def __init__(self, image: Image, x: Tensor, p: Tensor, kernel: ctypes.CDLL) -> None:
@@ -150,7 +150,7 @@ class _Task(ctypes.Structure):
     )
 
 
-class Torch(Iteration):
+class TorchStepper(Stepper):
     """With torch, in place: on every device, in every precision."""
 
     def __init__(self, image: Image, x: Tensor, p: Tensor) -> None:
@@ -235,11 +235,11 @@ class Torch(Iteration):
         return p / torch.where(length >= snap, length, 1.0)
 
 
-def iteration(image: Image, x: Tensor, p: Tensor) -> Iteration:
-    """The iteration of an image: compiled where it can be."""
+def stepper(image: Image, x: Tensor, p: Tensor) -> Stepper:
+    """The steps of an image: compiled where they can be."""
     usable = x.device.type == "cpu" and wanted()
     kernel = library(Path(__file__).parent, LIBRARY, VERSION) if usable else None
-    return Torch(image, x, p) if kernel is None else Compiled(image, x, p, kernel)
+    return TorchStepper(image, x, p) if kernel is None else CompiledStepper(image, x, p, kernel)
 
 
 def describe() -> str:

@@ -13,8 +13,8 @@ from recon.errors import at_least
 from recon.lower_level.grade import Grade, grade_bounds
 from recon.lower_level.solution import RUNNING, Status
 from recon.lower_level.solvers.iterate import Callback, Snapshot, ends
-from recon.lower_level.solvers.total_variation.certificate import Certificate, Found
-from recon.lower_level.solvers.total_variation.iteration import Iteration, Step, iteration, transpose
+from recon.lower_level.solvers.total_variation.certificate import GapCertificate, Middle
+from recon.lower_level.solvers.total_variation.iteration import Step, Stepper, stepper, transpose
 from recon.lower_level.solvers.total_variation.problem import TotalVariationProblem, TotalVariationSolution
 
 #: what steps take for the modulus, relative to it: with half of it the certificate falls as soon, and x sooner
@@ -150,7 +150,7 @@ class _Run:
         self.index, self.goal, self.limit = index, goal, limit
         self.image, self.scale = problem.image(index)
         self.modulus = float(problem.modulus[index])
-        self.certificate = Certificate(self.image)
+        self.certificate = GapCertificate(self.image)
 
     @torch.no_grad()
     def solve(self, start: TotalVariationSolution | None, told: _Told) -> _Ended:
@@ -174,13 +174,13 @@ class _Run:
                 return self._end(iterating, best, Status(status), done + len(looks))
             due = min(self._next(looks, error), self.limit)
 
-    def _begin(self, start: TotalVariationSolution | None) -> Iteration:
+    def _begin(self, start: TotalVariationSolution | None) -> Stepper:
         image = self.image
         p = torch.zeros(2, *image.y.shape, dtype=image.y.dtype, device=image.y.device)
         if start is not None:
             p[0, :, :-1] = start.dual[self.index, 0, :, :-1]
             p[1, :, :, :-1] = start.dual[self.index, 1, :, :, :-1]
-        iterating = iteration(image, image.y.clamp(image.low, image.high), p)
+        iterating = stepper(image, image.y.clamp(image.low, image.high), p)
         if start is not None:
             iterating.move(iterating.certify()[0])
         return iterating
@@ -194,16 +194,16 @@ class _Run:
             tau *= theta
         return steps
 
-    def _distance(self, found: Found) -> float:
+    def _distance(self, found: Middle) -> float:
         """The bound that ``accuracy`` asks for."""
         if self.modulus > 0:
             return found.weighted * math.sqrt(self.scale / self.modulus) + found.output
         return self._weighted(found)
 
-    def _weighted(self, found: Found) -> float:
+    def _weighted(self, found: Middle) -> float:
         return (found.weighted + found.output) * math.sqrt(self.scale)
 
-    def _status(self, found: Found, error: float, looks: list[tuple[int, float]], stopped: bool) -> int:
+    def _status(self, found: Middle, error: float, looks: list[tuple[int, float]], stopped: bool) -> int:
         done = looks[-1][0]
         if not math.isfinite(error):
             return Status.NOT_FINITE
@@ -224,7 +224,7 @@ class _Run:
         guess = done * (error / self.goal) ** (1 / min(max(power, 0.5), 3.0))
         return math.ceil(max(min(guess, 3 * done), 1.05 * done, done + FIRST_LOOK / 2))
 
-    def _end(self, iterating: Iteration, found: Found, status: Status, evaluations: int) -> _Ended:
+    def _end(self, iterating: Stepper, found: Middle, status: Status, evaluations: int) -> _Ended:
         """What is said of an image, in the scale of the problem; the gap is that of the very x that is returned."""
         image, p, known = self.image, iterating.p, self.modulus > 0
         pull = found.x - image.y if image.weights is None else image.weights * (found.x - image.y)
