@@ -394,8 +394,8 @@ LOWER: list[Mutation] = [
         ("return -self.weak_convexity\n", "return -0.9 * self.weak_convexity\n"),
         ("return -self.weak_convexity\n", "return 0.0\n"),
         (
-            "spectral_bound(kernels, (self.potential.concavity * weight / width)[:, 0])",
-            "spectral_bound(kernels, (0.5 * self.potential.concavity * weight / width)[:, 0])",
+            "self.spectral_bound((self.potential.concavity * weight / width)[:, 0])",
+            "self.spectral_bound((0.5 * self.potential.concavity * weight / width)[:, 0])",
         ),
         ("third = sum(self.potential.third_bound *", "third = sum(0.9 * self.potential.third_bound *"),
         ("self.potential.self_concordance * (top / width", "0.9 * self.potential.self_concordance * (top / width"),

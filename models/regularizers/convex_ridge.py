@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.regularizers.fields_of_experts import concavity_budget
-from models.regularizers.filter_bank import spectral_bound
 from models.regularizers.initial import InitialFilters
 from models.regularizers.kernels import Profiles
 from models.regularizers.ridge import RidgeRegularizer
@@ -121,9 +120,9 @@ class ConvexRidge(RidgeRegularizer):
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
         """T = ||sum_k sup|psi_k'''| max|c_k * w| C_k^T C_k||: splines are not self-concordant."""
-        kernels, d, *_ = self.current()
+        d = self.current()[1]
         third = (d[:, 1:] - d[:, :-1]).abs().amax(1).double() / self.spacing
-        lipschitz = spectral_bound(kernels, third * self.filtered_maximum(w))
+        lipschitz = self.spectral_bound(third * self.filtered_maximum(w))
         return HessianVariation(torch.full_like(lipschitz, torch.inf), lipschitz, torch.zeros_like(lipschitz))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models.regularizers.filter_bank import frequency_response, patches, spectral_bound
+from models.regularizers.filter_bank import frequency_response, patches
 from models.regularizers.initial import InitialFilters
 from models.regularizers.kernels import Profiles
 from models.regularizers.potentials import POTENTIALS, LogCosh, SmoothedL1, StudentT
@@ -119,16 +119,16 @@ class FieldsOfExperts(RidgeRegularizer):
         if self.weak_convexity:
             return -self.weak_convexity
         if self.potential.concavity:
-            kernels, weight, width = self.current()
-            return -float(spectral_bound(kernels, (self.potential.concavity * weight / width)[:, 0]))
+            _, weight, width = self.current()
+            return -float(self.spectral_bound((self.potential.concavity * weight / width)[:, 0]))
         return 0.0
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
         """T = ||sum_k sup|psi_k'''| max|c_k * w| C_k^T C_k||, and kappa = max_k M max|c_k * w| / nu_k."""
-        kernels, weight, *widths = self.current()
+        _, weight, *widths = self.current()
         top = self.filtered_maximum(w)
         third = sum(self.potential.third_bound * (weight / width.square())[:, 0].double() for width in widths)
-        lipschitz = spectral_bound(kernels, third * top)
+        lipschitz = self.spectral_bound(third * top)
         # |psi'''| <= M/nu lambda phi_nu'' + M/omega lambda phi_omega'', and the second form is at most rho ||e||^2
         relative = [self.potential.self_concordance * (top / width[:, 0].double()).amax(1) for width in widths]
         concavity = torch.zeros_like(lipschitz)
@@ -145,7 +145,8 @@ class FieldsOfExperts(RidgeRegularizer):
             return super().jacobian_bounds(x, w, radius)
         kernels, weight, width = (t.double() for t in self.current())
         weight, width, side = weight[:, 0], width[:, 0], kernels.shape[1]
-        a = (frequency_response(kernels)[0].amax(1) * frequency_response(kernels)[1]).sqrt()
+        power, factor = self.response()
+        a = (power.amax(1) * factor).sqrt()
         curvature, phi, radius = weight / width, self.potential, radius.double()[:, None]
         # moving a learned weight by 1 moves its filter by at most the inverse of its norm, or by at most 1
         raw = (self.weight - self.weight.mean((1, 2), keepdim=True)).detach().double().flatten(1).norm(dim=1)

@@ -42,7 +42,12 @@ def frequency_response(kernels: Tensor) -> tuple[Tensor, float]:
 
 def spectral_bound(kernels: Tensor, weights: Tensor) -> Tensor:
     """A guaranteed and tight upper bound of ||sum_k w_k C_k^T C_k||, for weights ``(..., K)`` -> ``(...)``."""
-    power, factor = frequency_response(kernels.detach())
+    return weighted_supremum(frequency_response(kernels.detach()), weights)
+
+
+def weighted_supremum(response: tuple[Tensor, float], weights: Tensor) -> Tensor:
+    """:func:`spectral_bound` of kernels whose :func:`frequency_response` is known."""
+    power, factor = response
     return factor * (weights.detach().double() @ power).amax(-1)
 
 

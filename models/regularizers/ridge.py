@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.regularizers.filter_bank import check_image, map_blocks, patches, spectral_bound, sum_patches
+from models.regularizers.filter_bank import (
+    check_image,
+    frequency_response,
+    map_blocks,
+    patches,
+    sum_patches,
+    weighted_supremum,
+)
 from models.regularizers.initial import InitialFilters
 from models.regularizers.kernels import Bank, Profiles, compiled
 from recon.lower_level import HessianMap, Regularizer
@@ -55,6 +62,7 @@ class RidgeRegularizer(Regularizer):
             weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
         self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
         self._cached: tuple[list[Tensor], list[Tensor]] | None = None
+        self._spectrum: tuple[Tensor, tuple[Tensor, float]] | None = None
 
     # --- what a subclass defines -------------------------------------------------------------------------------------
 
@@ -116,6 +124,17 @@ class RidgeRegularizer(Regularizer):
             with torch.no_grad():
                 self._cached = ([p.clone() for p in params], [e.detach() for e in self.effective()])
         return self._cached[1]
+
+    def response(self) -> tuple[Tensor, float]:
+        """:func:`models.regularizers.filter_bank.frequency_response` of the filters, once per change of them."""
+        kernels = self.current()[0]
+        if self._spectrum is None or self._spectrum[0] is not kernels:
+            self._spectrum = kernels, frequency_response(kernels)
+        return self._spectrum[1]
+
+    def spectral_bound(self, weights: Tensor) -> Tensor:
+        r"""A guaranteed and tight upper bound of \|\|sum_k w_k C_k^T C_k\|\|, for weights ``(..., K)`` -> ``(...)``."""
+        return weighted_supremum(self.response(), weights)
 
     # --- derivatives in x --------------------------------------------------------------------------------------------
 
@@ -229,8 +248,7 @@ class RidgeRegularizer(Regularizer):
 
     def smoothness(self) -> float:
         """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed."""
-        kernels, *profile = self.current()
-        return float(spectral_bound(kernels, self.curvature_bound(profile)))
+        return float(self.spectral_bound(self.curvature_bound(self.current()[1:])))
 
     def rounding_gain(self) -> float:
         r"""4 sqrt(sum_k (sup psi_k'' \|\|c_k\|\|^2)^2).

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.regularizers import ridge
+from models.regularizers.filter_bank import frequency_response
 from models.regularizers.ridge import RidgeRegularizer
 from recon.lower_level import Regularizer
 from tests.lower_level.problems import make, normal
@@ -145,3 +147,20 @@ def test_bad_sizes_are_refused(name: str) -> None:
         cls(filters=0)
     with pytest.raises(ValueError, match="at least 2x2"):
         cls(size=1)
+
+
+def test_spectra_are_computed_once_for_every_value_of_the_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    regularizer, calls = make("foe_l1"), list[torch.Tensor]()
+
+    def counted(kernels: torch.Tensor) -> tuple[torch.Tensor, float]:
+        calls.append(kernels)
+        return frequency_response(kernels)
+
+    monkeypatch.setattr(ridge, "frequency_response", counted)
+    assert isinstance(regularizer, RidgeRegularizer)
+    before = [regularizer.smoothness() for _ in range(3)]
+    assert len(calls) == 1
+    assert len(set(before)) == 1
+    regularizer.weight.data *= 2  # no version counter notices
+    assert regularizer.smoothness() == pytest.approx(4 * before[0], rel=1e-12)
+    assert len(calls) == 2
