@@ -39,3 +39,10 @@ def one_of(valid: Sequence[str], **values: str) -> None:
     for name, value in values.items():
         if value not in valid:
             raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(valid)}")
+
+
+def instance(kind: type, **values: object) -> None:
+    """Raise ``TypeError`` for a value that is of another class than ``kind``."""
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is {value!r}, but must be an instance of {kind.__name__}")

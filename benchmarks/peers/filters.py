@@ -92,12 +92,13 @@ def recon(problem: Problem, goal: float, distance: Distance) -> Callable[[], Arr
     """``FieldsOfExperts.value_and_grad`` with these filters."""
     import torch
 
-    from models import FieldsOfExperts
+    from models import FieldsOfExperts, InitialFilters
 
     x, kernels = _tensors(problem)
     size = kernels.shape[-1]
+    initial = InitialFilters("normal")
     regularizer = FieldsOfExperts(
-        len(kernels), size, log_weight=0.0, log_width=float(np.log(WIDTH)), initial_filters="multiscale"
+        len(kernels), size, log_weight=0.0, log_width=float(np.log(WIDTH)), initial_filters=initial
     )
     with torch.no_grad():
         regularizer.weight.copy_(kernels[:, 0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.regularizers.filter_bank import check_image, spectral_bound
 from models.regularizers.initial import InitialFilters
 from models.regularizers.leaky_relu import LeakyReLU
-from recon.errors import at_least, fraction
+from recon.errors import at_least, fraction, instance
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
 
 
@@ -83,6 +83,8 @@ class ICNN(Regularizer):
         zero_mean: bool = True,
     ) -> None:
         super().__init__()
+        instance(LeakyReLU, activation=activation)
+        instance(InitialFilters, initial_filters=initial_filters)
         at_least(1, filters=filters, inner_size=inner_size, layers=layers)
         at_least(2, size=size)
         fraction(mixing=mixing)

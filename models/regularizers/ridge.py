@@ -23,6 +23,7 @@ from models.regularizers.filter_bank import (
 )
 from models.regularizers.initial import InitialFilters
 from models.regularizers.kernels import Bank, Profiles, compiled
+from recon.errors import instance
 from recon.lower_level import HessianMap, Regularizer
 
 
@@ -53,6 +54,7 @@ class RidgeRegularizer(Regularizer):
 
     def __init__(self, filters: int, size: int, initial_filters: InitialFilters, unit_norm: bool) -> None:
         super().__init__()
+        instance(InitialFilters, initial_filters=initial_filters)
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size, self.unit_norm = (size, size), unit_norm

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.regularizers.filter_bank import spectral_bound
-from recon.errors import at_least, not_negative, one_of, positive
+from recon.errors import at_least, instance, not_negative, one_of, positive
 from recon.lower_level import (
     Blocks,
     FairNorm,
@@ -240,6 +240,8 @@ class LearnedTV(SaddleModel):
         smoothing: float = 0.01,
     ) -> None:
         super().__init__()
+        instance(InitialKernels, initial=initial)
+        instance(Convexity, convexity=convexity)
         at_least(1, kernels=kernels)
         if size < 1 or size % 2 == 0:
             raise ValueError(f"the size of kernels is {size}, but must be odd and positive")

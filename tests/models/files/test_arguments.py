@@ -118,3 +118,20 @@ def test_configurations_may_have_flat_arguments(path: str) -> None:
 def test_arguments_of_other_classes_stay() -> None:
     config = {"class_path": "own.ICNN", "init_args": {"width": 0.3, "seed": 1}}
     assert current_configuration(config) == config
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "value", "wanted"),
+    [
+        (FieldsOfExperts, "initial_filters", "dct", "InitialFilters"),
+        (ICNN, "initial_filters", "normal", "InitialFilters"),
+        (ICNN, "activation", 0.1, "LeakyReLU"),
+        (LearnedTV, "convexity", 0.1, "Convexity"),
+        (LearnedTV, "initial", "random", "InitialKernels"),
+    ],
+)
+def test_arguments_that_are_groups_by_now_are_refused_by_name(
+    kind: type, argument: str, value: object, wanted: str
+) -> None:
+    with pytest.raises(TypeError, match=f"{argument} is {value!r}, but must be an instance of {wanted}"):
+        kind(**{argument: value})

@@ -1,0 +1,69 @@
+"""Beside other programs: goals that all reach, processes that take turns, and who is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.peers import denoising, filters
+from benchmarks.peers.turns import Array, Competitor, NotReachedError, count, in_turns, last, relative_distance
+
+ALPHA = 0.1
+
+
+def halves() -> Iterator[Array]:
+    """1, 1/2, 1/4, ..."""
+    x = np.ones(3)
+    while True:
+        yield x
+        x = x / 2
+
+
+def test_iterates_are_counted_to_the_goal() -> None:
+    assert count(halves(), 0.25, lambda x: float(x.max())) == 3
+    np.testing.assert_array_equal(last(halves(), 3), 0.25 * np.ones(3))
+    with pytest.raises(NotReachedError, match="after 10 iterations"):
+        count(halves(), 1e-9, lambda x: float(x.max()), limit=10)
+
+
+def test_the_distance_of_a_batch_is_that_of_its_worst_image() -> None:
+    reference = np.ones((2, 3, 4))
+    x = reference.copy()
+    x[1] *= 1.5
+    assert relative_distance(x, reference) == pytest.approx(0.5)
+
+
+def test_the_reference_is_the_minimizer() -> None:
+    y = np.zeros((6, 8))
+    y[:, 4:] = 1.0
+    x = denoising.reference(y, ALPHA, 1e-6)
+    # the jump loses alpha on each side, shared by the four pixels of a row
+    expected = np.where(np.arange(8) < 4, ALPHA / 4, 1 - ALPHA / 4) * np.ones((6, 1))
+    np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+def test_processes_reach_the_same_goal_in_turns_and_say_who_is_absent(tmp_path: Path) -> None:
+    y = np.random.default_rng(0).random((16, 16)).astype(np.float32)
+    path = tmp_path / "problem.npz"
+    np.savez(path, y=y, alpha=np.float64(ALPHA), reference=denoising.reference(y, ALPHA, 1e-6))
+    names = ["recon", "fgp", "skimage", "nobody"]
+    found = in_turns([Competitor(name, "benchmarks.peers.denoising", name) for name in names[:3]], path, 1e-2, 2, 1)
+    absent = Competitor("nobody", "benchmarks.peers.denoising", "fgp", python="/bin/false")
+    found |= in_turns([absent], path, 1e-2, 2, 1)
+    for name in names[:3]:
+        assert len(found[name].seconds) == 2
+        assert found[name].distance <= 1e-2
+    assert found["nobody"].missing == "ended with status 1"
+    assert np.isnan(found["nobody"].minimum)
+
+
+def test_gradients_of_others_are_those_of_the_reference() -> None:
+    rng = np.random.default_rng(0)
+    x, kernels = rng.random((12, 13)).astype(np.float32), rng.standard_normal((4, 3, 3)).astype(np.float32)
+    kernels -= kernels.mean((1, 2), keepdims=True)
+    problem, expected = {"x": x, "kernels": kernels}, filters.reference(x, kernels)
+    for setup in (filters.recon, filters.conv2d_pair):
+        np.testing.assert_allclose(setup(problem, 0.0, lambda x: 0.0)(), expected, atol=1e-4)
