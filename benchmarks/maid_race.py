@@ -23,7 +23,7 @@ from models import FieldsOfExperts, InitialFilters
 from recon.bilevel import MAID, Accelerations, BilevelObjective, PublishedMAID, Record, Training
 from recon.lower_level import FISTA, LBFGS, Solver
 from recon.metrics import psnr
-from recon.plotting import COLORS, save_figure
+from recon.plotting.figures import COLORS, save_figure
 
 PUBLISHED, FULL = "published", "4a + 4b + 4c, L-BFGS"
 #: what each variant adds: a goal-oriented certificate, b quasi-Newton direction, c accuracy from the predicted decrease

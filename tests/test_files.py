@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from recon.files import NotFiniteError, write_files
-from recon.plotting import Panel, comparison_figure
+from recon.plotting.figures import comparison_figure
+from recon.plotting.panels import Panel
 
 
 def test_kinds_by_suffix(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from models.training.module import Prediction, ReconstructionModule
 from models.training.supervised import SupervisedModule
 from recon.errors import at_least
 from recon.files import write_files
-from recon.plotting import figure_bytes, filter_grid, filters_figure
+from recon.plotting.figures import figure_bytes, filter_grid, filters_figure
 
 
 class LastCheckpoint(Checkpoint):

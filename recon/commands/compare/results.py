@@ -26,7 +26,8 @@ from recon.commands.output.tables import read, table
 from recon.files import Content, write_files
 from recon.lower_level import Grade
 from recon.metrics import SSIM_WINDOW, psnr, ssim
-from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, figure_bytes
+from recon.plotting.figures import COLORS, comparison_figure, figure_bytes
+from recon.plotting.panels import Panel, busiest_square
 
 IMAGES, METHOD, ARRAYS = "images.csv", "method.json", "reconstructions.npy"
 #: keys and headings of the means over the images

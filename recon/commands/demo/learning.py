@@ -27,7 +27,8 @@ from recon.commands.fit.quiet import quiet
 from recon.commands.output.summary import write_summary
 from recon.lower_level import Grade, Regularizer
 from recon.metrics import psnr, ssim
-from recon.plotting import Panel, busiest_square, comparison_figure, filters_figure, save_figure, training_figure
+from recon.plotting.figures import comparison_figure, filters_figure, save_figure, training_figure
+from recon.plotting.panels import Panel, busiest_square
 
 SIGMA = 0.1
 #: certified ||x - x^|| of the denoised pictures, over the whole picture

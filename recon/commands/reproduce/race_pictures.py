@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from recon.commands.output.tables import read
-from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, filter_grid, save_figure
+from recon.plotting.figures import COLORS, comparison_figure, filter_grid, save_figure
+from recon.plotting.panels import Panel, busiest_square
 
 AGAIN = "without --plot-only its run is made again, the others are kept"
 #: of the iterations, in ``runs/NAME.csv``

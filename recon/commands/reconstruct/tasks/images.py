@@ -30,7 +30,7 @@ from recon.commands.reconstruct.tasks.pictures import picture_files, read_values
 from recon.commands.reconstruct.tasks.task import Job, Loaded, Task, named, note
 from recon.files import Content
 from recon.lower_level import Energy, Regularizer, SaddleModel
-from recon.panels import Panel, busiest_square, side_by_side
+from recon.plotting.panels import Panel, busiest_square, side_by_side
 from recon.reconstruction import DicomTarget, NoiseLevel, Origin, Problem
 from recon.reconstruction.noise import image_noise
 from recon.reconstruction.total_variation import EXACT_CERTIFICATE

@@ -23,7 +23,8 @@ from recon.commands.reconstruct.tasks.pictures import picture_files
 from recon.commands.reconstruct.tasks.references import read_reference
 from recon.commands.reconstruct.tasks.task import Job, Task, named, note
 from recon.files import Content
-from recon.plotting import Panel, figure_bytes
+from recon.plotting.figures import figure_bytes
+from recon.plotting.panels import Panel
 from recon.reconstruction import Problem
 from recon.reconstruction.boundary import middle
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from recon.plotting import Panel
+from recon.plotting.panels import Panel
 
 
 def measured_figure(panels: Sequence[Panel], value_range: tuple[float, float], unit: str) -> Figure:

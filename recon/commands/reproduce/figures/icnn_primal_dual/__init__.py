@@ -29,7 +29,7 @@ from recon.commands.reproduce.figures.icnn_primal_dual.methods import (
 )
 from recon.commands.reproduce.figures.icnn_primal_dual.tables import read, rows, steps, targets
 from recon.files import prepare_folder, write_files
-from recon.plotting import COLORS, save_figure
+from recon.plotting.figures import COLORS, save_figure
 
 NAME = "icnn_primal_dual"
 LINES = {SUBGRADIENT: "-", PRIMAL_DUAL: "-", FIXED: ":"}

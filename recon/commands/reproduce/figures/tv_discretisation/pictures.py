@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from recon.commands.output.tables import read
 from recon.commands.reproduce.figures.tv_discretisation.learning import METHODS, saved
 from recon.metrics import psnr
-from recon.plotting import COLORS, Panel, busiest_square, comparison_figure, filter_grid, save_figure
+from recon.plotting.figures import COLORS, comparison_figure, filter_grid, save_figure
+from recon.plotting.panels import Panel, busiest_square
 
 
 def plot(output: Path) -> None:

@@ -18,10 +18,7 @@ from torch import Tensor
 from recon.bilevel import Progress, Record
 from recon.errors import at_least
 from recon.files import write_files
-from recon.panels import ACCENT as ACCENT
-from recon.panels import Panel as Panel
-from recon.panels import Square as Square
-from recon.panels import busiest_square as busiest_square
+from recon.plotting.panels import ACCENT, Panel, Square
 
 #: colours that are told apart in print and by colour-blind readers (Okabe and Ito 2008)
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -10,16 +10,8 @@ import torch
 from PIL import Image
 
 from recon.bilevel import CertifiedLoss, Progress, Record
-from recon.plotting import (
-    Panel,
-    Square,
-    busiest_square,
-    comparison_figure,
-    filter_grid,
-    filters_figure,
-    save_figure,
-    training_figure,
-)
+from recon.plotting.figures import comparison_figure, filter_grid, filters_figure, save_figure, training_figure
+from recon.plotting.panels import Panel, Square, busiest_square
 
 
 def records(count: int = 5) -> list[Record]:

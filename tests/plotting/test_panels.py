@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recon.panels import Panel, Square, side_by_side
+from recon.plotting.panels import Panel, Square, side_by_side
 
 WIDTH, TEXT, GAP = 440, 40, 8
 
