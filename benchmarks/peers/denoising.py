@@ -145,7 +145,7 @@ def odl_pdhg(problem: Problem, goal: float, distance: Distance) -> Callable[[], 
     isotropic = alpha * odl.functionals.GroupL1Norm(gradient.range)
 
     def run(n: int, ratio: float) -> Array:
-        x = space.element(y)
+        x = space.element(y.copy())  # which is worked on in place
         odl.solvers.pdhg(x, data, isotropic, gradient, niter=n, tau=ratio / 8**0.5, sigma=0.99 / (ratio * 8**0.5))
         return np.asarray(x.asarray())
 
