@@ -63,6 +63,7 @@ class Settings:
     repeats: int
     threads: int
     deepinv: str | None
+    views: list[int]
     folder: Path
 
     def run(self, title: str, problem: Mapping[str, object], goal: float, competitors: list[Competitor]) -> Result:
@@ -125,7 +126,7 @@ def filter_results(settings: Settings) -> Iterator[Result]:
 def tomography_results(settings: Settings) -> Iterator[Result]:
     size, alpha = (48 if settings.quick else 256), 1.0
     truth = tomography.phantom(size)
-    for views in (20,) if settings.quick else (60, 180):
+    for views in [20] if settings.quick else settings.views:
         matrix = tomography.sparse_matrix(size, views, "float64")
         y = matrix @ truth.ravel()
         y += 0.02 * np.abs(y).mean() * np.random.default_rng(0).standard_normal(y.shape)
@@ -188,13 +189,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of every program; 0: all (default: 1)")
     parser.add_argument("--deepinv", help="a Python that has deepinv, where this one does not")
+    parser.add_argument("--views", nargs="+", type=int, default=[60, 180], help="of CT (default: 60 180)")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"), help="a folder for peers.csv")
     parser.add_argument("--page", type=Path, help="write the tables as Markdown")
     args = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:
         threads = args.threads or os.cpu_count() or 1
-        settings = Settings(args.quick, args.repeats, threads, args.deepinv, Path(folder))
+        settings = Settings(args.quick, args.repeats, threads, args.deepinv, args.views, Path(folder))
         for group in args.only:
             for result in GROUPS[group](settings):
                 results.append(result)
