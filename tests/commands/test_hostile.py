@@ -189,7 +189,7 @@ def test_names_with_escape_sequences(tmp_path: Path, capfd: pytest.CaptureFixtur
         np.save(tmp_path / f"{name}{ESCAPE}[bold].npy", picture)
     paths = sorted(map(str, tmp_path.glob("*.npy")))
     output = tmp_path / "out"
-    command = ["reconstruct", "--method", "tv", "--weight", "0.1", "--output", str(output), "--data"]
+    command = ["reconstruct", "--method", "smoothed-tv", "--weight", "0.1", "--output", str(output), "--data"]
     assert main([*command, *paths]) == 1
     assert main([*command, f"{ESCAPE}.png"]) == 1
     for text in capfd.readouterr():

@@ -196,7 +196,7 @@ def test_two_resumes_of_one_run(
 def test_signals_end_a_program_alike(tmp_path: Path, number: signal.Signals) -> None:
     """In one sentence, without the lock, without half-written files."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).random((400, 400)))
-    options = ("--method", "tv", "--weight", "0.1", "--accuracy", "1e-9", "--smoothing", "1e-6")
+    options = ("--method", "smoothed-tv", "--weight", "0.1", "--accuracy", "1e-9", "--smoothing", "1e-6")
     files = ("--data", str(tmp_path / "a.npy"), "--output", str(tmp_path / "out"))
     with start(PROGRAM, "reconstruct", *files, *options) as process:
         wait_for((tmp_path / "out" / LOCK).exists)

@@ -51,7 +51,7 @@ def test_a_black_picture_takes_nothing_from_the_others(
     assert all(entry["error"] <= 0.01 and entry["status"] == "converged" for entry in report["images"])
     (failure,) = report["failures"]
     assert failure["data"].endswith(f"{black}.npy")
-    assert "zero everywhere" in failure["reason"]
+    assert "the noise is 0" in failure["reason"]
     assert (report["converged"], report["pending"]) == (False, [])
     assert all((output / f"{name}.npy").is_file() == (name != black) for name in NAMES)
     assert f"1 of 3 failed:\n  {failure['reason']}" in capsys.readouterr().err
