@@ -63,6 +63,7 @@ class Settings:
     repeats: int
     threads: int
     deepinv: str | None
+    pictures: list[str]
     views: list[int]
     folder: Path
 
@@ -97,9 +98,9 @@ def minimizer(y: Array, alpha: float) -> Array:
 
 
 def denoising_results(settings: Settings) -> Iterator[Result]:
-    sizes = [(64, 1)] if settings.quick else [(256, 1), (256, 16), (1024, 1)]
     alpha = 0.1
-    for size, images in sizes:
+    for kind in ["1x64"] if settings.quick else settings.pictures:
+        images, size = map(int, kind.split("x"))
         y = noisy(size, images)
         problem = {"y": y, "alpha": alpha, "reference": minimizer(y, alpha)}
         for goal in (1e-2, 1e-3):
@@ -189,6 +190,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of every program; 0: all (default: 1)")
     parser.add_argument("--deepinv", help="a Python that has deepinv, where this one does not")
+    pictures = ["1x256", "16x256", "1x1024"]
+    parser.add_argument("--pictures", nargs="+", default=pictures, help=f"to denoise (default: {' '.join(pictures)})")
     parser.add_argument("--views", nargs="+", type=int, default=[60, 180], help="of CT (default: 60 180)")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"), help="a folder for peers.csv")
     parser.add_argument("--page", type=Path, help="write the tables as Markdown")
@@ -196,7 +199,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         threads = args.threads or os.cpu_count() or 1
-        settings = Settings(args.quick, args.repeats, threads, args.deepinv, args.views, Path(folder))
+        settings = Settings(args.quick, args.repeats, threads, args.deepinv, args.pictures, args.views, Path(folder))
         for group in args.only:
             for result in GROUPS[group](settings):
                 results.append(result)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def commands(picture: Path, folder: Path) -> dict[str, list[str]]:
     """Name -> command line; the first is what the others are compared with."""
-    recon = [sys.executable, "-m", "recon.commands.main"]
+    recon = [sys.executable, "-c", "import sys; from recon.commands.main import main; sys.exit(main())"]
     image = ["--data", str(picture), "--noise", "0.1", "--output", str(folder)]
     return {
         'python -c "import torch"': [sys.executable, "-c", "import torch"],

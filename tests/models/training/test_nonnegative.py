@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import ICNN, ConvolutionalCritic, TotalVariation
+from models import ICNN, ConvolutionalCritic, LeakyReLU, TotalVariation
 from models.training.adversarial import AdversarialModule
 from models.training.bilevel import BilevelModule, EnergyModule
 from recon import metrics
@@ -26,7 +26,7 @@ def data() -> Tensor:
 def cases(solver: Solver) -> list[tuple[EnergyModule, Method]]:
     options = {"solver": solver, "mu": MU}
     tv = TotalVariation(-2.0, -2.0).double()
-    convex = perturb(ICNN(filters=4, size=3, width=0.1, activation="smooth").double(), 0, 0.2)
+    convex = perturb(ICNN(filters=4, size=3, activation=LeakyReLU(width=0.1, kind="smooth")).double(), 0, 0.2)
     critic = ConvolutionalCritic(filters=(3, 4), size=3).double()
     return [
         (BilevelModule(tv, **options), Variational(tv, MU)),  # type: ignore[arg-type]
