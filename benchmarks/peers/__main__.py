@@ -7,13 +7,15 @@
 
 Iterative programs stop at the iteration that comes as near to a common reference, relative to its norm, as 1e-2 or
 1e-3; finding that iteration costs them nothing. Those with a certificate have to find out themselves. Ratios are to
-this program's seconds: above 1, the other one is slower. Programs that are not installed, or do not get there, say so.
+the first line: above 1, the other one is slower. Programs that are not installed, or do not get there, say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -164,9 +166,11 @@ def page(results: list[Result]) -> str:
     lines = [
         "# Performance",
         "",
-        "Written by `python -m benchmarks.peers --page docs/performance.md`:",
+        f"Written by `{shlex.join(['python', '-m', 'benchmarks.peers', *sys.argv[1:]])}`: other programs, one process",
+        "each, in turns, CPU milliseconds, minimum and maximum of the runs.",
         "",
-        __doc__ or "",
+        (__doc__ or "").strip().rpartition("\n\n")[2],
+        "",
     ]
     lines += [", ".join(f"{name}: {value}" for name, value in machine().items()), ""]
     for result in results:

@@ -20,7 +20,7 @@ def commands(picture: Path, folder: Path) -> dict[str, list[str]]:
     image = ["--data", str(picture), "--noise", "0.1", "--output", str(folder)]
     return {
         'python -c "import torch"': [sys.executable, "-c", "import torch"],
-        'python -c "import skimage.restoration"': [sys.executable, "-c", "import skimage.restoration"],
+        "scikit-image, its TV denoiser": [sys.executable, "-c", "from skimage.restoration import denoise_tv_chambolle"],
         "recon --help": [*recon, "--help"],
         "recon reconstruct --help": [*recon, "reconstruct", "--help"],
         "recon models": [*recon, "models"],
