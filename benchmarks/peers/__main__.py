@@ -167,7 +167,7 @@ def page(results: list[Result]) -> str:
         "# Performance",
         "",
         f"Written by `{shlex.join(['python', '-m', 'benchmarks.peers', *sys.argv[1:]])}`: other programs, one process",
-        "each, in turns, CPU milliseconds, minimum and maximum of the runs.",
+        "each, in turns, CPU milliseconds, minimum and maximum of the runs. How each is called is in `benchmarks/peers`.",
         "",
         (__doc__ or "").strip().rpartition("\n\n")[2],
         "",
