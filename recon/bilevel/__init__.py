@@ -10,6 +10,9 @@ from recon.bilevel.methods.hoag import HOAG, FixedAccuracy
 from recon.bilevel.methods.maid import MAID, Limits
 from recon.bilevel.methods.method import DivergedError, UpperLevelMethod
 from recon.bilevel.methods.passes import InexactAdam, InexactSGD
+from recon.bilevel.methods.proposals.checks import Checks
+from recon.bilevel.methods.proposals.lbfgs import InexactLBFGS
+from recon.bilevel.methods.proposals.method import CertifiedProposals
 from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedMAID
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.methods.run import Training
@@ -26,12 +29,15 @@ __all__ = [
     "AccuracySchedule",
     "BilevelObjective",
     "CertifiedLoss",
+    "CertifiedProposals",
+    "Checks",
     "Differentiation",
     "DivergedError",
     "Evaluation",
     "FixedAccuracy",
     "Hypergradient",
     "InexactAdam",
+    "InexactLBFGS",
     "InexactObjective",
     "InexactSGD",
     "Limits",

@@ -43,7 +43,7 @@ class Adjoint(NamedTuple):
         """Those of all images, from those of the chunks."""
         return cls(*(torch.cat(chunks) for chunks in zip(*parts, strict=True)))
 
-    def select(self, c: slice) -> Adjoint:
+    def select(self, c: slice | Tensor) -> Adjoint:
         """Those of the images ``c``."""
         return Adjoint(*(part[c] for part in self))
 
@@ -87,6 +87,12 @@ class CertifiedLoss:
     rounding: float = math.inf
     grade: int = int(Grade.ESTIMATED)
 
+    @classmethod
+    def mean(cls, interval: Interval, grade: int) -> CertifiedLoss:
+        """That of the mean of the losses of some images, from their intervals."""
+        mean, below, above, rounding = (float(part.mean()) for part in interval)
+        return cls(mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=grade)
+
 
 class Certified:
     """What has a certified loss, and shows its interval as its own."""
@@ -123,6 +129,7 @@ class Evaluation(Certified):
     ||grad q(x)||; sensitivity: C_i with interval length of q_i about C_i eps^2 (infinite without a goal-oriented
     certificate); weight: dg/dq, see :class:`UpperLoss`; status: of the lower-level solves. All per image in float64.
     certified: means of g over the images; its grade is that of ``error``, too, the worst of all images.
+    interval: that of g of every image; older checkpoints have none.
     """
 
     x: Tensor
@@ -134,6 +141,7 @@ class Evaluation(Certified):
     weight: Tensor
     status: Tensor
     certified: CertifiedLoss
+    interval: Interval | None = None
 
     @property
     def value(self) -> float:
@@ -144,17 +152,43 @@ class Evaluation(Certified):
     def of(cls, chunks: Sequence[Chunk]) -> Evaluation:
         """The evaluation of all images, from those of the chunks."""
         joined = {name: torch.cat([vars(chunk)[name] for chunk in chunks]) for name in _PER_IMAGE}
-        ends = zip(*(chunk.interval for chunk in chunks), strict=True)
-        mean, below, above, rounding = (float(torch.cat(parts).mean()) for parts in ends)
-        grade = int(worst(torch.cat([chunk.grade for chunk in chunks])))
-        loss = CertifiedLoss(mean, lower=mean - below, upper=mean + above, rounding=rounding, grade=grade)
-        return cls(**joined, adjoint=Adjoint.of([chunk.adjoint for chunk in chunks]), certified=loss)
+        interval = Interval(*map(torch.cat, zip(*(chunk.interval for chunk in chunks), strict=True)))
+        loss = CertifiedLoss.mean(interval, int(worst(torch.cat([chunk.grade for chunk in chunks]))))
+        return cls(**joined, adjoint=Adjoint.of([chunk.adjoint for chunk in chunks]), certified=loss, interval=interval)
+
+    @property
+    def intervals(self) -> Interval:
+        """Those of all images. Raises ``ValueError`` where an older version left only their mean."""
+        if self.interval is None:
+            raise ValueError("an evaluation by an older version has no intervals of single images: evaluate again")
+        return self.interval
+
+    def select(self, index: Tensor) -> Evaluation:
+        """That of some of the images; its grade stays that of all."""
+        interval = Interval(*(part[index] for part in self.intervals))
+        rest = {name: vars(self)[name][index] for name in _PER_IMAGE}
+        loss = CertifiedLoss.mean(interval, self.grade)
+        return Evaluation(**rest, adjoint=self.adjoint.select(index), certified=loss, interval=interval)
+
+    def with_images(self, index: Tensor, part: Evaluation) -> Evaluation:
+        """The same, but for the images ``index``, of which all is known from ``part``."""
+
+        def put(whole: Tensor, some: Tensor) -> Tensor:
+            return whole.index_copy(0, index, some.to(whole))
+
+        interval = Interval(*map(put, self.intervals, part.intervals))
+        adjoint = Adjoint(*map(put, self.adjoint, part.adjoint))
+        rest = {name: put(vars(self)[name], vars(part)[name]) for name in _PER_IMAGE}
+        loss = CertifiedLoss.mean(interval, max(self.grade, part.grade))
+        return Evaluation(**rest, adjoint=adjoint, certified=loss, interval=interval)
 
     def state_dict(self) -> dict[str, Tensor | float]:
         """Everything by name, on one level, as checkpoints keep it."""
         w, residual, rounding = self.adjoint
-        adjoint = {"w": w, "adjoint_residual": residual, "adjoint_rounding": rounding}
-        return {name: vars(self)[name] for name in _PER_IMAGE} | adjoint | vars(self.certified)
+        rest = {"w": w, "adjoint_residual": residual, "adjoint_rounding": rounding}
+        if self.interval is not None:
+            rest["interval"] = torch.stack(self.interval)
+        return {name: vars(self)[name] for name in _PER_IMAGE} | rest | vars(self.certified)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Evaluation:
@@ -162,7 +196,8 @@ class Evaluation(Certified):
         known = {"error_rounding": state["error"], "adjoint_rounding": state["adjoint_residual"]} | dict(state)
         adjoint = Adjoint(known["w"], known["adjoint_residual"], known["adjoint_rounding"])
         loss = CertifiedLoss(**{f.name: known[f.name] for f in fields(CertifiedLoss) if f.name in known})
-        return cls(**{name: known[name] for name in _PER_IMAGE}, adjoint=adjoint, certified=loss)
+        interval = Interval(*known["interval"]) if "interval" in known else None
+        return cls(**{name: known[name] for name in _PER_IMAGE}, adjoint=adjoint, certified=loss, interval=interval)
 
     def satisfies(self, accuracy: Accuracy) -> bool:
         """Whether every image has the accuracy asked for."""

@@ -160,8 +160,8 @@ class InexactObjective(Objective):
         inf = torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
         running = torch.full((len(self.y),), int(Status.ITERATION_LIMIT), device=self.y.device)
         adjoint = Adjoint(torch.zeros_like(x), inf, inf)
-        unknown = CertifiedLoss(math.inf, -math.inf, math.inf)
-        return Evaluation(x, adjoint, inf, inf, inf, inf, torch.ones_like(inf), running, unknown)
+        unknown, nothing = CertifiedLoss(math.inf, -math.inf, math.inf), Interval(inf, inf, inf, inf)
+        return Evaluation(x, adjoint, inf, inf, inf, inf, torch.ones_like(inf), running, unknown, nothing)
 
     @full_precision()
     @torch.no_grad()
@@ -221,20 +221,31 @@ class InexactObjective(Objective):
         assert total is not None
         return errors.hypergradient(total / len(self.y), replace(evaluation, adjoint=Adjoint.of(adjoints)))
 
-    def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
+    def accuracy_for(
+        self, evaluation: Evaluation, margin: float, goal_oriented: bool = True, balanced: bool = False
+    ) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
 
         With delta = mu eps, the interval is C eps^2 long if goal-oriented, else 2 s eps + L eps^2 / 2; s, C and L are
-        means over the images of slope, sensitivity and smoothness, times dg/dq.
+        means over the images of slope, sensitivity and smoothness, times dg/dq. Adjoints that accurate are good for
+        hypergradients as well.
+
+        ``balanced``: the length only. Above the value it is delta eps + c eps^2, c = C/2 - mu + L/4, and half of the
+        margin for each term asks least of both solvers: delta = margin / (2 eps), which is larger than mu eps by c / mu.
         """
-        mu = self._modulus()
+        mu, weight = self._modulus(), float(evaluation.weight.mean())
         slope = float((evaluation.weight * evaluation.slope).mean())
-        smoothness = float(evaluation.weight.mean()) * self.loss.smoothness
+        smoothness = weight * self.loss.smoothness
         linear = -slope + math.sqrt(slope**2 + 0.5 * margin * smoothness)
         solution = 2 * linear / smoothness if linear > 1e-12 * slope else margin / (2 * slope)
         sensitivity = float((evaluation.weight * evaluation.sensitivity).mean())
-        if goal_oriented and math.isfinite(sensitivity):
-            solution = max(solution, math.sqrt(margin / sensitivity))
+        if not (goal_oriented and math.isfinite(sensitivity)):
+            return Accuracy(solution, mu * solution)
+        if balanced:
+            curved = max(0.5 * sensitivity - mu * weight + 0.25 * smoothness, 0.5 * smoothness)
+            solution = max(solution, math.sqrt(0.5 * margin / curved))
+            return Accuracy(solution, max(mu * solution, 0.5 * margin / (weight * solution)))
+        solution = max(solution, math.sqrt(margin / sensitivity))
         return Accuracy(solution, mu * solution)
 
     # --- what subclasses use -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.methods.direction import Direction, make_direction
 from recon.bilevel.methods.method import UpperLevelMethod
+from recon.bilevel.methods.record import EXACT
 from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, fraction, one_of, positive
 from recon.lower_level import Status
@@ -99,6 +100,8 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
         An option is out of range, or the parameters are in several groups.
     """
 
+    guarantee = EXACT
+
     def __init__(
         self,
         params: Iterable[Tensor],
@@ -139,6 +142,31 @@ class CertifiedDescent(UpperLevelMethod[InexactObjective]):
             raise ValueError(f"{where} is NaN or infinite at the initial parameters; start from others")
         self.progress.update(direction=None, longest=math.inf)
         self._keep(gradient)
+
+    # --- as a part of another method ---------------------------------------------------------------------------------
+
+    def begin(self, objective: InexactObjective) -> None:
+        """Evaluate where theta is, as the first iteration does before it begins."""
+        self._check(objective)
+        with self._put_back():
+            self._begin(objective)
+            self.progress.setdefault("iteration", 0)
+
+    @property
+    def second_order(self) -> bool:
+        """Whether certificates are those of second order in the errors."""
+        return self._second
+
+    def promised(self) -> float:
+        """a <z, d> of the first step a that would be tried next, by which the loss falls to first order."""
+        z = self.progress["z"]
+        direction = self._direction(z)
+        d = direction.apply(z)
+        return self._limited(direction.first_step(self.options["lr"]), d) * float(z @ d)
+
+    def accept(self, objective: InexactObjective, move: Tensor, new: Evaluation, accuracy: Accuracy) -> None:
+        """Go on from ``new`` where theta is now, after a ``move`` that somebody else has made, and learn from it."""
+        self._accept(objective, self._direction(self.progress["z"]), move, new, accuracy)
 
     @property
     def _second(self) -> bool:

@@ -15,7 +15,7 @@ from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.older import current_state, plain
 from recon.bilevel.methods.parameters import assign, check_one_group, flat
-from recon.bilevel.methods.record import Progress, Record
+from recon.bilevel.methods.record import NO_GUARANTEE, Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
@@ -55,6 +55,8 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[ObjectiveT], ABC):
         The parameters are in several groups.
     """
 
+    #: with which the loss has fallen where an iteration was accepted, see :class:`Record`
+    guarantee: str = NO_GUARANTEE
     #: names of its own options, of which every state has a value
     _own: tuple[str, ...] = ()
 
@@ -176,7 +178,35 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[ObjectiveT], ABC):
             evaluations=objective.evaluations,
             gradient_norm=float(z.norm()) if z is not None else math.nan,
             progress=progress,
+            guarantee=self.guarantee,
         )
+
+    # --- as a part of another method ---------------------------------------------------------------------------------
+
+    @property
+    def warm(self) -> tuple[Tensor, Tensor] | None:
+        """Lower-level and adjoint solutions of all images near the current parameters, where some are known."""
+        return (self.evaluation.x, self.evaluation.adjoint.w) if "evaluation" in self.progress else None
+
+    def take_over(self, evaluation: Evaluation, z: Tensor) -> None:
+        """Go on from the current parameters, to which somebody else has moved.
+
+        Parameters
+        ----------
+        evaluation : Evaluation
+            Made there.
+        z : tensor
+            The hypergradient there.
+        """
+        if "evaluation" in self.progress:
+            self.evaluation, self.progress["z"] = evaluation, z
+
+    def hesitate(self) -> None:
+        """Take steps half as long from now on: those so far led to a point that was not accepted."""
+        for name in ("first_lr", "lr"):
+            if name in self.options:
+                self.options[name] *= 0.5
+                return
 
     # --- state -------------------------------------------------------------------------------------------------------
 

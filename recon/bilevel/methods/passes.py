@@ -23,7 +23,14 @@ class Passes(UpperLevelMethod[ObjectiveT]):
     In pass k = 0, 1, ... the step is lr_k = lr (k+1)^-lr_decay, and the order of the images is decided by ``seed`` and
     k alone. A subclass is one of an optimizer of torch as well, whose constructor it calls, and then
     ``_take_passes``.
+
+    Attributes
+    ----------
+    visited : list of tensors, optional
+        Where it is a list, the parameters after every step are appended, flat, in float64.
     """
+
+    visited: list[Tensor] | None = None
 
     def _take_passes(self, lr: float, batch_size: int, lr_decay: float, seed: int, **own: object) -> None:
         """Keep the options of passes, and those of the subclass."""
@@ -45,6 +52,8 @@ class Passes(UpperLevelMethod[ObjectiveT]):
             p.grad = gradient.view_as(p).to(p.dtype)
         self._move()
         self.zero_grad()
+        if self.visited is not None:
+            self.visited.append(self._theta())
 
     @abstractmethod
     def _move(self) -> None:
@@ -72,6 +81,14 @@ class InexactPasses(Passes[InexactObjective]):
     def _begin(self, objective: InexactObjective) -> None:
         start = objective.start()
         self.progress.update(x=start.x, w=start.adjoint.w)
+
+    @property
+    def warm(self) -> tuple[Tensor, Tensor] | None:
+        return (self.progress["x"], self.progress["w"]) if "x" in self.progress else None
+
+    def take_over(self, evaluation: Evaluation, z: Tensor) -> None:
+        if "x" in self.progress:  # copies, because passes change them in place
+            self.progress.update(x=evaluation.x.clone(), w=evaluation.adjoint.w.clone())
 
     def _iterate(self, objective: InexactObjective) -> Record:
         """One pass."""

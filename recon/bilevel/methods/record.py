@@ -20,13 +20,18 @@ class Progress(StrEnum):
     PRECISION_FLOOR = "precision floor"
 
 
+#: what certifies that an accepted iteration has made the loss smaller: nothing, or its certified intervals
+NO_GUARANTEE, EXACT = "none", "exact"
+
+
 @dataclass(frozen=True)
 class Record(Certified):
     """One upper-level iteration.
 
     certified: the loss; epsilon, delta: largest certified lower-level and adjoint errors of the images; omega: bound of
     the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points tried; evaluations:
-    so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`.
+    so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`; guarantee: with which the
+    loss has fallen if the iteration was accepted, ``exact``, ``with probability 0.95`` or ``none``.
     """
 
     iteration: int
@@ -39,6 +44,7 @@ class Record(Certified):
     evaluations: float
     gradient_norm: float
     progress: Progress
+    guarantee: str = NO_GUARANTEE
 
     @property
     def loss(self) -> float:
