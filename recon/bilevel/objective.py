@@ -231,7 +231,7 @@ class InexactObjective(Objective):
         hypergradients as well.
 
         ``balanced``: the length only. Above the value it is delta eps + c eps^2, c = C/2 - mu + L/4, and half of the
-        margin for each term asks least of both solvers: delta = margin / (2 eps), which is larger than mu eps by c / mu.
+        margin for each term asks least of both solvers: delta = margin / (2 eps), which is mu eps times c / mu.
         """
         mu, weight = self._modulus(), float(evaluation.weight.mean())
         slope = float((evaluation.weight * evaluation.slope).mean())

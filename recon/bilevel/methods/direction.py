@@ -58,7 +58,8 @@ class QuasiNewton(Direction):
     def __init__(self, like: Tensor, memory: int, state: dict[str, Tensor] | None) -> None:
         self.history = InverseHessian(like[None], memory)
         if state is not None:
-            self.history.load_state_dict(state)
+            # copies: learning must not change what the progress of an interrupted iteration is put back to
+            self.history.load_state_dict({name: value.clone() for name, value in state.items()})
 
     @property
     def _empty(self) -> bool:

@@ -15,8 +15,10 @@ from recon.bilevel import (
     MAID,
     Accuracy,
     BilevelObjective,
+    CertifiedProposals,
     DivergedError,
     InexactAdam,
+    InexactLBFGS,
     InexactSGD,
     Progress,
     PublishedMAID,
@@ -41,7 +43,16 @@ class SignDescent(UpperLevelMethod[BilevelObjective]):
         return self._record(objective, Progress.ACCEPTED, step)
 
 
-METHODS = [MAID, PublishedMAID, HOAG, InexactAdam, InexactSGD, lambda p: SignDescent(p, lr=0.5)]
+METHODS = [
+    MAID,
+    PublishedMAID,
+    HOAG,
+    InexactAdam,
+    InexactSGD,
+    InexactLBFGS,
+    lambda p: CertifiedProposals(p, InexactLBFGS),
+    lambda p: SignDescent(p, lr=0.5),
+]
 
 
 class Interrupting:

@@ -35,6 +35,7 @@ class Parabola:
     def __init__(self, theta: float, below: float = 0.0, above: float = 0.0) -> None:
         self.theta = torch.nn.Parameter(torch.tensor([theta], dtype=torch.float64))
         self.below, self.above, self.evaluations = below, above, 0.0
+        self.y, self.params = torch.zeros(1), [self.theta]
         self.omega: Callable[[Accuracy], float] = lambda accuracy: accuracy.solution
         self.z: list[float] = []
         self.status = Status.CONVERGED
@@ -56,7 +57,9 @@ class Parabola:
         error = self.omega(accuracy)
         return Hypergradient(torch.tensor([z], dtype=torch.float64), error, 0.0, Grade.PROVED, evaluation)
 
-    def accuracy_for(self, evaluation: Evaluation, margin: float, second: bool = True) -> Accuracy:
+    def accuracy_for(
+        self, evaluation: Evaluation, margin: float, second: bool = True, balanced: bool = False
+    ) -> Accuracy:
         self.margins.append(margin)
         return Accuracy(margin, margin)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +27,8 @@ class Trial:
 
     objective: where; theta, point: the parameters that are accepted, and those that are proposed; current, new: the
     evaluations there; accuracy: what was asked of the new one; promise: by how much the loss has to fall; second:
-    whether by certificates of second order; sample: the images that :meth:`by_sample` has looked at.
+    whether by certificates of second order; expected: a guess of the decrease; sample: the images that
+    :meth:`by_sample` has looked at last.
     """
 
     objective: InexactObjective
@@ -39,6 +39,7 @@ class Trial:
     accuracy: Accuracy
     promise: float
     second: bool
+    expected: float = 0.0
     sample: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @property
@@ -85,49 +86,71 @@ class Trial:
 
     # --- by a sample -------------------------------------------------------------------------------------------------
 
-    def by_sample(self, order: Tensor, first: int, delta: Callable[[int], float]) -> bool:
-        r"""Whether the loss falls, but for the probabilities ``delta`` of every look.
+    def by_sample(self, orders: Iterator[Tensor], first: int, deltas: Iterator[float]) -> bool:
+        r"""Whether the loss falls, but for the probabilities of ``deltas``, one for every look.
 
         The losses of all N images change by X_i in [m_i - r_i, m_i + r_i], by the intervals that are known of each.
-        Those of a sample S are made shorter, X_i <= h_i, at an accuracy that is decided before S is drawn, so that h_i is a
-        number of the image. Then Z_i = min(h_i - m_i, r_i) is in [-r, r], r = max r_i, and with probability 1 - delta
+        Those of a sample S are made shorter, X_i <= h_i, at an accuracy that is decided before S is drawn, so that h_i
+        is a number of the image. Then Z_i = min(h_i - m_i, r_i) is in [-r, r], r = max r_i, and, but for delta,
 
             mean X_i <= mean m_i + mean_S Z_i + deviation(Z_S, N, 2 r).
 
+        The sample is doubled until that decides. Where the h_i are too inaccurate for it, another one is drawn for more
+        accurate ones; where all images have been looked at, nothing is left to chance.
+
         Parameters
         ----------
-        order : tensor
-            The images in random order; samples are its beginnings, each at least twice as long as the one before.
+        orders : iterator of tensors
+            The images in random orders; samples are beginnings of them.
         first : int
-            The least number of images of the first sample.
-        delta : callable
-            With what probability the j-th look, j = 1, 2, ..., may be wrong.
+            The least number of images of a sample.
+        deltas : iterator of floats
+            With what probability a look may be wrong.
 
         Returns
         -------
         bool
             Whether the bound and the promise are at most 0.
         """
+        expected = max(self.decrease, self.expected)
+        for _ in range(MOST):
+            self.accuracy = self._accuracy_of_samples(expected)
+            found = self._in_order(next(orders), first, deltas, expected)
+            if isinstance(found, bool):
+                return found
+            expected = found
+        return self.by_all()
+
+    def _in_order(self, order: Tensor, first: int, deltas: Iterator[float], expected: float) -> bool | float:
+        """Whether the loss falls, or which decrease accuracies have to be made for before that can be said."""
         middle, radius = self._changes()
         width, count = 2 * float(radius.max()), len(order)
-        if not (self.decrease > self.promise and math.isfinite(width)):
+        if not math.isfinite(width):
             return self.by_all()
-        self.accuracy, n = self._accuracy_of_samples(), first
-        while KAPPA * width * math.log(5 / delta(1)) > n * self.decrease and n < count:
+        delta, n = next(deltas), first
+        while KAPPA * width * math.log(5 / delta) > n * expected and n < count:
             n *= 2  # nothing could come of fewer
-        for look in itertools.count(1):
+        self.sample = order[:0]
+        while True:
             n = min(n, count)
             self._look(order[len(self.sample) : n])
             self.sample = order[:n]
-            highest = self._highest()[self.sample]
+            highest, value = self._highest()[self.sample], self._change()[self.sample]
             z = torch.minimum(highest - middle[self.sample], radius[self.sample])
-            estimate = float(middle.mean() + z.mean()) + self.promise
-            if estimate + deviation(z, count, width, delta(look)) <= 0:
+            if float(middle.mean() + z.mean()) + self.promise + deviation(z, count, width, delta) <= 0:
                 return True
-            if n == count or estimate > 0:
+            if n == count:  # nothing is left to chance, only to accuracies
+                return self.by_all()
+            decrease = -float(middle.mean() + (value - middle[self.sample]).mean())
+            if float((highest - value).mean()) > 0.5 * abs(decrease):
+                return max(abs(decrease), self.promise, 1e-300)
+            if decrease <= self.promise:
                 return False
-            n *= 2
-        raise AssertionError("unreachable: the last look is at all images")
+            delta, n = next(deltas), 2 * n
+
+    def _change(self) -> Tensor:
+        """X of all images, as it was computed."""
+        return self.new.intervals.value - self.current.intervals.value
 
     def _changes(self) -> tuple[Tensor, Tensor]:
         """m and r of all images."""
@@ -140,11 +163,11 @@ class Trial:
         old, new = self.current.intervals, self.new.intervals
         return (new.value + new.above) - (old.value - old.below)
 
-    def _accuracy_of_samples(self) -> Accuracy:
-        """That at which the mean interval of a sample is a part of the decrease seen, at each end."""
+    def _accuracy_of_samples(self, expected: float) -> Accuracy:
+        """That at which the mean interval of a sample is a part of the decrease that is expected, at each end."""
         known = torch.nonzero(torch.isfinite(self.current.sensitivity)).flatten()
         like = self.current.select(known) if len(known) else self.current
-        return self.objective.accuracy_for(like, 0.5 * SHARE * self.decrease, self.second, balanced=True)
+        return self.objective.accuracy_for(like, 0.5 * SHARE * expected, self.second, balanced=True)
 
     def _look(self, index: Tensor) -> None:
         """Refine these images at both points."""

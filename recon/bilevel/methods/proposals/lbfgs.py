@@ -80,8 +80,7 @@ class InexactLBFGS(UpperLevelMethod[InexactObjective]):
         gradient = objective.hypergradient(new, self._accuracy)
         require_finite(gradient)
         direction.learn(move, gradient.z - z)
-        state.update(direction={k: v.clone() for k, v in direction.state_dict().items()})
-        state["longest"] = GROWTH * float(move.norm())
+        state.update(direction=direction.state_dict(), longest=GROWTH * float(move.norm()))
         self._keep(gradient)
         return self._record(objective, Progress.ACCEPTED, step)
 

@@ -26,8 +26,6 @@ from recon.errors import instance
 from recon.lower_level import NotStronglyConvexError
 from recon.names import public_name
 
-#: how much longer the proposer has moved at every check than at the one before, in all
-LONGER = 1.5
 #: where the states of both methods are in that of this one
 PARTS = ("proposer", "fallback")
 
@@ -108,7 +106,17 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         before = objective.evaluations
         self.fallback.begin(objective)
         cost = objective.evaluations - before
-        self.progress.update(check=cost, checking=cost, proposing=0.0, checks=0, rejected=0, decrease=0.0, ahead=None)
+        self.progress.update(
+            check=cost,
+            checking=cost,
+            proposing=0.0,
+            checks=0,
+            rejected=0,
+            decrease=0.0,
+            ahead=None,
+            phase=0.0,
+            last_phase=0.0,
+        )
 
     def _iterate(self, objective: InexactObjective) -> Record:
         """Proposals and their check, or a step of the fallback."""
@@ -137,8 +145,7 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
     def _propose(self, objective: InexactObjective) -> tuple[float, float, int] | None:
         """Go to the proposed point; the loss that the proposer saw last, its step and its iterations there."""
         checks, proposer, state = self._checks, self.proposer, self.progress
-        # as if this check were to cost what the last one did; the decrease since then falls like 1 / proposals so far
-        goal = max(checks.cost * (state["checking"] + state["check"]), LONGER * state["proposing"])
+        phase = 0.0
         shapes = [p.shape for p in self.options["params"]]
         if (ahead := state["ahead"]) is not None:
             self._set(ahead)
@@ -152,12 +159,26 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
                 return None
             finally:
                 spent = objective.evaluations - before
-                state["proposing"] += spent
+                phase, state["proposing"] = phase + spent, state["proposing"] + spent
             self._check_point(shapes)
-            if state["proposing"] >= goal or not spent or record.finished:
+            if not spent or record.finished or self._due(phase, record.loss):
                 break
+        state["phase"] = phase
         self._average()
         return record.loss, record.step, iterations
+
+    def _due(self, phase: float, seen: float) -> bool:
+        """Whether proposals have cost enough for a check, ``phase`` since the last one and saw a loss ``seen`` last.
+
+        As if this check were to cost what the last one did. It will cost more if the decrease is much smaller: then
+        proposals go on, until there have been twice as many as last time, or enough for three times the cost.
+        """
+        state, cost, last = self.progress, self._checks.cost, self.progress["check"]
+        if state["proposing"] < cost * (state["checking"] + last):
+            return False
+        seen_decrease = self.fallback.evaluation.value - seen
+        small = seen_decrease < 0.25 * state["decrease"]
+        return not small or phase >= min(2 * state["last_phase"], 3 * cost * last)
 
     def _check_point(self, shapes: list[torch.Size]) -> None:
         name = public_name(self.proposer)
@@ -198,7 +219,7 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         if new is None:
             return None
         promise = self._checks.promise * promised
-        return Trial(objective, theta, self._theta(), current, new, accuracy, promise, second)
+        return Trial(objective, theta, self._theta(), current, new, accuracy, promise, second, decrease)
 
     def _decide(self, trial: Trial) -> tuple[bool, str]:
         """Whether the point is accepted, and with which guarantee."""
@@ -208,8 +229,10 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         if trial.certain:
             return True, EXACT
         self.progress["checks"] = k
-        images = order(len(trial.objective.y), checks.seed, k).to(trial.objective.y.device)
-        accepted = trial.by_sample(images, checks.sample, lambda look: share_of(checks.delta, k, look))
+        y = trial.objective.y
+        orders = (order(len(y), checks.seed, k, drawn).to(y.device) for drawn in itertools.count())
+        deltas = (share_of(checks.delta, k, look) for look in itertools.count(1))
+        accepted = trial.by_sample(orders, checks.sample, deltas)
         return accepted, EXACT if trial.certain else f"with probability {1 - checks.delta:g}"
 
     def _accept(self, trial: Trial, guarantee: str, step: float, iterations: int) -> Record:
@@ -221,7 +244,7 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
             fallback.take_over(new, z)
         else:
             fallback.accept(objective, trial.point - trial.theta, new, accuracy)
-        self.progress.update(rejected=0, decrease=decrease)
+        self.progress.update(rejected=0, decrease=decrease, last_phase=self.progress["phase"])
         self.proposer.take_over(fallback.evaluation, fallback.progress["z"])
         self.progress["z"] = fallback.progress["z"]
         return replace(self._record(objective, Progress.ACCEPTED, step, iterations), guarantee=guarantee)
@@ -229,7 +252,8 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
     def _reject(self, objective: InexactObjective, step: float, iterations: int) -> Record:
         """Theta has been put back."""
         self.proposer.hesitate()
-        self.progress.update(rejected=self.progress["rejected"] + 1, ahead=None, z=self.fallback.progress["z"])
+        self.progress.update(rejected=self.progress["rejected"] + 1, ahead=None, last_phase=0.0)
+        self.progress["z"] = self.fallback.progress["z"]
         self.proposer.take_over(self.fallback.evaluation, self.progress["z"])
         return self._record(objective, Progress.REJECTED, step, iterations)
 

@@ -52,7 +52,7 @@ def share_of(delta: float, check: int, stage: int) -> float:
     return delta * 6 / (math.pi * check) ** 2 * 2.0**-stage
 
 
-def order(count: int, seed: int, check: int) -> Tensor:
-    """The images in the order in which this check looks at them: any first n are a sample without replacement."""
-    generator = torch.Generator().manual_seed(1_000_003 * seed + check)
+def order(count: int, seed: int, check: int, drawn: int = 0) -> Tensor:
+    """The images in a random order of this check: any first n are a sample without replacement."""
+    generator = torch.Generator().manual_seed(1_000_003 * seed + 1009 * check + drawn)
     return torch.randperm(count, generator=generator)
