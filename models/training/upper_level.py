@@ -159,6 +159,7 @@ class UpperLevelModule(ReconstructionModule):
             "upper": record.upper,
             "rounding": record.rounding if math.isfinite(record.rounding) else None,
             "grade": Grade(record.grade).word,
+            "guarantee": record.guarantee,
             "evaluations": record.evaluations,
             "gradient_norm": record.gradient_norm,
         }

@@ -55,7 +55,7 @@ class UpperLevelMethod(torch.optim.Optimizer, Generic[ObjectiveT], ABC):
         The parameters are in several groups.
     """
 
-    #: with which the loss has fallen where an iteration was accepted, see :class:`Record`
+    #: with which the loss has fallen at accepted points, see :class:`Record`
     guarantee: str = NO_GUARANTEE
     #: names of its own options, of which every state has a value
     _own: tuple[str, ...] = ()

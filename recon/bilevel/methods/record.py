@@ -30,8 +30,8 @@ class Record(Certified):
 
     certified: the loss; epsilon, delta: largest certified lower-level and adjoint errors of the images; omega: bound of
     the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points tried; evaluations:
-    so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`; guarantee: with which the
-    loss has fallen if the iteration was accepted, ``exact``, ``with probability 0.95`` or ``none``.
+    so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`; guarantee: with
+    which the exact loss has fallen at all points accepted so far, ``exact``, ``with probability 0.95`` or ``none``.
     """
 
     iteration: int
@@ -59,8 +59,10 @@ class Record(Certified):
     def line(self) -> dict[str, float | str]:
         """Everything by name, on one level, as tables and checkpoints keep it."""
         own = {"iteration": self.iteration, "loss": self.loss, "lower": self.lower, "upper": self.upper}
-        rest = {name: value for name, value in vars(self).items() if name not in ("iteration", "certified")}
-        return own | rest | {"progress": self.progress.value, "rounding": self.rounding, "grade": self.grade}
+        apart = ("iteration", "certified", "guarantee")
+        rest = {name: value for name, value in vars(self).items() if name not in apart}
+        last = {"rounding": self.rounding, "grade": self.grade, "guarantee": self.guarantee}
+        return own | rest | {"progress": self.progress.value} | last
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> Record:

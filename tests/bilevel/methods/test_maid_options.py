@@ -114,9 +114,12 @@ def test_a_record_is_what_its_line_says_in_this_version_and_in_older_ones() -> N
         "progress",
         "rounding",
         "grade",
+        "guarantee",
     ]
     assert line["progress"] == "accepted"
     assert Record.of_line(line) == record
-    older = Record.of_line({name: value for name, value in line.items() if name not in ("rounding", "grade")})
+    older = Record.of_line(
+        {name: value for name, value in line.items() if name not in ("rounding", "grade", "guarantee")}
+    )
     assert (older.loss, older.lower, older.upper) == (0.5, 0.25, 0.75)
-    assert (older.rounding, older.grade) == (math.inf, Grade.ESTIMATED)
+    assert (older.rounding, older.grade, older.guarantee) == (math.inf, Grade.ESTIMATED, "none")

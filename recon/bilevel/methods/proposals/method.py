@@ -82,6 +82,12 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         super().__init__(tensors, **{name: _described(vars(self)[name]) for name in PARTS}, checks=checks)
 
     @property
+    def guarantee(self) -> str:  # type: ignore[override]
+        """With which the loss has fallen at all points accepted so far: ``exact`` until a sample decided."""
+        by_sample = self.progress.get("by_sample", False)
+        return f"with probability {1 - self._checks.delta:g}" if by_sample else EXACT
+
+    @property
     def _checks(self) -> Checks:
         return Checks(**self.options["checks"])
 
@@ -130,11 +136,11 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         seen, step, iterations = found
         before = objective.evaluations
         trial = self._try_point(objective, theta, seen)
-        accepted, guarantee = (False, EXACT) if trial is None else self._decide(trial)
+        accepted = trial is not None and self._decide(trial)
         cost = objective.evaluations - before
         self.progress.update(check=cost, checking=self.progress["checking"] + cost)
         if trial is not None and accepted:
-            return self._accept(trial, guarantee, step, iterations)
+            return self._accept(trial, step, iterations)
         if trial is not None:  # intervals at theta may have become shorter
             self.fallback.evaluation = trial.current
         self._set(theta)
@@ -216,26 +222,26 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         if warm is not None:
             start = replace(current, x=warm[0], adjoint=current.adjoint._replace(w=warm[1]))
         new = self._try(objective, accuracy, start, second and not sampled)
-        if new is None:
+        if new is None or not new.finite:
             return None
         promise = self._checks.promise * promised
         return Trial(objective, theta, self._theta(), current, new, accuracy, promise, second, decrease)
 
-    def _decide(self, trial: Trial) -> tuple[bool, str]:
-        """Whether the point is accepted, and with which guarantee."""
+    def _decide(self, trial: Trial) -> bool:
+        """Whether the point is accepted."""
         checks, k = self._checks, self.progress["checks"] + 1
-        if not checks.delta:
-            return trial.by_all(), EXACT
-        if trial.certain:
-            return True, EXACT
+        if not checks.delta or trial.certain:
+            return trial.by_all()
         self.progress["checks"] = k
         y = trial.objective.y
         orders = (order(len(y), checks.seed, k, drawn).to(y.device) for drawn in itertools.count())
         deltas = (share_of(checks.delta, k, look) for look in itertools.count(1))
         accepted = trial.by_sample(orders, checks.sample, deltas)
-        return accepted, EXACT if trial.certain else f"with probability {1 - checks.delta:g}"
+        if accepted and not trial.certain:
+            self.progress["by_sample"] = True
+        return accepted
 
-    def _accept(self, trial: Trial, guarantee: str, step: float, iterations: int) -> Record:
+    def _accept(self, trial: Trial, step: float, iterations: int) -> Record:
         objective, fallback, new = trial.objective, self.fallback, trial.new
         decrease, accuracy = trial.decrease, trial.accuracy
         if len(trial.sample):  # z of the sample, by the adjoints that are there
@@ -247,7 +253,7 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         self.progress.update(rejected=0, decrease=decrease, last_phase=self.progress["phase"])
         self.proposer.take_over(fallback.evaluation, fallback.progress["z"])
         self.progress["z"] = fallback.progress["z"]
-        return replace(self._record(objective, Progress.ACCEPTED, step, iterations), guarantee=guarantee)
+        return self._record(objective, Progress.ACCEPTED, step, iterations)
 
     def _reject(self, objective: InexactObjective, step: float, iterations: int) -> Record:
         """Theta has been put back."""
@@ -261,7 +267,7 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         record = self.fallback.step(objective=objective)
         self.progress.update(rejected=0, ahead=None, z=self.fallback.progress["z"])
         self.proposer.take_over(self.fallback.evaluation, self.progress["z"])
-        return replace(record, iteration=self.progress["iteration"] + 1)
+        return replace(record, iteration=self.progress["iteration"] + 1, guarantee=self.guarantee)
 
     # --- state -------------------------------------------------------------------------------------------------------
 
