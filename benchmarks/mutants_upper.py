@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mutation import ACCEPTANCE, BOUNDS, PARTS, Mutation, mutations_of
+from benchmarks.mutation import ACCEPTANCE, BOUNDS, PARTS, PROPOSALS, Mutation, mutations_of
 
 UPPER: list[Mutation] = [
     *mutations_of(
@@ -257,5 +257,41 @@ UPPER: list[Mutation] = [
         (" - length**2 / lr", ""),
         ("current.value + INCREASE * abs(current.value)", "current.value + 2 * INCREASE * abs(current.value)"),
         ("lr / SHORTER if", "lr if"),
+    ),
+    *mutations_of(
+        "recon/bilevel/methods/proposals/acceptance.py",
+        PROPOSALS,
+        ("self.new.upper + self.promise <= self.current.lower", "self.new.value + self.promise <= self.current.lower"),
+        ("self.new.upper + self.promise <= self.current.lower", "self.new.upper + self.promise <= self.current.value"),
+        ("self.new.upper + self.promise <= self.current.lower", "self.new.upper <= self.current.lower"),
+        ("width, count = 2 * float(radius.max())", "width, count = 0 * float(radius.max())"),
+        ("float(middle.mean() + z.mean()) + self.promise +", "float(middle.mean() + z.mean()) +"),
+        ("float(middle.mean() + z.mean()) + self.promise +", "float(middle.mean()) + self.promise +"),
+        ("float(middle.mean() + z.mean()) + self.promise +", "float(z.mean()) + self.promise +"),
+        ("+ deviation(z, count, width, delta) <= 0", "<= 0"),
+        ("return (new.value + new.above) - (old.value - old.below)", "return new.value - (old.value - old.below)"),
+        ("return (new.value + new.above) - (old.value - old.below)", "return (new.value + new.above) - old.value"),
+        ("lowest = (new.value - new.below) - (old.value + old.above)", "lowest = new.value - old.value"),
+        ("assign(self.objective.params, self.theta)", "pass"),
+    ),
+    *mutations_of(
+        "recon/bilevel/methods/proposals/sampling.py",
+        PROPOSALS,
+        ("KAPPA = 7 / 3 + 3 / math.sqrt(2)", "KAPPA = 7 / 3"),
+        ("rho = 1 - (n - 1) / count if", "rho = 1 - n / count if"),
+        ("(1 - n / count) * (1 + 1 / n)", "(1 - n / count)"),
+        ("math.log(5 / delta)", "math.log(1 / delta)"),
+        ("spread * math.sqrt(2 * rho * log / n) + KAPPA", "KAPPA"),
+        (" + KAPPA * width * log / n", ""),
+        ("6 / (math.pi * check) ** 2", "6 / math.pi**2"),
+        (" * 2.0**-stage", ""),
+        ("torch.randperm(count, generator=generator)", "torch.randint(count, (count,), generator=generator)"),
+    ),
+    *mutations_of(
+        "recon/bilevel/methods/proposals/method.py",
+        PROPOSALS,
+        ("promise = self._checks.promise * promised", "promise = 0.0"),
+        ("promise = self._checks.promise * promised", "promise = promised"),
+        ('self.progress["by_sample"] = True', "pass"),
     ),
 ]

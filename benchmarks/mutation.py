@@ -22,6 +22,7 @@ class Mutation:
 BOUNDS = "tests/bilevel/test_tight_bounds.py"
 PARTS = "tests/bilevel/test_proved_parts.py"
 ACCEPTANCE = "tests/bilevel/methods/test_tight_acceptance.py"
+PROPOSALS = "tests/bilevel/methods/proposals"
 SADDLE = "tests/bilevel/test_tight_saddle.py"
 ROUNDING = "tests/lower_level/test_tight_rounding.py"
 CONSTANTS = "tests/models/regularizers/test_tight_constants.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from recon.bilevel import (
     MAID,
     Accuracy,
     AccuracySchedule,
+    CertifiedProposals,
     InexactAdam,
     NegativePSNR,
     Piggyback,
@@ -107,6 +109,20 @@ def test_maid_runs_unchanged(method: type[MAID], smooth: bool) -> None:
         before = after
     assert accepted >= 4
     assert before < (0.8 if method is MAID else 0.999) * first
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_certified_proposals_run_unchanged(smooth: bool) -> None:
+    of = objective(smooth)
+    method = CertifiedProposals(of.params, functools.partial(InexactAdam, lr=0.2, batch_size=2))
+    first = before = exact_loss(of)
+    for _ in range(4):
+        record = method.step(objective=of)
+        after = exact_loss(of)
+        assert record.lower - 1e-9 <= after <= record.upper + 1e-9
+        assert after < before if record.progress is Progress.ACCEPTED else after == pytest.approx(before, rel=1e-6)
+        before = after
+    assert before < 0.8 * first
 
 
 def test_descent_check_with_the_bound_of_piggyback() -> None:

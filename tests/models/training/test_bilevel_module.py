@@ -28,7 +28,7 @@ from models.files.checkpoints import (
 from models.files.storage import load_regularizer
 from models.training.bilevel import BilevelModule
 from models.training.callbacks import LastCheckpoint
-from recon.bilevel import MAID, BilevelObjective, InexactAdam, Progress, PublishedMAID
+from recon.bilevel import MAID, BilevelObjective, CertifiedProposals, InexactAdam, Progress, PublishedMAID
 from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, SquaredL2
 from recon.operators import Blur, Identity
 
@@ -178,6 +178,7 @@ def fit_foe(folder: Path, epochs: int, resume: Path | None = None, **options: An
         {"optimizer": PublishedMAID},
         {"optimizer": partial(MAID, direction="adagrad")},
         {"optimizer": partial(InexactAdam, batch_size=1, lr_decay=0.5)},
+        {"optimizer": partial(CertifiedProposals, proposer=partial(InexactAdam, batch_size=1))},
     ],
 )
 def test_resume_is_bit_identical(tmp_path: Path, options: dict[str, Any]) -> None:

@@ -210,7 +210,9 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         """The proposed point evaluated, as accurately as the decrease ``current - seen`` needs."""
         fallback, current = self.fallback, self.fallback.evaluation
         promised = fallback.promised()
-        decrease = max(current.value - seen if math.isfinite(seen) else 0.0, 0.25 * self.progress["decrease"])
+        last = self.progress["decrease"]
+        boast = current.value - seen if math.isfinite(seen) else 0.0
+        decrease = max(min(boast, 10 * last) if last else boast, 0.25 * last)
         margin = SHARE * max(decrease, 1e-3 * promised, 1e-300)
         sampled, count = self._checks.delta > 0, len(objective.y)
         if sampled:  # what the range of the unknown may be, for a sample of a quarter of the images
