@@ -276,7 +276,7 @@ UPPER: list[Mutation] = [
     ),
     *mutations_of(
         "recon/bilevel/methods/proposals/sampling.py",
-        PROPOSALS,
+        f"{PROPOSALS}/test_sampling.py",
         ("KAPPA = 7 / 3 + 3 / math.sqrt(2)", "KAPPA = 7 / 3"),
         ("rho = 1 - (n - 1) / count if", "rho = 1 - n / count if"),
         ("(1 - n / count) * (1 + 1 / n)", "(1 - n / count)"),

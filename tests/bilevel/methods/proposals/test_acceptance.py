@@ -206,3 +206,35 @@ def test_real_losses_fall_at_points_that_samples_accept_and_records_say_so() -> 
     before = exact(objective)
     assert method.step(objective=objective).guarantee == "with probability 0.95"  # of all accepted points
     assert exact(objective) < before
+
+
+class Blurred(Population):
+    """Refined intervals are 0.01 long at both ends, their values as misleading as they can be: X is at its upper end."""
+
+    def refine(self, evaluation: Evaluation, accuracy: Accuracy, second: bool) -> Evaluation:
+        one, at = torch.ones_like(self.change), self.theta.item()
+        zero, part = 0 * one, 0.01 * one
+        if at:
+            return self._evaluation(Interval(self.change - part, zero, part, zero))
+        return self._evaluation(Interval(part, part, zero, zero))
+
+
+def test_values_that_fall_by_less_than_their_intervals_are_long_are_no_decrease() -> None:
+    change = torch.full((60,), 1e-3, dtype=torch.float64)
+    trial = Blurred(change, change - 0.02, torch.ones(60, dtype=torch.float64)).trial()
+    assert not decide(trial)
+    assert trial.decrease == pytest.approx(0.019)
+
+
+def test_changes_of_the_loss_lie_between_the_farthest_ends() -> None:
+    def ends(value: float, below: float, above: float) -> Evaluation:
+        one = torch.ones(1, dtype=torch.float64)
+        return Population._evaluation(Interval(value * one, below * one, above * one, 0 * one))
+
+    zero = torch.zeros(1, dtype=torch.float64)
+    objective = cast(BilevelObjective, Population(zero, zero, zero))
+    trial = Trial(objective, zero, zero, ends(5.0, 0.1, 0.2), ends(3.0, 0.4, 0.8), Accuracy(1.0, 1.0), 0.0, True)
+    middle, radius = trial._changes()
+    assert float(middle - radius) == pytest.approx((3.0 - 0.4) - (5.0 + 0.2))
+    assert float(middle + radius) == pytest.approx((3.0 + 0.8) - (5.0 - 0.1))
+    assert float(trial._change()) == -2.0
