@@ -51,7 +51,7 @@ class Population:
         return Evaluation(image, Adjoint(image, one, one), one, one, one, one, one, status, loss, interval)
 
     def subset(self, index: Tensor) -> Population:
-        part = Population(self.change[index], self.middle[index], self.radius[index])
+        part = type(self)(self.change[index], self.middle[index], self.radius[index])
         part.theta, part.params = self.theta, self.params
         return part
 
@@ -209,7 +209,7 @@ def test_real_losses_fall_at_points_that_samples_accept_and_records_say_so() -> 
 
 
 class Blurred(Population):
-    """Refined intervals are 0.01 long at both ends, their values as misleading as they can be: X is at its upper end."""
+    """Refined intervals are 0.01 long, their values as misleading as they can be: X is at its upper end."""
 
     def refine(self, evaluation: Evaluation, accuracy: Accuracy, second: bool) -> Evaluation:
         one, at = torch.ones_like(self.change), self.theta.item()
