@@ -13,7 +13,6 @@ compiled kernels; it gives the ratio of both, minimum to minimum, and the relati
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess

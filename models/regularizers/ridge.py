@@ -251,7 +251,7 @@ class RidgeRegularizer(Regularizer):
     # --- constants ---------------------------------------------------------------------------------------------------
 
     def smoothness(self) -> float:
-        """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed; computed once per change of the parameters."""
+        """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed; once per change of parameters."""
         current = self.current()
         if self._smoothness is None or self._smoothness[0] is not current:
             self._smoothness = current, float(self.spectral_bound(self.curvature_bound(current[1:])))
