@@ -28,7 +28,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "theta",
         "models/regularizers/",
-        "current effective kernels profile_parameters knot_curvatures concavity_budget _same _chain response "
+        "current effective kernels profile_parameters knot_curvatures concavity_budget _chain response "
         "spectral_bound weighted_supremum frequency_response smoothness convexity rounding_gain rounding_offset _sizes "
         "curvature_bound hessian_variation jacobian_bounds weights convolutions compiled_profiles",
     ),
@@ -37,11 +37,14 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     (KERNELS, "models/saddle_points/", ""),
     ("theta", "recon/lower_level/saddle/norms.py", ""),
     (OPERATORS, "recon/operators/", ""),
+    (OPERATORS, "recon/lower_level/solvers/preconditioner.py", "__call__"),
     (NETWORKS, "models/networks/", ""),
     (NETWORKS, "models/training/critic.py", ""),
     ("data term", "recon/lower_level/fidelity.py", ""),
     ("data term", "recon/lower_level/energy.py", "value_and_grad hessian apply"),
-    ("theta", "recon/lower_level/energy.py", "__init__"),
+    ("theta", "recon/lower_level/energy.py", "__init__ preconditioner _made_preconditioner"),
+    ("theta", "recon/lower_level/solvers/preconditioner.py", ""),
+    ("theta", "recon/lower_level/regularizer.py", "is_at"),
     ("checks", "recon/lower_level/contract.py", ""),
     ("checks", "recon/lower_level/watch.py", ""),
     ("solvers", "recon/lower_level/", ""),

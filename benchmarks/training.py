@@ -5,9 +5,9 @@
     python -m benchmarks.training --data FOLDER --only denoising/bsd --before 3  # with kernels and without, in turns
 
 Configurations run as they are, but for fewer iterations: EPOCHS says how many, and nothing else that sizes pictures or
-models. FOLDER has the folders that they name, as `shared/data`; those whose data are not there say so. The table has
-seconds of training, and shares of it; start-up and what follows the last iteration, which do not grow with the
-training, are seconds of their own. ``--before`` is a training with RECON_KERNELS=off, the code before there were
+models. FOLDER (default: that of RECON_DATA) has the folders that they name; those whose data are not there say so. The
+table has seconds of training, and shares of it; start-up and what follows the last iteration, which do not grow with
+the training, are seconds of their own. ``--before`` is a training with RECON_KERNELS=off, the code before there were
 compiled kernels; it gives the ratio of both, minimum to minimum, and the relative difference of what they learned.
 """
 
@@ -132,10 +132,13 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=0, metavar="N", help="the N places that take the most time")
     args = parser.parse_args()
     start(args)
+    data = Path(os.environ.get("RECON_DATA", ROOT.parent / "shared" / "data") if args.data == "builtin" else args.data)
     rows, ratios = [], []
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "data").symlink_to(Path(args.data).resolve())
+        (Path(folder) / "data").symlink_to(data.resolve())
         for name in configurations(args.only):
+            if args.quick and not name.endswith("quick"):
+                continue
             kinds = ["best", "off"] if args.before else ["best"]
             runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
             for kind in kinds * max(1, args.before):

@@ -122,11 +122,9 @@ class RidgeRegularizer(Regularizer):
 
     def current(self) -> list[Tensor]:
         """:meth:`effective` without its graph, computed once per change of the parameters, however they change."""
-        params = [p.detach() for p in self.parameters()]
-        # by value: a version counter does not notice changes of ``p.data``
-        if self._cached is None or not all(map(_same, self._cached[0], params)):
+        if self._cached is None or not self.is_at(self._cached[0]):
             with torch.no_grad():
-                self._cached = ([p.clone() for p in params], [e.detach() for e in self.effective()])
+                self._cached = ([p.clone() for p in self.parameters()], [e.detach() for e in self.effective()])
         return self._cached[1]
 
     def response(self) -> Response:
@@ -281,10 +279,6 @@ class RidgeRegularizer(Regularizer):
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
         return result.view(*w.shape[:2], len(kernels)).amax(1).double()
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _flat(x: Tensor) -> Tensor:
