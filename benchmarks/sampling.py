@@ -23,7 +23,7 @@ START, OTHER, THREADS = "start", "other", "other threads"
 
 #: kind, files, and functions of them (all if none are named); the first line that fits decides
 KINDS: tuple[tuple[str, str, str], ...] = (
-    (KERNELS, "models/regularizers/kernels/bank.py", "share"),
+    (KERNELS, "models/regularizers/kernels/", "share"),
     ("around kernels", "models/regularizers/kernels/", ""),
     (
         "theta",
@@ -32,13 +32,14 @@ KINDS: tuple[tuple[str, str, str], ...] = (
         "spectral_bound weighted_supremum frequency_response smoothness convexity rounding_gain rounding_offset _sizes "
         "curvature_bound hessian_variation jacobian_bounds weights convolutions compiled_profiles",
     ),
-    ("around kernels", "models/regularizers/ridge.py", "_bank _flat _planes"),
+    ("around kernels", "models/regularizers/ridge.py", "_bank"),
     (KERNELS, "models/regularizers/", ""),
     (KERNELS, "models/saddle_points/", ""),
     ("theta", "recon/lower_level/saddle/norms.py", ""),
     (OPERATORS, "recon/operators/", ""),
     (OPERATORS, "recon/lower_level/solvers/preconditioner.py", "__call__"),
     (NETWORKS, "models/networks/", ""),
+    (NETWORKS, "core/module.py", "backward"),
     (NETWORKS, "models/training/critic.py", ""),
     ("data term", "recon/lower_level/fidelity.py", ""),
     ("data term", "recon/lower_level/energy.py", "value_and_grad hessian apply"),
@@ -50,6 +51,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     ("solvers", "recon/lower_level/", ""),
     ("metrics", "recon/metrics.py", ""),
     ("upper level", "recon/bilevel/", ""),
+    ("upper level", "torch/optim/", ""),
     ("reconstruction", "recon/reconstruction/", ""),
     ("data", "datasets/", ""),
     ("data", "torch/utils/data/", ""),
