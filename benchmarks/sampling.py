@@ -45,7 +45,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     ("data term", "recon/lower_level/energy.py", "value_and_grad hessian apply"),
     ("theta", "recon/lower_level/energy.py", "__init__ preconditioner _made_preconditioner"),
     ("theta", "recon/lower_level/solvers/preconditioner.py", ""),
-    ("theta", "recon/lower_level/regularizer.py", "is_at"),
+    ("theta", "recon/lower_level/regularizer.py", "is_at <genexpr>"),
     ("checks", "recon/lower_level/contract.py", ""),
     ("checks", "recon/lower_level/watch.py", ""),
     ("solvers", "recon/lower_level/", ""),

@@ -78,7 +78,7 @@ class Regularizer(Recreatable):
 
         By value: a version counter does not notice changes of ``p.data``.
         """
-        own = [p.detach() for p in self.parameters()]
+        own = list(self.parameters())
         return len(own) == len(theta) and all(
             p.dtype == t.dtype and p.device == t.device and torch.equal(p, t) for p, t in zip(own, theta, strict=True)
         )

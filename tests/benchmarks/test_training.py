@@ -22,7 +22,7 @@ def test_kinds_name_functions_that_exist() -> None:
         assert files, (kind, part)
         text = "\n".join(file.read_text() for file in files)
         for function in functions.split():
-            assert f"def {function}(" in text, (kind, part, function)
+            assert function.startswith("<") or f"def {function}(" in text, (kind, part, function)
 
 
 @pytest.mark.parametrize(
