@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,18 @@ def test_spectra_are_those_of_the_filters_on_the_fine_grid(seed: int, filters: i
     back = normal(*fine.shape, seed=seed + 2)
     for mine, other in zip(*(torch.autograd.grad((v * back).sum(), leaves) for v in (found, fine)), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_spectral_bound_covers_a_maximum_between_the_frequencies_of_the_grid(transposed: bool) -> None:
+    """Along either axis: filters that pass one frequency only, in the middle of two that the bound looks at."""
+    size = 6
+    frequency = 2 * math.pi * (4 * size + 0.5) / (16 * size)
+    phases = frequency * torch.arange(size, dtype=torch.float64)
+    kernels = torch.stack([phases.cos(), phases.sin()])[:, None]
+    waves = torch.exp(-1j * phases)
+    top = float((kernels[:, 0] * waves).sum(1).abs().square().sum())
+    assert top <= float(spectral_bound(kernels.mT if transposed else kernels, torch.ones(2)))
 
 
 def test_spectral_bound_of_several_weights_and_filters_that_act_on_different_frequencies() -> None:
