@@ -215,7 +215,7 @@ class BilevelObjective(InexactObjective):
         """mu of the lower level, for those who need a certificate."""
         return self._energy(slice(0, 1)).require_strong_convexity()
 
-    def _solve(self, energy: Energy, c: slice, x: Tensor, accuracy: float) -> Solution:
+    def _solve(self, energy: Energy, c: slice, x: Tensor, accuracy: float | Tensor) -> Solution:
         """The minimizers, from x, or what stands for them."""
         if self.unrolled_steps is None:
             solution = self.solver(energy, x, accuracy)
@@ -226,7 +226,7 @@ class BilevelObjective(InexactObjective):
         self._count(solution.evaluations)
         return solution
 
-    def _solve_adjoint(self, energy: Energy, c: slice, x: Tensor, w: Tensor, accuracy: float) -> Adjoint:
+    def _solve_adjoint(self, energy: Energy, c: slice, x: Tensor, w: Tensor, accuracy: float | Tensor) -> Adjoint:
         """B w = grad q at x, from w."""
         b = self.loss.grad(x, self.target[c])
         if self.adjoint_steps is None:

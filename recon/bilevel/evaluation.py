@@ -17,18 +17,30 @@ from recon.lower_level.grade import Grade, worst
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What is asked of a lower-level solve: ||x - x^|| <= solution, and ||Bw - b|| <= adjoint, per image."""
+    """What is asked of a lower-level solve: ||x - x^|| <= solution, and ||Bw - b|| <= adjoint, per image.
 
-    solution: float
-    adjoint: float
+    Numbers for all images, or tensors ``(images,)`` with one for each.
+    """
+
+    solution: float | Tensor
+    adjoint: float | Tensor
 
     def __post_init__(self) -> None:
-        if not (self.solution > 0 and self.adjoint > 0):
-            raise ValueError(f"accuracies must be positive, got {self.solution:g} and {self.adjoint:g}")
+        for value in (self.solution, self.adjoint):
+            if not (bool((value > 0).all()) if isinstance(value, Tensor) else value > 0):
+                raise ValueError(f"accuracies must be positive, got {_least(self.solution)} and {_least(self.adjoint)}")
 
     def scaled(self, factor: float) -> Accuracy:
         """Both accuracies times ``factor``."""
         return Accuracy(factor * self.solution, factor * self.adjoint)
+
+    def select(self, c: slice | Tensor) -> Accuracy:
+        """That of the images ``c``."""
+        return Accuracy(*(v[c] if isinstance(v, Tensor) else v for v in (self.solution, self.adjoint)))
+
+
+def _least(value: float | Tensor) -> str:
+    return f"{float(value.min()) if isinstance(value, Tensor) else value:g}"
 
 
 class Adjoint(NamedTuple):

@@ -183,7 +183,9 @@ class InexactObjective(Objective):
             The value, and an interval that holds the exact one.
         """
         start = start if start is not None else self.start()
-        return Evaluation.of([self._evaluate_chunk(c, accuracy, start, goal_oriented) for c in self._chunks()])
+        return Evaluation.of(
+            [self._evaluate_chunk(c, accuracy.select(c), start, goal_oriented) for c in self._chunks()]
+        )
 
     def refine(self, evaluation: Evaluation, accuracy: Accuracy, goal_oriented: bool = True) -> Evaluation:
         """``evaluation``, which belongs to the current parameters, improved to ``accuracy`` where it is not yet."""
@@ -214,39 +216,49 @@ class InexactObjective(Objective):
         total: Tensor | None = None
         adjoints, errors = [], Errors()
         for c in self._chunks():
-            gradients, adjoint = self._differentiate(c, evaluation, accuracy, errors if bound else None)
+            gradients, adjoint = self._differentiate(c, evaluation, accuracy.select(c), errors if bound else None)
             part = torch.cat([g.double().flatten() for g in gradients])
             total = part if total is None else total + part
             adjoints.append(adjoint)
         assert total is not None
         return errors.hypergradient(total / len(self.y), replace(evaluation, adjoint=Adjoint.of(adjoints)))
 
-    def accuracy_for(
-        self, evaluation: Evaluation, margin: float, goal_oriented: bool = True, balanced: bool = False
-    ) -> Accuracy:
+    def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
 
         With delta = mu eps, the interval is C eps^2 long if goal-oriented, else 2 s eps + L eps^2 / 2; s, C and L are
         means over the images of slope, sensitivity and smoothness, times dg/dq. Adjoints that accurate are good for
-        hypergradients as well.
-
-        ``balanced``: the length only. Above the value it is delta eps + c eps^2, c = C/2 - mu + L/4, and half of the
-        margin for each term asks least of both solvers: delta = margin / (2 eps), which is mu eps times c / mu.
+        hypergradients as well; :meth:`cheapest_accuracy` asks for less.
         """
-        mu, weight = self._modulus(), float(evaluation.weight.mean())
+        mu = self._modulus()
         slope = float((evaluation.weight * evaluation.slope).mean())
-        smoothness = weight * self.loss.smoothness
+        smoothness = float(evaluation.weight.mean()) * self.loss.smoothness
         linear = -slope + math.sqrt(slope**2 + 0.5 * margin * smoothness)
         solution = 2 * linear / smoothness if linear > 1e-12 * slope else margin / (2 * slope)
         sensitivity = float((evaluation.weight * evaluation.sensitivity).mean())
-        if not (goal_oriented and math.isfinite(sensitivity)):
-            return Accuracy(solution, mu * solution)
-        if balanced:
-            curved = max(0.5 * sensitivity - mu * weight + 0.25 * smoothness, 0.5 * smoothness)
-            solution = max(solution, math.sqrt(0.5 * margin / curved))
-            return Accuracy(solution, max(mu * solution, 0.5 * margin / (weight * solution)))
-        solution = max(solution, math.sqrt(margin / sensitivity))
+        if goal_oriented and math.isfinite(sensitivity):
+            solution = max(solution, math.sqrt(margin / sensitivity))
         return Accuracy(solution, mu * solution)
+
+    def cheapest_accuracy(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
+        """That of every image at which the interval of f is about ``margin`` long above its value, for the least work.
+
+        Above the value, the interval of an image is a (delta eps + c eps^2) long, a = dg/dq, c = C/2 - mu + L/4.
+        Solvers gain digits at constant cost, so that a sum of logarithms is to be small for a given mean: all a c eps^2
+        and all a delta eps are the same, half of the margin each. Then delta is c / mu times mu eps. Where intervals are of first order, s eps + L eps^2 / 2 = margin / a, and delta = mu eps.
+        """
+        mu, smoothness = self._modulus(), self.loss.smoothness
+        share, slope = margin / evaluation.weight.clamp_min(1e-300), evaluation.slope
+        root = torch.sqrt(slope.square() + 2 * smoothness * share)
+        solution = 2 * share / (slope + root)  # the root of s eps + L eps^2 / 2 = share, without cancellation
+        known = torch.isfinite(evaluation.sensitivity)
+        if not (goal_oriented and bool(known.any())):
+            return Accuracy(solution, mu * solution)
+        # of images about which nothing is known yet: the mean of the others
+        sensitivity = torch.where(known, evaluation.sensitivity, evaluation.sensitivity[known].mean())
+        curved = torch.clamp(0.5 * sensitivity - mu + 0.25 * smoothness, min=0.5 * smoothness)
+        solution = torch.maximum(solution, torch.sqrt(0.5 * share / curved))
+        return Accuracy(solution, torch.maximum(mu * solution, 0.5 * share / solution))
 
     # --- what subclasses use -----------------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class Piggyback:
     @full_precision()
     @torch.no_grad()
     def together(
-        self, saddle: SaddlePoint, z: Tensor, w: Tensor, slope: Slope, accuracy: float, adjoint: float
+        self, saddle: SaddlePoint, z: Tensor, w: Tensor, slope: Slope, accuracy: float | Tensor, adjoint: float | Tensor
     ) -> tuple[SaddleSolution, AdjointSolution]:
         """From z = (x, y) and w = (X, Y) to ||u - u^|| <= ``accuracy`` and R <= ``adjoint`` per image."""
         fixed = self.iterations is not None
@@ -128,7 +128,7 @@ class Piggyback:
         x: Tensor,
         w: Tensor,
         slope: Tensor,
-        accuracy: float,
+        accuracy: float | Tensor,
         dual_slope: Tensor | None = None,
         max_iterations: int = 100_000,
     ) -> AdjointSolution:

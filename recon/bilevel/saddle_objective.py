@@ -106,7 +106,9 @@ class SaddleObjective(InexactObjective):
         target = self.target[c] if index is None else self.target[c][index]
         return saddle.embed(self.loss.grad(saddle.image(x), target))
 
-    def _solve_adjoint(self, saddle: SaddlePoint, c: slice, x: Tensor, w: Tensor, accuracy: float) -> AdjointSolution:
+    def _solve_adjoint(
+        self, saddle: SaddlePoint, c: slice, x: Tensor, w: Tensor, accuracy: float | Tensor
+    ) -> AdjointSolution:
         """(X, Y) for the saddle points whose x is given, from w."""
         slope = self._slope(saddle, c, x)
         found = self.piggyback.adjoint(saddle, x, w, slope, accuracy, None, self.max_adjoint_iterations)

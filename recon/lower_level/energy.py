@@ -261,7 +261,9 @@ class Energy:
         data = weight[:, None, None] * normal.values.to(like.device)
         return Preconditioner(data + FLAT * part + self.mu, normal.complex_pairs)
 
-    def solve_adjoint(self, x: Tensor, b: Tensor, w0: Tensor, accuracy: float, max_iterations: int) -> LinearSolution:
+    def solve_adjoint(
+        self, x: Tensor, b: Tensor, w0: Tensor, accuracy: float | Tensor, max_iterations: int
+    ) -> LinearSolution:
         """Solve h''(x) w = b to ||h''(x) w - b|| <= ``accuracy`` per image by conjugate gradients from w0.
 
         The residual is that of h''(x) as it is computed, which differs from the exact one, :meth:`adjoint_rounding`.

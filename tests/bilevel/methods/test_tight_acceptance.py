@@ -57,11 +57,11 @@ class Parabola:
         error = self.omega(accuracy)
         return Hypergradient(torch.tensor([z], dtype=torch.float64), error, 0.0, Grade.PROVED, evaluation)
 
-    def accuracy_for(
-        self, evaluation: Evaluation, margin: float, second: bool = True, balanced: bool = False
-    ) -> Accuracy:
+    def accuracy_for(self, evaluation: Evaluation, margin: float, second: bool = True) -> Accuracy:
         self.margins.append(margin)
         return Accuracy(margin, margin)
+
+    cheapest_accuracy = accuracy_for
 
 
 def run(problem: Parabola, accuracy: str = "predicted", **options: Any) -> tuple[CertifiedDescent, Any]:

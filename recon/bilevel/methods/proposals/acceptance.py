@@ -72,7 +72,7 @@ class Trial:
         return changed
 
     def _refined(self, evaluation: Evaluation, margin: float) -> Evaluation:
-        accuracy = self.objective.accuracy_for(evaluation, margin, self.second, balanced=True)
+        accuracy = self.objective.cheapest_accuracy(evaluation, margin, self.second)
         return self.objective.refine(evaluation, accuracy, self.second)
 
     @contextlib.contextmanager
@@ -114,7 +114,7 @@ class Trial:
         """
         expected = max(self.decrease, self.expected)
         for _ in range(MOST):
-            self.accuracy = self._accuracy_of_samples(expected)
+            self.accuracy = self.objective.cheapest_accuracy(self.current, 0.5 * SHARE * expected, self.second)
             found = self._in_order(next(orders), first, deltas, expected)
             if isinstance(found, bool):
                 return found
@@ -163,17 +163,11 @@ class Trial:
         old, new = self.current.intervals, self.new.intervals
         return (new.value + new.above) - (old.value - old.below)
 
-    def _accuracy_of_samples(self, expected: float) -> Accuracy:
-        """That at which the mean interval of a sample is a part of the decrease that is expected, at each end."""
-        known = torch.nonzero(torch.isfinite(self.current.sensitivity)).flatten()
-        like = self.current.select(known) if len(known) else self.current
-        return self.objective.accuracy_for(like, 0.5 * SHARE * expected, self.second, balanced=True)
-
     def _look(self, index: Tensor) -> None:
         """Refine these images at both points."""
-        part = self.objective.subset(index)
-        self.new = self.new.with_images(index, part.refine(self.new.select(index), self.accuracy, self.second))
+        part, accuracy = self.objective.subset(index), self.accuracy.select(index)
+        self.new = self.new.with_images(index, part.refine(self.new.select(index), accuracy, self.second))
         with self._back():
-            at = part.refine(self.current.select(index), self.accuracy, self.second)
+            at = part.refine(self.current.select(index), accuracy, self.second)
         self.current = self.current.with_images(index, at)
         self.objective.evaluations += part.evaluations * len(index) / len(self.objective.y)

@@ -219,7 +219,7 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
             margin *= max(1.0, count / 200)
         second = fallback.second_order
         # without adjoints of all images where a sample may decide
-        accuracy = objective.accuracy_for(current, margin, second and not sampled, balanced=True)
+        accuracy = objective.cheapest_accuracy(current, margin, second and not sampled)
         start, warm = current, self.proposer.warm
         if warm is not None:
             start = replace(current, x=warm[0], adjoint=current.adjoint._replace(w=warm[1]))
@@ -248,7 +248,7 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         decrease, accuracy = trial.decrease, trial.accuracy
         if len(trial.sample):  # z of the sample, by the adjoints that are there
             part = objective.subset(trial.sample)
-            z = part.hypergradient(new.select(trial.sample), accuracy).z
+            z = part.hypergradient(new.select(trial.sample), accuracy.select(trial.sample)).z
             fallback.take_over(new, z)
         else:
             fallback.accept(objective, trial.point - trial.theta, new, accuracy)

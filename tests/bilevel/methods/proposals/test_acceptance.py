@@ -61,7 +61,7 @@ class Population:
         zero = torch.zeros_like(change)
         return self._evaluation(Interval(change, zero, zero, zero))
 
-    def accuracy_for(self, evaluation: Evaluation, margin: float, second: bool, balanced: bool) -> Accuracy:
+    def cheapest_accuracy(self, evaluation: Evaluation, margin: float, second: bool) -> Accuracy:
         return Accuracy(1.0, 1.0)
 
     def trial(self, promise: float = 0.0) -> Trial:
