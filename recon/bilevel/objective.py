@@ -223,6 +223,26 @@ class InexactObjective(Objective):
         assert total is not None
         return errors.hypergradient(total / len(self.y), replace(evaluation, adjoint=Adjoint.of(adjoints)))
 
+    def image_gradients(self, evaluation: Evaluation) -> Tensor:
+        """The gradients of the losses of single images, whose mean is z, by the adjoints that are there.
+
+        Parameters
+        ----------
+        evaluation : Evaluation
+            At the current parameters, with adjoints.
+
+        Returns
+        -------
+        tensor
+            ``(N, parameters)``, float64.
+        """
+        rows, anything = [], Accuracy(math.inf, math.inf)
+        with full_precision(), torch.no_grad():
+            for i in range(len(self.y)):
+                gradients, _ = self._differentiate(slice(i, i + 1), evaluation, anything, None)
+                rows.append(torch.cat([g.double().flatten() for g in gradients]))
+        return torch.stack(rows)
+
     def accuracy_for(self, evaluation: Evaluation, margin: float, goal_oriented: bool = True) -> Accuracy:
         """The accuracy at which the interval of f is about ``margin`` long, by the constants of ``evaluation``.
 
@@ -245,7 +265,8 @@ class InexactObjective(Objective):
 
         Above the value, the interval of an image is a (delta eps + c eps^2) long, a = dg/dq, c = C/2 - mu + L/4.
         Solvers gain digits at constant cost, so that a sum of logarithms is to be small for a given mean: all a c eps^2
-        and all a delta eps are the same, half of the margin each. Then delta is c / mu times mu eps. Where intervals are of first order, s eps + L eps^2 / 2 = margin / a, and delta = mu eps.
+        and all a delta eps are the same, half of the margin each. Then delta is c / mu times mu eps. Where intervals
+        are of first order, s eps + L eps^2 / 2 = margin / a, and delta = mu eps.
         """
         mu, smoothness = self._modulus(), self.loss.smoothness
         share, slope = margin / evaluation.weight.clamp_min(1e-300), evaluation.slope

@@ -16,6 +16,10 @@ from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, not_negative, positive
 
 
+#: of the running mean of the spread of hypergradients
+MEMORY = 0.9
+
+
 class Passes(UpperLevelMethod[ObjectiveT]):
     """An iteration is a pass through all images, in mini-batches, each of which is a step of an optimizer of torch.
 
@@ -60,7 +64,18 @@ class Passes(UpperLevelMethod[ObjectiveT]):
 
 
 class InexactPasses(Passes[InexactObjective]):
-    """Passes on hypergradients whose accuracies in pass k are their first ones times (k+1)^-accuracy_decay."""
+    r"""Passes on hypergradients whose accuracies follow a schedule, or the noise of mini-batches.
+
+    By the schedule, those of pass k are the first ones times (k+1)^-accuracy_decay. With ``noise_share`` tau > 0 none has
+    to be chosen: the hypergradient z of b images differs from that of all by about s / sqrt(b), s the spread of the z_i
+    of single images; certified errors eps_i and delta_i change z_i by about \|\|z_i\|\| (eps_i + delta_i) / \|\|grad g_i\|\|,
+    as w_i is linear in grad g_i = x_i - x_i* (to first order; no bound). So
+
+        eps_i = delta_i = tau / 2 (s / sqrt(b)) / rms \|\|z_i\|\| \|\|grad g_i\|\|
+
+    with a running mean of s / rms \|\|z_i\|\| and the slopes of the last pass. The first accuracies are those of the first
+    pass, until something is known.
+    """
 
     def _take_inexact(
         self,
@@ -71,15 +86,17 @@ class InexactPasses(Passes[InexactObjective]):
         lr_decay: float,
         accuracy_decay: float,
         seed: int,
+        noise_share: float,
     ) -> None:
         first = {"solution_accuracy": solution_accuracy, "adjoint_accuracy": adjoint_accuracy}
         positive(**first)
-        not_negative(accuracy_decay=accuracy_decay)
-        self._take_passes(lr, batch_size, lr_decay, seed, **first, accuracy_decay=accuracy_decay)
+        not_negative(accuracy_decay=accuracy_decay, noise_share=noise_share)
+        own = {"accuracy_decay": accuracy_decay, "noise_share": noise_share}
+        self._take_passes(lr, batch_size, lr_decay, seed, **first, **own)
 
     def _begin(self, objective: InexactObjective) -> None:
         start = objective.start()
-        self.progress.update(x=start.x, w=start.adjoint.w)
+        self.progress.update(x=start.x, w=start.adjoint.w, slope=torch.full_like(start.slope, math.nan), spread=None)
 
     @property
     def warm(self) -> tuple[Tensor, Tensor] | None:
@@ -92,26 +109,49 @@ class InexactPasses(Passes[InexactObjective]):
     def _iterate(self, objective: InexactObjective) -> Record:
         """One pass."""
         options, k = self.options, self.progress["iteration"]
-        accuracy = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"]).scaled(
-            (k + 1) ** -options["accuracy_decay"]
-        )
+        first = Accuracy(options["solution_accuracy"], options["adjoint_accuracy"])
+        scheduled = first if options["noise_share"] else first.scaled((k + 1) ** -options["accuracy_decay"])
         _, batches = self._start_pass(len(objective.y))
         return self._mean(
-            objective, [self._on_batch(objective, index.to(objective.y.device), accuracy) for index in batches]
+            objective, [self._on_batch(objective, index.to(objective.y.device), scheduled) for index in batches]
         )
 
-    def _on_batch(self, objective: InexactObjective, index: Tensor, accuracy: Accuracy) -> tuple[Evaluation, float]:
+    def _on_batch(self, objective: InexactObjective, index: Tensor, scheduled: Accuracy) -> tuple[Evaluation, float]:
         """One step on the images ``index``; the objective there, and ||z||."""
-        state = self.progress
+        state, accuracy = self.progress, self._by_noise(index, scheduled)
         part = objective.subset(index)
         start = part.start(state["x"][index], state["w"][index])
         gradient = part.hypergradient(part.evaluate(accuracy, start, goal_oriented=False), accuracy)
         objective.evaluations += part.evaluations * len(index) / len(objective.y)
         require_finite(gradient)
+        if self.options["noise_share"]:
+            self._watch_noise(part, index, gradient.evaluation)
         self._descend(gradient.z.split([p.numel() for p in self.options["params"]]))
         at = gradient.evaluation
         state["x"][index], state["w"][index] = at.x, at.adjoint.w  # in place: only warm starts
         return at, float(gradient.z.norm())
+
+    def _by_noise(self, index: Tensor, scheduled: Accuracy) -> Accuracy:
+        """The accuracies of these images that the noise of their mini-batch allows."""
+        share, spread = self.options["noise_share"], self.progress.get("spread")
+        if not share or spread is None:
+            return scheduled
+        allowed = 0.5 * share * spread / math.sqrt(len(index)) * self.progress["slope"][index]
+        # images that were not seen yet, or are met exactly
+        allowed = torch.where(allowed > 0, allowed, min(float(scheduled.solution), float(scheduled.adjoint)))
+        return Accuracy(allowed, allowed)
+
+    def _watch_noise(self, part: InexactObjective, index: Tensor, at: Evaluation) -> None:
+        """Take note of the slopes of these images, and of the spread of their hypergradients over their size."""
+        rows = part.image_gradients(at)
+        size, state = rows.square().sum(1).mean().sqrt(), self.progress
+        state["slope"] = state["slope"].index_copy(0, index, at.slope)
+        if len(rows) > 1 and float(size) > 0:
+            spread = float((rows - rows.mean(0)).square().sum() / (len(rows) - 1)) ** 0.5 / float(size)
+            before = state["spread"]
+            state["spread"] = spread if before is None else MEMORY * before + (1 - MEMORY) * spread
+        elif state["spread"] is None:
+            state["spread"] = 1.0
 
     def _mean(self, objective: InexactObjective, batches: list[tuple[Evaluation, float]]) -> Record:
         weights = [len(at.x) / len(objective.y) for at, _ in batches]
@@ -170,6 +210,9 @@ class InexactAdam(InexactPasses, torch.optim.Adam):  # type: ignore[misc]
         Of Adam.
     seed : int
         Of the order of the images.
+    noise_share : float
+        How large the errors of a hypergradient may be against the noise of its mini-batch; then accuracies of single
+        images take the place of the schedule, see :class:`InexactPasses`. 0 keeps the schedule.
 
     Raises
     ------
@@ -190,9 +233,12 @@ class InexactAdam(InexactPasses, torch.optim.Adam):  # type: ignore[misc]
         accuracy_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.99),
         seed: int = 0,
+        noise_share: float = 0.0,
     ) -> None:
         torch.optim.Adam.__init__(self, params, lr=max(lr, 0.0), betas=betas)
-        self._take_inexact(lr, batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed)
+        self._take_inexact(
+            lr, batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed, noise_share
+        )
 
     def _move(self) -> None:
         torch.optim.Adam.step(self)
@@ -210,7 +256,7 @@ class InexactSGD(InexactPasses, torch.optim.SGD):  # type: ignore[misc]
         What is learned.
     lr, momentum : float
         Of SGD; the first in the first pass.
-    batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed
+    batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed, noise_share
         As in :class:`InexactAdam`.
 
     Raises
@@ -232,11 +278,14 @@ class InexactSGD(InexactPasses, torch.optim.SGD):  # type: ignore[misc]
         accuracy_decay: float = 0.5,
         momentum: float = 0.0,
         seed: int = 0,
+        noise_share: float = 0.0,
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}, but must be at least 0 and less than 1")
         torch.optim.SGD.__init__(self, params, lr=max(lr, 0.0), momentum=momentum)
-        self._take_inexact(lr, batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed)
+        self._take_inexact(
+            lr, batch_size, solution_accuracy, adjoint_accuracy, lr_decay, accuracy_decay, seed, noise_share
+        )
 
     def _move(self) -> None:
         torch.optim.SGD.step(self)
