@@ -31,7 +31,7 @@ class NotStronglyConvexError(ValueError):
 
 
 class Rounding(NamedTuple):
-    r"""fixed + data max(pull, gain \|\|x\|\|) + image \|\|x\|\| + gradient \|\|grad\|\|: see :meth:`Energy.rounding`."""
+    r"""fixed + data max(pull, gain \|\|x\|\|) + image \|\|x\|\| + gradient \|\|g\|\|: see :meth:`Energy.rounding`."""
 
     fixed: Tensor
     pull: Tensor

@@ -11,11 +11,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from recon.lower_level.batch import PerImage
 from recon.lower_level.energy import Energy
 from recon.lower_level.grade import Grade
 from recon.lower_level.precision import full_precision
 from recon.lower_level.solution import RUNNING, Solution
-from recon.lower_level.solvers.stopping import Collector, PerImage, Stopping, norms_of
+from recon.lower_level.solvers.stopping import Collector, Stopping, norms_of
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
 from recon.lower_level.solvers.compiled.lbfgs import Steps
 from recon.lower_level.solvers.compiled.library import usable
-from recon.lower_level.solvers.iterate import State, SteppedSolver, norms_of
+from recon.lower_level.solvers.iterate import State, SteppedSolver
 from recon.lower_level.solvers.preconditioner import Preconditioner
 from recon.lower_level.solvers.quasi_newton import CURVATURE, InverseHessian, Pairs, curved, spectral
+from recon.lower_level.solvers.stopping import norms_of
 
 SMALLEST_STEP = 1e-8
 _SMALLEST_PROJECTED_STEP = 1e-10
@@ -134,18 +135,29 @@ class LineSearchSolver(SteppedSolver[L]):
 
 @dataclass
 class LBFGSState(LineSearchState):
-    r"""With the history, see :class:`recon.lower_level.solvers.quasi_newton.InverseHessian`, its ``products`` with the
-    gradient, and ``norms``, \|\|grad\|\| and \|\|x\|\|, ``(images, 2)``. ``moved``: all images are known to have accepted
-    the last trial."""
+    r"""With the history, see :class:`recon.lower_level.solvers.quasi_newton.InverseHessian`.
+
+    Parameters
+    ----------
+    products : Tensor
+        Of the pairs with the gradient.
+    norms : Tensor
+        \|\|grad\|\| and \|\|x\|\|, ``(images, 2)``.
+
+    Attributes
+    ----------
+    moved : bool
+        Whether all images are known to have accepted the last trial.
+    """
 
     pairs: Tensor
     gram: Tensor
     count: Tensor
     products: Tensor
     norms: Tensor
-    moved: bool = False
 
     def __post_init__(self) -> None:
+        self.moved = False
         self._steps: Steps | None = None
 
     def compiled(self, armijo: float) -> Steps | None:
@@ -176,11 +188,10 @@ class LBFGS(LineSearchSolver[LBFGSState]):
 
     def init(self, energy: Energy, x0: Tensor) -> LBFGSState:
         """x0, without history."""
-        history, begun = InverseHessian(x0.flatten(1), self.memory), self._begun(energy, x0.clone())
-        products = torch.zeros_like(history.gram[:, 0])
-        return LBFGSState(
-            **vars(begun), **history.state_dict(), products=products, norms=norms_of(begun.grad, begun.x)
-        )
+        history = InverseHessian(x0.flatten(1), self.memory)
+        begun = vars(self._begun(energy, x0.clone(memory_format=torch.contiguous_format)))
+        own = {"products": torch.zeros_like(history.gram[:, 0]), "norms": norms_of(begun["grad"], begun["x"])}
+        return LBFGSState(**begun, **history.state_dict(), **own)
 
     def norms(self, state: LBFGSState) -> Tensor:
         """Those that the last step has computed."""
@@ -258,8 +269,9 @@ def projected_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 @dataclass
 class ProjectedState(LineSearchState):
-    """With pairs s, y as in :class:`recon.lower_level.solvers.quasi_newton.Pairs`, the length ``gamma`` of a gradient step that puts pixels to zero, the
-    step ``safe`` that the smoothness allows, and which images go along the gradient, ``steep``."""
+    """With pairs s, y as in :class:`recon.lower_level.solvers.quasi_newton.Pairs`, the length ``gamma`` of a gradient
+    step that puts pixels to zero, the step ``safe`` that the smoothness allows, and which images go along the gradient,
+    ``steep``."""
 
     s: Tensor
     y: Tensor

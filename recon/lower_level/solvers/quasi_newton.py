@@ -69,9 +69,7 @@ class InverseHessian:
         """<s_i, g> and <y_i, g> for all slots, ``(batch, 2 memory)``, float64."""
         return _products(self.pairs, g).double()
 
-    def apply(
-        self, g: Tensor, gamma: Tensor, inverse: Tensor | None = None, products: Tensor | None = None
-    ) -> Tensor:
+    def apply(self, g: Tensor, gamma: Tensor, inverse: Tensor | None = None, products: Tensor | None = None) -> Tensor:
         """H g per image; ``gamma`` is the initial scaling of the images that have no pair yet, ``(batch,)``.
 
         ``inverse``: P^{-1} g, if there is a preconditioner; ``products``: what :meth:`products` returned for g, if the
@@ -116,6 +114,7 @@ def curved(s: Tensor, y: Tensor, sy: Tensor) -> Tensor:
 
 
 def spectral(s: Tensor, y: Tensor) -> Tensor:
+    """The step <s, y> / <y, y> of Barzilai and Borwein."""
     return (per_image_dot(s, y) / per_image_dot(y, y)).double()
 
 

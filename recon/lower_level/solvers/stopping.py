@@ -9,32 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recon.lower_level.batch import per_image_accuracy, per_image_norm
+from recon.lower_level.batch import PerImage, per_image_accuracy, per_image_norm
 from recon.lower_level.energy import Energy
 from recon.lower_level.grade import grade_bounds
 from recon.lower_level.solution import RUNNING, Status
+from recon.lower_level.solvers.compiled.descent import norms
 from recon.lower_level.solvers.compiled.library import usable
 from recon.lower_level.solvers.compiled.stopping import StoppingTest
 
 # Evaluations without progress near the rounding error after which an image is at its floor. FISTA's gradients ripple
 # with a period of about sqrt(L / mu) evaluations, which stays below this wherever single precision is of use.
 PATIENCE = 100
-
-
-class PerImage:
-    """What has tensors as attributes, each with one row for every image that still runs; others are not touched."""
-
-    def select(self, index: Tensor) -> None:
-        """Keep the images ``index`` only; tensors are replaced."""
-        vars(self).update({name: tensor[index] for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over copies of what :meth:`tensors` returned."""
-        vars(self).update({name: tensor.clone() for name, tensor in saved.items()})
 
 
 class Patience(PerImage):
@@ -76,15 +61,15 @@ class Stopping(Patience):
         self.scale = self.mu if certified else 1.0
         self._of: Energy | None = None
 
-    def certificate(self, energy: Energy, x: Tensor, norms: Tensor) -> Certificate:
+    def certificate(self, energy: Energy, x: Tensor, sizes: Tensor) -> Certificate:
         """The certified distance of x to the minimizer, for :func:`norms_of` what is left of the gradient, and x."""
-        return certificate(energy, x, norms[:, 0], self.mu)
+        return certificate(energy, x, sizes[:, 0], self.mu)
 
     def status(
         self,
         energy: Energy,
         x: Tensor,
-        norms: Tensor,
+        sizes: Tensor,
         stalled: Tensor | None = None,
         evaluations: Tensor | None = None,
         most: int = 0,
@@ -95,8 +80,8 @@ class Stopping(Patience):
         ----------
         energy, x
             Where the images are.
-        norms : Tensor
-            Of what is left of the gradient, and of x, see :func:`norms_of`.
+        sizes : Tensor
+            Norms of what is left of the gradient, and of x, see :func:`norms_of`.
         stalled : Tensor, optional
             Images that cannot make progress any more.
         evaluations, most
@@ -106,8 +91,8 @@ class Stopping(Patience):
             self._model, kernel = energy.rounding_model(x), usable(x)
             self._of, self._test = energy, None if kernel is None else StoppingTest(kernel, self, self._model)
         if self._test is not None:
-            return self._test(norms, stalled, evaluations, most)
-        norm, size = norms.unbind(1)
+            return self._test(sizes, stalled, evaluations, most)
+        norm, size = sizes.unbind(1)
         rounding = self._model.at(size, norm)
         status = self.floor_status(norm, rounding)
         status[norm + rounding <= self.scale * self.accuracy] = Status.CONVERGED
@@ -121,6 +106,8 @@ class Stopping(Patience):
 
 def norms_of(left: Tensor, x: Tensor) -> Tensor:
     """Of two tensors of images, in this order, ``(images, 2)``, float64."""
+    if left.shape == x.shape and left.dtype == x.dtype and (kernel := usable(x)) is not None:
+        return norms(kernel, left, x)
     return torch.stack((per_image_norm(left), per_image_norm(x)), 1)
 
 

@@ -16,7 +16,8 @@ constexpr int64_t ROWS = 4;  // of the history at a time
 
 // What lbfgs.py passes, field by field. Tensors are (images, ...); flags are bytes.
 struct Task {
-    int64_t precision, images, pixels, memory, threads;
+    Shape shape;
+    int64_t memory;
     void *pairs;       // (2 memory, pixels) per image
     double *gram;      // (2 memory, 2 memory)
     int64_t *count;    // of pairs so far
@@ -31,8 +32,6 @@ struct Task {
     const void *trial_grad, *changes;  // changes: of the preconditioned gradient, or null
     const double *value, *trial_value;
 };
-
-INLINE Units units_of(const Task &task) { return {task.images, task.pixels}; }
 
 // slots of an image that hold something
 INLINE int64_t filled(const Task &task, int64_t image) { return least(task.count[image], task.memory); }
@@ -74,15 +73,15 @@ INLINE double weigh(const Task &task, int64_t image, double *weights) {
 
 template <typename T>
 INLINE void directions(const Task &task, int64_t first, int64_t last) {
-    const Units units = units_of(task);
-    const int64_t n = task.pixels, m = task.memory;
+    const Shape &shape = task.shape;
+    const int64_t n = shape.pixels, m = task.memory;
     std::vector<double> weights(2 * m);
     T sum[LONG];
     for (int64_t unit = last - 1; unit >= first; --unit) {  // backwards: the end of the history was read last
-        const int64_t image = units.image(unit), from = units.from(unit), to = units.to(unit), k = filled(task, image);
-        T *direction = static_cast<T *>(task.direction) + image * n, *trial = static_cast<T *>(task.trial) + image * n;
-        const T *x = static_cast<const T *>(task.x) + image * n, *pairs = static_cast<const T *>(task.pairs) + image * 2 * m * n;
-        const T *start = static_cast<const T *>(task.first ? task.first : task.grad) + image * n;
+        const int64_t image = shape.image(unit), from = shape.from(unit), to = shape.to(unit), k = filled(task, image);
+        T *direction = at<T>(task.direction, image * n), *trial = at<T>(task.trial, image * n);
+        const T *x = at<T>(task.x, image * n), *pairs = at<T>(task.pairs, image * 2 * m * n);
+        const T *start = at<T>(task.first ? task.first : task.grad, image * n);
         const T step = T(task.step[image]);
         if (!task.fresh[image]) {
             for (int64_t j = from; j < to; ++j) trial[j] = x[j] + step * direction[j];
@@ -118,7 +117,7 @@ INLINE void directions(const Task &task, int64_t first, int64_t last) {
 }
 
 CLONES void propose(const Task &task, int64_t first, int64_t last) {
-    if (task.precision == 4) return directions<float>(task, first, last);
+    if (task.shape.precision == 4) return directions<float>(task, first, last);
     return directions<double>(task, first, last);
 }
 
@@ -135,15 +134,15 @@ struct Judging {
 template <typename T>
 INLINE void judge_units(const Judging &judging, int64_t first, int64_t last) {
     const Task &task = judging.task;
-    const Units units = units_of(task);
+    const Shape &shape = task.shape;
     for (int64_t unit = first; unit < last; ++unit) {
-        const int64_t at = units.image(unit) * task.pixels;
-        const T *RESTRICT x = static_cast<const T *>(task.x) + at, *RESTRICT trial = static_cast<const T *>(task.trial) + at;
-        const T *RESTRICT grad = static_cast<const T *>(task.grad) + at;
-        const T *RESTRICT trial_grad = static_cast<const T *>(task.trial_grad) + at;
-        const T *RESTRICT direction = static_cast<const T *>(task.direction) + at;
+        const int64_t offset = shape.image(unit) * shape.pixels;
+        const T *RESTRICT x = at<T>(task.x, offset), *RESTRICT trial = at<T>(task.trial, offset);
+        const T *RESTRICT grad = at<T>(task.grad, offset);
+        const T *RESTRICT trial_grad = at<T>(task.trial_grad, offset);
+        const T *RESTRICT direction = at<T>(task.direction, offset);
         Sums<TRIALS> sums;
-        summed<T, TRIALS>(units.from(unit), units.to(unit), sums, [&](int64_t j, int64_t l) BODY {
+        summed<T, TRIALS>(shape.from(unit), shape.to(unit), sums, [&](int64_t j, int64_t l) BODY {
             const double s = double(T(trial[j] - x[j])), y = double(T(trial_grad[j] - grad[j]));
             const double d = double(direction[j]), g = double(trial_grad[j]), point = double(trial[j]);
             sums.block[BEFORE][l] += double(grad[j]) * d;
@@ -159,7 +158,7 @@ INLINE void judge_units(const Judging &judging, int64_t first, int64_t last) {
 }
 
 CLONES void judge(const Judging &judging, int64_t first, int64_t last) {
-    if (judging.task.precision == 4) return judge_units<float>(judging, first, last);
+    if (judging.task.shape.precision == 4) return judge_units<float>(judging, first, last);
     return judge_units<double>(judging, first, last);
 }
 
@@ -226,22 +225,22 @@ INLINE void multiply(const T *const *rows, const T *RESTRICT y, const T *RESTRIC
 template <typename T>
 INLINE void pair_units(const Pairing &pairing, int64_t first, int64_t last) {
     const Task &task = pairing.task;
-    const Units units = units_of(task);
-    const int64_t n = task.pixels, m = task.memory;
+    const Shape &shape = task.shape;
+    const int64_t n = shape.pixels, m = task.memory;
     T change[LONG];
     const int64_t padded = (m + ROWS - 1) / ROWS * ROWS;
     std::vector<double> lanes(4 * padded * LANES);
     for (int64_t unit = first; unit < last; ++unit) {
-        const int64_t image = units.image(unit), at = image * n, to = units.to(unit);
+        const int64_t image = shape.image(unit), offset = image * n, to = shape.to(unit);
         if (!task.fresh[image]) continue;
         const bool curved = pairing.curved[image];
         const int64_t head = task.count[image] % m, k = curved ? least(task.count[image] + 1, m) : filled(task, image);
-        T *pairs = static_cast<T *>(task.pairs) + image * 2 * m * n;
-        const T *x = static_cast<const T *>(task.x) + at, *trial = static_cast<const T *>(task.trial) + at;
-        const T *grad = static_cast<const T *>(task.grad) + at, *trial_grad = static_cast<const T *>(task.trial_grad) + at;
-        const T *changes = static_cast<const T *>(task.changes) + (task.changes ? at : 0);
+        T *pairs = at<T>(task.pairs, image * 2 * m * n);
+        const T *x = at<T>(task.x, offset), *trial = at<T>(task.trial, offset);
+        const T *grad = at<T>(task.grad, offset), *trial_grad = at<T>(task.trial_grad, offset);
+        const T *changes = task.changes ? at<T>(task.changes, offset) : change;
         std::fill(lanes.begin(), lanes.end(), 0.0);
-        for (int64_t begin = units.from(unit); begin < to; begin += LONG) {
+        for (int64_t begin = shape.from(unit); begin < to; begin += LONG) {
             const int64_t length = least(LONG, to - begin);
             for (int64_t j = 0; j < length; ++j) change[j] = trial_grad[begin + j] - grad[begin + j];
             if (curved) {
@@ -271,13 +270,13 @@ INLINE void pair_units(const Pairing &pairing, int64_t first, int64_t last) {
 }
 
 CLONES void pair(const Pairing &pairing, int64_t first, int64_t last) {
-    if (pairing.task.precision == 4) return pair_units<float>(pairing, first, last);
+    if (pairing.task.shape.precision == 4) return pair_units<float>(pairing, first, last);
     return pair_units<double>(pairing, first, last);
 }
 
 // the new pair among the products of pairs, and all products with the new gradient
 void remember(const Task &task, int64_t image, bool curved, const double *products) {
-    const int64_t m = task.memory, head = task.count[image] % m, per_image = units_of(task).per_image();
+    const int64_t m = task.memory, head = task.count[image] % m, per_image = task.shape.per_image();
     double *gram = task.gram + image * 4 * m * m;
     for (int64_t r = 0; r < 2 * m; ++r) {
         double with_y = 0, with_g = 0;
@@ -295,22 +294,19 @@ void remember(const Task &task, int64_t image, bool curved, const double *produc
 }  // namespace
 
 // Directions of the images that are fresh, and the trial points of all.
-EXPORT void solvers_lbfgs_propose(const Task *task) { share(*task, units_of(*task).count(), task->threads, propose); }
+EXPORT void solvers_lbfgs_propose(const Task *task) { share(*task, task->shape.units(), task->shape.threads, propose); }
 
 // Which trials are good, the pairs that they give, and the next steps; returns how many are good.
 EXPORT int64_t solvers_lbfgs_accept(const Task *given) {
     const Task &task = *given;
-    const Units units = units_of(task);
-    std::vector<double> sums(units.count() * TRIALS), products(units.count() * 4 * task.memory);
-    std::vector<unsigned char> curved(task.images);
+    const Shape &shape = task.shape;
+    std::vector<double> sums(shape.units() * TRIALS), products(shape.units() * 4 * task.memory);
+    std::vector<unsigned char> curved(shape.images);
     const Judging judging{task, sums.data()};
-    share(judging, units.count(), task.threads, judge);
+    share(judging, shape.units(), shape.threads, judge);
     int64_t good = 0;
-    for (int64_t image = 0; image < task.images; ++image) {
-        Sums<TRIALS> all;
-        for (int64_t c = 0; c < units.per_image(); ++c) {
-            for (int64_t k = 0; k < TRIALS; ++k) all.add(k, sums[(image * units.per_image() + c) * TRIALS + k]);
-        }
+    for (int64_t image = 0; image < shape.images; ++image) {
+        const Sums<TRIALS> all = shape.total<TRIALS>(image, sums);
         const double before = all.value(BEFORE), after = all.value(AFTER);
         ++task.evaluations[image];
         task.fresh[image] = accepted(task, image, before, after);
@@ -323,8 +319,8 @@ EXPORT int64_t solvers_lbfgs_accept(const Task *given) {
         ++good;
     }
     const Pairing pairing{task, curved.data(), products.data()};
-    share(pairing, units.count(), task.threads, pair);
-    for (int64_t image = 0; image < task.images; ++image) {
+    share(pairing, shape.units(), shape.threads, pair);
+    for (int64_t image = 0; image < shape.images; ++image) {
         if (task.fresh[image]) remember(task, image, curved[image], products.data());
     }
     return good;

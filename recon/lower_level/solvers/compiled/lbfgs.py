@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from recon.lower_level.solvers.compiled.library import PRECISIONS, threads
+from recon.lower_level.solvers.compiled.library import Shape, contiguous
 from recon.native import address
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ class _Task(ctypes.Structure):
     """``Task`` of lbfgs.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("precision", "images", "pixels", "memory", "threads")),
+        ("shape", Shape),
+        ("memory", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("pairs", "gram", "count", "products")),
         *((name, ctypes.c_void_p) for name in ("x", "grad", "first", "direction", "trial")),
         *((name, ctypes.c_void_p) for name in ("step", "norms", "fresh", "evaluations")),
@@ -44,10 +45,9 @@ class Steps:
     def __init__(self, kernel: ctypes.CDLL, state: LBFGSState, search: Search) -> None:
         self.kernel, self.reference = kernel, ctypes.byref(task := _Task())
         self.task = task
-        state.grad = _like(state.x, state.grad)
-        images, rows, pixels = state.pairs.shape
-        task.precision, task.images, task.pixels, task.memory = PRECISIONS[state.x.dtype], images, pixels, rows // 2
-        task.threads = threads(state.pairs.numel())
+        state.grad = contiguous(state.grad, state.x)
+        rows = state.pairs.shape[1]
+        task.shape, task.memory = Shape.of(state.x, rows), rows // 2
         for name in ("pairs", "gram", "count", "products", "direction", "step", "norms", "fresh", "evaluations"):
             setattr(task, name, address(getattr(state, name)))
         task.armijo, task.resolution, task.shortest, task.longest, task.curvature = search
@@ -59,7 +59,7 @@ class Steps:
         preconditioned gradient, if there is a preconditioner.
         """
         state.x, state.grad = state.x.contiguous(), state.grad.contiguous()
-        trial, first, task = torch.empty_like(state.x), None if first is None else first.contiguous(), self.task
+        trial, first, task = torch.empty_like(state.x), None if first is None else contiguous(first, state.x), self.task
         task.x, task.grad, task.trial = address(state.x), address(state.grad), address(trial)
         task.scale, task.first = scale, address(first)
         self.kernel.solvers_lbfgs_propose(self.reference)
@@ -67,25 +67,16 @@ class Steps:
 
     def accept(self, state: LBFGSState, trial: Tensor, value: Tensor, grad: Tensor, changes: Tensor | None) -> None:
         """Go to the trial where it is good, and keep the pair; ``changes``: of the preconditioned gradient."""
-        grad, changes, task = _like(trial, grad), None if changes is None else changes.contiguous(), self.task
+        grad, changes, task = (
+            contiguous(grad, trial),
+            None if changes is None else contiguous(changes, trial),
+            self.task,
+        )
         task.trial_grad, task.changes = address(grad), address(changes)
         task.value, task.trial_value = address(state.value), address(value)
         good = self.kernel.solvers_lbfgs_accept(self.reference)
-        state.moved = good == task.images
+        state.moved = good == len(trial)
         if state.moved:  # nearly always: nothing is copied
             state.x, state.grad, state.value = trial, grad, value
         elif good:
             state.go(trial, value, grad)
-
-
-def _like(x: Tensor, grad: Tensor) -> Tensor:
-    """The gradient, as the library takes it.
-
-    Raises
-    ------
-    ValueError
-        It is not of the shape of x.
-    """
-    if grad.shape != x.shape:
-        raise ValueError(f"the gradient has the shape {tuple(grad.shape)}, the images {tuple(x.shape)}")
-    return (grad if grad.dtype == x.dtype else grad.to(x.dtype)).contiguous()

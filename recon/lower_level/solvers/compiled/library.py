@@ -30,9 +30,30 @@ def _library() -> ctypes.CDLL | None:
     return native.library(FOLDER, LIBRARY, VERSION)
 
 
-def threads(entries: int) -> int:
-    """How many are worth it for so many numbers; results do not depend on it."""
-    return max(1, min(torch.get_num_threads(), entries // SHARE))
+class Shape(ctypes.Structure):
+    """``Shape`` of passes.hpp."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("precision", "images", "pixels", "threads"))
+
+    @classmethod
+    def of(cls, x: Tensor, vectors: int = 1) -> Shape:
+        """Of images ``(images, ...)`` of which so many vectors are read; results do not depend on the threads."""
+        images, pixels = len(x), x.numel() // max(1, len(x))
+        shares = x.numel() * vectors // SHARE
+        return cls(PRECISIONS[x.dtype], images, pixels, max(1, min(torch.get_num_threads(), shares)))
+
+
+def contiguous(vectors: Tensor, like: Tensor) -> Tensor:
+    """As the library takes them.
+
+    Raises
+    ------
+    ValueError
+        They do not have the shape of the images ``like``.
+    """
+    if vectors.shape != like.shape:
+        raise ValueError(f"tensors of shape {tuple(vectors.shape)} belong to images {tuple(like.shape)}")
+    return (vectors if vectors.dtype == like.dtype else vectors.to(like.dtype)).contiguous()
 
 
 def describe() -> str:

@@ -88,15 +88,37 @@ INLINE void summed(int64_t from, int64_t to, Sums<SUMS> &sums, const Body &body)
     }
 }
 
-// Chunks of all images.
-struct Units {
-    int64_t images, pixels;
+// Images of a type of so many bytes, in one piece of memory, and the threads that may work on them.
+struct Shape {
+    int64_t precision, images, pixels, threads;
+
+    // units of work: chunks of all images
     int64_t per_image() const { return (pixels + CHUNK - 1) / CHUNK; }
-    int64_t count() const { return images * per_image(); }
+    int64_t units() const { return images * per_image(); }
     int64_t image(int64_t unit) const { return unit / per_image(); }
     int64_t from(int64_t unit) const { return unit % per_image() * CHUNK; }
     int64_t to(int64_t unit) const { return least(from(unit) + CHUNK, pixels); }
+
+    // the sums of an image, from those of its units, SUMS each
+    template <int64_t SUMS>
+    Sums<SUMS> total(int64_t image, const std::vector<double> &units) const {
+        Sums<SUMS> all;
+        for (int64_t c = 0; c < per_image(); ++c) {
+            for (int64_t k = 0; k < SUMS; ++k) all.add(k, units[(image * per_image() + c) * SUMS + k]);
+        }
+        return all;
+    }
 };
+
+template <typename T>
+INLINE const T *at(const void *vectors, int64_t offset) {
+    return static_cast<const T *>(vectors) + offset;
+}
+
+template <typename T>
+INLINE T *at(void *vectors, int64_t offset) {
+    return static_cast<T *>(vectors) + offset;
+}
 
 // run(task, first unit, last unit) on so many threads, each with its share
 template <typename Task>
@@ -109,6 +131,43 @@ void share(const Task &task, int64_t units, int64_t threads, void (*run)(const T
     }
     run(task, 0, units / parts);
     for (std::thread &other : others) other.join();
+}
+
+// <a, a>, <b, b> and <a, b> per unit
+enum Inner : int64_t { OWN, OTHER, BOTH, INNERS };
+
+struct Two {
+    const Shape &shape;
+    const void *a, *b;
+    double *sums;
+};
+
+template <typename T>
+INLINE void inner_units(const Two &two, int64_t first, int64_t last) {
+    for (int64_t unit = first; unit < last; ++unit) {
+        const int64_t offset = two.shape.image(unit) * two.shape.pixels;
+        const T *RESTRICT a = at<T>(two.a, offset), *RESTRICT b = at<T>(two.b, offset);
+        Sums<INNERS> sums;
+        summed<T, INNERS>(two.shape.from(unit), two.shape.to(unit), sums, [&](int64_t j, int64_t l) BODY {
+            const double v = double(a[j]), w = double(b[j]);
+            sums.block[OWN][l] += v * v;
+            sums.block[OTHER][l] += w * w;
+            sums.block[BOTH][l] += v * w;
+        });
+        for (int64_t k = 0; k < INNERS; ++k) two.sums[unit * INNERS + k] = sums.value(k);
+    }
+}
+
+CLONES void inner_part(const Two &two, int64_t first, int64_t last) {
+    if (two.shape.precision == 4) return inner_units<float>(two, first, last);
+    return inner_units<double>(two, first, last);
+}
+
+// INNERS of every unit
+inline std::vector<double> inner_products(const Shape &shape, const void *a, const void *b) {
+    std::vector<double> sums(shape.units() * INNERS);
+    share(Two{shape, a, b, sums.data()}, shape.units(), shape.threads, inner_part);
+    return sums;
 }
 
 }  // namespace

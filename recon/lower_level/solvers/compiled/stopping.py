@@ -1,4 +1,4 @@
-"""The stopping test by the compiled library: what :class:`recon.lower_level.solvers.stopping.Stopping` does with torch."""
+"""The stopping test by the compiled library: what :mod:`recon.lower_level.solvers.stopping` does with torch."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ class StoppingTest:
         task.status = address(self.status)
         self.reference = ctypes.byref(task)
 
-    def __call__(
-        self, norms: Tensor, stalled: Tensor | None, evaluations: Tensor | None, most: int
-    ) -> Tensor | None:
+    def __call__(self, norms: Tensor, stalled: Tensor | None, evaluations: Tensor | None, most: int) -> Tensor | None:
         """What :meth:`Stopping.status` returns; None where all go on."""
         task = self.task
         task.norms, task.stalled = address(norms), address(stalled)
