@@ -15,7 +15,8 @@ from torch import Tensor
 from recon.lower_level import Energy, HessianMap, KullbackLeibler, Regularizer, SquaredL2, Status, conjugate_gradients
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.precision import underflow, unit_roundoff
-from recon.lower_level.solvers.stopping import PATIENCE, Stopping, certificate
+from recon.lower_level.solution import RUNNING
+from recon.lower_level.solvers.stopping import PATIENCE, Stopping, certificate, norms_of
 from recon.operators import LinearOperator
 from tests.bilevel.methods.line import Line
 
@@ -217,13 +218,18 @@ def test_the_certificate_is_attained_where_the_computed_gradient_vanishes() -> N
     assert float(exact.error) == pytest.approx(5.0 / 4.0, rel=1e-3)
 
 
-def test_images_stop_where_certificates_say() -> None:
+def judged(stopping: Stopping, energy: Energy, x: Tensor, norm: float) -> int:
+    """The status of a single image with a gradient of this norm."""
+    status = stopping.status(energy, x, norms_of(pixel(norm), x))
+    return RUNNING if status is None else int(status)
+
+
+def test_images_stop_where_certificates_say(steps: str) -> None:
     energy, x = Energy(pixel(8.0), Scaled(0.0), Rough(forward=U)), pixel(100.0)
     rounding = float(energy.rounding(x, number(1e-4)))
 
     def status(norm: float, accuracy: float, certified: bool = True) -> int:
-        stopping = Stopping(energy, accuracy, x, certified)
-        return int(stopping.status(energy, x, pixel(norm)))
+        return judged(Stopping(energy, accuracy, x, certified), energy, x, norm)
 
     for certified, modulus in ((True, 4.0), (False, 1.0)):
         needed = (1e-3 + float(energy.rounding(x, number(1e-3)))) / modulus
@@ -234,16 +240,16 @@ def test_images_stop_where_certificates_say() -> None:
     assert status(math.nan, 1.0) == Status.NOT_FINITE
 
 
-def test_stagnation_ends_only_near_the_floor_and_after_patience() -> None:
+def test_stagnation_ends_only_near_the_floor_and_after_patience(steps: str) -> None:
     energy, x = Energy(pixel(8.0), Scaled(0.0), Rough(forward=U)), pixel(100.0)
     rounding = float(energy.rounding(x, number(1e-4)))
     for size, ends in ((999.0, True), (1002.0, False)):
         stopping = Stopping(energy, 1e-30, x)
-        found = [int(stopping.status(energy, x, pixel(size * rounding))) for _ in range(PATIENCE + 2)]
+        found = [judged(stopping, energy, x, size * rounding) for _ in range(PATIENCE + 2)]
         assert set(found[:PATIENCE]) == {-1}
         assert (found[-1] == Status.PRECISION_FLOOR) is ends
     stopping = Stopping(energy, 1e-30, x)  # by a tenth at a time it makes progress
-    found = [int(stopping.status(energy, x, pixel(999.0 * rounding * 0.9 ** (k // 50)))) for k in range(140)]
+    found = [judged(stopping, energy, x, 999.0 * rounding * 0.9 ** (k // 50)) for k in range(140)]
     assert set(found) == {-1}
 
 

@@ -56,6 +56,8 @@ class StoppingTest:
     def __call__(self, norms: Tensor, stalled: Tensor | None, evaluations: Tensor | None, most: int) -> Tensor | None:
         """What :meth:`Stopping.status` returns; None where all go on."""
         task = self.task
+        if norms.shape != (task.images, 2) or norms.dtype != torch.float64:
+            raise ValueError(f"norms of {task.images} images are ({task.images}, 2) in float64, not {norms.shape}")
         task.norms, task.stalled = address(norms), address(stalled)
         task.evaluations, task.most = address(evaluations), most
         return self.status.clone() if self.kernel.solvers_stop(self.reference) else None
