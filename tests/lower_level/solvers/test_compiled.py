@@ -18,6 +18,7 @@ from recon.lower_level.batch import PerImage
 from recon.lower_level.solvers.cg import Cycle
 from recon.lower_level.solvers.compiled import library
 from recon.lower_level.solvers.iterate import State, SteppedSolver
+from recon.lower_level.solvers.preconditioner import Preconditioner
 from recon.lower_level.solvers.stopping import Stopping, norms_of
 from tests.lower_level.problems import make, normal, smooth_image
 from tests.lower_level.solvers.test_cg import systems
