@@ -165,12 +165,14 @@ def _version(verbose: bool) -> int:
         import torch
 
         from models.regularizers.kernels import describe
+        from recon.lower_level.solvers.compiled.library import describe as describe_steps
         from recon.lower_level.solvers.total_variation.iteration import describe as describe_total_variation
 
         print(f"Python {platform.python_version()} on {platform.machine()}")
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
         print(f"kernels of filters: {describe()}")
         print(f"kernel of total variation: {describe_total_variation()}")
+        print(f"steps of solvers: {describe_steps()}")
     return 0
 
 

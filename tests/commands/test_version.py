@@ -8,6 +8,7 @@ import torch
 from models.files.storage import library_version
 from models.regularizers.kernels import describe
 from recon.commands.main import main
+from recon.lower_level.solvers.compiled.library import describe as describe_steps
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +23,7 @@ def test_what_it_runs_on(switch: str, capsys: pytest.CaptureFixture[str], monkey
     said = capsys.readouterr().out
     assert f"torch {torch.__version__}" in said
     assert f"kernels of filters: {describe()}" in said
+    assert f"steps of solvers: {describe_steps()}" in said
     assert (switch in said) == (switch != "best")
 
 
