@@ -262,7 +262,7 @@ def products(*errors: float, curvature: float = 1.0) -> HessianMap:
     return HessianMap(lambda v, kept: curvature * (1 + (left.pop(0) if len(left) > 1 else left[0])) * v)
 
 
-def test_a_computed_residual_is_wrong_by_the_rounding_of_one_product() -> None:
+def test_a_computed_residual_is_wrong_by_the_rounding_of_one_product(steps: str) -> None:
     rho, w = 1e-6, pixel(3.0)
     b = (1 + rho) * w
     solved = conjugate_gradients(products(rho), b, w, 1.0, rounding=rho)
@@ -272,7 +272,7 @@ def test_a_computed_residual_is_wrong_by_the_rounding_of_one_product() -> None:
     assert with_goal.status.item() == Status.PRECISION_FLOOR
 
 
-def test_the_gap_of_the_recurred_residual_is_counted() -> None:
+def test_the_gap_of_the_recurred_residual_is_counted(steps: str) -> None:
     """A first product too large, a second too small: w is off by 2 rho, and the recurred residual is zero."""
     rho, w0 = 1e-6, pixel(5.0)
     solved = conjugate_gradients(products(rho, -rho), pixel(0.0), w0, 1e-2, rounding=rho)
@@ -280,7 +280,7 @@ def test_the_gap_of_the_recurred_residual_is_counted() -> None:
     within(float(solved.residual_norm), abs(float(solved.w)), 0.66)
 
 
-def test_gaps_add_up_as_greenbaum_says() -> None:
+def test_gaps_add_up_as_greenbaum_says(steps: str) -> None:
     """rounding times the sum of ||w|| + 2 ||step||, and ||w0||, beside textbook conjugate gradients."""
     spectrum = torch.tensor([1.0, 3.0, 10.0, 30.0], dtype=torch.float64).view(1, 1, 1, 4)
     b, rho = torch.ones_like(spectrum), 1e-9
@@ -302,7 +302,7 @@ def test_gaps_add_up_as_greenbaum_says() -> None:
 
 @pytest.mark.parametrize("rho", [1e-15, 1e-9, 1e-2])
 @pytest.mark.parametrize("accuracy", [1.0, 1e-6])
-def test_what_conjugate_gradients_add_to_the_residual_is_modelled(rho: float, accuracy: float) -> None:
+def test_what_conjugate_gradients_add_to_the_residual_is_modelled(rho: float, accuracy: float, steps: str) -> None:
     """The residual itself does not know the model, wherever and for whatever reason the iteration ends."""
     spectrum = torch.tensor([1.0, 3.0, 10.0, 30.0], dtype=torch.float64).view(1, 1, 1, 4).expand(2, 1, 1, 4)
     hessian = HessianMap(lambda v, kept: (spectrum if kept is None else spectrum[kept]) * v)
@@ -313,7 +313,7 @@ def test_what_conjugate_gradients_add_to_the_residual_is_modelled(rho: float, ac
     assert bool((solved.rounding >= 0.99 * rho * solved.w.flatten(1).norm(dim=1)).all())
 
 
-def test_a_gap_beyond_a_hundredth_of_the_accuracy_is_looked_at() -> None:
+def test_a_gap_beyond_a_hundredth_of_the_accuracy_is_looked_at(steps: str) -> None:
     """The residual is computed anew: one product more, and the rounding of that one alone."""
     rho, w0 = 1e-4, pixel(0.0)
     for accuracy, spent in ((0.05, 1), (0.02, 2)):  # the gap is 3 rho
