@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot
+from recon.lower_level.solvers.compiled.library import usable
+from recon.lower_level.solvers.compiled.restricted import CompiledLoops
 from recon.lower_level.solvers.preconditioner import Preconditioner
 
 #: share of |s| |y| that <s, y> of a pair must exceed: it is made of rounding errors otherwise
@@ -144,30 +146,64 @@ class Pairs:
         A restricted pair without positive curvature is left out. With a preconditioner, H_0 = P^{-1} between two
         restrictions, times the Barzilai-Borwein scale of the newest pair in its metric.
         """
-        memory, images = self.s.shape[1], torch.arange(len(grad), device=grad.device)
-        slots = [(self.count - 1 - k) % memory for k in range(memory)]  # from the newest, empty ones last
-        q = grad * free
-        stack: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        scale, unset = gamma.to(grad), torch.ones_like(gamma, dtype=torch.bool)
-        if inverse is not None:
-            scale = torch.ones_like(scale)
-        for slot in slots:
-            s, y = self.s[images, slot] * free, self.y[images, slot] * free
+        kernel = usable(self.s)
+        loops = Loops(self, free) if kernel is None else CompiledLoops(kernel, self, free, CURVATURE)
+        q, some = loops.down(grad * free), loops.newest >= 0
+        if inverse is None:
+            return loops.up(over_image(torch.where(some, loops.sy / loops.yy, gamma), q) * q)
+        y = self.y[torch.arange(len(q), device=q.device), loops.newest.clamp_min(0)] * free
+        scale = torch.where(some, loops.sy / per_image_dot(y, inverse(y) * free), 1.0)
+        return loops.up(over_image(scale, q) * (inverse(q) * free))
+
+
+class Loops:
+    """The loops over pairs that are restricted to some pixels, the first of which finds out which pairs are of use.
+
+    Parameters
+    ----------
+    pairs : Pairs
+        They stay as they are.
+    free : Tensor
+        Which pixels, of the shape of images.
+
+    Attributes
+    ----------
+    newest : Tensor
+        The slot of the newest pair that is of use, -1 if there is none, ``(batch,)``.
+    sy, yy : Tensor
+        <s, y> and <y, y> of this pair.
+    """
+
+    def __init__(self, pairs: Pairs, free: Tensor) -> None:
+        self.pairs, self.free = pairs, free
+        self.newest = torch.full_like(pairs.count, -1)
+        self.sy, self.yy = (torch.zeros_like(pairs.count, dtype=torch.float64) for _ in range(2))
+        self._stack: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def down(self, q: Tensor) -> Tensor:
+        """The first loop, from the newest pair to the oldest."""
+        count, memory = self.pairs.count, self.pairs.s.shape[1]
+        images = torch.arange(len(q), device=q.device)
+        for k in range(memory):
+            slot = (count - 1 - k) % memory  # empty ones last
+            s, y = self.pairs.s[images, slot] * self.free, self.pairs.y[images, slot] * self.free
             sy = per_image_dot(s, y)
             good = curved(s, y, sy)
             if not good.any():
                 continue
-            rho = torch.where(good, 1 / sy, 0.0)
-            first = good & unset
+            first = good & (self.newest < 0)
             if first.any():
-                z = y if inverse is None else inverse(y) * free
-                scale = torch.where(first, sy / per_image_dot(y, z), scale)
-                unset = unset & ~first
+                self.newest = torch.where(first, slot, self.newest)
+                self.sy, self.yy = torch.where(first, sy, self.sy), torch.where(first, per_image_dot(y, y), self.yy)
+            rho = torch.where(good, 1 / sy, 0.0)
             a = rho * per_image_dot(s, q)
             q = q - over_image(a, q) * y
-            stack.append((s, y, rho, a))
-        r = over_image(scale, q) * (q if inverse is None else inverse(q) * free)
-        for s, y, rho, a in reversed(stack):
+            self._stack.append((s, y, rho, a))
+        return q
+
+    def up(self, r: Tensor) -> Tensor:
+        """The second loop, from the oldest pair to the newest."""
+        for s, y, rho, a in reversed(self._stack):
             r = r + over_image(a - rho * per_image_dot(y, r), r) * s
         return r
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recon.lower_level import FISTA, LBFGS, Energy, Regularizer, conjugate_gradients, per_image_dot
+from recon.lower_level import FISTA, LBFGS, Energy, ProjectedLBFGS, Regularizer, conjugate_gradients, per_image_dot
 from recon.lower_level.batch import PerImage
 from recon.lower_level.solvers.cg import Cycle
 from recon.lower_level.solvers.compiled import library
@@ -166,6 +166,19 @@ def test_solves_go_on_with_torch_where_the_library_has_begun(switch: Switch) -> 
     rest = solver.resume(energy, saved).run()
     assert rest.converged
     assert torch.allclose(rest.x, whole.x, atol=2e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_over_x_not_negative(dtype: torch.dtype, switch: Switch) -> None:
+    energy = denoising(3, 9, 7, dtype)
+    state = in_lockstep(ProjectedLBFGS(3), energy, energy.y, 14, switch)
+    assert int(state.count.max()) > 3
+    assert bool((state.x == 0).any())
+
+
+def test_steps_over_x_not_negative_with_a_preconditioner(switch: Switch) -> None:
+    energy = Preconditioned(smooth_image(2, 1, 8, 9), make("tv"))
+    in_lockstep(ProjectedLBFGS(3), energy, energy.y, 10, switch)
 
 
 # --- other solvers ---------------------------------------------------------------------------------------------------
