@@ -183,6 +183,7 @@ def test_images_that_underflow_have_the_error_of_their_size(dtype: torch.dtype) 
     energy = Energy(torch.zeros_like(x), Scaled(9.0))
     bound = float(energy._own_rounding(torch.zeros_like(x), torch.zeros(2, dtype=torch.float64), number(0.0))[0])
     within(bound, truth * (9 + 1 + 1), 0.99)  # the gradient, or the image itself, without the others
+    within(float(energy.rounding(torch.zeros_like(x), number(0.0))[0]), truth * (9 + 1 + 1), 0.99)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -17,6 +17,12 @@ struct Task {
     int64_t accelerated;
 };
 
+struct Norms {
+    Shape shape;
+    const void *a, *b;
+    double *norms;
+};
+
 struct Step {
     const Task &task;
     const double *momenta;
@@ -63,11 +69,12 @@ EXPORT void solvers_descend(const Task *given) {
 }
 
 // Norms of a and b, (images, 2).
-EXPORT void solvers_norms(const Shape *shape, const void *a, const void *b, double *norms) {
-    const std::vector<double> inner = inner_products(*shape, a, b);
-    for (int64_t i = 0; i < shape->images; ++i) {
-        const Sums<INNERS> all = shape->total<INNERS>(i, inner);
-        norms[2 * i] = std::sqrt(all.value(OWN));
-        norms[2 * i + 1] = std::sqrt(all.value(OTHER));
+EXPORT void solvers_norms(const Norms *given) {
+    const Shape &shape = given->shape;
+    const std::vector<double> inner = inner_products(shape, given->a, given->b);
+    for (int64_t i = 0; i < shape.images; ++i) {
+        const Sums<INNERS> all = shape.total<INNERS>(i, inner);
+        given->norms[2 * i] = std::sqrt(all.value(OWN));
+        given->norms[2 * i + 1] = std::sqrt(all.value(OTHER));
     }
 }

@@ -26,6 +26,12 @@ class _Task(ctypes.Structure):
     )
 
 
+class _Norms(ctypes.Structure):
+    """``Norms`` of descent.cpp."""
+
+    _fields_ = (("shape", Shape), *((name, ctypes.c_void_p) for name in ("a", "b", "norms")))
+
+
 def descend(kernel: ctypes.CDLL, state: FISTAState, modulus: float, accelerated: bool) -> Tensor:
     """The v that follows; ``previous`` and ``momentum`` of the state are changed in place."""
     x = state.x.contiguous()
@@ -37,7 +43,7 @@ def descend(kernel: ctypes.CDLL, state: FISTAState, modulus: float, accelerated:
 
 def norms(kernel: ctypes.CDLL, a: Tensor, b: Tensor) -> Tensor:
     """Euclidean norms of two tensors of images, ``(images, 2)``, float64."""
-    found, a = torch.empty(len(a), 2, dtype=torch.float64), a.contiguous()
-    b, pointer = contiguous(b, a), ctypes.c_void_p
-    kernel.solvers_norms(ctypes.byref(Shape.of(a)), *(pointer(address(v)) for v in (a, b, found)))
+    found, a = torch.empty(a.shape[0], 2, dtype=torch.float64), a.contiguous()
+    b = contiguous(b, a)
+    kernel.solvers_norms(ctypes.byref(_Norms(Shape.of(a), address(a), address(b), address(found))))
     return found

@@ -38,9 +38,9 @@ class Shape(ctypes.Structure):
     @classmethod
     def of(cls, x: Tensor, vectors: int = 1) -> Shape:
         """Of images ``(images, ...)`` of which so many vectors are read; results do not depend on the threads."""
-        images, pixels = len(x), x.numel() // max(1, len(x))
-        shares = x.numel() * vectors // SHARE
-        return cls(PRECISIONS[x.dtype], images, pixels, max(1, min(torch.get_num_threads(), shares)))
+        images, entries = x.shape[0], x.numel()
+        threads = max(1, min(torch.get_num_threads(), entries * vectors // SHARE))
+        return cls(PRECISIONS[x.dtype], images, entries // max(1, images), threads)
 
 
 def contiguous(vectors: Tensor, like: Tensor) -> Tensor:
