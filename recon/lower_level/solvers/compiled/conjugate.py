@@ -41,8 +41,10 @@ class Steps:
         self.kernel, self.like, self.task = kernel, cycle.w, _Task(rounding=cycle.rounding)
         self.reference = ctypes.byref(self.task)
         self.task.shape = Shape.of(cycle.w)
-        for name in ("w", "r", "p", "rz", "square", "gaps", "goal", "spent", "budget"):
-            setattr(self.task, name, address(getattr(cycle, name)))
+        names = ("w", "r", "p", "rz", "square", "gaps", "goal", "spent", "budget")
+        self._kept = {name: getattr(cycle, name) for name in names}
+        for name, tensor in self._kept.items():
+            setattr(self.task, name, address(tensor))
         self.done = torch.zeros(len(cycle.w), dtype=torch.bool)
         self.task.done = address(self.done)
 

@@ -45,11 +45,13 @@ class Steps:
     def __init__(self, kernel: ctypes.CDLL, state: LBFGSState, search: Search) -> None:
         self.kernel, self.reference = kernel, ctypes.byref(task := _Task())
         self.task = task
-        state.grad = contiguous(state.grad, state.x)
+        state.grad, state.value = contiguous(state.grad, state.x), state.value.double().contiguous()
         rows = state.pairs.shape[1]
         task.shape, task.memory = Shape.of(state.x, rows), rows // 2
-        for name in ("pairs", "gram", "count", "products", "direction", "step", "norms", "fresh", "evaluations"):
-            setattr(task, name, address(getattr(state, name)))
+        names = ("pairs", "gram", "count", "products", "direction", "step", "norms", "fresh", "evaluations")
+        self._kept = {name: getattr(state, name) for name in names}
+        for name, tensor in self._kept.items():
+            setattr(task, name, address(tensor))
         task.armijo, task.resolution, task.shortest, task.longest, task.curvature = search
 
     def propose(self, state: LBFGSState, scale: float, first: Tensor | None) -> Tensor:
@@ -67,11 +69,8 @@ class Steps:
 
     def accept(self, state: LBFGSState, trial: Tensor, value: Tensor, grad: Tensor, changes: Tensor | None) -> None:
         """Go to the trial where it is good, and keep the pair; ``changes``: of the preconditioned gradient."""
-        grad, changes, task = (
-            contiguous(grad, trial),
-            None if changes is None else contiguous(changes, trial),
-            self.task,
-        )
+        grad, value, task = contiguous(grad, trial), contiguous(value, state.value), self.task
+        changes = None if changes is None else contiguous(changes, trial)
         task.trial_grad, task.changes = address(grad), address(changes)
         task.value, task.trial_value = address(state.value), address(value)
         good = self.kernel.solvers_lbfgs_accept(self.reference)

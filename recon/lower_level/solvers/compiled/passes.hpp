@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -126,10 +127,15 @@ void share(const Task &task, int64_t units, int64_t threads, void (*run)(const T
     const int64_t parts = threads < units ? threads : units;
     if (parts < 2) return run(task, 0, units);
     std::vector<std::thread> others;
-    for (int64_t k = 1; k < parts; ++k) {
-        others.emplace_back(run, std::cref(task), units * k / parts, units * (k + 1) / parts);
+    int64_t begun = 1;
+    try {
+        for (; begun < parts; ++begun) {
+            others.emplace_back(run, std::cref(task), units * begun / parts, units * (begun + 1) / parts);
+        }
+    } catch (const std::system_error &) {  // there are no more threads: this one does the rest
     }
     run(task, 0, units / parts);
+    run(task, units * begun / parts, units);
     for (std::thread &other : others) other.join();
 }
 

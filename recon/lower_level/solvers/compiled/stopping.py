@@ -44,11 +44,11 @@ class StoppingTest:
     """
 
     def __init__(self, kernel: ctypes.CDLL, stopping: Stopping, model: Rounding) -> None:
-        self.kernel, self.kept = kernel, (model, stopping.accuracy, stopping.best, stopping.stale)
+        fixed, pull = model.fixed.double().contiguous(), model.pull.double().contiguous()
+        self.kernel, self._kept = kernel, (fixed, pull, stopping.accuracy, stopping.best, stopping.stale)
         self.task = task = _Stop(images=len(stopping.accuracy), scale=stopping.scale, patience=stopping.patience)
-        task.fixed, task.pull = address(model.fixed), address(model.pull)
         task.data, task.gain, task.image, task.gradient = model.data, model.gain, model.image, model.gradient
-        task.accuracy, task.best, task.stale = map(address, self.kept[1:])
+        task.fixed, task.pull, task.accuracy, task.best, task.stale = map(address, self._kept)
         self.status = torch.empty(len(stopping.accuracy), dtype=torch.int64)
         task.status = address(self.status)
         self.reference = ctypes.byref(task)
