@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from recon.lower_level.batch import over_image, per_image_dot
+from recon.lower_level.solvers.compiled.lbfgs import CompiledLoops
 from recon.lower_level.solvers.compiled.library import usable
-from recon.lower_level.solvers.compiled.restricted import CompiledLoops
 from recon.lower_level.solvers.preconditioner import Preconditioner
 
 #: share of |s| |y| that <s, y> of a pair must exceed: it is made of rounding errors otherwise

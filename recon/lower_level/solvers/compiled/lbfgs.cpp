@@ -1,7 +1,7 @@
 // Steps of L-BFGS: see quasi_newton.py and lbfgs.py for the formulas.
 //
-// The history is read twice for every accepted step, which is what takes time: once for the products of all its vectors with
-// the new change of the gradient and with the new gradient, once for the direction that they make.
+// The history is read twice for every accepted step, which is what takes time: once for the products of all its vectors
+// with the new change of the gradient and with the new gradient, once for the direction that they make.
 
 #include "passes.hpp"
 
@@ -190,8 +190,8 @@ struct Pairing {
 
 // Adds products of four rows with two vectors, `length` entries each, at most LONG, to LANES sums of each.
 template <typename T>
-INLINE void multiply(const T *const *rows, const T *RESTRICT y, const T *RESTRICT g, int64_t length, double *RESTRICT with_y,
-                     double *RESTRICT with_g) {
+INLINE void multiply(const T *const *rows, const T *RESTRICT y, const T *RESTRICT g, int64_t length,
+                     double *RESTRICT with_y, double *RESTRICT with_g) {
     const T *RESTRICT p0 = rows[0], *RESTRICT p1 = rows[1], *RESTRICT p2 = rows[2], *RESTRICT p3 = rows[3];
     T a0[LANES] = {}, a1[LANES] = {}, a2[LANES] = {}, a3[LANES] = {};
     T b0[LANES] = {}, b1[LANES] = {}, b2[LANES] = {}, b3[LANES] = {};

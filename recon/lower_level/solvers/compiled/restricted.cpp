@@ -6,7 +6,7 @@
 
 namespace {
 
-// What restricted.py passes, field by field. Pairs are (images, memory, pixels), numbers of pairs (images, memory).
+// What lbfgs.py passes, field by field. Pairs are (images, memory, pixels), numbers of pairs (images, memory).
 struct Task {
     Shape shape;
     int64_t memory;

@@ -4,7 +4,7 @@
 
 namespace {
 
-// What library.py passes, field by field; (images) everywhere, but for norms: of what is left of the gradient, and of x.
+// What stopping.py passes, field by field; (images), but for norms: of what is left of the gradient, and of x.
 struct Stop {
     int64_t images;
     const double *norms, *fixed, *pull;
