@@ -1,8 +1,8 @@
 // Passes over images, and sums that are the same for all numbers of threads, all batches and all instruction sets.
 //
-// An image is cut into chunks of CHUNK pixels. What is added up in a chunk does not depend on who computes it, and chunks
-// are added in their order. Sums have LANES partial sums, so that they are vectors on every machine; without contraction
-// to fused operations (-ffp-contract=off) all instruction sets compute the same bits.
+// An image is cut into chunks of CHUNK pixels. What is added up in a chunk does not depend on who computes it, and
+// chunks are added in their order. Sums have LANES partial sums, so that they are vectors on every machine; without
+// contraction to fused operations (-ffp-contract=off) all instruction sets compute the same bits.
 
 #pragma once
 
