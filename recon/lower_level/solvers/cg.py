@@ -11,7 +11,7 @@ from recon.lower_level.batch import PerImage, over_image, per_image_accuracy, pe
 from recon.lower_level.precision import full_precision
 from recon.lower_level.regularizer import HessianMap
 from recon.lower_level.solution import RUNNING, LinearSolution, Status
-from recon.lower_level.solvers.compiled.conjugate import Steps
+from recon.lower_level.solvers.compiled.conjugate import ConjugateSteps
 from recon.lower_level.solvers.compiled.library import usable
 from recon.lower_level.solvers.preconditioner import Preconditioner
 
@@ -173,15 +173,15 @@ class Cycle(PerImage):
         self.goal, self.budget, self.rounding = goal, budget, rounding
         self.rz = per_image_dot(self.r, self.p)  # <r, P^{-1} r>
         self.square, self.gaps, self.spent = self.rz.clone(), torch.zeros_like(goal), torch.zeros_like(budget)
-        self._steps: Steps | None = None
+        self._steps: ConjugateSteps | None = None
 
     def select(self, index: Tensor) -> None:
         super().select(index)
         self._steps = None
 
-    def _compiled(self) -> Steps | None:
+    def _compiled(self) -> ConjugateSteps | None:
         if self._steps is None and (kernel := usable(self.w)) is not None:
-            self._steps = Steps(kernel, self)
+            self._steps = ConjugateSteps(kernel, self)
         return self._steps
 
     def advance(self, product: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from recon.errors import at_least
 from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
-from recon.lower_level.solvers.compiled.lbfgs import Steps
+from recon.lower_level.solvers.compiled.lbfgs import SearchSteps
 from recon.lower_level.solvers.compiled.library import usable
 from recon.lower_level.solvers.iterate import State, SteppedSolver
 from recon.lower_level.solvers.preconditioner import Preconditioner
@@ -158,12 +158,12 @@ class LBFGSState(LineSearchState):
 
     def __post_init__(self) -> None:
         self.moved = False
-        self._steps: Steps | None = None
+        self._steps: SearchSteps | None = None
 
-    def compiled(self, armijo: float) -> Steps | None:
+    def compiled(self, armijo: float) -> SearchSteps | None:
         """Steps from here by the compiled library, where it can be used."""
         if self._steps is None and (kernel := usable(self.x)) is not None:
-            self._steps = Steps(kernel, self, Search.of(armijo, self.x.dtype))
+            self._steps = SearchSteps(kernel, self, Search.of(armijo, self.x.dtype))
         return self._steps
 
     def select(self, index: Tensor) -> None:

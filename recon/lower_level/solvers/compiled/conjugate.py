@@ -1,4 +1,4 @@
-"""Steps of conjugate gradients by the compiled library: what :mod:`recon.lower_level.solvers.cg` does with torch."""
+"""ConjugateSteps of conjugate gradients by the compiled library: what :mod:`recon.lower_level.solvers.cg` does with torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recon.lower_level.solvers.cg import Cycle
 
 
-class _Task(ctypes.Structure):
+class _Conjugate(ctypes.Structure):
     """``Task`` of conjugate.cpp."""
 
     _fields_ = (
@@ -26,8 +26,8 @@ class _Task(ctypes.Structure):
     )
 
 
-class Steps:
-    """Steps of a cycle, whose tensors are changed in place: others must not replace them.
+class ConjugateSteps:
+    """ConjugateSteps of a cycle, whose tensors are changed in place: others must not replace them.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Steps:
     """
 
     def __init__(self, kernel: ctypes.CDLL, cycle: Cycle) -> None:
-        self.kernel, self.like, self.task = kernel, cycle.w, _Task(rounding=cycle.rounding)
+        self.kernel, self.like, self.task = kernel, cycle.w, _Conjugate(rounding=cycle.rounding)
         self.reference = ctypes.byref(self.task)
         self.task.shape = Shape.of(cycle.w)
         names = ("w", "r", "p", "rz", "square", "gaps", "goal", "spent", "budget")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from recon.lower_level.solvers.fista import FISTAState
 
 
-class _Task(ctypes.Structure):
+class _Descent(ctypes.Structure):
     """``Task`` of descent.cpp."""
 
     _fields_ = (
@@ -37,7 +37,7 @@ def descend(kernel: ctypes.CDLL, state: FISTAState, modulus: float, accelerated:
     x = state.x.contiguous()
     grad, following = contiguous(state.grad, x), torch.empty_like(x)
     pointers = map(address, (x, grad, following, state.previous, state.momentum, state.lipschitz))
-    kernel.solvers_descend(ctypes.byref(_Task(Shape.of(x), *pointers, modulus, accelerated)))
+    kernel.solvers_descend(ctypes.byref(_Descent(Shape.of(x), *pointers, modulus, accelerated)))
     return following
 
 

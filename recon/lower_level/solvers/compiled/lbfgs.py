@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from recon.lower_level.solvers.quasi_newton import Pairs
 
 
-class _Task(ctypes.Structure):
+class _Search(ctypes.Structure):
     """``Task`` of lbfgs.cpp."""
 
     _fields_ = (
@@ -30,7 +30,7 @@ class _Task(ctypes.Structure):
     )
 
 
-class Steps:
+class SearchSteps:
     """Steps of L-BFGS from one state, in place: trials, and what follows of their energies.
 
     Parameters
@@ -44,7 +44,7 @@ class Steps:
     """
 
     def __init__(self, kernel: ctypes.CDLL, state: LBFGSState, search: Search) -> None:
-        self.kernel, self.reference = kernel, ctypes.byref(task := _Task())
+        self.kernel, self.reference = kernel, ctypes.byref(task := _Search())
         self.task = task
         state.grad, state.value = contiguous(state.grad, state.x), state.value.double().contiguous()
         rows = state.pairs.shape[1]
