@@ -1,4 +1,4 @@
-"""ConjugateSteps of conjugate gradients by the compiled library: what :mod:`recon.lower_level.solvers.cg` does with torch."""
+"""Steps of conjugate gradients by the compiled library: what :mod:`recon.lower_level.solvers.cg` does with torch."""
 
 from __future__ import annotations
 
