@@ -27,7 +27,7 @@ class _Conjugate(ctypes.Structure):
 
 
 class ConjugateSteps:
-    """ConjugateSteps of a cycle, whose tensors are changed in place: others must not replace them.
+    """Steps of a cycle, whose tensors are changed in place: others must not replace them.
 
     Parameters
     ----------
