@@ -15,6 +15,8 @@ namespace recon::avx2 {
 #include "convolutions.inc"
 #include "tiles.inc"
 #include "units.inc"
+#include "network.inc"
+#include "dispatch.inc"
 }  // namespace recon::avx2
 
 #ifdef __clang__

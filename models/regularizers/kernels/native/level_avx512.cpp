@@ -15,6 +15,8 @@ namespace recon::avx512 {
 #include "convolutions.inc"
 #include "tiles.inc"
 #include "units.inc"
+#include "network.inc"
+#include "dispatch.inc"
 }  // namespace recon::avx512
 
 #ifdef __clang__

@@ -8,4 +8,6 @@ namespace recon::baseline {
 #include "convolutions.inc"
 #include "tiles.inc"
 #include "units.inc"
+#include "network.inc"
+#include "dispatch.inc"
 }  // namespace recon::baseline
