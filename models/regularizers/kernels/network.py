@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from models.regularizers.leaky_relu import LeakyReLU
 
 ACTIVATIONS = ("huber", "smooth")
 _NARROWEST = 1e-12  # the square of the width is a number in single precision, too
+_LARGEST_SUM = 1e9  # of the sizes of all numbers: sums of two rows do not overflow where those of one do not
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def compiled_network(
 ) -> Network | None:
     """The network for images like x, ``(batch, channel, height, width)``; ``None`` where the code in torch has to do.
 
-    As for :func:`compiled`. Activations with kinks are left to torch, and so are numbers that are not finite: what
-    infinity times the zeros around an image is, it says by leaving them out.
+    As for :func:`compiled`. Activations with kinks are left to torch, and so are numbers that are huge or not finite:
+    the kernels multiply by zeros around images, and add rows up, where torch does not.
     """
     sides = [c.shape[-1] for c in convolutions]
     reach = sides[0] + sum(side - 1 for side in sides[1:])
@@ -91,6 +91,6 @@ def compiled_network(
     with torch.no_grad():
         kernels = convolutions[0][:, 0].contiguous()
         tables = torch.stack(list(convolutions[1:])), torch.stack(list(biases)), weights.flatten().contiguous()
-        if not math.isfinite(sum(float(t.abs().sum(dtype=torch.float64)) for t in (kernels, *tables))):
+        if not sum(float(t.abs().sum(dtype=torch.float64)) for t in (kernels, *tables)) <= _LARGEST_SUM:
             return None
     return Network(kernels, tables, activation, level)
