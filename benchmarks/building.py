@@ -59,7 +59,8 @@ def build(copy: Path, file: str | None = None) -> bool:
             command = [used, *library.arguments, "-O1", "-fPIC", "-c", source]
             command += ["-o", str((copy / source).with_suffix(".mutation.o"))]
             processes.append(subprocess.Popen(command, cwd=copy, stderr=subprocess.DEVNULL))
-        if any([process.wait() for process in processes]):
+        ends = [process.wait() for process in processes]  # of all, before the next ones start
+        if any(ends):
             return False
         target.unlink(missing_ok=True)  # a process that has loaded it keeps the old one
         subprocess.run([used, "-shared", *map(str, objects), "-o", str(target)], cwd=copy, check=True)

@@ -1,9 +1,9 @@
 // What is computed of R(x) = sum_k sum_p psi_k((c_k * x)_p), or of an input convex network, and in which pieces.
 //
-// The filtered images, of networks those of the last layer, are cut into units of some rows, the work of one thread, and into strips of columns, whose
-// filtered rows stay in the second-level cache; strips are cut into tiles of TILE_BYTES. All cuts depend on the sizes
-// of images and filters alone, and all sums are in the order of the cuts: results have the same bits with any number of
-// threads and in any batch.
+// The filtered images, of networks those of the last layer, are cut into units of some rows, the work of one thread,
+// and into strips of columns, whose filtered rows stay in the second-level cache; strips are cut into tiles of
+// TILE_BYTES. All cuts depend on the sizes of images and filters alone, and all sums are in the order of the cuts:
+// results have the same bits with any number of threads and in any batch.
 #pragma once
 
 #include <algorithm>
@@ -90,7 +90,8 @@ struct Layout {
         strip = std::min(most, (cols + lost_columns + tile - 1) / tile * tile) / tile;
         tiles = (cols + strip_columns(task) - 1) / strip_columns(task);  // strips
         if (task.operation == DERIVATIVE)
-            per_unit = task.filters * (task.size * task.size + task.layers * (task.filters * task.inner * task.inner + 1) + 2);
+            per_unit = task.filters * (task.size * task.size + 2 +
+                                       task.layers * (task.filters * task.inner * task.inner + 1));
     }
 };
 

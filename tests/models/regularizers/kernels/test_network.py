@@ -175,9 +175,7 @@ def test_hessian_of_some_of_the_images(level: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [2, 5])
-def test_any_number_of_threads(
-    level: str, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_number_of_threads(level: str, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     network = make(dtype, layers=2)
     x, v = normal(2, 2, 57, 150).to(dtype), normal(2, 2, 57, 150, seed=1).to(dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -315,7 +313,9 @@ def evaluate(activation: LeakyReLU, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def test_activations_to_a_few_units_in_the_last_place(level: str, kind: str, dtype: torch.dtype) -> None:
     """Against extended precision."""
     activation = LeakyReLU(0.2, 0.25, kind)
-    u = torch.cat([torch.linspace(-100, 100, 2001), torch.logspace(-12, 0, 300), -torch.logspace(-12, 0, 300)]).to(dtype)
+    u = torch.cat([torch.linspace(-100, 100, 2001), torch.logspace(-12, 0, 300), -torch.logspace(-12, 0, 300)]).to(
+        dtype
+    )
     found, t, w = evaluate(activation, u), u.numpy().astype(np.longdouble), np.longdouble(0.25)
 
     def sigma(t: np.ndarray, s: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
