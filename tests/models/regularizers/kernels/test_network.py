@@ -236,6 +236,19 @@ def test_one_hostile_pixel(
             assert float((mine - right).abs().max()) <= 1e2 * info.eps * float(right.abs().max()), what
 
 
+def test_squares_that_overflow_in_the_last_layer(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """u_0 = 10^19 and u_1 = 16 u_0 are numbers, and u_1^2 is none: R is infinite, and its gradient is not."""
+    network, x = ICNN(1, 2, zero_mean=False, activation=LeakyReLU(0.2, 0.3, "smooth")), torch.full((1, 1, 2, 2), 1e19)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        network.log_inner[0].fill_(math.log(16.0))
+    found, expected = everything(network, x, x), by_torch(network, x, x, monkeypatch)
+    assert found["value"].isinf().all()
+    assert found["gradient"][..., 0, 0].isfinite().all()
+    for what in ("value", "gradient", "Hessian"):
+        torch.testing.assert_close(found[what], expected[what])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_reaches_what_depends_on_it_and_nothing_else(level: str, kind: str) -> None:
     """A gradient at p depends on patches around it, twice the reach of the network wide; 5 + 5 - 1 and back."""
