@@ -39,6 +39,15 @@ def test_values_of_large_images_add_up_in_double_precision(level: str, value: ob
     assert float((value(x, torch.float32) / exact - 1).abs()) < 1e-8
 
 
+@pytest.mark.parametrize(("value", "reach"), [(bank, 3), (network, 5)])
+def test_equal_pixels_add_up_to_a_multiple_of_one(level: str, value: object, reach: int) -> None:
+    """Of two rows, which networks compute at once: in single precision the sum would have rounding errors."""
+    assert callable(value)
+    few, many = torch.full((1, 1, reach + 1, reach), 0.7), torch.full((1, 1, reach + 599, reach + 599), 0.7)
+    expected = 300 * 600 * float(value(few, torch.float32))
+    assert float(value(many, torch.float32)) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["filters", "network"])
 def test_nothing_is_seen_of_earlier_images(level: str, kind: str) -> None:
     """Derivatives in parameters multiply what is right of an image by zero: it must not be NaN of another one."""
