@@ -14,8 +14,8 @@ CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(firstword $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUITABLE)' 2>/dev/null && echo "$$p" && break; done) python3)
 
 STAMP := $(VENV)/.installed
-SOURCES := $(wildcard models/regularizers/kernels/native/* recon/lower_level/solvers/total_variation/*.cpp \
-    recon/lower_level/solvers/compiled/*pp)
+SOURCES := $(wildcard models/regularizers/kernels/native/*.* models/regularizers/kernels/native/network/* \
+    recon/lower_level/solvers/total_variation/*.cpp recon/lower_level/solvers/compiled/*pp)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help

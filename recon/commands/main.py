@@ -170,7 +170,7 @@ def _version(verbose: bool) -> int:
 
         print(f"Python {platform.python_version()} on {platform.machine()}")
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-        print(f"kernels of filters: {describe()}")
+        print(f"kernels of filters and networks: {describe()}")
         print(f"kernel of total variation: {describe_total_variation()}")
         print(f"steps of solvers: {describe_steps()}")
     return 0

@@ -22,7 +22,7 @@ def test_what_it_runs_on(switch: str, capsys: pytest.CaptureFixture[str], monkey
     assert main(["--version", "--verbose"]) == 0
     said = capsys.readouterr().out
     assert f"torch {torch.__version__}" in said
-    assert f"kernels of filters: {describe()}" in said
+    assert f"kernels of filters and networks: {describe()}" in said
     assert f"steps of solvers: {describe_steps()}" in said
     assert (switch in said) == (switch != "best")
 
