@@ -414,6 +414,13 @@ LOWER: list[Mutation] = [
         ("return (profile[0] / profile[1])[:, 0]", "return (0.9 * profile[0] / profile[1])[:, 0]"),
     ),
     *mutations_of(
+        "models/regularizers/filter_bank.py",
+        "tests/models/regularizers/test_filter_bank.py",
+        ("return response.factor * response.spectrum", "return response.spectrum"),
+        ("* math.cos(math.pi * (cols - 1) / (16 * cols)))", ")"),
+        ("return 1 / (math.cos(math.pi * (rows - 1) / (16 * rows)) *", "return 1 / ("),
+    ),
+    *mutations_of(
         "models/regularizers/potentials.py",
         POTENTIALS,
         (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from recon.names import current_name, public_name
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BackgroundCheckpointIO",
     "CheckpointError",
     "checksum",
     "describe",
@@ -48,6 +51,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         return load_checkpoint(path)
+
+
+class BackgroundCheckpointIO(AtomicCheckpointIO):
+    """The same by a thread of its own, from a copy, while the training goes on; one checkpoint after the other.
+
+    Errors of one are raised when the next is saved, or when the trainer is done: then all are on the disk.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writer = ThreadPoolExecutor(1, "checkpoints")
+        self._last: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+        self.teardown()  # no more than one waits, whatever the disk does
+        self._last = self._writer.submit(super().save_checkpoint, copy.deepcopy(checkpoint), path, storage_options)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: object = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        self.teardown()
+        return super().load_checkpoint(path, map_location, weights_only)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        self.teardown()
+        super().remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        """Wait for the last checkpoint, and raise its error if it has one."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
 
 # --- what a checkpoint belongs to ------------------------------------------------------------------------------------

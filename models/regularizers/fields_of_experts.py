@@ -145,8 +145,7 @@ class FieldsOfExperts(RidgeRegularizer):
             return super().jacobian_bounds(x, w, radius)
         kernels, weight, width = (t.double() for t in self.current())
         weight, width, side = weight[:, 0], width[:, 0], kernels.shape[1]
-        power, factor = self.response()
-        a = (power.amax(1) * factor).sqrt()
+        a = self.spectral_bound(torch.eye(len(kernels), dtype=torch.float64, device=x.device)).sqrt()
         curvature, phi, radius = weight / width, self.potential, radius.double()[:, None]
         # moving a learned weight by 1 moves its filter by at most the inverse of its norm, or by at most 1
         raw = (self.weight - self.weight.mean((1, 2), keepdim=True)).detach().double().flatten(1).norm(dim=1)
@@ -196,13 +195,13 @@ def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:
 
     S is a 64-norm over the grid of frequencies instead of their maximum: differentiable, and never smaller.
     """
-    power, factor = frequency_response(kernels)
+    response = frequency_response(kernels)
     # the shift cancels in v; it and the smallest share keep v, and lambda / v in single precision, in range
     shares = torch.exp(log_shares.double() - log_shares.detach().double().max()).clamp_min(1e-12)
-    spectrum = shares @ power
+    spectrum = response.spectrum(shares)
     # constant filters act on nothing, and any budget will do: S need not be smaller than this
     top = spectrum.detach().max().clamp_min(1e-6)
-    # rfft2 holds one half of the frequencies; the other half is equal and does not change a maximum
-    total = top * (spectrum / top).pow(64).sum().clamp_min(1e-30).pow(1 / 64) * factor
+    # one half of the frequencies; the other half is equal and does not change a maximum
+    total = top * (spectrum / top).pow(64).sum().clamp_min(1e-30).pow(1 / 64) * response.factor
     budget = rho * shares / total
     return budget.to(kernels.dtype)

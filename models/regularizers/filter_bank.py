@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +25,44 @@ BLOCK = 4096
 Result = TypeVar("Result")
 
 
-def frequency_response(kernels: Tensor) -> tuple[Tensor, float]:
-    """|c^_k|^2 on a grid of frequencies, ``(K, frequencies)`` in float64, and the factor up to its supremum.
+class Response(NamedTuple):
+    r"""\|c^_k\|^2 of filters c_k of s x t pixels, ``(K, 2 s, t + 1)`` in float64: one half of a grid of frequencies.
 
-    sum_k w_k |c^_k(xi)|^2 with w_k >= 0 is a trigonometric polynomial of degree s - 1 in both variables, so that its
-    maximum on a grid of M x M points is smaller than its supremum by at most cos(pi (s - 1)/M)^2 (Ehlich and Zeller
-    1964). M = 16 s puts the factor below 1.04. Differentiable in the kernels.
+    These are trigonometric polynomials of degrees s - 1 and t - 1, which 2 s and 2 t points in one variable determine.
     """
+
+    power: Tensor
+
+    def spectrum(self, weights: Tensor) -> Tensor:
+        """sum_k w_k |c^_k|^2 on a grid that is eight times as fine, ``(..., K) -> (..., frequencies)``, float64.
+
+        One half of the grid: the other one is equal. Weights and filters are combined where they are small; what is
+        refined is one polynomial, not K. Differentiable in both.
+        """
+        rows, cols = self.power.shape[1], 2 * (self.power.shape[2] - 1)
+        coarse = (weights.double() @ self.power.flatten(1)).unflatten(-1, self.power.shape[1:])
+        # its coefficients, of both signs, of which the highest ones, s and t, are zero
+        found = torch.fft.irfft2(coarse, s=(rows, cols))
+        found = found.roll((rows // 2, cols // 2), (-2, -1))
+        fine = F.pad(found, (0, 7 * cols, 0, 7 * rows)).roll((-(rows // 2), -(cols // 2)), (-2, -1))
+        return torch.fft.rfft2(fine).real.flatten(-2)
+
+    @property
+    def factor(self) -> float:
+        """Of the supremum over all frequencies and the maximum of :meth:`spectrum`, at most, for weights >= 0.
+
+        A trigonometric polynomial >= 0 of degree s - 1 in both variables is at most its maximum on M x M points over
+        cos(pi (s - 1)/M)^2 (Ehlich and Zeller 1964). M = 16 s puts the factor below 1.04.
+        """
+        rows, cols = self.power.shape[1] // 2, self.power.shape[2] - 1
+        return 1 / (math.cos(math.pi * (rows - 1) / (16 * rows)) * math.cos(math.pi * (cols - 1) / (16 * cols)))
+
+
+def frequency_response(kernels: Tensor) -> Response:
+    """|c^_k|^2 of filters ``(K, s, t)``, differentiable in them."""
     rows, cols = kernels.shape[-2:]
-    grid = (16 * rows, 16 * cols)
-    transform = torch.fft.rfft2(kernels.double(), s=grid)
-    power = transform.real.square() + transform.imag.square()
-    factor = 1 / (math.cos(math.pi * (rows - 1) / grid[0]) * math.cos(math.pi * (cols - 1) / grid[1]))
-    return power.flatten(1), factor
+    transform = torch.fft.rfft2(kernels.double(), s=(2 * rows, 2 * cols))
+    return Response(transform.real.square() + transform.imag.square())
 
 
 def spectral_bound(kernels: Tensor, weights: Tensor) -> Tensor:
@@ -45,10 +70,9 @@ def spectral_bound(kernels: Tensor, weights: Tensor) -> Tensor:
     return weighted_supremum(frequency_response(kernels.detach()), weights)
 
 
-def weighted_supremum(response: tuple[Tensor, float], weights: Tensor) -> Tensor:
+def weighted_supremum(response: Response, weights: Tensor) -> Tensor:
     """:func:`spectral_bound` of kernels whose :func:`frequency_response` is known."""
-    power, factor = response
-    return factor * (weights.detach().double() @ power).amax(-1)
+    return response.factor * response.spectrum(weights.detach()).amax(-1)
 
 
 def blocks(batch: int, rows: int, cols: int, size: float = BLOCK) -> Iterator[tuple[int, int, int, int]]:

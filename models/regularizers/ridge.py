@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.regularizers.filter_bank import (
+    Response,
     check_image,
     frequency_response,
     map_blocks,
@@ -64,7 +65,8 @@ class RidgeRegularizer(Regularizer):
             weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
         self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
         self._cached: tuple[list[Tensor], list[Tensor]] | None = None
-        self._spectrum: tuple[Tensor, tuple[Tensor, float]] | None = None
+        self._spectrum: tuple[Tensor, Response] | None = None
+        self._smoothness: tuple[list[Tensor], float] | None = None
 
     # --- what a subclass defines -------------------------------------------------------------------------------------
 
@@ -120,14 +122,12 @@ class RidgeRegularizer(Regularizer):
 
     def current(self) -> list[Tensor]:
         """:meth:`effective` without its graph, computed once per change of the parameters, however they change."""
-        params = [p.detach() for p in self.parameters()]
-        # by value: a version counter does not notice changes of ``p.data``
-        if self._cached is None or not all(map(_same, self._cached[0], params)):
+        if self._cached is None or not self.is_at(self._cached[0]):
             with torch.no_grad():
-                self._cached = ([p.clone() for p in params], [e.detach() for e in self.effective()])
+                self._cached = ([p.clone() for p in self.parameters()], [e.detach() for e in self.effective()])
         return self._cached[1]
 
-    def response(self) -> tuple[Tensor, float]:
+    def response(self) -> Response:
         """:func:`models.regularizers.filter_bank.frequency_response` of the filters, once per change of them."""
         kernels = self.current()[0]
         if self._spectrum is None or self._spectrum[0] is not kernels:
@@ -249,8 +249,11 @@ class RidgeRegularizer(Regularizer):
     # --- constants ---------------------------------------------------------------------------------------------------
 
     def smoothness(self) -> float:
-        """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed."""
-        return float(self.spectral_bound(self.curvature_bound(self.current()[1:])))
+        """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed; once per change of parameters."""
+        current = self.current()
+        if self._smoothness is None or self._smoothness[0] is not current:
+            self._smoothness = current, float(self.spectral_bound(self.curvature_bound(current[1:])))
+        return self._smoothness[1]
 
     def rounding_gain(self) -> float:
         r"""4 sqrt(sum_k (sup psi_k'' \|\|c_k\|\|^2)^2).
@@ -276,10 +279,6 @@ class RidgeRegularizer(Regularizer):
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
         return result.view(*w.shape[:2], len(kernels)).amax(1).double()
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 Note = TypeVar("Note")

@@ -138,6 +138,8 @@ class BilevelObjective(InexactObjective):
         self.operator = operator if operator is not None else Identity()
         self.fidelity = fidelity if fidelity is not None else SquaredL2()
         self.solver: Solver = solver if solver is not None else LBFGS()
+        self._theta: list[Tensor] = []
+        self._energies: dict[tuple[int, int], Energy] = {}
         self._check()
 
     def _check(self) -> None:
@@ -166,6 +168,7 @@ class BilevelObjective(InexactObjective):
     def subset(self, index: Tensor) -> Self:
         part = super().subset(index)
         part.fidelity = self.fidelity.select(index, self.y)
+        part._theta, part._energies = [], {}
         return part
 
     @full_precision()
@@ -195,8 +198,18 @@ class BilevelObjective(InexactObjective):
         return first_guess(self.operator, self.y[c])
 
     def _energy(self, c: slice) -> Energy:
-        fidelity = self.fidelity.select(c, self.y)
-        return Energy(self.y[c], self.regularizer, self.operator, fidelity, self.mu, checked=True)
+        """That of the images ``c`` at the current parameters, one for evaluation and hypergradient.
+
+        Its constants and its preconditioner are those of the parameters, and take time.
+        """
+        if not self.regularizer.is_at(self._theta):
+            self._theta, self._energies = [p.detach().clone() for p in self.regularizer.parameters()], {}
+        found = self._energies.get((c.start, c.stop))
+        if found is None:
+            fidelity = self.fidelity.select(c, self.y)
+            found = Energy(self.y[c], self.regularizer, self.operator, fidelity, self.mu, checked=True)
+            self._energies[c.start, c.stop] = found
+        return found
 
     def _modulus(self) -> float:
         """mu of the lower level, for those who need a certificate."""

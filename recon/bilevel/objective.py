@@ -154,12 +154,12 @@ class InexactObjective(Objective):
         part.target, part.y, part.evaluations = self.target[index], self.y[index], 0.0
         return part
 
-    def start(self) -> Evaluation:
-        """Nothing known yet: the first guess of x, and w = 0."""
-        x = torch.cat([self._first_guess(c) for c in self._chunks()])
+    def start(self, x: Tensor | None = None, w: Tensor | None = None) -> Evaluation:
+        """Nothing known yet: solvers start from x and w; by default from the first guess of x, and w = 0."""
+        x = x if x is not None else torch.cat([self._first_guess(c) for c in self._chunks()])
         inf = torch.full((len(self.y),), math.inf, dtype=torch.float64, device=self.y.device)
         running = torch.full((len(self.y),), int(Status.ITERATION_LIMIT), device=self.y.device)
-        adjoint = Adjoint(torch.zeros_like(x), inf, inf)
+        adjoint = Adjoint(w if w is not None else torch.zeros_like(x), inf, inf)
         unknown = CertifiedLoss(math.inf, -math.inf, math.inf)
         return Evaluation(x, adjoint, inf, inf, inf, inf, torch.ones_like(inf), running, unknown)
 

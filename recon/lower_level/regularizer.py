@@ -7,7 +7,7 @@ analytic derivatives) has honest defaults: a bound that is not known is infinite
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,16 @@ class Regularizer(Recreatable):
     def forward(self, x: Tensor) -> Tensor:
         """R(x) image by image, differentiable in x and in the parameters."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def is_at(self, theta: Sequence[Tensor]) -> bool:
+        """Whether these are the parameters, all of them in order, with their types and devices.
+
+        By value: a version counter does not notice changes of ``p.data``.
+        """
+        own = list(self.parameters())
+        return len(own) == len(theta) and all(
+            p.dtype == t.dtype and p.device == t.device and torch.equal(p, t) for p, t in zip(own, theta, strict=True)
+        )
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """R(x) and its gradient in x. By default automatic differentiation of ``forward``."""

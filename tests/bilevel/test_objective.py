@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from models import InitialFilters, LeakyReLU
 from models.regularizers.icnn import ICNN
-from recon.bilevel import Accuracy, BilevelObjective, UpperLoss
+from recon.bilevel import Accuracy, BilevelObjective, UpperLoss, energy_objective
 from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, Solution, Status, first_guess
 from recon.operators import Blur
 from tests.bilevel.counting import CountingTV
@@ -217,3 +218,37 @@ def test_start_is_the_first_guess() -> None:
     assert torch.equal(objective.start().x, first_guess(blur, y))
     assert torch.equal(objective_of().start().x, y)
     assert [p.shape for p in objective.params] == [torch.Size([]), torch.Size([])]
+
+
+def test_energies_are_made_once_for_every_value_of_the_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each chunk, which evaluation and hypergradient share; that of a subset is its own."""
+    objective, made = objective_of("foe_l1", chunk_size=2), list[Tensor]()
+
+    class Counted(Energy):
+        def __init__(self, y: Tensor, *args: Any, **kwargs: Any) -> None:
+            made.append(y)
+            super().__init__(y, *args, **kwargs)
+
+    monkeypatch.setattr(energy_objective, "Energy", Counted)
+    accuracy = Accuracy(1e-3, 1e-3)
+    first = objective.hypergradient(objective.evaluate(accuracy), accuracy, bound=True)
+    assert [len(y) for y in made] == [2, 2, 1]
+    part = objective.subset(torch.tensor([4, 0]))
+    part.evaluate(accuracy)
+    assert torch.equal(made.pop(), objective.y[[4, 0]])
+    objective.params[0].data *= 1.5  # no version counter notices
+    second = objective.hypergradient(objective.evaluate(accuracy), accuracy)
+    assert len(made) == 6
+    other = objective_of("foe_l1", chunk_size=2)
+    assert torch.equal(other.hypergradient(other.evaluate(accuracy), accuracy).z, first.z)
+    other.params[0].data *= 1.5
+    assert torch.equal(other.hypergradient(other.evaluate(accuracy), accuracy).z, second.z)
+
+
+def test_a_start_may_be_given() -> None:
+    objective = objective_of()
+    x, w = normal(*SHAPE, seed=1), normal(*SHAPE, seed=2)
+    start = objective.start(x, w)
+    assert torch.equal(start.x, x)
+    assert torch.equal(start.adjoint.w, w)
+    assert not start.satisfies(Accuracy(1e6, 1e6))

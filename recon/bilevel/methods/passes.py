@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -88,9 +87,7 @@ class InexactPasses(Passes[InexactObjective]):
         """One step on the images ``index``; the objective there, and ||z||."""
         state = self.progress
         part = objective.subset(index)
-        start = part.start()
-        warm = start.adjoint._replace(w=state["w"][index])
-        start = dataclasses.replace(start, x=state["x"][index], adjoint=warm)
+        start = part.start(state["x"][index], state["w"][index])
         gradient = part.hypergradient(part.evaluate(accuracy, start, goal_oriented=False), accuracy)
         objective.evaluations += part.evaluations * len(index) / len(objective.y)
         require_finite(gradient)

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from datasets import SimulatedDataModule
 from models.files.checkpoint_file import load_checkpoint
-from models.files.checkpoints import AtomicCheckpointIO
+from models.files.checkpoints import BackgroundCheckpointIO
 from models.files.setting import describe_setting
 from models.files.storage import save_regularizer, specification
 from models.training.callbacks import ImageLogger, IterationProgress, LastCheckpoint, PredictionWriter
@@ -134,7 +134,7 @@ class ReconCLI(LightningCLI):
             kwargs["accelerator"] = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs["default_root_dir"] = str(self.run)
         kwargs["callbacks"] = callbacks + self._callbacks(config, callbacks)
-        kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["plugins"] = [*plugins, BackgroundCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
     def _loggers(self) -> list[Logger]:

@@ -176,8 +176,10 @@ def test_frozen_parameters_are_left_out() -> None:
 
 def test_smallest_width_bounds_the_curvature() -> None:
     regularizer = FieldsOfExperts(2, 3, smallest_width=0.1, log_weight=0, log_width=-30).double()
-    power, factor = frequency_response(regularizer.kernels())
-    assert regularizer.smoothness() <= 1 / 0.1 * float(power.detach().sum(0).max()) * factor * (1 + 1e-12)
+    response = frequency_response(regularizer.kernels().detach())
+    assert regularizer.smoothness() <= 1 / 0.1 * float(response.spectrum(torch.ones(2)).max()) * response.factor * (
+        1 + 1e-12
+    )
     x = normal(1, 1, 5, 5)
     for mine, automatic in zip(
         regularizer.parameter_vjp(x, x), Regularizer.parameter_vjp(regularizer, x, x), strict=True

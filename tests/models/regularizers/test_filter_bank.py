@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -61,10 +63,35 @@ def test_spectral_bound_is_tight_for_larger_images(kind: str) -> None:
 def test_grid_factor_covers_all_frequencies(seed: int, rows: int, cols: int) -> None:
     """Frequencies between those of the grid do not exceed its maximum by more than the factor."""
     kernel = normal(1, rows, cols, seed=seed)
-    power, factor = frequency_response(kernel)
+    response = frequency_response(kernel)
     fine = torch.fft.fft2(kernel, s=(31 * rows * 7, 31 * cols * 7)).abs().square().max()
-    assert float(fine) <= factor * float(power.max()) * (1 + 1e-12)
-    assert 1 <= factor <= 1.05
+    assert float(fine) <= response.factor * float(response.spectrum(torch.ones(1)).max()) * (1 + 1e-12)
+    assert 1 <= response.factor <= 1.05
+
+
+@given(seed=st.integers(0, 10_000), filters=st.integers(1, 4), rows=st.integers(1, 6), cols=st.integers(1, 6))
+def test_spectra_are_those_of_the_filters_on_the_fine_grid(seed: int, filters: int, rows: int, cols: int) -> None:
+    """Refined from the coarse grid they are what a transform on the fine one gives, and so are their derivatives."""
+    kernels, weights = normal(filters, rows, cols, seed=seed), normal(2, filters, seed=seed + 1).exp()
+    leaves = [kernels.requires_grad_(True), weights.requires_grad_(True)]
+    found = frequency_response(kernels).spectrum(weights)
+    fine = weights @ torch.fft.rfft2(kernels, s=(16 * rows, 16 * cols)).abs().square().flatten(1)
+    torch.testing.assert_close(found, fine)
+    back = normal(*fine.shape, seed=seed + 2)
+    for mine, other in zip(*(torch.autograd.grad((v * back).sum(), leaves) for v in (found, fine)), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_spectral_bound_covers_a_maximum_between_the_frequencies_of_the_grid(transposed: bool) -> None:
+    """Along either axis: filters that pass one frequency only, in the middle of two that the bound looks at."""
+    size = 6
+    frequency = 2 * math.pi * (4 * size + 0.5) / (16 * size)
+    phases = frequency * torch.arange(size, dtype=torch.float64)
+    kernels = torch.stack([phases.cos(), phases.sin()])[:, None]
+    waves = torch.exp(-1j * phases)
+    top = float((kernels[:, 0] * waves).sum(1).abs().square().sum())
+    assert top <= float(spectral_bound(kernels.mT if transposed else kernels, torch.ones(2)))
 
 
 def test_spectral_bound_of_several_weights_and_filters_that_act_on_different_frequencies() -> None:

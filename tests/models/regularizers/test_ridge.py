@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.regularizers import ridge
-from models.regularizers.filter_bank import frequency_response
+from models.regularizers.filter_bank import Response, frequency_response
 from models.regularizers.ridge import RidgeRegularizer
 from recon.lower_level import Regularizer
 from tests.lower_level.problems import make, normal
@@ -152,7 +152,7 @@ def test_bad_sizes_are_refused(name: str) -> None:
 def test_spectra_are_computed_once_for_every_value_of_the_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     regularizer, calls = make("foe_l1"), list[torch.Tensor]()
 
-    def counted(kernels: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def counted(kernels: torch.Tensor) -> Response:
         calls.append(kernels)
         return frequency_response(kernels)
 

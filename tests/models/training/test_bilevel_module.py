@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from datasets import DenoisingDataModule
 from models import FieldsOfExperts, InitialFilters, TotalVariation
 from models.files.checkpoints import (
     AtomicCheckpointIO,
+    BackgroundCheckpointIO,
     CheckpointError,
     checksum,
     describe,
@@ -237,6 +239,31 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatc
         AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     assert load_checkpoint(path) == {"step": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_in_the_background_is_that_of_the_moment_and_its_error_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a copy, written in order; an error comes with the next one, or at the end, and keeps the one before."""
+    path, gate, content = tmp_path / "last.ckpt", threading.Event(), {"x": torch.zeros(2)}
+    fsync, background = os.fsync, BackgroundCheckpointIO()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (gate.wait(), fsync(descriptor)))
+    background.save_checkpoint(content, path)
+    content["x"] += 1  # while it waits for the disk
+    assert not path.exists()
+    gate.set()
+    assert_same(background.load_checkpoint(path), {"x": torch.zeros(2)})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for after in (lambda: background.save_checkpoint(content, path), background.teardown):
+        background.save_checkpoint(content, path)
+        with pytest.raises(OSError, match=r"last.ckpt: cannot be written \(No space left on device\)"):
+            after()
+        background.teardown()  # an error is told once
+    assert_same(load_checkpoint(path), {"x": torch.zeros(2)})
 
 
 def test_descriptions() -> None:
