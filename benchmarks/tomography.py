@@ -122,7 +122,7 @@ def lodopab(setting: dict[str, int]) -> dict[str, Any]:
     gain = float(operator(v).norm())
     row = {
         "geometry": f"{size}^2, {views} x {detectors}",
-        "million entries": len(operator.projector_matrix.matrix.values) / 1e6,
+        "million entries": len(operator.projector_matrix.matrix.stored.values) / 1e6,
         "build [s]": built,
         "load [s]": loaded,
         "forward + adjoint, per image [ms]": 1e3 * seconds / len(x),
