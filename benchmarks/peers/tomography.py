@@ -22,6 +22,7 @@ from benchmarks.peers.denoising import forward, transpose
 from benchmarks.peers.turns import PATIENCE, Array, Distance, NotReachedError, Problem, count, last
 
 if TYPE_CHECKING:
+    from recon.lower_level import Snapshot
     from recon.operators import ParallelBeam
 
 #: smoothings, whether there is a preconditioner, and the filter of FBP
@@ -137,22 +138,20 @@ def odl_pdhg(problem: Problem, goal: float, distance: Distance) -> Callable[[], 
 #: smoothings, the next from the solution of the one before; those in front are solved roughly
 CHAINS = ((3e-3,), (3e-3, 1e-3), (3e-3, 3e-4), (3e-3, 5e-4, 1e-4))
 ROUGH = 40  # iterations
+FILTERS = ("ram-lak", "hann")  # of FBP
 
 
-def recon(problem: Problem, goal: float, distance: Distance) -> Callable[[], Array]:
-    """L-BFGS on smoothed total variation from FBP; what gets there in the fewest CPU seconds is chosen.
-
-    Candidates are :data:`CHAINS` of smoothings, each with and without preconditioner, and from two filters of FBP.
-    """
+def smoothed(problem: Problem) -> Callable[[Candidate, Callable[[Snapshot], None]], Array]:
+    """What solves smoothed total variation in the way of a candidate; it calls back in the last smoothing."""
     import torch
 
     from models import TotalVariation
-    from recon.lower_level import LBFGS, Energy, Snapshot
+    from recon.lower_level import LBFGS, Energy
     from recon.operators import FilteredBackProjection, RayTransform
 
     scan = _scan(problem)
     operator = RayTransform(scan)
-    filters = {name: FilteredBackProjection(scan, name) for name in ("ram-lak", "hann")}
+    filters = {name: FilteredBackProjection(scan, name) for name in FILTERS}
     y = torch.from_numpy(problem["y"]).reshape(1, 1, *operator.range_shape[1:])  # type: ignore[index]
     log_alpha = math.log(float(problem["alpha"]))
 
@@ -165,6 +164,16 @@ def recon(problem: Problem, goal: float, distance: Distance) -> Callable[[], Arr
             solver = LBFGS(certified=False, precondition=precondition, max_iterations=1000 if final else ROUGH)
             x = solver(Energy(y, tv, operator), x, 1e-12, callback if final else None).x
         return np.asarray(x)[0, 0]
+
+    return solve
+
+
+def recon(problem: Problem, goal: float, distance: Distance) -> Callable[[], Array]:
+    """L-BFGS on smoothed total variation from FBP; what gets there in the fewest CPU seconds is chosen.
+
+    Candidates are :data:`CHAINS` of smoothings, each with and without preconditioner, and from two filters of FBP.
+    """
+    solve = smoothed(problem)
 
     def spent(candidate: Candidate, patience: float) -> tuple[float, int]:
         """CPU seconds, infinite beyond ``patience``, and steps of the last smoothing."""
@@ -183,7 +192,7 @@ def recon(problem: Problem, goal: float, distance: Distance) -> Callable[[], Arr
         return (time.process_time() - began - looked, steps) if reached else (math.inf, steps)
 
     best, cost, steps = None, float(PATIENCE), 0
-    for candidate in itertools.product(CHAINS, (True, False), filters):
+    for candidate in itertools.product(CHAINS, (True, False), FILTERS):
         seconds, needed = spent(candidate, cost)
         if seconds < cost:
             best, cost, steps = candidate, seconds, needed
