@@ -98,7 +98,7 @@ def chambolle_pock(problem: Problem, goal: float, distance: Distance) -> Callabl
 
 
 def odl_pdhg(problem: Problem, goal: float, distance: Distance) -> Callable[[], Array]:
-    """``odl.solvers.pdhg`` with ``odl.Gradient`` and ODL's ray transform (``astra_cpu``), the best of three ratios."""
+    """``odl.solvers.pdhg`` with ``odl.Gradient`` and ODL's ray transform (``astra_cpu``), the best of five ratios."""
     import odl
     from odl.applications.tomo.operators.ray_trafo import RayTransform
 
@@ -119,7 +119,7 @@ def odl_pdhg(problem: Problem, goal: float, distance: Distance) -> Callable[[], 
         odl.solvers.pdhg(x, zero, total, stacked, niter=n, callback=callback, **steps)
         return np.asarray(x.asarray())
 
-    best = min((0.3, 1.0, 3.0), key=lambda ratio: distance(run(60, ratio)))
+    best = min((0.01, 0.03, 0.1, 0.3, 1.0), key=lambda ratio: distance(run(60, ratio)))
     seen, nearest, began = 0, float("inf"), time.process_time()
 
     def near(x: Any) -> None:
