@@ -107,8 +107,10 @@ def odl_pdhg(problem: Problem, goal: float, distance: Distance) -> Callable[[], 
     gradient = odl.Gradient(transform.domain, method="forward", pad_mode="symmetric")
     stacked = odl.BroadcastOperator(transform, gradient)
     y = transform.range.element(problem["y"].reshape(transform.range.shape))
-    # ODL's inner products are weighted by the areas of the cells: of pixels 1, of the data their cell's
-    data = (0.5 / y.space.cell_volume) * odl.functionals.L2NormSquared(transform.range).translated(y)
+    # spaces of ODL may weigh their norms by the areas of cells: of pixels 1, of data whatever the version makes of them
+    square = odl.functionals.L2NormSquared(transform.range)
+    weight = float(square(transform.range.one())) / transform.range.size
+    data = (0.5 / weight) * square.translated(y)
     total = odl.functionals.SeparableSum(data, alpha * odl.functionals.GroupL1Norm(gradient.range))
     norm = 1.1 * odl.power_method_opnorm(stacked, maxiter=12)
 
