@@ -15,7 +15,8 @@ PYTHON ?= $(firstword $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUITABLE)' 
 
 STAMP := $(VENV)/.installed
 SOURCES := $(wildcard models/regularizers/kernels/native/*.* models/regularizers/kernels/native/network/* \
-    recon/lower_level/solvers/total_variation/*.cpp recon/lower_level/solvers/compiled/*pp)
+    recon/lower_level/solvers/total_variation/*.cpp recon/lower_level/solvers/compiled/*pp \
+    recon/operators/tomography/matrix/*.cpp)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help

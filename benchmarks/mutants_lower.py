@@ -20,6 +20,9 @@ ALGEBRA = tuple(
     )
 )
 
+#: the matrix of a scan with symmetries
+FOLDING = "tests/operators/tomography/test_folding.py::test_the_bound_of_the_norm_counts_all_terms_of_sums"
+
 #: exact total variation, certified
 EXACT = "tests/lower_level/solvers/test_total_variation_certificates.py"
 
@@ -78,6 +81,20 @@ LOWER: list[Mutation] = [
         ("(found.weighted + found.output) * math.sqrt(self.scale)", "(found.weighted + found.output)"),
         ("(found.weighted + found.output) * math", "found.weighted * math"),
         ("gap=self.scale * self", "gap=self"),
+    ),
+    *mutations_of(
+        "recon/operators/tomography/matrix/projector.py",
+        FOLDING,
+        ("longest[0] + len(self.folding.motions) * longest[1]", "longest[0] + longest[1]"),
+        ("longest[0] + len(self.folding.motions) * longest[1]", "len(self.folding.motions) * longest[1]"),
+    ),
+    *mutations_of(
+        "recon/operators/tomography/matrix/norm.py",
+        "tests/operators/tomography/test_matrix.py",
+        (
+            "matrix.backward(matrix.forward(positive)) / positive).max()",
+            "matrix.backward(matrix.forward(positive)) / positive).mean()",
+        ),
     ),
     *mutations_of(
         "recon/operators/algebra.py",
