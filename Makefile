@@ -14,7 +14,9 @@ CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
 PYTHON ?= $(firstword $(shell for p in $(CANDIDATES); do "$$p" -c '$(SUITABLE)' 2>/dev/null && echo "$$p" && break; done) python3)
 
 STAMP := $(VENV)/.installed
-SOURCES := $(wildcard models/regularizers/kernels/native/* recon/lower_level/solvers/total_variation/*.cpp)
+SOURCES := $(wildcard models/regularizers/kernels/native/*.* models/regularizers/kernels/native/network/* \
+    recon/lower_level/solvers/total_variation/*.cpp recon/lower_level/solvers/compiled/*pp \
+    recon/operators/tomography/matrix/*.cpp)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help

@@ -75,19 +75,24 @@ class Timing:
     median: float
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int, cuda: bool = False) -> dict[str, Timing]:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    repeats: int,
+    cuda: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Time the alternatives in turns, so that whatever else the machine does hits all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
             if cuda:
                 torch.cuda.synchronize()
-            begin = time.perf_counter()
+            begin = clock()
             call()
             if cuda:
                 torch.cuda.synchronize()
             if turn:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
     return {name: Timing(min(s), statistics.median(s)) for name, s in seconds.items()}
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import arguments, interleaved, print_table, start, write_csv
 from recon.operators import FanBeam, FilteredBackProjection, Geometry, ParallelBeam
-from recon.operators.tomography.matrix import import_astra
+from recon.operators.tomography.matrix.build import import_astra
 
 WATER = 0.02  # 1/mm
 FIELD, RADIUS = 256.0, 80.0  # mm

@@ -1,8 +1,9 @@
-"""Gradient and Hessian-vector product of regularizers with filters: implementations of one formula.
+"""Gradient and Hessian-vector product of regularizers with filters and networks: implementations of one formula.
 
 First, on one thread of the CPU, in CPU time: matmul, the two matrix products of filters and patches that the work
-cannot do without (patches ready in the cache, no profiles); torch, the code without compiled kernels; kernels. Then
-denoising by shipped models, by the same solver to the same accuracy.
+cannot do without (patches ready in the cache, no profiles); torch, the code without compiled kernels; kernels. Input
+convex networks, as shipped, the same without matmul. Then denoising by shipped models, by the same solver to the same
+accuracy.
 
 Then Fields of Experts, 48 filters 7x7. own: models.FieldsOfExperts as it is installed. plain: conv2d, pointwise
 functions, conv_transpose2d on whole images. autograd: what the interface does by default, i.e. one backward pass for
@@ -45,7 +46,7 @@ TARGETS = {
 # --- the compiled kernels, the code in torch, and matrix products, on one thread -------------------------------------
 
 #: most that the kernels may take of the time of the matrix products, and of that of torch in denoising
-GOALS = {"FoE 48x7x7": 2.0, "FoE 48x5x5": 2.5, "foe_bsd": 1 / 2, "crr_bsd": 1 / 4}
+GOALS = {"FoE 48x7x7": 2.0, "FoE 48x5x5": 2.5, "foe_bsd": 1 / 2, "crr_bsd": 1 / 4, "icnn_bsd": 1 / 2}
 TURNS = 5
 
 
@@ -127,12 +128,38 @@ def time_bank(reg: RidgeRegularizer, x: Tensor, v: Tensor) -> dict[str, dict[str
     }
 
 
+def measure_network(quick: bool) -> list[dict[str, Any]]:
+    """A row for every size, precision and task of the network that is shipped."""
+    rows = []
+    for dtype in (torch.float32, torch.float64):
+        reg = load_regularizer(locate("icnn_bsd"))[0].to(dtype)
+        for batch, size in ((1, 64),) if quick else ((1, 64), (1, 256), (8, 128)):
+            x, v = (gaussian_noise((batch, 1, size, size), 0.3, seed=i, index=0, dtype=dtype) for i in (0, 1))
+            hessians = {}
+            for switch in ("off", "best"):
+                os.environ["RECON_KERNELS"] = switch
+                hessians[switch] = reg.hessian(x)
+            calls: dict[str, dict[str, Callable[[], object]]] = {
+                "value and gradient": dict.fromkeys(hessians, partial(reg.value_and_grad, x)),
+                "linearization": dict.fromkeys(hessians, partial(reg.hessian, x)),
+                "Hessian product": {switch: partial(hessian, v) for switch, hessian in hessians.items()},
+                "derivative in parameters": dict.fromkeys(hessians, partial(reg.parameter_vjp, x, v)),
+            }
+            for task, c in calls.items():
+                times = cpu_times({"torch": ("off", c["off"]), "kernels": ("best", c["best"])})
+                row: dict[str, Any] = {"images": f"{batch}x{size}²", "type": str(dtype), "task": task}
+                row |= columns(times)
+                rows.append(row | {"torch/kernels": min(times["torch"]) / min(times["kernels"])})
+    os.environ["RECON_KERNELS"] = "best"
+    return rows
+
+
 def measure_denoising(data: str, quick: bool) -> list[dict[str, Any]]:
     """A row for every shipped model: the first picture, to a certified error of 1e-3 per root of the pixels."""
     size = 64 if quick else 256
     y, request = denoising_data(data, torch.float32, limit=1, size=size)[1], Request(1e-3 * size)
     rows = []
-    for name in ("foe_bsd", "crr_bsd", "wcrr_bsd", "foe_weakly_convex_bsd"):
+    for name in ("foe_bsd", "crr_bsd", "wcrr_bsd", "foe_weakly_convex_bsd", "icnn_bsd"):
         method, found = Variational(load_regularizer(locate(name))[0].float()), {}
 
         def solve(method: Variational, found: dict[str, Any]) -> None:
@@ -261,11 +288,14 @@ def main() -> None:
     print(f"kernels: {describe()}")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    banks, models = measure_kernels(args.quick), measure_denoising(args.data, args.quick)
+    banks, networks = measure_kernels(args.quick), measure_network(args.quick)
+    models = measure_denoising(args.data, args.quick)
     torch.set_num_threads(threads)
     print_table(f"One thread, float32, CPU time: least of {TURNS} turns (and how much slower the slowest was)", banks)
+    print_table("Input convex network, 16 filters 5x5 and 16x16 filters 5x5, likewise", networks)
     print_table("Denoising by shipped models, one thread, CPU time", models)
     write_csv(args.output / "filter_bank_kernels.csv", banks)
+    write_csv(args.output / "filter_bank_networks.csv", networks)
     write_csv(args.output / "filter_bank_denoising.csv", models)
     rows = []
     for setting, x in settings(args.data, args.quick).items():

@@ -1,9 +1,10 @@
 """Whether the tests notice when a bound gets smaller: mutations of the certificates, one at a time.
 
 Every mutation of ``benchmarks/mutants_*.py`` replaces a text of one file of a temporary copy of the tree, never of the
-tree itself, and runs the few test files that ought to fail then. Run from the top folder:
+tree itself, compiles it where it is C++, and runs the few test files that ought to fail then. Run from the top folder:
 
-    python -m benchmarks.mutations                    # all; less than half an hour on one core
+    python -m benchmarks.mutations                    # all; an hour on one core
+    python -m benchmarks.mutations --only native/     # those of the compiled kernels of filters; half of it
     python -m benchmarks.mutations --only certificate # those of files whose name holds this
     python -m benchmarks.mutations --check            # only whether every text still occurs exactly once
 
@@ -29,13 +30,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.building import SUFFIXES, build, libraries
 from benchmarks.mutants_lower import LOWER
+from benchmarks.mutants_native import COMPILED
 from benchmarks.mutants_upper import UPPER
 from benchmarks.mutation import Mutation
 
 TOP = Path(__file__).resolve().parents[1]
 #: what the tests of mathematics need
 FOLDERS = ("recon", "models", "datasets", "tests", "configs")
+#: of a mutation that is no C++
+UNBUILT = "does not compile"
 #: seconds after which a mutation counts as noticed: it does not end any more
 LIMIT = 300
 
@@ -45,7 +50,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="mutations of files whose path holds this text")
     parser.add_argument("--check", action="store_true", help="only whether every text occurs exactly once")
     args = parser.parse_args()
-    chosen = [m for m in UPPER + LOWER if args.only in m.file]
+    chosen = [m for m in UPPER + LOWER + COMPILED if args.only in m.file]
     stale = [m for m in chosen if (TOP / m.file).read_text(encoding="utf-8").count(m.old) != 1]
     for m in stale:
         print(f"{m.file}: does not occur exactly once, mend the list: {m.old!r}")
@@ -63,6 +68,10 @@ def campaign(chosen: Sequence[Mutation]) -> int:
         for folder in FOLDERS:
             shutil.copytree(TOP / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(TOP / "pyproject.toml", copy)
+        compiled = [m for m in chosen if m.file.endswith(SUFFIXES)]
+        if compiled and not build(copy):
+            print("the compiled libraries cannot be built without any mutation")
+            return 1
         tests = sorted({t for m in chosen for t in m.tests})
         if (failed := run(copy, tests))[0] != "passed":
             print(f"the tests {failed[0]} without any mutation: {' '.join(tests)}")
@@ -70,14 +79,10 @@ def campaign(chosen: Sequence[Mutation]) -> int:
         survivors = []
         print("| | seconds | file | old | new |\n|---|---|---|---|---|")
         for m in chosen:
-            path = copy / m.file
-            source = path.read_text(encoding="utf-8")
-            path.write_text(source.replace(m.old, m.new), encoding="utf-8")
-            outcome, seconds = run(copy, m.tests)
-            path.write_text(source, encoding="utf-8")
+            outcome, seconds = mutated(copy, m)
             word = "SURVIVED" if outcome == "passed" else outcome
             print(f"| {word} | {seconds:.1f} | {m.file} | `{short(m.old)}` | `{short(m.new)}` |", flush=True)
-            survivors += [m] if outcome == "passed" else []
+            survivors += [m] if outcome in ("passed", UNBUILT) else []
     unexplained = [m for m in survivors if not m.why]
     killed = [m for m in chosen if m.why and m not in survivors]
     print(f"\n{len(chosen)} mutations, {len(survivors)} survive, {len(unexplained)} of them unexplained")
@@ -86,6 +91,23 @@ def campaign(chosen: Sequence[Mutation]) -> int:
     for m in killed:
         print(f"- {m.file}: `{short(m.old)}` is noticed, although the list explains why it would not be")
     return int(bool(unexplained))
+
+
+def mutated(copy: Path, m: Mutation) -> tuple[str, float]:
+    """What :func:`run` says of the copy with this mutation, which is as before afterwards."""
+    path = copy / m.file
+    source = path.read_text(encoding="utf-8")
+    built = {p: p.read_bytes() for lib in libraries(copy) if m.file in lib.files for p in lib.products(copy)}
+    path.write_text(source.replace(m.old, m.new), encoding="utf-8")
+    try:
+        if m.file.endswith(SUFFIXES) and not build(copy, m.file):
+            return UNBUILT, 0.0
+        return run(copy, m.tests)
+    finally:
+        path.write_text(source, encoding="utf-8")
+        for product, content in built.items():
+            product.unlink(missing_ok=True)  # it may be loaded: a new file, not a new content
+            product.write_bytes(content)
 
 
 def run(copy: Path, tests: Sequence[str]) -> tuple[str, float]:

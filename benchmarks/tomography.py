@@ -5,6 +5,10 @@
   against ``astra_cuda`` where there is a GPU. Stops if the results differ.
 * Memory: 362x362 pixels, 1000 views, 513 detector pixels, in a process of its own: seconds to build, to load from the
   cache and to apply, and the peak of the whole process.
+* Bandwidth, of the same geometry: what products with batches move, the stored part of the matrix as often as it is read
+  and the vectors once, per CPU second of one thread, against the triad a = b + 3 c of the same run (24 bytes for each
+  number, as STREAM counts), with the compiled kernel and with torch. "whole" is as if all of the matrix had been read
+  for every image.
 """
 
 from __future__ import annotations
@@ -17,14 +21,19 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.common import arguments, interleaved, print_table, start, write_csv
 from benchmarks.memory import resident
+from recon import native
 from recon.operators import FanBeam, Geometry, ParallelBeam, RayTransform
+from recon.operators.tomography.matrix import sparse
 
 LODOPAB = {"size": 362, "views": 1000, "detectors": 513}
 QUICK = {"size": 64, "views": 60, "detectors": 91}
@@ -41,6 +50,9 @@ def main() -> None:
     rows = [row for kind in ("parallel", "fan") for row in times(kind, args.quick)]
     print_table("forward + adjoint, batch of 8, float32", rows)
     write_csv(args.output / "tomography_time.csv", rows)
+    rows = bandwidth(geometry_of(QUICK if args.quick else LODOPAB), args.quick)
+    print_table("products with batches, one thread, float32 vectors", rows)
+    write_csv(args.output / "tomography_bandwidth.csv", rows)
     memory = [in_process(QUICK if args.quick else LODOPAB, args.threads)]
     print_table("memory and seconds of one large geometry, one process", memory)
     write_csv(args.output / "tomography_memory.csv", memory)
@@ -95,12 +107,57 @@ def times(kind: str, quick: bool) -> list[dict[str, Any]]:
     ]
 
 
+def geometry_of(setting: dict[str, int]) -> ParallelBeam:
+    """As in LoDoPaB-CT: 260 mm, and a detector as wide as the diagonal."""
+    size, detectors = setting["size"], setting["detectors"]
+    pixel, spacing = 260.0 / size, 260.0 * 2**0.5 / detectors
+    views = setting["views"]
+    return ParallelBeam.equispaced((size, size), pixel, views, detector_pixels=detectors, detector_spacing=spacing)
+
+
+def bandwidth(geometry: ParallelBeam, quick: bool) -> list[dict[str, Any]]:
+    """GB/s of products with batches, and of the triad."""
+    torch.set_num_threads(1)
+    operator = RayTransform(geometry)
+    matrix = operator.projector_matrix.matrix
+    motions = len(matrix.folding.motions)
+    whole = 8 * int(np.diff(matrix.stored.indptr)[matrix.folding.slots // motions].sum())
+    a, b, c = (torch.ones(10**6 if quick else 2 * 10**7, dtype=torch.float64) for _ in "abc")
+    calls: dict[str, Callable[[], object]] = {"triad": lambda: torch.add(b, c, alpha=3.0, out=a)}
+    moved = {"triad": (24 * len(a), 0)}
+    for batch in (1, 4, 16):
+        x = torch.rand(batch, *geometry.domain_shape)
+        y = operator(x)
+        read = -(-batch * motions // sparse.WIDTHS[0]) * matrix.stored.nbytes + x.nbytes + y.nbytes
+        for kernels in ("best", "off"):
+            for product, call in (("A x", partial(operator, x)), ("A^T y", partial(operator.adjoint, y))):
+                name = f"{product}, {batch}, {'compiled' if kernels == 'best' else 'torch'}"
+                calls[name] = partial(_switched, kernels, call)
+                moved[name] = (read, whole * batch)
+    timings = interleaved(calls, repeats=3, clock=time.process_time)
+    triad = moved["triad"][0] / timings["triad"].minimum
+    return [
+        {
+            "product, images": name,
+            "ms": 1e3 * timing.minimum,
+            "GB/s": moved[name][0] / timing.minimum / 1e9,
+            "of triad": moved[name][0] / timing.minimum / triad,
+            "whole: GB/s": moved[name][1] / timing.minimum / 1e9,
+            "whole: of triad": moved[name][1] / timing.minimum / triad,
+        }
+        for name, timing in timings.items()
+    ]
+
+
+def _switched(kernels: str, call: Callable[[], object]) -> None:
+    os.environ[native.SWITCH] = kernels
+    call()
+
+
 def lodopab(setting: dict[str, int]) -> dict[str, Any]:
     """Build, load and apply in this process; the cache is a fresh folder."""
     size, views, detectors = setting["size"], setting["views"], setting["detectors"]
-    pixel = 260.0 / size  # mm, as in LoDoPaB-CT; the detector is as wide as the diagonal
-    spacing = 260.0 * 2**0.5 / detectors
-    geometry = ParallelBeam.equispaced((size, size), pixel, views, detector_pixels=detectors, detector_spacing=spacing)
+    geometry = geometry_of(setting)
     begin, before = time.perf_counter(), resident()[0]
     operator = RayTransform(geometry)
     built, peak_building = time.perf_counter() - begin, resident()[1]
@@ -122,7 +179,7 @@ def lodopab(setting: dict[str, int]) -> dict[str, Any]:
     gain = float(operator(v).norm())
     row = {
         "geometry": f"{size}^2, {views} x {detectors}",
-        "million entries": len(operator.projector_matrix.matrix.values) / 1e6,
+        "million entries": len(operator.projector_matrix.matrix.stored.values) / 1e6,
         "build [s]": built,
         "load [s]": loaded,
         "forward + adjoint, per image [ms]": 1e3 * seconds / len(x),

@@ -38,7 +38,7 @@ EPOCHS: dict[str, int] = {
 QUICK = 10
 #: what is no folder of FOLDER
 DATA: dict[str, str] = {
-    "mri": "--data.train data/mri_t1w_dicom --data.pictures.limit 12 --data.val rest",
+    "mri": "--data.train data/mri_t1w_dicom --data.pictures.limit 12 --data.val builtin --data.test builtin",
 }
 
 

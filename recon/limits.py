@@ -65,7 +65,7 @@ def memory_limit() -> float:
         return _given
     if text := os.environ.get(VARIABLE):
         return parse_memory(text, VARIABLE)
-    from recon.operators.tomography.matrix import available_memory  # torch takes seconds to import
+    from recon.operators.tomography.matrix.memory import available_memory  # torch takes seconds to import
 
     return SHARE * available_memory()
 

@@ -89,7 +89,7 @@ def address(tensor: Tensor | None) -> int | None:
     """
     if tensor is None:
         return None
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if not (tensor.is_cpu and tensor.is_contiguous()):
         raise ValueError("kernels take contiguous tensors on the CPU")
     return tensor.data_ptr()
 

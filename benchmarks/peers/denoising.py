@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from benchmarks.peers.turns import AbsentError, Array, Distance, NotReachedError, Problem, count, last
-
-#: CPU seconds that finding the number of iterations may take
-PATIENCE = 60
+from benchmarks.peers.turns import PATIENCE, AbsentError, Array, Distance, NotReachedError, Problem, count, last
 
 
 def forward(x: Array) -> Array:

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ Array = NDArray[np.floating]
 Problem = Mapping[str, Array]
 Distance = Callable[[Array], float]
 Setup = Callable[[Problem, float, Distance], Callable[[], Array]]
+
+
+#: CPU seconds that a program may take to find how many iterations it needs
+PATIENCE = 60
 
 
 class NotReachedError(RuntimeError):
@@ -63,16 +68,16 @@ def count(iterates: Iterable[Array], goal: float, distance: Distance, limit: int
     Raises
     ------
     NotReachedError
-        not within ``limit``.
+        not within ``limit`` iterations, or :data:`PATIENCE` seconds.
     """
-    best = float("inf")
+    best, began = float("inf"), time.process_time()
     for n, x in enumerate(iterates, 1):
         best = min(best, distance(x))
         if best <= goal:
             return n
-        if n >= limit:
+        if n >= limit or time.process_time() - began > PATIENCE:
             break
-    raise NotReachedError(f"{best:.1e} after {n} iterations")
+    raise NotReachedError(f"{best:.1e} after {n} iterations, the limit is {limit} or {PATIENCE} s")
 
 
 def last(iterates: Iterable[Array], n: int) -> Array:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.regularizers.filter_bank import check_image, spectral_bound
 from models.regularizers.initial import InitialFilters
+from models.regularizers.kernels import Network, compiled_hessian, compiled_network, flat_images, planes
 from models.regularizers.leaky_relu import LeakyReLU
 from recon.errors import at_least, fraction, instance
 from recon.lower_level import HessianMap, HessianVariation, Regularizer
@@ -136,17 +137,30 @@ class ICNN(Regularizer):
     def forward(self, x: Tensor) -> Tensor:
         """R(x), ``(batch, channel, height, width) -> (batch,)``, differentiable in x and the parameters."""
         outer = self.outer.value(self.responses(x)[-1])
-        return (self.weights() * outer).reshape(len(x), -1).sum(1)
+        return _per_image(self.weights() * outer, x).sum(1)
+
+    def _network(self, x: Tensor) -> Network | None:
+        """The network in the compiled kernels, or ``None`` where the code in torch has to do."""
+        check_image(x, self.reach)
+        own = all(getattr(type(self), name) is getattr(ICNN, name) for name in ("activation", "forward", "responses"))
+        if not own or self.outer != replace(self.hidden, slope=0.0):
+            return None  # it computes something else
+        return compiled_network(x, self.convolutions(), list(self.biases), self.weights(), self.hidden)
 
     @torch.no_grad()
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """R(x), ``(batch,)`` in float64, and its gradient in x: one pass forth and one back."""
+        if (network := self._network(x)) is not None:
+            sums, grad = network.value_and_grad(flat_images(x))
+            return sums.view(x.shape[:2]).sum(1), grad.view(x.shape)
         responses, kernels, a = self.responses(x), self.convolutions(), self.weights()
-        value = (a * self.outer.value(responses[-1])).reshape(len(x), -1).sum(1, dtype=torch.float64)
+        value = _per_image(a * self.outer.value(responses[-1]), x).sum(1, dtype=torch.float64)
         return value, self._back(responses, kernels, a)[0].view_as(x)
 
     @torch.no_grad()
     def grad(self, x: Tensor) -> Tensor:
+        if self._network(x) is not None:
+            return self.value_and_grad(x)[1]
         return self._back(self.responses(x), self.convolutions(), self.weights())[0].view_as(x)
 
     def _back(self, responses: list[Tensor], kernels: list[Tensor], a: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -161,6 +175,8 @@ class ICNN(Regularizer):
     @torch.no_grad()
     def hessian(self, x: Tensor) -> HessianMap:
         """v -> R''(x) v: the tangent of the layers, then that of the gradient. sigma' and sigma'' are computed once."""
+        if (network := self._network(x)) is not None:
+            return compiled_hessian(network, x)
         responses, kernels = self.responses(x), self.convolutions()
         slopes = self._back(responses, kernels, self.weights())[1]
         first = [self.activation(i).derivative(u) for i, u in enumerate(responses)]
@@ -170,7 +186,7 @@ class ICNN(Regularizer):
         def apply(v: Tensor, kept: Tensor | None) -> Tensor:
             order: Tensor | slice = slice(None)
             if kept is not None:
-                order = (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten()
+                order = planes(kept, channels)
             move, moves = v.reshape(-1, 1, *v.shape[2:]), []
             for kernel, slope in zip(kernels, first, strict=True):
                 moves.append(F.conv2d(move, kernel))
@@ -185,7 +201,9 @@ class ICNN(Regularizer):
 
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         """The derivative in theta of the directional derivative of R at x along w: one backward pass."""
-        check_image(x, self.reach)
+        if (network := self._network(x)) is not None and w.dtype == x.dtype and w.shape == x.shape:
+            v, inner, biases, weights = network.derivative(flat_images(x), flat_images(w))
+            return self._chain([v[:, None], *inner, *biases, weights.view(-1, 1, 1)])
         with torch.enable_grad():
             z, move = (t.detach().reshape(-1, 1, *t.shape[2:]) for t in (x, w))
             for layer, (kernel, bias) in enumerate(zip(self.convolutions(), self.biases, strict=True)):
@@ -194,6 +212,19 @@ class ICNN(Regularizer):
                 z, move = sigma.value(u), sigma.derivative(u) * du
             total = (self.weights() * move).sum()
             return torch.autograd.grad(total, self.trainable(), allow_unused=True, materialize_grads=True)
+
+    def _chain(self, grads: list[Tensor]) -> tuple[Tensor, ...]:
+        """Derivatives in the parameters from those in V, W_1, ..., W_L, b_0, ..., b_L and a."""
+        with torch.enable_grad():
+            outputs = [*self.convolutions(), *self.biases, self.weights()]
+            known = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]  # others are frozen
+            return torch.autograd.grad(
+                [o for o, _ in known],
+                self.trainable(),
+                [g for _, g in known],
+                allow_unused=True,
+                materialize_grads=True,
+            )
 
     # --- constants ---------------------------------------------------------------------------------------------------
 
@@ -286,3 +317,8 @@ class ICNN(Regularizer):
                 m, product = m @ matrix.T, matrix if product is None else matrix @ product
                 gain = top * float(torch.linalg.matrix_norm(product, 2))
         return HessianVariation(torch.full_like(total, math.inf), total, torch.zeros_like(total))
+
+
+def _per_image(z: Tensor, x: Tensor) -> Tensor:
+    """What all channels of every image of x have led to, ``(batch, numbers)``, of empty batches, too."""
+    return z.reshape(len(x), x.shape[1] * math.prod(z.shape[1:]))

@@ -23,7 +23,7 @@ from models.regularizers.filter_bank import (
     weighted_supremum,
 )
 from models.regularizers.initial import InitialFilters
-from models.regularizers.kernels import Bank, Profiles, compiled
+from models.regularizers.kernels import Bank, Profiles, compiled, compiled_hessian, flat_images, planes
 from recon.errors import instance
 from recon.lower_level import HessianMap, Regularizer
 
@@ -151,7 +151,7 @@ class RidgeRegularizer(Regularizer):
         """R(x), ``(batch,)`` in float64, and sum_k C_k^T psi_k'(c_k * x), of the shape of x."""
         check_image(x, self.kernel_size)
         if (bank := self._bank(x)) is not None:
-            sums, grad = bank.value_and_grad(_flat(x))
+            sums, grad = bank.value_and_grad(flat_images(x))
             return sums.view(x.shape[:2]).sum(1), grad.view(x.shape)
         kernels, *profile = self.current()
 
@@ -169,7 +169,7 @@ class RidgeRegularizer(Regularizer):
         """v -> sum_k C_k^T (psi_k''(c_k * x) . (C_k v)), with psi'' computed once."""
         check_image(x, self.kernel_size)
         if (bank := self._bank(x)) is not None:
-            return _compiled_hessian(bank, x)
+            return compiled_hessian(bank, x)
         kernels, *profile = self.current()
         batch, channels = x.shape[:2]
         shape = (
@@ -189,7 +189,7 @@ class RidgeRegularizer(Regularizer):
         def apply(v: Tensor, kept: Tensor | None) -> Tensor:
             order = None
             if kept is not None:
-                order = _planes(kept, channels).tolist()
+                order = planes(kept, channels).tolist()
 
             def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, None]:
                 if order is None:
@@ -210,7 +210,7 @@ class RidgeRegularizer(Regularizer):
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         r"""d/dtheta of sum_p psi'(c * x)(c * w): in c directly, in the profiles by one backward pass per block."""
         if (bank := self._bank(x)) is not None and w.dtype == x.dtype and w.shape == x.shape:
-            return self._chain(*bank.derivative(_flat(x), _flat(w)))
+            return self._chain(*bank.derivative(flat_images(x), flat_images(w)))
         kernels, *profile = self.current()
         kernel_grad = torch.zeros_like(kernels).flatten(1)
         profile_grad = [torch.zeros_like(p) for p in profile]
@@ -269,7 +269,7 @@ class RidgeRegularizer(Regularizer):
     def filtered_maximum(self, w: Tensor) -> Tensor:
         """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""
         if (bank := self._bank(w)) is not None:
-            return bank.maximum(_flat(w)).view(*w.shape[:2], len(bank.kernels)).amax(1)
+            return bank.maximum(flat_images(w)).view(*w.shape[:2], len(bank.kernels)).amax(1)
         kernels = self.current()[0]
         result = w.new_zeros(w.shape[0] * w.shape[1], kernels.shape[0])
 
@@ -279,26 +279,6 @@ class RidgeRegularizer(Regularizer):
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
         return result.view(*w.shape[:2], len(kernels)).amax(1).double()
-
-
-def _flat(x: Tensor) -> Tensor:
-    """Images of one channel, in the order of memory that the compiled kernels expect."""
-    return x.detach().reshape(-1, *x.shape[2:]).contiguous()
-
-
-def _planes(kept: Tensor, channels: int) -> Tensor:
-    """The numbers of all channels of the images ``kept``."""
-    return (kept[:, None] * channels + torch.arange(channels, device=kept.device)).flatten()
-
-
-def _compiled_hessian(bank: Bank, x: Tensor) -> HessianMap:
-    weights, channels = bank.curvature(_flat(x)), x.shape[1]
-
-    def apply(v: Tensor, kept: Tensor | None) -> Tensor:
-        order = None if kept is None else _planes(kept, channels)
-        return bank.product(_flat(v), weights, order).view(v.shape)
-
-    return HessianMap(apply)
 
 
 Note = TypeVar("Note")

@@ -165,12 +165,16 @@ def _version(verbose: bool) -> int:
         import torch
 
         from models.regularizers.kernels import describe
+        from recon.lower_level.solvers.compiled.library import describe as describe_steps
         from recon.lower_level.solvers.total_variation.iteration import describe as describe_total_variation
+        from recon.operators.tomography.matrix.sparse import describe as describe_sparse
 
         print(f"Python {platform.python_version()} on {platform.machine()}")
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-        print(f"kernels of filters: {describe()}")
+        print(f"kernels of filters and networks: {describe()}")
         print(f"kernel of total variation: {describe_total_variation()}")
+        print(f"steps of solvers: {describe_steps()}")
+        print(f"kernel of sparse matrices: {describe_sparse()}")
     return 0
 
 

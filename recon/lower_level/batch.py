@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -80,6 +81,22 @@ def per_image_accuracy(accuracy: float | Tensor, like: Tensor) -> Tensor:
     if not bool((goal > 0).all()):
         raise ValueError(f"the accuracy asked for is {float(goal.min()):g}, but must be positive")
     return goal.to(like.device).expand(batch).clone()
+
+
+class PerImage:
+    """What has tensors as attributes, each with one row for every image that still runs; others are not touched."""
+
+    def select(self, index: Tensor) -> None:
+        """Keep the images ``index`` only; tensors are replaced."""
+        vars(self).update({name: tensor[index] for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load(self, saved: Mapping[str, Tensor]) -> None:
+        """Take over copies of what :meth:`tensors` returned."""
+        vars(self).update({name: tensor.clone() for name, tensor in saved.items()})
 
 
 def _real(x: Tensor) -> Tensor:

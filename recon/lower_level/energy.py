@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -28,6 +28,22 @@ FLAT = 0.3
 
 class NotStronglyConvexError(ValueError):
     """A certificate was asked for, but no positive modulus of strong convexity is known."""
+
+
+class Rounding(NamedTuple):
+    r"""fixed + data max(pull, gain \|\|x\|\|) + image \|\|x\|\| + gradient \|\|g\|\|: see :meth:`Energy.rounding`."""
+
+    fixed: Tensor
+    pull: Tensor
+    data: float
+    gain: float
+    image: float
+    gradient: float
+
+    def at(self, size: Tensor, grad_norm: Tensor) -> Tensor:
+        """For norms of images and of gradients, ``(batch,)``."""
+        data = self.fixed + self.data * self.pull.maximum(self.gain * size)
+        return data + self.image * size + self.gradient * grad_norm
 
 
 class Energy:
@@ -187,10 +203,14 @@ class Energy:
         a small difference of large numbers, although x is small. Certificates add all this to the residual, so that
         a residual below the noise of its own evaluation certifies nothing.
         """
-        size = per_image_norm(x)
-        pull = self._pull.maximum(self._data_gain * size)
-        data = self._data_unit(x.dtype) * pull + self.unit(x.dtype) * self._cancelled
-        return data + self._offset_rounding(x) + self._own_rounding(x, size, grad_norm)
+        return self.rounding_model(x).at(per_image_norm(x), grad_norm)
+
+    def rounding_model(self, x: Tensor) -> Rounding:
+        """:meth:`rounding` for images of the shape and type of x, as a function of norms."""
+        unit, lost = unit_roundoff(x.dtype), self._lost(x)
+        fixed = self.unit(x.dtype) * self._cancelled + (self._offset_rounding(x) + lost)
+        data = self._data_unit(x.dtype)
+        return Rounding(fixed, self._pull, data, self._data_gain, unit * self._own_gain, unit * SUMMATION)
 
     def _regularizer_rounding(self, x: Tensor, grad: Tensor) -> Tensor:
         """The same for the gradient of R alone."""
@@ -218,8 +238,11 @@ class Energy:
 
     def _own_rounding(self, x: Tensor, size: Tensor, grad_norm: Tensor) -> Tensor:
         """What the operator has no part in."""
-        lost = (self._data_gain + self._own_gain + 1) * underflow(x)
-        return unit_roundoff(x.dtype) * (self._own_gain * size + SUMMATION * grad_norm) + lost
+        return unit_roundoff(x.dtype) * (self._own_gain * size + SUMMATION * grad_norm) + self._lost(x)
+
+    def _lost(self, x: Tensor) -> float:
+        """What may be lost by underflow."""
+        return (self._data_gain + self._own_gain + 1) * underflow(x)
 
     @property
     def basis(self) -> Grade:

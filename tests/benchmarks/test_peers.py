@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.peers import denoising, filters
+from benchmarks.peers import denoising, filters, tomography
 from benchmarks.peers.turns import Array, Competitor, NotReachedError, count, in_turns, last, relative_distance
+from recon.operators import RayTransform
 
 ALPHA = 0.1
 
@@ -67,3 +69,25 @@ def test_gradients_of_others_are_those_of_the_reference() -> None:
     problem, expected = {"x": x, "kernels": kernels}, filters.reference(x, kernels)
     for setup in (filters.recon, filters.conv2d_pair):
         np.testing.assert_allclose(setup(problem, 0.0, lambda x: 0.0)(), expected, atol=1e-4)
+
+
+def test_the_matrix_of_others_is_that_of_the_ray_transform() -> None:
+    """ASTRA's pictures lie a quarter turn from everyone else's."""
+    pytest.importorskip("astra", reason="needs the extra ct")
+    operator = RayTransform(tomography.geometry(12, 9), cache=False)
+    picture = np.random.default_rng(0).random((12, 12))
+    expected = operator(torch.from_numpy(picture)[None, None]).numpy().ravel()
+    found = tomography.sparse_matrix(12, 9, "float64") @ picture.ravel()
+    np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())
+
+
+def test_the_reference_of_tomography_is_the_minimizer(tmp_path: Path) -> None:
+    """Its gap is small, and it is kept."""
+    pytest.importorskip("astra", reason="needs the extra ct")
+    matrix = tomography.sparse_matrix(12, 9, "float64")
+    y = matrix @ tomography.phantom(12).ravel()
+    x, moved, gap = tomography.reference(y, 0.05, 12, 9, tmp_path)
+    assert moved <= 1e-4
+    assert 0 <= gap <= 1e-3
+    again, _, _ = tomography.reference(y, 0.05, 12, 9, tmp_path)
+    np.testing.assert_array_equal(again, x)

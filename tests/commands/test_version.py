@@ -8,6 +8,8 @@ import torch
 from models.files.storage import library_version
 from models.regularizers.kernels import describe
 from recon.commands.main import main
+from recon.lower_level.solvers.compiled.library import describe as describe_steps
+from recon.operators.tomography.matrix.sparse import describe as describe_sparse
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,7 +23,9 @@ def test_what_it_runs_on(switch: str, capsys: pytest.CaptureFixture[str], monkey
     assert main(["--version", "--verbose"]) == 0
     said = capsys.readouterr().out
     assert f"torch {torch.__version__}" in said
-    assert f"kernels of filters: {describe()}" in said
+    assert f"kernels of filters and networks: {describe()}" in said
+    assert f"steps of solvers: {describe_steps()}" in said
+    assert f"kernel of sparse matrices: {describe_sparse()}" in said
     assert (switch in said) == (switch != "best")
 
 

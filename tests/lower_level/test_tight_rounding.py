@@ -15,7 +15,8 @@ from torch import Tensor
 from recon.lower_level import Energy, HessianMap, KullbackLeibler, Regularizer, SquaredL2, Status, conjugate_gradients
 from recon.lower_level.batch import per_image_norm
 from recon.lower_level.precision import underflow, unit_roundoff
-from recon.lower_level.solvers.stopping import PATIENCE, Stopping, certificate
+from recon.lower_level.solution import RUNNING
+from recon.lower_level.solvers.stopping import PATIENCE, Stopping, certificate, norms_of
 from recon.operators import LinearOperator
 from tests.bilevel.methods.line import Line
 
@@ -182,6 +183,7 @@ def test_images_that_underflow_have_the_error_of_their_size(dtype: torch.dtype) 
     energy = Energy(torch.zeros_like(x), Scaled(9.0))
     bound = float(energy._own_rounding(torch.zeros_like(x), torch.zeros(2, dtype=torch.float64), number(0.0))[0])
     within(bound, truth * (9 + 1 + 1), 0.99)  # the gradient, or the image itself, without the others
+    within(float(energy.rounding(torch.zeros_like(x), number(0.0))[0]), truth * (9 + 1 + 1), 0.99)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -217,13 +219,18 @@ def test_the_certificate_is_attained_where_the_computed_gradient_vanishes() -> N
     assert float(exact.error) == pytest.approx(5.0 / 4.0, rel=1e-3)
 
 
-def test_images_stop_where_certificates_say() -> None:
+def judged(stopping: Stopping, energy: Energy, x: Tensor, norm: float) -> int:
+    """The status of a single image with a gradient of this norm."""
+    status = stopping.status(energy, x, norms_of(pixel(norm), x))
+    return RUNNING if status is None else int(status)
+
+
+def test_images_stop_where_certificates_say(steps: str) -> None:
     energy, x = Energy(pixel(8.0), Scaled(0.0), Rough(forward=U)), pixel(100.0)
     rounding = float(energy.rounding(x, number(1e-4)))
 
     def status(norm: float, accuracy: float, certified: bool = True) -> int:
-        stopping = Stopping(energy, accuracy, x, certified)
-        return int(stopping.status(energy, x, pixel(norm)))
+        return judged(Stopping(energy, accuracy, x, certified), energy, x, norm)
 
     for certified, modulus in ((True, 4.0), (False, 1.0)):
         needed = (1e-3 + float(energy.rounding(x, number(1e-3)))) / modulus
@@ -234,16 +241,16 @@ def test_images_stop_where_certificates_say() -> None:
     assert status(math.nan, 1.0) == Status.NOT_FINITE
 
 
-def test_stagnation_ends_only_near_the_floor_and_after_patience() -> None:
+def test_stagnation_ends_only_near_the_floor_and_after_patience(steps: str) -> None:
     energy, x = Energy(pixel(8.0), Scaled(0.0), Rough(forward=U)), pixel(100.0)
     rounding = float(energy.rounding(x, number(1e-4)))
     for size, ends in ((999.0, True), (1002.0, False)):
         stopping = Stopping(energy, 1e-30, x)
-        found = [int(stopping.status(energy, x, pixel(size * rounding))) for _ in range(PATIENCE + 2)]
+        found = [judged(stopping, energy, x, size * rounding) for _ in range(PATIENCE + 2)]
         assert set(found[:PATIENCE]) == {-1}
         assert (found[-1] == Status.PRECISION_FLOOR) is ends
     stopping = Stopping(energy, 1e-30, x)  # by a tenth at a time it makes progress
-    found = [int(stopping.status(energy, x, pixel(999.0 * rounding * 0.9 ** (k // 50)))) for k in range(140)]
+    found = [judged(stopping, energy, x, 999.0 * rounding * 0.9 ** (k // 50)) for k in range(140)]
     assert set(found) == {-1}
 
 
@@ -256,7 +263,7 @@ def products(*errors: float, curvature: float = 1.0) -> HessianMap:
     return HessianMap(lambda v, kept: curvature * (1 + (left.pop(0) if len(left) > 1 else left[0])) * v)
 
 
-def test_a_computed_residual_is_wrong_by_the_rounding_of_one_product() -> None:
+def test_a_computed_residual_is_wrong_by_the_rounding_of_one_product(steps: str) -> None:
     rho, w = 1e-6, pixel(3.0)
     b = (1 + rho) * w
     solved = conjugate_gradients(products(rho), b, w, 1.0, rounding=rho)
@@ -266,7 +273,7 @@ def test_a_computed_residual_is_wrong_by_the_rounding_of_one_product() -> None:
     assert with_goal.status.item() == Status.PRECISION_FLOOR
 
 
-def test_the_gap_of_the_recurred_residual_is_counted() -> None:
+def test_the_gap_of_the_recurred_residual_is_counted(steps: str) -> None:
     """A first product too large, a second too small: w is off by 2 rho, and the recurred residual is zero."""
     rho, w0 = 1e-6, pixel(5.0)
     solved = conjugate_gradients(products(rho, -rho), pixel(0.0), w0, 1e-2, rounding=rho)
@@ -274,7 +281,7 @@ def test_the_gap_of_the_recurred_residual_is_counted() -> None:
     within(float(solved.residual_norm), abs(float(solved.w)), 0.66)
 
 
-def test_gaps_add_up_as_greenbaum_says() -> None:
+def test_gaps_add_up_as_greenbaum_says(steps: str) -> None:
     """rounding times the sum of ||w|| + 2 ||step||, and ||w0||, beside textbook conjugate gradients."""
     spectrum = torch.tensor([1.0, 3.0, 10.0, 30.0], dtype=torch.float64).view(1, 1, 1, 4)
     b, rho = torch.ones_like(spectrum), 1e-9
@@ -296,7 +303,7 @@ def test_gaps_add_up_as_greenbaum_says() -> None:
 
 @pytest.mark.parametrize("rho", [1e-15, 1e-9, 1e-2])
 @pytest.mark.parametrize("accuracy", [1.0, 1e-6])
-def test_what_conjugate_gradients_add_to_the_residual_is_modelled(rho: float, accuracy: float) -> None:
+def test_what_conjugate_gradients_add_to_the_residual_is_modelled(rho: float, accuracy: float, steps: str) -> None:
     """The residual itself does not know the model, wherever and for whatever reason the iteration ends."""
     spectrum = torch.tensor([1.0, 3.0, 10.0, 30.0], dtype=torch.float64).view(1, 1, 1, 4).expand(2, 1, 1, 4)
     hessian = HessianMap(lambda v, kept: (spectrum if kept is None else spectrum[kept]) * v)
@@ -307,7 +314,7 @@ def test_what_conjugate_gradients_add_to_the_residual_is_modelled(rho: float, ac
     assert bool((solved.rounding >= 0.99 * rho * solved.w.flatten(1).norm(dim=1)).all())
 
 
-def test_a_gap_beyond_a_hundredth_of_the_accuracy_is_looked_at() -> None:
+def test_a_gap_beyond_a_hundredth_of_the_accuracy_is_looked_at(steps: str) -> None:
     """The residual is computed anew: one product more, and the rounding of that one alone."""
     rho, w0 = 1e-4, pixel(0.0)
     for accuracy, spent in ((0.05, 1), (0.02, 2)):  # the gap is 3 rho

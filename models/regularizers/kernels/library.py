@@ -10,7 +10,7 @@ from pathlib import Path
 from recon import native
 from recon.native import LEVELS, SWITCH, LibraryError
 
-_ABI = 1
+_ABI = 2
 
 
 class Task(ctypes.Structure):
@@ -22,6 +22,8 @@ class Task(ctypes.Structure):
         ("spacing", ctypes.c_double),
         ("kernels", ctypes.c_void_p),
         ("tables", ctypes.c_void_p * 3),
+        *((name, ctypes.c_int64) for name in ("layers", "inner")),
+        *((name, ctypes.c_double) for name in ("slope", "softness")),
         *((name, ctypes.c_void_p) for name in ("x", "w", "order", "weights", "out", "overhang", "results")),
     )
 

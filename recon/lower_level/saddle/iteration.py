@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from recon.lower_level.batch import per_image_norm
+from recon.lower_level.batch import PerImage, per_image_norm
 from recon.lower_level.saddle.problem import SaddlePoint
-from recon.lower_level.solvers.stopping import PerImage
 
 #: ratio of the residuals above which steps are balanced, and how fast the adaptation dies out (Goldstein et al. 2015)
 IMBALANCE, DECAY = 1.5, 0.95

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from recon.errors import at_least
-from recon.lower_level.batch import per_image_accuracy, per_image_norm
+from recon.lower_level.batch import PerImage, per_image_accuracy, per_image_norm
 from recon.lower_level.grade import grade_bounds, modelled_part
 from recon.lower_level.precision import full_precision
 from recon.lower_level.saddle.iteration import Iteration
 from recon.lower_level.saddle.problem import SaddlePoint, distances
 from recon.lower_level.solution import RUNNING, Solved, Status
 from recon.lower_level.solvers.iterate import Callback, Loop, Saved, Snapshot
-from recon.lower_level.solvers.stopping import Collector, Patience, PerImage
+from recon.lower_level.solvers.stopping import Collector, Patience
 
 #: iterations between two evaluations of the primal-dual gap
 GAP_EVERY = 5

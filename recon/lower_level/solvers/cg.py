@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from recon.lower_level.batch import over_image, per_image_accuracy, per_image_dot, per_image_norm
+from recon.lower_level.batch import PerImage, over_image, per_image_accuracy, per_image_dot, per_image_norm
 from recon.lower_level.precision import full_precision
 from recon.lower_level.regularizer import HessianMap
 from recon.lower_level.solution import RUNNING, LinearSolution, Status
+from recon.lower_level.solvers.compiled.conjugate import ConjugateSteps
+from recon.lower_level.solvers.compiled.library import usable
 from recon.lower_level.solvers.preconditioner import Preconditioner
 
 
@@ -130,29 +132,78 @@ def _cycle(
     result, left = w.clone(), residual.clone()
     gaps, spent = torch.zeros_like(goal), torch.zeros(len(w), dtype=torch.int64, device=w.device)
     active = torch.arange(len(w), device=w.device)
-    r, p = residual, residual.clone() if inverse is None else inverse(residual)
-    rs = per_image_dot(r, r if inverse is None else p)  # <r, P^{-1} r>
+    cycle = Cycle(w, residual, goal, budget, rounding, None if inverse is None else inverse(residual))
     while True:
-        bp = hessian(p)
-        spent[active] += 1
-        curvature = per_image_dot(p, bp)
-        step = torch.where(curvature > 0, rs / curvature, torch.zeros_like(rs))
-        w = w + over_image(step, w) * p
-        r = r - over_image(step, r) * bp
-        gaps[active] += rounding * (per_image_norm(w) + 2 * step.abs() * per_image_norm(p)).double()
-        square = per_image_dot(r, r)
-        # 0.9 leaves room for the gap, and for a recomputed residual that is a little larger
-        done = (square.double().sqrt() <= 0.9 * goal) | ~(curvature > 0) | (spent[active] + 1 >= budget)
-        if done.any():
+        done = cycle.advance(hessian(cycle.p))
+        if done is not None and done.any():
             index = active[done]
-            result[index], left[index] = w[done], r[done]
+            result[index], left[index] = cycle.w[done], cycle.r[done]
+            gaps[index], spent[index] = cycle.gaps[done], cycle.spent[done]
             keep = torch.nonzero(~done).flatten()
             if keep.numel() == 0:
                 return result, left, gaps, spent
-            active, goal, budget, hessian = active[keep], goal[keep], budget[keep], hessian.select(keep)
-            w, r, p, rs, square = w[keep], r[keep], p[keep], rs[keep], square[keep]
+            active, hessian = active[keep], hessian.select(keep)
+            cycle.select(keep)
             inverse = inverse.select(keep) if inverse is not None else None
-        z = r if inverse is None else inverse(r)
-        new = square if inverse is None else per_image_dot(r, z)
-        p = z + over_image(new / rs, r) * p
-        rs = new
+        cycle.turn(None if inverse is None else inverse(cycle.r))
+
+
+class Cycle(PerImage):
+    """Images on their way by conjugate gradients: w, the recurred residual r and the direction p, all of them copies.
+
+    Parameters
+    ----------
+    w, r : Tensor
+        Where to start, and the residual there.
+    goal, budget : Tensor
+        What the residual may be, and the products that may be spent, per image.
+    rounding : float
+        See :func:`conjugate_gradients`.
+    z : Tensor, optional
+        The preconditioned residual, if there is a preconditioner.
+
+    Attributes
+    ----------
+    gaps, spent : Tensor
+        Bounds of how far r is from the true residual, and products spent, per image.
+    """
+
+    def __init__(self, w: Tensor, r: Tensor, goal: Tensor, budget: Tensor, rounding: float, z: Tensor | None) -> None:
+        self.w, self.r, self.p = (v.clone(memory_format=torch.contiguous_format) for v in (w, r, r if z is None else z))
+        self.goal, self.budget, self.rounding = goal, budget, rounding
+        self.rz = per_image_dot(self.r, self.p)  # <r, P^{-1} r>
+        self.square, self.gaps, self.spent = self.rz.clone(), torch.zeros_like(goal), torch.zeros_like(budget)
+        self._steps: ConjugateSteps | None = None
+
+    def select(self, index: Tensor) -> None:
+        super().select(index)
+        self._steps = None
+
+    def _compiled(self) -> ConjugateSteps | None:
+        if self._steps is None and (kernel := usable(self.w)) is not None:
+            self._steps = ConjugateSteps(kernel, self)
+        return self._steps
+
+    def advance(self, product: Tensor) -> Tensor | None:
+        """A step along p, for ``product`` Bp; returns which images are done, or None if none is."""
+        if (steps := self._compiled()) is not None:
+            return steps.advance(product)
+        w, r, p = self.w, self.r, self.p
+        curvature = per_image_dot(p, product)
+        step = torch.where(curvature > 0, self.rz / curvature, torch.zeros_like(self.rz))
+        self.w = w = w + over_image(step, w) * p
+        self.r = r = r - over_image(step, r) * product
+        self.gaps = self.gaps + self.rounding * (per_image_norm(w) + 2 * step.abs() * per_image_norm(p))
+        self.square, self.spent = per_image_dot(r, r), self.spent + 1
+        # 0.9 leaves room for the gap, and for a recomputed residual that is a little larger
+        small = self.square.sqrt() <= 0.9 * self.goal
+        return small | ~(curvature > 0) | (self.spent + 1 >= self.budget)
+
+    def turn(self, z: Tensor | None) -> None:
+        """The next p; ``z``: the preconditioned residual, if there is a preconditioner."""
+        if (steps := self._compiled()) is not None:
+            steps.turn(z)
+            return
+        new = self.square if z is None else per_image_dot(self.r, z)
+        self.p = (self.r if z is None else z) + over_image(new / self.rz, self.p) * self.p
+        self.rz = new

@@ -11,6 +11,8 @@ from torch import Tensor
 from recon.errors import at_least, positive
 from recon.lower_level.batch import over_image, per_image_dot, per_image_norm
 from recon.lower_level.energy import Energy
+from recon.lower_level.solvers.compiled.descent import descend
+from recon.lower_level.solvers.compiled.library import usable
 from recon.lower_level.solvers.iterate import State, SteppedSolver
 
 
@@ -70,16 +72,24 @@ class FISTA(SteppedSolver[FISTAState]):
         """x_0, with a step that the smoothness allows, or a first guess of it."""
         mu = energy.require_strong_convexity()
         start = self.initial_lipschitz or 10 * mu if self._backtracks(energy) else energy.smoothness
-        x = x0.clone()
+        x = x0.clone(memory_format=torch.contiguous_format)
         value, grad = energy.value_and_grad(x)
         spent, momentum = torch.ones(len(x), dtype=torch.int64, device=x.device), torch.zeros_like(value)
-        return FISTAState(x, value, grad, spent, x, momentum, torch.full_like(momentum, max(start, mu)))
+        return FISTAState(x, value, grad, spent, x.clone(), momentum, torch.full_like(momentum, max(start, mu)))
 
     def step(self, energy: Energy, state: FISTAState) -> None:
         """One gradient step from v = ``state.x``, and the next v."""
         if self._backtracks(energy):
             raised = self._backtrack(energy, state)
             state.momentum = torch.where(raised, torch.zeros_like(state.momentum), state.momentum)
+        if (kernel := usable(state.x)) is not None:
+            state.x = descend(kernel, state, energy.strong_convexity, self.accelerated)
+        else:
+            self._descend(energy, state)
+        state.value, state.grad = energy.value_and_grad(state.x)
+        state.evaluations = state.evaluations + 1
+
+    def _descend(self, energy: Energy, state: FISTAState) -> None:
         new = state.x - state.grad / over_image(state.lipschitz, state.x)
         q = (energy.strong_convexity / state.lipschitz).clamp_max(1 - 1e-12)
         t = self._next(q, state.momentum)
@@ -88,8 +98,6 @@ class FISTA(SteppedSolver[FISTAState]):
         beta = (t - 1) * (1 - t_next * q) / (t_next * (1 - q)) if self.accelerated else torch.zeros_like(q)
         state.x = new + over_image(beta, new) * (new - state.previous)
         state.previous, state.momentum = new, t
-        state.value, state.grad = energy.value_and_grad(state.x)
-        state.evaluations = state.evaluations + 1
 
     def _backtracks(self, energy: Energy) -> bool:
         return self.backtracking or not math.isfinite(energy.smoothness)

@@ -11,11 +11,12 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from recon.lower_level.batch import PerImage
 from recon.lower_level.energy import Energy
 from recon.lower_level.grade import Grade
 from recon.lower_level.precision import full_precision
-from recon.lower_level.solution import RUNNING, Solution, Status
-from recon.lower_level.solvers.stopping import Collector, PerImage, Stopping
+from recon.lower_level.solution import RUNNING, Solution
+from recon.lower_level.solvers.stopping import Collector, Stopping, norms_of
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,10 @@ class SteppedSolver(Solver, Generic[S]):
     def left(self, state: S) -> Tensor:
         """What is left of the gradient at x: zero at the minimizer, and its norm over mu is the certificate."""
         return state.grad
+
+    def norms(self, state: S) -> Tensor:
+        """Of what is left of the gradient, and of x, ``(images, 2)``, float64."""
+        return norms_of(self.left(state), state.x)
 
     def stalled(self, state: S) -> Tensor | None:
         """Which images cannot make progress any more, ``(images,)``; None where that is not known."""
@@ -264,8 +269,9 @@ class Solve(Loop[Solution], Generic[S]):
     def snapshot(self) -> Snapshot:
         """Where the whole batch is; tensors are not changed any more."""
         state = self.state
-        found = self.stopping.certificate(self.energy, state.x, self.solver.left(state))
-        whole = self.collected.merged(x=state.x, evaluations=state.evaluations, error=found.error)
+        found = self.stopping.certificate(self.energy, state.x, self.solver.norms(state))
+        spent = state.evaluations.clone()  # steps count in place
+        whole = self.collected.merged(x=state.x, evaluations=spent, error=found.error)
         return Snapshot(self.iteration, **whole)
 
     def _parts(self) -> dict[str, PerImage]:
@@ -276,16 +282,12 @@ class Solve(Loop[Solution], Generic[S]):
         self.iteration += 1
 
     def _finish(self, stopped: bool) -> None:
-        state, left = self.state, self.solver.left(self.state)
-        status = self.stopping.status(self.energy, state.x, left)
-        if (stalled := self.solver.stalled(state)) is not None:
-            status[stalled & (status == RUNNING)] = Status.PRECISION_FLOOR
-        late = state.evaluations >= (0 if stopped else self.solver.max_iterations)
-        status[late & (status == RUNNING)] = Status.ITERATION_LIMIT
-        done = status != RUNNING
-        if not done.any():
+        state, norms = self.state, self.solver.norms(self.state)
+        most, stalled = 0 if stopped else self.solver.max_iterations, self.solver.stalled(state)
+        status = self.stopping.status(self.energy, state.x, norms, stalled, state.evaluations, most)
+        if status is None or not (done := status != RUNNING).any():
             return
-        found = self.stopping.certificate(self.energy, state.x, left)._asdict()
+        found = self.stopping.certificate(self.energy, state.x, norms)._asdict()
         reached = {"x": state.x, "gradient": state.grad, "evaluations": state.evaluations, "status": status}
         rest = self.collected.finish(done, **reached, **found)
         self.energy = self.energy.select(rest)

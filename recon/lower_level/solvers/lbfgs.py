@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from torch import Tensor
 from recon.errors import at_least
 from recon.lower_level.batch import over_image, per_image_dot
 from recon.lower_level.energy import Energy
+from recon.lower_level.solvers.compiled.lbfgs import SearchSteps
+from recon.lower_level.solvers.compiled.library import usable
 from recon.lower_level.solvers.iterate import State, SteppedSolver
 from recon.lower_level.solvers.preconditioner import Preconditioner
-from recon.lower_level.solvers.quasi_newton import InverseHessian
+from recon.lower_level.solvers.quasi_newton import CURVATURE, InverseHessian, Pairs, curved, spectral
+from recon.lower_level.solvers.stopping import norms_of
 
 SMALLEST_STEP = 1e-8
 _SMALLEST_PROJECTED_STEP = 1e-10
@@ -28,6 +31,28 @@ class LineSearchState(State):
     direction: Tensor
     step: Tensor
     fresh: Tensor
+
+    def go(self, trial: Tensor, value: Tensor, grad: Tensor) -> None:
+        """To the trial where it was accepted, that is, ``fresh``."""
+        here = over_image(self.fresh, trial)
+        self.x, self.grad = torch.where(here, trial, self.x), torch.where(here, grad, self.grad)
+        self.value = torch.where(self.fresh, value, self.value)
+
+
+class Search(NamedTuple):
+    """Of the line search: c, the share of a value below which changes of it are rounding errors, between which shares
+    steps are shortened, and the share of |s| |y| that <s, y> must exceed."""
+
+    armijo: float
+    resolution: float
+    shortest: float = 0.1
+    longest: float = 0.5
+    curvature: float = CURVATURE
+
+    @classmethod
+    def of(cls, armijo: float, dtype: torch.dtype) -> Search:
+        """For images of a type; values of h are sums in double precision."""
+        return cls(armijo, 1e-6 if dtype == torch.float32 else 1e-12)
 
 
 L = TypeVar("L", bound=LineSearchState)
@@ -92,32 +117,58 @@ class LineSearchSolver(SteppedSolver[L]):
         self, old: Tensor, new: Tensor, slope: Tensor, before: Tensor, after: Tensor, dtype: torch.dtype
     ) -> Tensor:
         """Which trials are good: ``slope`` is the c-th part of the decrease that the gradient promises, negative."""
-        resolution = 1e-6 if dtype == torch.float32 else 1e-12  # of values of h, whose sums are in double precision
-        flat = (new - old).abs() <= resolution * old.abs()
+        flat = (new - old).abs() <= Search.of(self.armijo, dtype).resolution * old.abs()
         return ((new <= old + slope) | (flat & (after <= (2 * self.armijo - 1) * before))) & torch.isfinite(after)
 
     @staticmethod
     def _moved(state: L, trial: Tensor, value: Tensor, grad: Tensor, before: Tensor, after: Tensor) -> None:
         """Go to the trial where it was accepted, that is, ``state.fresh``."""
-        state.evaluations = state.evaluations + 1
         if bool(state.fresh.all()):  # nearly always: nothing is copied
             state.x, state.grad, state.value, state.step = trial, grad, value, torch.ones_like(state.step)
             return
-        here = over_image(state.fresh, trial)
-        state.x, state.grad = torch.where(here, trial, state.x), torch.where(here, grad, state.grad)
-        state.value = torch.where(state.fresh, value, state.value)
+        state.go(trial, value, grad)
         # a rejected step is shortened to where the slope would vanish if it were linear, within [0.1, 0.5]
-        secant = torch.nan_to_num(before / (before - after), nan=0.1).clamp(0.1, 0.5)
+        shortest, longest = Search._field_defaults["shortest"], Search._field_defaults["longest"]
+        secant = torch.nan_to_num(before / (before - after), nan=shortest).clamp(shortest, longest)
         state.step = torch.where(state.fresh, torch.ones_like(state.step), state.step * secant)
 
 
 @dataclass
 class LBFGSState(LineSearchState):
-    """With the history, see :class:`recon.lower_level.solvers.quasi_newton.InverseHessian`."""
+    r"""With the history, see :class:`recon.lower_level.solvers.quasi_newton.InverseHessian`.
+
+    Parameters
+    ----------
+    products : Tensor
+        Of the pairs with the gradient.
+    norms : Tensor
+        \|\|grad\|\| and \|\|x\|\|, ``(images, 2)``.
+
+    Attributes
+    ----------
+    moved : bool
+        Whether all images are known to have accepted the last trial.
+    """
 
     pairs: Tensor
     gram: Tensor
     count: Tensor
+    products: Tensor
+    norms: Tensor
+
+    def __post_init__(self) -> None:
+        self.moved = False
+        self._steps: SearchSteps | None = None
+
+    def compiled(self, armijo: float) -> SearchSteps | None:
+        """Steps from here by the compiled library, where it can be used."""
+        if self._steps is None and (kernel := usable(self.x)) is not None:
+            self._steps = SearchSteps(kernel, self, Search.of(armijo, self.x.dtype))
+        return self._steps
+
+    def select(self, index: Tensor) -> None:
+        super().select(index)
+        self._steps = None
 
 
 class LBFGS(LineSearchSolver[LBFGSState]):
@@ -138,42 +189,63 @@ class LBFGS(LineSearchSolver[LBFGSState]):
     def init(self, energy: Energy, x0: Tensor) -> LBFGSState:
         """x0, without history."""
         history = InverseHessian(x0.flatten(1), self.memory)
-        return LBFGSState(**vars(self._begun(energy, x0.clone())), **history.state_dict())
+        begun = vars(self._begun(energy, x0.clone(memory_format=torch.contiguous_format)))
+        own = {"products": torch.zeros_like(history.gram[:, 0]), "norms": norms_of(begun["grad"], begun["x"])}
+        return LBFGSState(**begun, **history.state_dict(), **own)
 
-    def stalled(self, state: LBFGSState) -> Tensor:
+    def norms(self, state: LBFGSState) -> Tensor:
+        """Those that the last step has computed."""
+        return state.norms
+
+    def stalled(self, state: LBFGSState) -> Tensor | None:
         """Directions of descent along which nothing is accepted."""
-        return state.step < SMALLEST_STEP
+        return None if state.moved else state.step < SMALLEST_STEP
 
     def step(self, energy: Energy, state: LBFGSState) -> None:
         """One trial along the direction, a new one where the last trial was accepted."""
-        x, grad, step, inverse = state.x, state.grad, state.step, self._inverse(energy, state.x)
-        history = InverseHessian.of(state.pairs, state.gram, state.count)
-        if state.fresh.any():
-            if inverse is None:
-                new = -history.apply(grad.flatten(1), self._initial_scale(energy, grad)).view_as(x)
-            else:
-                first, one = inverse(grad).flatten(1), torch.ones_like(step)
-                new = -history.apply(grad.flatten(1), one, first).view_as(x)
+        inverse, steps = self._inverse(energy, state.x), state.compiled(self.armijo)
+        first = inverse(state.grad) if inverse is not None and bool(state.fresh.any()) else None
+        if steps is None:
+            trial = self._propose(energy, state, first)
+        else:
+            scale = 1 / energy.smoothness if math.isfinite(energy.smoothness) else 0.0
+            trial = steps.propose(state, scale if inverse is None else 1.0, first)
+        value, grad = energy.value_and_grad(trial)
+        changes = None if inverse is None else inverse(grad - state.grad)
+        if steps is None:
+            self._accept(state, trial, value, grad, changes)
+        else:
+            steps.accept(state, trial, value, grad, changes)
+
+    def _propose(self, energy: Energy, state: LBFGSState, first: Tensor | None) -> Tensor:
+        """The trial points, along new directions where ``state.fresh``; ``first``: the preconditioned gradient."""
+        x, grad = state.x, state.grad
+        if bool(state.fresh.any()):
+            history = InverseHessian.of(state.pairs, state.gram, state.count)
+            scale = self._initial_scale(energy, grad) if first is None else torch.ones_like(state.step)
+            inverse = None if first is None else first.flatten(1)
+            new = -history.apply(grad.flatten(1), scale, inverse, state.products).view_as(x)
             whole = bool(state.fresh.all())
             state.direction = new if whole else torch.where(over_image(state.fresh, x), new, state.direction)
-        trial = torch.addcmul(x, over_image(step, x), state.direction)
-        value, trial_grad = energy.value_and_grad(trial)
-        before, after = per_image_dot(grad, state.direction), per_image_dot(trial_grad, state.direction)
-        state.fresh = self._accepted(state.value, value, self.armijo * step * before, before, after, x.dtype)
-        self._remember(history, state.fresh, trial - x, trial_grad - grad, inverse)
-        self._moved(state, trial, value, trial_grad, before, after)
+        return torch.addcmul(x, over_image(state.step, x), state.direction)
 
-    @staticmethod
-    def _remember(
-        history: InverseHessian, accepted: Tensor, s: Tensor, y: Tensor, inverse: Preconditioner | None
-    ) -> None:
-        z = None if inverse is None else inverse(y).flatten(1)
-        s, y = s.flatten(1), y.flatten(1)
-        rows = torch.nonzero(accepted & _curved(s, y, per_image_dot(s, y))).flatten()
+    def _accept(self, state: LBFGSState, trial: Tensor, value: Tensor, grad: Tensor, changes: Tensor | None) -> None:
+        """Go to the trial where it is good, and keep the pair; ``changes``: of the preconditioned gradient."""
+        state.evaluations = state.evaluations + 1
+        before, after = per_image_dot(state.grad, state.direction), per_image_dot(grad, state.direction)
+        state.fresh = self._accepted(
+            state.value, value, self.armijo * state.step * before, before, after, state.x.dtype
+        )
+        history = InverseHessian.of(state.pairs, state.gram, state.count)
+        s, y = (trial - state.x).flatten(1), (grad - state.grad).flatten(1)
+        z = None if changes is None else changes.flatten(1)
+        rows = torch.nonzero(state.fresh & curved(s, y, per_image_dot(s, y))).flatten()
         if len(rows) == len(s):
             history.update(rows, s, y, z)
         else:
             history.update(rows, s[rows], y[rows], None if z is None else z[rows])
+        self._moved(state, trial, value, grad, before, after)
+        state.products, state.norms = history.products(state.grad.flatten(1)), norms_of(state.grad, state.x)
 
 
 def projected_gradient(x: Tensor, grad: Tensor) -> Tensor:
@@ -197,8 +269,9 @@ def projected_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 @dataclass
 class ProjectedState(LineSearchState):
-    """With pairs s, y as in :class:`_Pairs`, the length ``gamma`` of a gradient step that puts pixels to zero, the
-    step ``safe`` that the smoothness allows, and which images go along the gradient, ``steep``."""
+    """With pairs s, y as in :class:`recon.lower_level.solvers.quasi_newton.Pairs`, the length ``gamma`` of a gradient
+    step that puts pixels to zero, the step ``safe`` that the smoothness allows, and which images go along the gradient,
+    ``steep``."""
 
     s: Tensor
     y: Tensor
@@ -248,7 +321,7 @@ class ProjectedLBFGS(LineSearchSolver[ProjectedState]):
     def step(self, energy: Energy, state: ProjectedState) -> None:
         """One trial along the path, a new one where the last trial was accepted or steps got tiny."""
         x, grad, inverse = state.x, state.grad, self._inverse(energy, state.x)
-        history = _Pairs(state.s, state.y, state.count)
+        history = Pairs(state.s, state.y, state.count)
         turned = ~state.steep & (state.step < _STEEP_BELOW)
         if bool((state.fresh | turned).any()):
             new = _direction(x, grad, state.gamma, history, inverse)
@@ -258,79 +331,17 @@ class ProjectedLBFGS(LineSearchSolver[ProjectedState]):
             state.steep = turned | (state.steep & ~state.fresh)
         trial = torch.addcmul(x, over_image(state.step, x), state.direction).clamp_min(0)
         value, trial_grad = energy.value_and_grad(trial)
+        state.evaluations = state.evaluations + 1
         s, y = trial - x, trial_grad - grad
         before, after = per_image_dot(grad, s), per_image_dot(trial_grad, s)
         accepted = self._accepted(state.value, value, self.armijo * before, before, after, x.dtype)
         state.fresh = accepted & (before < 0)
-        state.gamma = torch.where(history.update(state.fresh, s, y), _spectral(s, y), state.gamma)
+        state.gamma = torch.where(history.update(state.fresh, s, y), spectral(s, y), state.gamma)
         self._moved(state, trial, value, trial_grad, before, after)
 
 
-def _direction(x: Tensor, grad: Tensor, gamma: Tensor, history: _Pairs, inverse: Preconditioner | None) -> Tensor:
+def _direction(x: Tensor, grad: Tensor, gamma: Tensor, history: Pairs, inverse: Preconditioner | None) -> Tensor:
     """That of L-BFGS on the free pixels, of a gradient step of length gamma on those which it puts to zero."""
     scale = over_image(gamma, x)
     free = (x > scale * grad.clamp_min(0)) | ((x == 0) & (grad < 0))
     return torch.where(free, -history.apply(grad, free, gamma, inverse), -scale * grad)
-
-
-def _curved(s: Tensor, y: Tensor, sy: Tensor) -> Tensor:
-    """Which pairs have a positive curvature <s, y>, beyond rounding errors."""
-    return sy > 1e-10 * s.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
-
-
-def _spectral(s: Tensor, y: Tensor) -> Tensor:
-    return (per_image_dot(s, y) / per_image_dot(y, y)).double()
-
-
-@dataclass
-class _Pairs:
-    """The newest pairs (s, y) of every image, and the product with the L-BFGS matrix restricted to some pixels.
-
-    s, y: ``(batch, memory, ...)``; count: of all pairs so far, ``(batch,)``. They are updated in place.
-    """
-
-    s: Tensor
-    y: Tensor
-    count: Tensor
-
-    def update(self, accepted: Tensor, s: Tensor, y: Tensor) -> Tensor:
-        """Keep the pairs of the images where ``accepted``, if they are of use; returns of which they are."""
-        useful = accepted & _curved(s, y, per_image_dot(s, y))
-        rows = torch.nonzero(useful).flatten()
-        head = self.count[rows] % self.s.shape[1]
-        self.s[rows, head], self.y[rows, head] = s[rows], y[rows]
-        self.count[rows] += 1
-        return useful
-
-    def apply(self, grad: Tensor, free: Tensor, gamma: Tensor, inverse: Preconditioner | None) -> Tensor:
-        """H g: two loops over the pairs, all vectors restricted to the pixels ``free``.
-
-        A restricted pair without positive curvature is left out. With a preconditioner, H_0 = P^{-1} between two
-        restrictions, times the Barzilai-Borwein scale of the newest pair in its metric.
-        """
-        memory, images = self.s.shape[1], torch.arange(len(grad), device=grad.device)
-        slots = [(self.count - 1 - k) % memory for k in range(memory)]  # from the newest, empty ones last
-        q = grad * free
-        stack: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        scale, unset = gamma.to(grad), torch.ones_like(gamma, dtype=torch.bool)
-        if inverse is not None:
-            scale = torch.ones_like(scale)
-        for slot in slots:
-            s, y = self.s[images, slot] * free, self.y[images, slot] * free
-            sy = per_image_dot(s, y)
-            good = _curved(s, y, sy)
-            if not good.any():
-                continue
-            rho = torch.where(good, 1 / sy, 0.0)
-            first = good & unset
-            if first.any():
-                z = y if inverse is None else inverse(y) * free
-                scale = torch.where(first, sy / per_image_dot(y, z), scale)
-                unset = unset & ~first
-            a = rho * per_image_dot(s, q)
-            q = q - over_image(a, q) * y
-            stack.append((s, y, rho, a))
-        r = over_image(scale, q) * (q if inverse is None else inverse(q) * free)
-        for s, y, rho, a in reversed(stack):
-            r = r + over_image(a - rho * per_image_dot(y, r), r) * s
-        return r

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from recon.lower_level.batch import over_image, per_image_dot
+from recon.lower_level.solvers.compiled.lbfgs import CompiledLoops
+from recon.lower_level.solvers.compiled.library import usable
+from recon.lower_level.solvers.preconditioner import Preconditioner
+
+#: share of |s| |y| that <s, y> of a pair must exceed: it is made of rounding errors otherwise
+CURVATURE = 1e-10
 #: entries from which matrices are multiplied one by one
 _LARGE = 2048
 
@@ -58,16 +67,22 @@ class InverseHessian:
         self.gram[rows, :, m + head] = column
         self.count[rows] += 1
 
-    def apply(self, g: Tensor, gamma: Tensor, inverse: Tensor | None = None) -> Tensor:
+    def products(self, g: Tensor) -> Tensor:
+        """<s_i, g> and <y_i, g> for all slots, ``(batch, 2 memory)``, float64."""
+        return _products(self.pairs, g).double()
+
+    def apply(self, g: Tensor, gamma: Tensor, inverse: Tensor | None = None, products: Tensor | None = None) -> Tensor:
         """H g per image; ``gamma`` is the initial scaling of the images that have no pair yet, ``(batch,)``.
 
-        ``inverse``: P^{-1} g, if there is a preconditioner.
+        ``inverse``: P^{-1} g, if there is a preconditioner; ``products``: what :meth:`products` returned for g, if the
+        caller knows it already.
         """
         first = g if inverse is None else inverse
         m, batch = self.memory, g.shape[0]
         if not bool((self.count > 0).any()):
             return gamma.to(g)[:, None] * first
-        products = _products(self.pairs, g).double()
+        if products is None:
+            products = self.products(g)
         # slots from the oldest pair to the newest; empty slots come first and hold zeros
         order = (self.count[:, None] + torch.arange(m, device=g.device)) % m
         sg, yg = products.gather(1, order), products.gather(1, order + m)
@@ -93,6 +108,104 @@ class InverseHessian:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` returned."""
         self.pairs, self.gram, self.count = state["pairs"], state["gram"], state["count"]
+
+
+def curved(s: Tensor, y: Tensor, sy: Tensor) -> Tensor:
+    """Which pairs have a positive curvature <s, y>, beyond rounding errors."""
+    return sy > CURVATURE * s.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
+
+
+def spectral(s: Tensor, y: Tensor) -> Tensor:
+    """The step <s, y> / <y, y> of Barzilai and Borwein."""
+    return (per_image_dot(s, y) / per_image_dot(y, y)).double()
+
+
+@dataclass
+class Pairs:
+    """The newest pairs (s, y) of every image, and the product with the L-BFGS matrix restricted to some pixels.
+
+    s, y: ``(batch, memory, ...)``; count: of all pairs so far, ``(batch,)``. They are updated in place.
+    """
+
+    s: Tensor
+    y: Tensor
+    count: Tensor
+
+    def update(self, accepted: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        """Keep the pairs of the images where ``accepted``, if they are of use; returns of which they are."""
+        useful = accepted & curved(s, y, per_image_dot(s, y))
+        rows = torch.nonzero(useful).flatten()
+        head = self.count[rows] % self.s.shape[1]
+        self.s[rows, head], self.y[rows, head] = s[rows], y[rows]
+        self.count[rows] += 1
+        return useful
+
+    def apply(self, grad: Tensor, free: Tensor, gamma: Tensor, inverse: Preconditioner | None) -> Tensor:
+        """H g: two loops over the pairs, all vectors restricted to the pixels ``free``.
+
+        A restricted pair without positive curvature is left out. With a preconditioner, H_0 = P^{-1} between two
+        restrictions, times the Barzilai-Borwein scale of the newest pair in its metric.
+        """
+        kernel = usable(self.s)
+        loops = Loops(self, free) if kernel is None else CompiledLoops(kernel, self, free, CURVATURE)
+        q, some = loops.down(grad * free), loops.newest >= 0
+        if inverse is None:
+            return loops.up(over_image(torch.where(some, loops.sy / loops.yy, gamma), q) * q)
+        y = self.y[torch.arange(len(q), device=q.device), loops.newest.clamp_min(0)] * free
+        scale = torch.where(some, loops.sy / per_image_dot(y, inverse(y) * free), 1.0)
+        return loops.up(over_image(scale, q) * (inverse(q) * free))
+
+
+class Loops:
+    """The loops over pairs that are restricted to some pixels, the first of which finds out which pairs are of use.
+
+    Parameters
+    ----------
+    pairs : Pairs
+        They stay as they are.
+    free : Tensor
+        Which pixels, of the shape of images.
+
+    Attributes
+    ----------
+    newest : Tensor
+        The slot of the newest pair that is of use, -1 if there is none, ``(batch,)``.
+    sy, yy : Tensor
+        <s, y> and <y, y> of this pair.
+    """
+
+    def __init__(self, pairs: Pairs, free: Tensor) -> None:
+        self.pairs, self.free = pairs, free
+        self.newest = torch.full_like(pairs.count, -1)
+        self.sy, self.yy = (torch.zeros_like(pairs.count, dtype=torch.float64) for _ in range(2))
+        self._stack: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def down(self, q: Tensor) -> Tensor:
+        """The first loop, from the newest pair to the oldest."""
+        count, memory = self.pairs.count, self.pairs.s.shape[1]
+        images = torch.arange(len(q), device=q.device)
+        for k in range(memory):
+            slot = (count - 1 - k) % memory  # empty ones last
+            s, y = self.pairs.s[images, slot] * self.free, self.pairs.y[images, slot] * self.free
+            sy = per_image_dot(s, y)
+            good = curved(s, y, sy)
+            if not good.any():
+                continue
+            first = good & (self.newest < 0)
+            if first.any():
+                self.newest = torch.where(first, slot, self.newest)
+                self.sy, self.yy = torch.where(first, sy, self.sy), torch.where(first, per_image_dot(y, y), self.yy)
+            rho = torch.where(good, 1 / sy, 0.0)
+            a = rho * per_image_dot(s, q)
+            q = q - over_image(a, q) * y
+            self._stack.append((s, y, rho, a))
+        return q
+
+    def up(self, r: Tensor) -> Tensor:
+        """The second loop, from the oldest pair to the newest."""
+        for s, y, rho, a in reversed(self._stack):
+            r = r + over_image(a - rho * per_image_dot(y, r), r) * s
+        return r
 
 
 def _products(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -9,30 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recon.lower_level.batch import per_image_accuracy, per_image_norm
+from recon.lower_level.batch import PerImage, per_image_accuracy, per_image_norm
 from recon.lower_level.energy import Energy
 from recon.lower_level.grade import grade_bounds
 from recon.lower_level.solution import RUNNING, Status
+from recon.lower_level.solvers.compiled.descent import norms
+from recon.lower_level.solvers.compiled.library import usable
+from recon.lower_level.solvers.compiled.stopping import StoppingTest
 
 # Evaluations without progress near the rounding error after which an image is at its floor. FISTA's gradients ripple
 # with a period of about sqrt(L / mu) evaluations, which stays below this wherever single precision is of use.
 PATIENCE = 100
-
-
-class PerImage:
-    """What has tensors as attributes, each with one row for every image that still runs; others are not touched."""
-
-    def select(self, index: Tensor) -> None:
-        """Keep the images ``index`` only."""
-        vars(self).update({name: tensor[index] for name, tensor in self.tensors().items()})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All of them by name."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def load(self, saved: Mapping[str, Tensor]) -> None:
-        """Take over copies of what :meth:`tensors` returned."""
-        vars(self).update({name: tensor.clone() for name, tensor in saved.items()})
 
 
 class Patience(PerImage):
@@ -40,6 +27,7 @@ class Patience(PerImage):
 
     def __init__(self, accuracy: Tensor) -> None:
         self.accuracy = accuracy
+        self.patience = PATIENCE
         self.best, self.stale = torch.full_like(accuracy, math.inf), torch.zeros_like(accuracy)
 
     def floor_status(self, size: Tensor, floor: Tensor | float) -> Tensor:
@@ -49,7 +37,7 @@ class Patience(PerImage):
         self.stale = torch.where(better, 0.0, self.stale + 1)
         status = torch.full_like(size, RUNNING, dtype=torch.int64)
         status[size <= floor] = Status.PRECISION_FLOOR
-        status[(self.stale >= PATIENCE) & (size <= 1000 * floor)] = Status.PRECISION_FLOOR
+        status[(self.stale >= self.patience) & (size <= 1000 * floor)] = Status.PRECISION_FLOOR
         return status
 
 
@@ -71,19 +59,56 @@ class Stopping(Patience):
         modulus = energy.require_strong_convexity() if certified else energy.strong_convexity
         self.mu = modulus if modulus > 0 else math.nan
         self.scale = self.mu if certified else 1.0
+        self._of: Energy | None = None
 
-    def certificate(self, energy: Energy, x: Tensor, grad: Tensor) -> Certificate:
-        """The certified distance of x to the minimizer."""
-        return certificate(energy, x, per_image_norm(grad), self.mu)
+    def certificate(self, energy: Energy, x: Tensor, sizes: Tensor) -> Certificate:
+        """The certified distance of x to the minimizer, for :func:`norms_of` what is left of the gradient, and x."""
+        return certificate(energy, x, sizes[:, 0], self.mu)
 
-    def status(self, energy: Energy, x: Tensor, grad: Tensor) -> Tensor:
-        """Status of every image still running, ``RUNNING`` where it has to go on."""
-        norm = per_image_norm(grad)
-        rounding = energy.rounding(x, norm)
+    def status(
+        self,
+        energy: Energy,
+        x: Tensor,
+        sizes: Tensor,
+        stalled: Tensor | None = None,
+        evaluations: Tensor | None = None,
+        most: int = 0,
+    ) -> Tensor | None:
+        """Status of every image still running, ``RUNNING`` where it has to go on; or None, if all have to.
+
+        Parameters
+        ----------
+        energy, x
+            Where the images are.
+        sizes : Tensor
+            Norms of what is left of the gradient, and of x, see :func:`norms_of`.
+        stalled : Tensor, optional
+            Images that cannot make progress any more.
+        evaluations, most
+            What images have spent, if there is a limit, and this limit.
+        """
+        if self._of is not energy:  # that of fewer images, maybe
+            self._model, kernel = energy.rounding_model(x), usable(x)
+            self._of, self._test = energy, None if kernel is None else StoppingTest(kernel, self, self._model)
+        if self._test is not None:
+            return self._test(sizes, stalled, evaluations, most)
+        norm, size = sizes.unbind(1)
+        rounding = self._model.at(size, norm)
         status = self.floor_status(norm, rounding)
         status[norm + rounding <= self.scale * self.accuracy] = Status.CONVERGED
         status[~torch.isfinite(norm)] = Status.NOT_FINITE
+        if stalled is not None:
+            status[stalled & (status == RUNNING)] = Status.PRECISION_FLOOR
+        if evaluations is not None:
+            status[(evaluations >= most) & (status == RUNNING)] = Status.ITERATION_LIMIT
         return status
+
+
+def norms_of(left: Tensor, x: Tensor) -> Tensor:
+    """Of two tensors of images, in this order, ``(images, 2)``, float64."""
+    if left.shape == x.shape and left.dtype == x.dtype and (kernel := usable(x)) is not None:
+        return norms(kernel, left, x)
+    return torch.stack((per_image_norm(left), per_image_norm(x)), 1)
 
 
 class Certificate(NamedTuple):

@@ -38,7 +38,7 @@ def check_cuda() -> ModuleType:
     ImportError
         ASTRA is not installed.
     """
-    from recon.operators.tomography.matrix import import_astra
+    from recon.operators.tomography.matrix.build import import_astra
 
     astra = import_astra()
     for name, works in (("torch", torch.cuda.is_available()), ("ASTRA", astra.use_cuda())):

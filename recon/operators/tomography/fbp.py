@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ __all__ = ["FILTERS", "FilteredBackProjection", "back_project"]
 
 # pixels times views that are back-projected at once: on a CPU, so few that all that belongs to them stays in the cache
 _BLOCK, _CUDA_BLOCK = 1 << 16, 1 << 23
+_KEPT_BYTES = 1 << 27  # that the weights of interpolation may take: 256² pixels and 240 views in single precision
 
 
 class FilteredBackProjection(nn.Module):
@@ -91,6 +94,7 @@ class FilteredBackProjection(nn.Module):
             length = geometry.length
             weights = weights * geometry.magnification * length / np.hypot(length, geometry.detector_positions())
         self._weights = torch.from_numpy(weights)
+        self._positions = _Positions(geometry, self._continued[0])
 
     @torch.no_grad()
     def forward(self, sinogram: Tensor) -> Tensor:
@@ -111,16 +115,17 @@ class FilteredBackProjection(nn.Module):
             return sinogram.new_zeros((0, *self.geometry.domain_shape), dtype=dtype)
         weighted = sinogram.to(dtype) * self._weights.to(sinogram.device, dtype)
         rows = self._filter(nn.functional.pad(weighted[:, 0], self._continued))
-        return back_project(self.geometry, rows, self._continued[0])
+        return back_project(self.geometry, rows, self._continued[0], self._positions)
 
 
-def back_project(geometry: Geometry, rows: Tensor, before: int = 0) -> Tensor:
+def back_project(geometry: Geometry, rows: Tensor, before: int = 0, positions: _Positions | None = None) -> Tensor:
     """Return ``sum_k q_k(s(p)) g(p)`` at every pixel p, ``(batch, angles, detectors) -> (batch, 1, H, W)``.
 
     q is linear between detector pixels and zero outside. ``s = <p, e_s>`` and g = 1 for parallel beams; ``s = L
     <p, e_s> / U`` and ``g = (R / U)^2`` for fan beams. The rows may be longer than the detector, by ``before`` pixels
-    at its beginning and any number at its end.
+    at its beginning and any number at its end. ``positions`` are those of earlier calls with the same scan.
     """
+    positions = _Positions(geometry, before) if positions is None else positions
     height, width = geometry.image_shape
     image = rows.new_zeros(len(rows), height, width)
     # zeros on both sides, so that positions outside are clamped to a pixel of value 0; and slopes to the next pixel
@@ -133,7 +138,7 @@ def back_project(geometry: Geometry, rows: Tensor, before: int = 0) -> Tensor:
         part = slice(first, first + lines)
         for view in range(0, len(geometry.angles), views):
             chosen = slice(view, view + views)
-            lower, fraction, gain = _positions(geometry, part, chosen, values, before)
+            lower, fraction, gain = positions(part, chosen, values)
             found, slope = torch.empty_like(fraction), torch.empty_like(fraction)
             for k, picture in enumerate(image[:, part]):
                 torch.index_select(values[k, chosen].reshape(-1), 0, lower, out=found.view(-1))
@@ -141,6 +146,30 @@ def back_project(geometry: Geometry, rows: Tensor, before: int = 0) -> Tensor:
                 found.addcmul_(fraction, slope)
                 picture += (found if gain is None else found.mul_(gain)).sum(0)
     return image[:, None]
+
+
+class _Positions:
+    """Where views see pixels, and with which weights: computed once for a scan, and kept as long as it is little."""
+
+    def __init__(self, geometry: Geometry, before: int) -> None:
+        self.geometry, self.before = geometry, before
+        self._kept: dict[tuple[object, ...], tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def __call__(self, part: slice, chosen: slice, values: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Those of some rows of the image and some views, see :func:`_positions`."""
+        key = (part.start, chosen.start, values.shape[-1], values.dtype, values.device)
+        if key in self._kept:
+            return self._kept[key]
+        found = _positions(self.geometry, part, chosen, values, self.before)
+        numbers = math.prod(self.geometry.image_shape) * len(self.geometry.angles)
+        each = sum(a.element_size() for a in found if a is not None)
+        kinds = {other[2:] for other in self._kept} | {key[2:]}
+        if numbers * each * len(kinds) <= _KEPT_BYTES:  # all or nothing of a precision
+            self._kept[key] = found
+        return found
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_kept": {}}  # computed anew where it is unpickled
 
 
 def _positions(

@@ -16,7 +16,8 @@ from recon.operators.linear import LinearOperator, apply_linear
 from recon.operators.symbol import NormalSymbol, impulse_symbol
 from recon.operators.tomography.beams import Geometry
 from recon.operators.tomography.cuda import CudaProjector
-from recon.operators.tomography.matrix import ProjectorMatrix, import_astra
+from recon.operators.tomography.matrix.build import import_astra
+from recon.operators.tomography.matrix.projector import ProjectorMatrix
 
 if TYPE_CHECKING:  # ODL takes seconds to import
     from odl.applications.tomo.operators.ray_trafo import RayTransform as ODLRayTransform
@@ -36,7 +37,9 @@ class RayTransform(LinearOperator):
 
     * ``"matrix"``: ASTRA's CPU projector as an explicit sparse matrix with its explicit transpose
       (:mod:`recon.operators.tomography.matrix`), for batches at once, on the device and in the precision of the data.
-      Adjoint exact, ``norm_bound`` proven (Collatz-Wielandt). Pixels of any shape. Takes 16 bytes for each entry.
+      Adjoint exact, ``norm_bound`` proven (Collatz-Wielandt). Pixels of any shape. Takes 16 bytes for each entry, and
+      stores one of rays that flips and quarter turns of the image make of one another: an eighth of equispaced views
+      around a centred square image.
     * ``"astra_cuda"``: ASTRA's GPU projectors (:mod:`recon.operators.tomography.cuda`), in float32, for what does not
       fit and for cone beams. The back-projector is not the exact transpose: gradients are off by about
       :meth:`mismatch`, and no certificate holds. ``norm_bound`` is an estimate.

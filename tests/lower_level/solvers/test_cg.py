@@ -112,7 +112,7 @@ def test_single_precision_ends_at_its_floor(condition: float, known: bool) -> No
     rounding = 2.0**-24 * condition if known else math.inf
     solved = conjugate_gradients(hessian, b, torch.zeros_like(b), 1e-12, rounding=rounding)
     assert solved.status.tolist() == [Status.PRECISION_FLOOR] * 2
-    assert int(solved.evaluations.max()) < 2000
+    assert int(solved.evaluations.max()) < 5000  # two or three cycles, which rounding errors decide
     truth, floor = true_residual(a, solved.w, b), 2.0**-24 * condition * norms(solved.w) * 40
     assert bool((truth <= solved.residual_norm + floor).all())
     assert bool((truth <= floor).all())  # as good as it gets

@@ -177,6 +177,35 @@ def test_rounding_errors_of_the_result_count(dtype: torch.dtype, engine: str) ->
     assert (sums.output > 1e-18) == (dtype == torch.float32)
 
 
+def test_the_middle_itself_is_rounded_in_double_precision(engine: str) -> None:
+    y = noise(1, 1, 3, 11) + 2.0
+    image, _ = TotalVariationProblem(y, 0.1).image(0)
+    middle, sums = iterations.stepper(image, y[0] + 0.3, torch.zeros(2, *y.shape[1:], dtype=y.dtype)).certify()
+    assert sums.output == pytest.approx(2.0**-106 * float(middle.square().sum()), rel=1e-3, abs=0.0)
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_fields_of_length_nearly_one_have_no_slack(isotropic: bool, sign: float, engine: str) -> None:
+    """In single precision: eight units in the last place are less than what rounding takes or adds."""
+    y = sign * torch.arange(12.0).view(1, 1, 1, 12)
+    image, _ = TotalVariationProblem(y, 0.1, isotropic=isotropic).image(0)
+    p = torch.zeros(2, 1, 1, 12)
+    p[1, :, :, :-1] = sign * (1 - 8 * 2.0**-24)
+    assert iterations.stepper(image, y[0], p).certify()[1].slack == 0.0
+    p[1, :, :, :-1] = sign * (1 - 64 * 2.0**-24)
+    assert iterations.stepper(image, y[0], p).certify()[1].slack == pytest.approx(11 * 64 * 2.0**-24, rel=1e-6)
+
+
+def test_pixels_that_nothing_pulls_stay_where_they_are(engine: str) -> None:
+    y = torch.full((1, 1, 4, 5), 0.25, dtype=torch.float64)
+    y[..., 4] = 1.0
+    image, _ = TotalVariationProblem(y, 0.1, torch.zeros_like(y) + (torch.arange(5) > 2), low=0.0, high=1.0).image(0)
+    middle, sums = iterations.stepper(image, y[0], torch.zeros(2, 1, 4, 5, dtype=y.dtype)).certify()
+    assert torch.equal(middle, y[0])
+    assert sums.distance == sums.bound == 0
+
+
 def test_single_precision_ends_at_its_floor_and_says_so(engine: str) -> None:
     y = 1 + noise(1, 1, 12, 12)
     solution = SOLVER(TotalVariationProblem(y.float(), 0.3), 1e-9)

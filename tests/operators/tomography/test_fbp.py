@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from recon.operators.tomography import fbp
 from recon.operators.tomography.beams import ConeBeam, FanBeam, Geometry, ParallelBeam
 from recon.operators.tomography.fbp import FILTERS, FilteredBackProjection, back_project
 from recon.operators.tomography.redundancy import redundancy_weights
@@ -215,3 +217,36 @@ def test_back_projection_in_parts_is_that_of_one_pixel_at_a_time(name: str, monk
     for block in (100, 96 * 96 * 3, 1 << 16):
         monkeypatch.setattr("recon.operators.tomography.fbp._BLOCK", block)
         torch.testing.assert_close(back_project(geometry, rows)[:, 0], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("name", ["parallel", "fan"])
+def test_weights_of_interpolation_are_computed_once_for_a_scan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every precision; and each time where they take more than is kept, with the same result."""
+    geometry = SCANS[name]
+    calls = count_positions(monkeypatch)
+    invert = FilteredBackProjection(geometry)
+    y = torch.rand(2, *geometry.range_shape)
+    with torch.inference_mode():
+        first = invert(y)
+    once = len(calls)
+    torch.testing.assert_close(invert(y), first, rtol=0, atol=0)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(invert))(y), first, rtol=0, atol=0)
+    assert len(calls) == 2 * once  # the unpickled one, once more
+    monkeypatch.setattr(fbp, "_KEPT_BYTES", 1000)
+    torch.testing.assert_close(FilteredBackProjection(geometry)(y), first, rtol=0, atol=0)
+    torch.testing.assert_close(invert(y.double()).float(), first, rtol=1e-3, atol=1e-3 * float(first.abs().max()))
+    torch.testing.assert_close(invert(y), first, rtol=0, atol=0)
+    assert len(calls) == 4 * once
+
+
+def count_positions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows whenever positions of a block are computed."""
+    calls: list[int] = []
+    compute = fbp._positions
+
+    def counted(*args: object) -> object:
+        calls.append(1)
+        return compute(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fbp, "_positions", counted)
+    return calls

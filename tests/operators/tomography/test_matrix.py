@@ -20,11 +20,15 @@ pytest.importorskip("astra", reason="needs the extra ct")
 
 from recon.operators.checks import lanczos_norm_bound
 from recon.operators.tomography import cache as matrix_cache
-from recon.operators.tomography import matrix as projector_matrix
-from recon.operators.tomography.matrix import ProjectorMatrix, check_memory, estimate_entries
-from recon.operators.tomography.norm import collatz_wielandt
+from recon.operators.tomography.matrix import build as build_module
+from recon.operators.tomography.matrix import projector as projector_module
+from recon.operators.tomography.matrix import sparse
+from recon.operators.tomography.matrix.folding import IDENTITY, Folding
+from recon.operators.tomography.matrix.memory import check_memory, estimate_entries, fold_for
+from recon.operators.tomography.matrix.norm import collatz_wielandt
+from recon.operators.tomography.matrix.projector import FoldedMatrix, ProjectorMatrix, cache_key
+from recon.operators.tomography.matrix.sparse import SparseMatrix, transpose_csr
 from recon.operators.tomography.ray_transform import RayTransform
-from recon.operators.tomography.sparse import SparseMatrix, transpose_csr
 from tests.operators.tomography.scans import ALL, SQUARE
 
 SCAN = SQUARE["fan"]
@@ -37,27 +41,69 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def from_dense(dense: np.ndarray) -> tuple[SparseMatrix, SparseMatrix]:
+def from_dense(dense: np.ndarray) -> SparseMatrix:
     rows, columns = np.nonzero(dense)
     indptr = np.concatenate([[0], np.cumsum((dense != 0).sum(1))]).astype(np.int32)
     values = dense[rows, columns].astype(np.float32)
-    matrix = SparseMatrix(indptr, columns.astype(np.int32), values, dense.shape)
-    return matrix, transpose_csr(matrix)
+    return SparseMatrix(indptr, columns.astype(np.int32), values, dense.shape)
+
+
+def unfolded(dense: np.ndarray) -> FoldedMatrix:
+    """All rows are stored."""
+    rows = np.arange(len(dense))
+    return FoldedMatrix(from_dense(dense), Folding((1, dense.shape[1]), (IDENTITY,), rows, rows))
 
 
 # --- sparse matrices and the norm ---
 
 
-def test_sparse_products_and_transpose() -> None:
+@pytest.fixture(params=["compiled", "torch"])
+def multiplier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What multiplies."""
+    monkeypatch.setenv("RECON_KERNELS", "best" if request.param == "compiled" else "off")
+    if request.param == "compiled" and sparse.compiled() is None:
+        pytest.skip("nothing has been compiled")
+    return str(request.param)
+
+
+def test_sparse_products_and_transpose(multiplier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse, "BLOCK", 3)
     dense = np.random.default_rng(0).random((7, 5)) * (np.random.default_rng(1).random((7, 5)) < 0.4)
-    matrix, transpose = from_dense(dense.astype(np.float32))
+    matrix = from_dense(dense.astype(np.float32))
+    transpose = transpose_csr(matrix)
     expected = torch.from_numpy(dense.astype(np.float32)).double()
-    x, y = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
+    x, y = torch.randn(13, 5, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64)
     torch.testing.assert_close(matrix.apply(x), x @ expected.T)
+    torch.testing.assert_close(matrix.apply(x.float()), (x @ expected.T).float())
     torch.testing.assert_close(transpose.apply(y), y @ expected)
     torch.testing.assert_close(transpose.dense(), expected.T)
     assert matrix.apply(x.half()).dtype == torch.float16
     assert matrix.apply(x[:0]).shape == (0, 7)
+    again = pickle.loads(pickle.dumps(matrix))
+    torch.testing.assert_close(again.apply(x), matrix.apply(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_depend_neither_on_the_batch_nor_on_threads(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sparse.compiled() is None:
+        pytest.skip("nothing has been compiled")
+    generator = np.random.default_rng(0)
+    matrix = from_dense(generator.random((90, 70)) * (generator.random((90, 70)) < 0.4))
+    x = torch.from_numpy(generator.standard_normal((15, 70))).to(dtype)
+    alone = torch.cat([matrix.apply(row[None]) for row in x])
+    torch.testing.assert_close(matrix.apply(x), alone, rtol=0, atol=0)
+    monkeypatch.setattr(sparse, "THREAD", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    torch.testing.assert_close(matrix.apply(x), alone, rtol=0, atol=0)
+
+
+def test_sums_of_single_precision_are_in_double_precision() -> None:
+    """1 + 2^-20 - 1 of numbers that single precision would round away in between."""
+    if sparse.compiled() is None:
+        pytest.skip("nothing has been compiled")
+    matrix = from_dense(np.ones((1, 12), np.float32))
+    x = torch.tensor([[2.0**30, 0, 0, 0, 1.0, 0, 0, 0, -(2.0**30), 0, 0, 0]])
+    assert float(matrix.apply(x)) == 1.0
 
 
 def test_arrays_that_are_no_matrix_are_refused() -> None:
@@ -77,7 +123,7 @@ def test_norm_bound_of_any_nonnegative_matrix(rows: int, columns: int, density: 
     generator = np.random.default_rng(seed)
     dense = generator.random((rows, columns)) * 10.0 ** generator.integers(-4, 4, (rows, columns))
     dense = (dense * (generator.random((rows, columns)) < density)).astype(np.float32)
-    bound = collatz_wielandt(*from_dense(dense), iterations=30)
+    bound = collatz_wielandt(unfolded(dense), iterations=30)
     exact = float(np.linalg.norm(dense.astype(np.float64), 2))
     assert exact * (1 - 1e-13) <= bound
 
@@ -85,16 +131,9 @@ def test_norm_bound_of_any_nonnegative_matrix(rows: int, columns: int, density: 
 def test_norm_bound_needs_few_iterations_to_be_tight_and_none_to_be_valid() -> None:
     matrix = ProjectorMatrix(replace(SCAN, image_shape=(9, 9)))
     exact = float(torch.linalg.matrix_norm(matrix.matrix.dense(), 2))
-    crude = collatz_wielandt(matrix.matrix, matrix.transpose, iterations=0)
+    crude = collatz_wielandt(matrix.matrix, iterations=0)
     assert exact <= matrix.norm_bound <= exact * (1 + 1e-4)
     assert exact * 1.01 < crude
-
-
-def test_norm_bound_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = ProjectorMatrix(SCAN)
-    monkeypatch.setattr("recon.operators.tomography.norm._BLOCK_ENTRIES", 100)
-    bound = collatz_wielandt(matrix.matrix, matrix.transpose)
-    assert bound == pytest.approx(matrix.norm_bound, rel=1e-13)
 
 
 def test_norm_bound_against_lanczos_where_dense_is_too_large() -> None:
@@ -105,7 +144,7 @@ def test_norm_bound_against_lanczos_where_dense_is_too_large() -> None:
 def test_norm_bound_refuses_signs_and_nan() -> None:
     for bad in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="negative or not finite"):
-            collatz_wielandt(*from_dense(np.array([[1.0, bad], [0.5, 0.0]])))
+            collatz_wielandt(unfolded(np.array([[1.0, bad], [0.5, 0.0]])))
 
 
 def test_a_scan_that_misses_the_image_is_zero() -> None:
@@ -120,10 +159,10 @@ def test_a_scan_that_misses_the_image_is_zero() -> None:
 
 def test_built_in_blocks_of_views_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = ProjectorMatrix(SCAN, cache=False)
-    monkeypatch.setattr(projector_matrix, "_BLOCK_ENTRIES", 500)
+    monkeypatch.setattr(build_module, "_BLOCK_ENTRIES", 500)
     pieces = ProjectorMatrix(SCAN, cache=False)
     for name in ("indptr", "indices", "values"):
-        np.testing.assert_array_equal(getattr(pieces.matrix, name), getattr(whole.matrix, name))
+        np.testing.assert_array_equal(getattr(pieces.matrix.stored, name), getattr(whole.matrix.stored, name))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -133,8 +172,9 @@ def test_estimate_of_the_entries(name: str) -> None:
         image_shape=tuple(5 * n for n in ALL[name].image_shape),
         pixel_size=tuple(p / 5 for p in ALL[name].pixel_size),
     )
-    built = len(ProjectorMatrix(fine).matrix.values)
-    assert estimate_entries(fine) == pytest.approx(built, rel=0.05)
+    matrix = ProjectorMatrix(fine).matrix
+    estimate = estimate_entries(fine)[matrix.folding.rows].sum()
+    assert estimate == pytest.approx(len(matrix.stored.values), rel=0.05)
 
 
 def test_too_large_is_refused_before_it_is_built() -> None:
@@ -144,50 +184,19 @@ def test_too_large_is_refused_before_it_is_built() -> None:
     assert check_memory(large, memory_limit=1e9) < 1e9
 
 
-def test_memory_estimate_is_what_the_arrays_take() -> None:
-    matrix = ProjectorMatrix(SCAN)
-    taken = matrix.matrix.nbytes + matrix.transpose.nbytes
-    assert check_memory(SCAN) == pytest.approx(taken, rel=0.1)
-
-
-def test_memory_of_each_type_and_the_same_numbers_in_all() -> None:
-    matrix = ProjectorMatrix(SCAN)
-    parts = (matrix.matrix, matrix.transpose)
-    single = matrix.matrix.values.copy()
-    x = torch.randn(2, 1, 12, 12)
-    expected = matrix.forward(x)
-    matrix.backward(matrix.forward(x.double()))
-    taken = sum(part.nbytes for part in parts)
-    assert check_memory(SCAN, dtype=torch.float64) == pytest.approx(taken, rel=0.1)
-    # float32 after float64, and what is pickled or written to the cache, are the numbers that were built
-    torch.testing.assert_close(matrix.forward(x), expected, rtol=0, atol=0)
-    np.testing.assert_array_equal(matrix.matrix.values, single)
-    again = pickle.loads(pickle.dumps(parts[1]))
-    np.testing.assert_array_equal(again.values, parts[1].values)
-    torch.testing.assert_close(again.dense(), matrix.matrix.dense().T, rtol=0, atol=0)
-
-
-def test_float64_that_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = len(ProjectorMatrix(SCAN).matrix.values)
-    matrix = ProjectorMatrix(SCAN, memory_limit=20.0 * entries)
-    x = torch.randn(1, 1, 12, 12)
-    matrix.forward(x)
-    with pytest.raises(ValueError, match=r"float64 take .* GB with its transpose, .* allowed.*Use float32"):
-        matrix.forward(x.double())
-    matrix = ProjectorMatrix(SCAN)
-    y = matrix.forward(x)
-    monkeypatch.setattr(projector_matrix, "available_memory", lambda: 11.0 * entries)
-    with pytest.raises(ValueError, match=r"GB more with its transpose, .* left on this machine"):
-        matrix.backward(y.double())
-    monkeypatch.setattr(projector_matrix, "available_memory", lambda: 13.0 * entries)
-    assert matrix.backward(y.double()).dtype == torch.float64
+@pytest.mark.parametrize("name", ALL)
+def test_memory_estimate_is_what_the_arrays_take(name: str, multiplier: str) -> None:
+    matrix = ProjectorMatrix(ALL[name])
+    expected = pytest.approx(matrix.matrix.nbytes, rel=0.1)
+    assert check_memory(ALL[name]) == expected
+    matrix.backward(matrix.forward(torch.randn(2, *ALL[name].domain_shape, dtype=torch.float64)))
+    assert check_memory(ALL[name]) == expected  # no copy is left in another precision
 
 
 def test_a_deep_copy_shares_the_numbers() -> None:
     operator = RayTransform(SCAN)
     twin = copy.deepcopy(operator)
     assert twin.projector_matrix.matrix is operator.projector_matrix.matrix
-    assert twin.projector_matrix.transpose is operator.projector_matrix.transpose
 
 
 # --- the cache ---
@@ -196,13 +205,13 @@ def test_a_deep_copy_shares_the_numbers() -> None:
 def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every matrix that is built."""
     builds: list[int] = []
-    build = projector_matrix._build
+    build = projector_module.build
 
     def counted(*args: object) -> object:
         builds.append(1)
         return build(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(projector_matrix, "_build", counted)
+    monkeypatch.setattr(projector_module, "build", counted)
     return builds
 
 
@@ -230,6 +239,16 @@ def test_another_version_of_astra_builds_anew(monkeypatch: pytest.MonkeyPatch) -
     assert len(builds) == 2
 
 
+def test_a_file_of_another_folding_or_format_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices of the time before there were symmetries had all rows, under other names."""
+    folding = fold_for(SCAN)
+    whole = Folding(folding.shape, (IDENTITY,), np.arange(len(folding.slots)), np.arange(len(folding.slots)))
+    keys = {cache_key(SCAN, "line", "2", f) for f in (folding, whole)}
+    monkeypatch.setattr(projector_module, "_FORMAT", 1)
+    keys.add(cache_key(SCAN, "line", "2", folding))
+    assert len(keys) == 3
+
+
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "appended"])
 def test_a_damaged_file_is_rebuilt(
     damage: str, monkeypatch: pytest.MonkeyPatch, cache: Path, caplog: pytest.LogCaptureFixture
@@ -245,7 +264,7 @@ def test_a_damaged_file_is_rebuilt(
         found = ProjectorMatrix(SCAN)
     assert "damaged" in caplog.text
     assert len(builds) == 2
-    np.testing.assert_array_equal(found.matrix.values, expected.matrix.values)
+    np.testing.assert_array_equal(found.matrix.stored.values, expected.matrix.stored.values)
     ProjectorMatrix(SCAN)  # and stored anew
     assert len(builds) == 2
 

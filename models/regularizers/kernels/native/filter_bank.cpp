@@ -1,8 +1,6 @@
 // The functions that Python calls, see library.py. None of them throws, and none keeps what it is given.
 #include "filter_bank.hpp"
 
-#include <algorithm>
-
 #include "headers.hpp"
 
 #if defined(_WIN32)
@@ -26,10 +24,10 @@ int run(const Task &, int64_t, int64_t);
 template <typename T>
 void add_overhangs(const Task &task) {
     const Layout cut(task);
-    const int64_t rows = task.size - 1;
+    const int64_t rows = cut.reach - 1;
     for (int64_t unit = 0; unit < cut.units; ++unit) {
         if (unit % cut.blocks == cut.blocks - 1) continue;
-        const int64_t row = unit / cut.blocks * task.height + (unit % cut.blocks + 1) * ROWS;
+        const int64_t row = unit / cut.blocks * task.height + (unit % cut.blocks + 1) * cut.height;
         const T *from = static_cast<const T *>(task.overhang) + unit * rows * task.width;
         T *to = static_cast<T *>(task.out) + row * task.width;
         for (int64_t i = 0; i < rows * task.width; ++i) to[i] += from[i];
@@ -61,7 +59,7 @@ EXPORT void recon_kernels_layout(const Task *task, int64_t *sizes) {
     sizes[0] = cut.units;
     sizes[1] = cut.per_unit;
     sizes[2] = cut.weights_size(*task);
-    sizes[3] = cut.units * (task->size - 1) * task->width;
+    sizes[3] = cut.units * (cut.reach - 1) * task->width;
 }
 
 // Compute the units begin, ..., end - 1. Not 0: there is no memory.

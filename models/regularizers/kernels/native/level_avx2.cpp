@@ -15,6 +15,11 @@ namespace recon::avx2 {
 #include "convolutions.inc"
 #include "tiles.inc"
 #include "units.inc"
+#include "network/leaky.inc"
+#include "network/pairs.inc"
+#include "network/network.inc"
+#include "network/operations.inc"
+#include "dispatch.inc"
 }  // namespace recon::avx2
 
 #ifdef __clang__

@@ -8,4 +8,9 @@ namespace recon::baseline {
 #include "convolutions.inc"
 #include "tiles.inc"
 #include "units.inc"
+#include "network/leaky.inc"
+#include "network/pairs.inc"
+#include "network/network.inc"
+#include "network/operations.inc"
+#include "dispatch.inc"
 }  // namespace recon::baseline

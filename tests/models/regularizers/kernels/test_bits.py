@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.regularizers.kernels import bank
+from models.regularizers.kernels import calls
 from tests.lower_level.problems import normal
 from tests.models.regularizers.kernels.cases import MAKERS, everything, make
 
@@ -67,6 +67,6 @@ def test_no_more_threads_than_units_of_work(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(threads: int, process: int) -> None:
         raise AssertionError("a pool for one unit of work")
 
-    monkeypatch.setattr(bank, "thread_pool", refuse)
+    monkeypatch.setattr(calls, "thread_pool", refuse)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     make("log_cosh", 5, 3, torch.float32).value_and_grad(normal(1, 1, 34, 9).float())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.regularizers.fields_of_experts import FieldsOfExperts
-from models.regularizers.kernels import Bank, Profiles, bank, describe, library
+from models.regularizers.kernels import Bank, Profiles, calls, describe, library
 from models.regularizers.potentials import POTENTIALS, LogCosh
 from tests.lower_level.problems import normal
 from tests.models.regularizers.kernels.cases import everything, make
@@ -153,7 +153,7 @@ def test_no_memory_is_an_error_of_python(level: str, monkeypatch: pytest.MonkeyP
         def recon_kernels_run(*_: object) -> int:
             return 1
 
-    monkeypatch.setattr(bank, "_library", lambda: Full)
+    monkeypatch.setattr(calls, "_library", lambda: Full)
     with pytest.raises(MemoryError, match="3 filters of images of 9 columns"):
         compute()
 
