@@ -25,6 +25,8 @@ MOVED = {
     "largest_growth": (("limits", "largest_growth"), ("accelerations", "largest_growth")),
     **{name: (("accelerations", name),) for name in ("certificate", "direction", "memory")},
 }
+#: options that older versions did not have, with what these did
+ADDED = {"noise_share": 0.0}
 #: what an option of MAID has become
 SCHEDULED = "MAID with the accuracy schedule is PublishedMAID by now, its certificate and direction are accelerations"
 
@@ -78,7 +80,7 @@ def current_options(options: Mapping[str, Any], known: Mapping[str, object]) -> 
     for name in options.keys() - found.keys():
         if (place := place_of(name, known)) is not None:
             found[place[0]] = found.get(place[0], {}) | {place[1]: options[name]}
-    return found
+    return {name: value for name, value in ADDED.items() if name in known} | found
 
 
 def current_method(saved: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, object]:

@@ -15,7 +15,6 @@ from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, not_negative, positive
 
-
 #: of the running mean of the spread of hypergradients
 MEMORY = 0.9
 
@@ -66,15 +65,16 @@ class Passes(UpperLevelMethod[ObjectiveT]):
 class InexactPasses(Passes[InexactObjective]):
     r"""Passes on hypergradients whose accuracies follow a schedule, or the noise of mini-batches.
 
-    By the schedule, those of pass k are the first ones times (k+1)^-accuracy_decay. With ``noise_share`` tau > 0 none has
-    to be chosen: the hypergradient z of b images differs from that of all by about s / sqrt(b), s the spread of the z_i
-    of single images; certified errors eps_i and delta_i change z_i by about \|\|z_i\|\| (eps_i + delta_i) / \|\|grad g_i\|\|,
-    as w_i is linear in grad g_i = x_i - x_i* (to first order; no bound). So
+    By the schedule, those of pass k are the first ones times (k+1)^-accuracy_decay. With ``noise_share`` tau > 0 none
+    has to be chosen: the hypergradient z of b images differs from that of all by about s / sqrt(b), s the spread of the
+    z_i of single images, and certified errors eps_i, delta_i change z_i by about
+    \|\|z_i\|\| (eps_i + delta_i) / \|\|grad g_i\|\|, as w_i is linear in grad g_i (to first order; no bound). So
 
-        eps_i = delta_i = tau / 2 (s / sqrt(b)) / rms \|\|z_i\|\| \|\|grad g_i\|\|
+        eps_i = delta_i = (tau / 2) (s / sqrt(b)) \|\|grad g_i\|\| / rms \|\|z_i\|\| sqrt(lr_k / lr)
 
-    with a running mean of s / rms \|\|z_i\|\| and the slopes of the last pass. The first accuracies are those of the first
-    pass, until something is known.
+    with a running mean of s / rms \|\|z_i\|\| and the slopes of the last pass. The root is how the noise that is left
+    in theta falls with the steps, because smaller ones average over more mini-batches; errors do not average. Images
+    that were not seen yet get the smaller one of the first accuracies.
     """
 
     def _take_inexact(
@@ -133,10 +133,11 @@ class InexactPasses(Passes[InexactObjective]):
 
     def _by_noise(self, index: Tensor, scheduled: Accuracy) -> Accuracy:
         """The accuracies of these images that the noise of their mini-batch allows."""
-        share, spread = self.options["noise_share"], self.progress.get("spread")
-        if not share or spread is None:
+        options, spread = self.options, self.progress.get("spread")
+        if not options["noise_share"] or spread is None:
             return scheduled
-        allowed = 0.5 * share * spread / math.sqrt(len(index)) * self.progress["slope"][index]
+        noise = spread * math.sqrt(options["lr"] / options["first_lr"] / len(index))
+        allowed = 0.5 * options["noise_share"] * noise * self.progress["slope"][index]
         # images that were not seen yet, or are met exactly
         allowed = torch.where(allowed > 0, allowed, min(float(scheduled.solution), float(scheduled.adjoint)))
         return Accuracy(allowed, allowed)

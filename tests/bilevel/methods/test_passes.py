@@ -141,6 +141,70 @@ def test_steps_and_accuracies_decrease() -> None:
     assert records[0].epsilon > records[3].epsilon
 
 
+def test_accuracies_follow_the_noise_of_mini_batches() -> None:
+    """eps_i = delta_i = (tau / 2) (s / sqrt(b)) ||grad g_i|| / rms ||z_i||, by hand after the first pass."""
+    objective, share = objective_of(), 0.5
+    asked: list[Accuracy] = []
+    subset = objective.subset
+
+    def watched(index: torch.Tensor) -> BilevelObjective:
+        part = subset(index)
+        evaluate = part.evaluate
+
+        def noted(accuracy: Accuracy, *args: Any, **options: Any) -> Any:
+            asked.append(accuracy)
+            return evaluate(accuracy, *args, **options)
+
+        part.evaluate = noted  # type: ignore[method-assign]
+        return part
+
+    objective.subset = watched  # type: ignore[method-assign]
+    method = InexactAdam(
+        objective.params, batch_size=5, noise_share=share, lr_decay=0.5, solution_accuracy=0.03, accuracy_decay=9
+    )
+    theta = [p.detach().clone() for p in objective.params]
+    method.step(objective=objective)
+    assert asked[0] == Accuracy(0.03, 0.1)
+    x = method.progress["x"].clone()
+    after = [p.detach().clone() for p in objective.params]
+    for p, value in zip(objective.params, theta, strict=True):
+        p.data.copy_(value)
+    rows = []
+    for i in range(5):
+        one = objective_of().subset(torch.tensor([i]))
+        for p, value in zip(one.params, theta, strict=True):
+            p.data.copy_(value)
+        rows.append(one.hypergradient(one.evaluate(Accuracy(1e-9, 1e-9)), Accuracy(1e-9, 1e-9)).z)
+    z = torch.stack(rows)
+    spread = float(((z - z.mean(0)).square().sum() / 4).sqrt() / z.square().sum(1).mean().sqrt())
+    for p, value in zip(objective.params, after, strict=True):
+        p.data.copy_(value)
+    method.step(objective=objective)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(1))  # that of the second pass
+    slope = (x - objective.target).flatten(1).norm(dim=1)[order]
+    expected = 0.5 * share * spread / 5**0.5 * slope * 2**-0.25  # lr falls like the root of the passes
+    assert isinstance(asked[1].solution, torch.Tensor)
+    torch.testing.assert_close(asked[1].solution, expected, rtol=0.1, atol=0)
+    torch.testing.assert_close(asked[1].adjoint, asked[1].solution)
+    at = objective.subset(order).evaluate(asked[1], None, False)
+    assert bool((at.error <= asked[1].solution).all())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_errors_by_noise_stay_below_the_noise(batch: int) -> None:
+    """The exact gradient at the end against the spread of those of the images, which is what errors were held to."""
+    objective = BilevelObjective(KnownQuadratic(), normal(6, 1, 3, 4, seed=7), normal(6, 1, 3, 4, seed=6))
+    share, fine = 0.25, Accuracy(1e-10, 1e-10)
+    method = InexactAdam(objective.params, lr=0.2, lr_decay=0.9, batch_size=batch, noise_share=share)
+    for _ in range(60):
+        record = method.step(objective=objective)
+    gradient = objective.hypergradient(objective.evaluate(fine), fine)
+    rows = objective.image_gradients(gradient.evaluation)
+    spread = float(((rows - rows.mean(0)).square().sum() / 5).sqrt())
+    noise = spread / batch**0.5 * (record.step / 0.2) ** 0.5
+    assert float(gradient.z.norm()) < 2 * share * noise
+
+
 def test_every_evaluation_is_counted() -> None:
     regularizer = CountingTV(-3.0, -3.0)
     objective = objective_of(regularizer)
@@ -151,15 +215,17 @@ def test_every_evaluation_is_counted() -> None:
         assert record.evaluations * 5 == pytest.approx(regularizer.count)
 
 
-def test_a_checkpoint_continues_bit_identically() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_checkpoint_continues_bit_identically(share: float) -> None:
     whole = objective_of()
-    method = InexactAdam(whole.params, batch_size=2, lr_decay=0.5, accuracy_decay=0.5, seed=3)
+    options: dict[str, Any] = {"batch_size": 2, "lr_decay": 0.5, "accuracy_decay": 0.5, "noise_share": share, "seed": 3}
+    method = InexactAdam(whole.params, **options)
     for _ in range(2):
         method.step(objective=whole)
     saved = copy.deepcopy((method.state_dict(), whole.state_dict(), whole.regularizer.state_dict()))
     expected = [method.step(objective=whole) for _ in range(2)]
     again = objective_of()
-    resumed = InexactAdam(again.params, batch_size=2, lr_decay=0.5, accuracy_decay=0.5, seed=3)
+    resumed = InexactAdam(again.params, **options)
     again.regularizer.load_state_dict(saved[2])
     again.load_state_dict(saved[1])
     resumed.load_state_dict(saved[0])
@@ -177,6 +243,7 @@ def test_a_checkpoint_continues_bit_identically() -> None:
         ({"adjoint_accuracy": math.nan}, "adjoint_accuracy is nan"),
         ({"lr_decay": -1.0}, "lr_decay is -1"),
         ({"accuracy_decay": math.inf}, "accuracy_decay is inf"),
+        ({"noise_share": -0.5}, "noise_share is -0.5"),
     ],
 )
 def test_bad_options_are_refused_with_their_value(options: dict[str, Any], message: str) -> None:
