@@ -27,7 +27,7 @@ import torch
 from skimage import data
 
 from benchmarks.common import machine, write_csv
-from benchmarks.peers import filters, startup, tomography
+from benchmarks.peers import filters, sizes, startup, tomography
 from benchmarks.peers.turns import Array, Competitor, Timing, in_turns
 from recon.files import write_files
 from recon.lower_level import TotalVariationProblem, TotalVariationSolver
@@ -159,11 +159,17 @@ def startup_results(settings: Settings) -> Iterator[Result]:
     yield Result("start-up", startup.timings(picture, settings.repeats))
 
 
+def size_results(settings: Settings) -> Iterator[Result]:
+    for title, timings in sizes.tables(noisy, settings.quick, settings.repeats, settings.threads):
+        yield Result(title, timings)
+
+
 GROUPS = {
     "denoising": denoising_results,
     "filters": filter_results,
     "tomography": tomography_results,
     "start-up": startup_results,
+    "sizes": size_results,
 }
 
 
