@@ -1,8 +1,8 @@
 """Certified proposals against the mini-batches that they are made of, and against MAID: held-out PSNR by evaluations.
 
 Fields of Experts, 24 filters of 5x5 pixels, noise level 0.1, minus PSNR of 192 patches of 48x48; the held-out PSNR is
-that of 64 patches of scikit-image's pictures. Evaluations are per patch of the training set, checks included; those of the
-held-out patches are not counted. The certified loss is that of the whole training set.
+that of 64 patches of scikit-image's pictures. Evaluations are per patch of the training set, checks included; those of
+the held-out patches are not counted. The certified loss is that of the whole training set.
 
     python -m benchmarks.proposals --data FOLDER_OF_PICTURES
 """
