@@ -23,7 +23,7 @@ from recon.bilevel import (
     UpperLoss,
 )
 from recon.bilevel.hypergradient import descent_step
-from recon.bilevel.methods.parameters import assign, flat
+from recon.bilevel.methods.method import assign, flat
 from recon.lower_level import Regularizer
 from tests.lower_level.problems import normal, smooth_image
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,13 +14,31 @@ from torch import Tensor
 from recon.bilevel.evaluation import Accuracy, Evaluation
 from recon.bilevel.hypergradient import Hypergradient
 from recon.bilevel.methods.older import current_state, plain
-from recon.bilevel.methods.parameters import assign, check_one_group, flat
 from recon.bilevel.methods.record import NO_GUARANTEE, Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.lower_level import NotStronglyConvexError, Status
 
 #: what a method descends on
 ObjectiveT = TypeVar("ObjectiveT")
+
+
+def flat(params: Sequence[Tensor]) -> Tensor:
+    """theta, flat, in float64; a copy."""
+    return torch.cat([p.detach().flatten().double() for p in params])
+
+
+@torch.no_grad()
+def assign(params: Sequence[Tensor], theta: Tensor) -> Tensor:
+    """Set the tensors to the flat ``theta``; returns what they are after rounding to their dtype."""
+    for p, part in zip(params, theta.split([p.numel() for p in params]), strict=True):
+        p.copy_(part.view_as(p))
+    return flat(params)
+
+
+def check_one_group(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ``ValueError`` if the parameters are in several groups."""
+    if len(optimizer.param_groups) != 1:
+        raise ValueError(f"{type(optimizer).__name__} takes one group of parameters, got {len(optimizer.param_groups)}")
 
 
 class DivergedError(ValueError):

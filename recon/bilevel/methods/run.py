@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from recon.bilevel.methods.method import UpperLevelMethod
-from recon.bilevel.methods.parameters import flat
+from recon.bilevel.methods.method import UpperLevelMethod, flat
 from recon.bilevel.methods.record import Record
 from recon.bilevel.objective import InexactObjective
 

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from models.files.checkpoint_file import checkpoint_bytes, load_checkpoint
 from recon.bilevel import Accuracy, BilevelObjective, DivergedError, Record, Training, UpperLevelMethod
-from recon.bilevel.methods.parameters import flat
+from recon.bilevel.methods.method import flat
 from recon.files import write_files
 from recon.lower_level import NotStronglyConvexError
 

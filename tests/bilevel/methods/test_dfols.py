@@ -13,7 +13,7 @@ from torch import Tensor
 from datasets import DenoisingDataModule
 from models import FieldsOfExperts, TotalVariation
 from recon.bilevel import DFOLS, MAID, BilevelObjective, DivergedError, NegativePSNR, Progress, Record
-from recon.bilevel.methods.parameters import flat
+from recon.bilevel.methods.method import flat
 
 pytest.importorskip("dfols", reason="DFO-LS is the optional extra dfo")
 

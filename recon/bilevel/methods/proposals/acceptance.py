@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, Evaluation
-from recon.bilevel.methods.parameters import assign
+from recon.bilevel.methods.method import assign
 from recon.bilevel.methods.proposals.sampling import KAPPA, deviation
 from recon.bilevel.objective import InexactObjective
 
