@@ -15,8 +15,8 @@ from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.objective import InexactObjective
 from recon.errors import at_least, not_negative, positive
 
-#: of the running mean of the spread of hypergradients
-MEMORY = 0.9
+#: of the running mean of the spread of hypergradients, which is computed for one of so many mini-batches
+MEMORY, SPREAD_OF = 0.9, 4
 
 
 class Passes(UpperLevelMethod[ObjectiveT]):
@@ -143,12 +143,15 @@ class InexactPasses(Passes[InexactObjective]):
         return Accuracy(allowed, allowed)
 
     def _watch_noise(self, part: InexactObjective, index: Tensor, at: Evaluation) -> None:
-        """Take note of the slopes of these images, and of the spread of their hypergradients over their size."""
-        rows = part.image_gradients(at)
-        size, state = rows.square().sum(1).mean().sqrt(), self.progress
+        """Take note of the slopes of these images and, in some mini-batches, of the spread of their hypergradients."""
+        state = self.progress
         state["slope"] = state["slope"].index_copy(0, index, at.slope)
-        if len(rows) > 1 and float(size) > 0:
-            spread = float((rows - rows.mean(0)).square().sum() / (len(rows) - 1)) ** 0.5 / float(size)
+        if state["spread"] is not None and int(index[0]) % SPREAD_OF:
+            return
+        rows = part.image_gradients(at)
+        size = float(rows.square().sum(1).mean().sqrt())
+        if len(rows) > 1 and size > 0:
+            spread = float((rows - rows.mean(0)).square().sum() / (len(rows) - 1)) ** 0.5 / size
             before = state["spread"]
             state["spread"] = spread if before is None else MEMORY * before + (1 - MEMORY) * spread
         elif state["spread"] is None:
