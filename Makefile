@@ -4,9 +4,11 @@
 #   VENV      where the environment lives (default: .venv)
 #   PIP_ARGS  options added to every `pip install`, for instance an index that has CPU builds of torch
 #   ARGS      options added to pytest, or to `recon demo`
+#   JOBS      processes that share the tests (default: one for each core, at most 4)
 
 VENV ?= .venv
 PIP_ARGS ?=
+JOBS ?= auto --maxprocesses 4
 ARGS ?=
 
 SUITABLE := import sys, venv; sys.exit(sys.version_info < (3, 11))
@@ -39,7 +41,7 @@ demo: $(STAMP)  ## learn regularizers from built-in images, denoise others, writ
 	"$(BIN)/recon" demo --output demo $(ARGS)
 
 test: $(STAMP)  ## run the tests
-	"$(BIN)/python" -m pytest $(ARGS)
+	"$(BIN)/python" -m pytest -n $(JOBS) $(ARGS)
 
 lint: $(STAMP)  ## check style, types and the layers of the imports
 	"$(BIN)/ruff" check .

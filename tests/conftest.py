@@ -13,6 +13,9 @@ import torch
 hypothesis.settings.register_profile("default", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.load_profile("default")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the tests share the cores
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
