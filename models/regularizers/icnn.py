@@ -293,19 +293,20 @@ class ICNN(Regularizer):
         r = sum_l \|\|diag(sqrt(t_l)) M_l ... M_1\|\| \|\|sqrt(t_l) c_l e_l\|\|,   e_0 = n_0 \|b_0\|,
         e_l = M_l (e_{l-1} + 12 \|u_{l-1}\|) + n_l (M_l \|z_{l-1}\| + \|b_l\|)
 
-        with u_l, z_l of x = 0, n_0^2 = 1 + the entries of v_k, n_l^2 = 9 + those of a filter of W_l, and the curvature
-        c_l of sigma at and beyond \|u_l\| - e_l / 2N, N = n_0 + ... + n_l + 12 l. Elsewhere x has moved u_l so far that
-        e_l is 2N roundings of the move: :meth:`rounding_gain` has them. See docs/mathematics.md, section 1.
+        with u_l, z_l of x = 0, n_l = 2 sqrt(m_l), m_0 = 1 + the entries of v_k, m_l = 9 + those of a filter of W_l, and
+        the curvature c_l of sigma at and beyond \|u_l\| - e_l / 2N, N = n_0 + ... + n_l + 12 l. Elsewhere x has moved
+        u_l so far that e_l is 2N roundings of the move: :meth:`rounding_gain` has them. The proof is in section 1 of
+        docs/mathematics.md.
         """
         if self.hidden.width == 0:
             return 0.0  # nothing is known where gradients jump, as rounding_gain says
         u = self.biases[0].double()
-        count, total = math.sqrt(1 + sizes.kernels[0].numel()), 0.0
+        count, total = 2 * math.sqrt(1 + sizes.kernels[0].numel()), 0.0
         errors, product = count * u.abs(), torch.eye(len(u), dtype=u.dtype, device=u.device)
         for layer, t in enumerate(sizes.weights):
             if layer:
                 m, bias, z = sizes.sums[layer - 1], self.biases[layer].double(), self.hidden.value(u)
-                own = math.sqrt(9 + self.log_inner[layer - 1][0].numel())
+                own = 2 * math.sqrt(9 + self.log_inner[layer - 1][0].numel())
                 errors = m @ (errors + 12 * u.abs()) + own * (m @ z.abs() + bias.abs())
                 count += own + 12
                 u, product = m @ z + bias, m @ product
