@@ -275,16 +275,45 @@ class ICNN(Regularizer):
         return min(first + self._deep(sizes), self.smoothness())
 
     def rounding_offset(self, x: Tensor) -> float:
-        r"""(L + 2) \|\|V\|\| \|\|q\|\|, q = dR/dz_0, at most t_0 everywhere: grad R(0) = V^T (sigma' q) cancels.
+        r"""\|\|V\|\| sqrt(n) ((L + 2) \|\|t_0\|\| + r), for n pixels: what cancels in V^T (sigma' q), and in the u_l.
 
-        V of mean zero makes nothing of constant q, up to rounding errors of the terms that it adds up, and of q itself,
-        which L layers have computed.
+        q = dR/dz_0 is at most t_0. V of mean zero makes nothing of constant q, up to rounding errors of the terms that
+        it adds up, and of q itself, which L layers have computed. For r see :meth:`_cancelled`.
         """
         sizes = self._sizes()
         if sizes is None:
             return math.inf
         norm = math.sqrt(sizes.norm * (x.shape[1] * x.shape[2] * x.shape[3]))
-        return (self.layers + 2) * norm * float(sizes.weights[0].norm())
+        return norm * ((self.layers + 2) * float(sizes.weights[0].norm()) + self._cancelled(sizes))
+
+    @torch.no_grad()
+    def _cancelled(self, sizes: _Sizes) -> float:
+        r"""The part of biases: the computed u_l = W_l z_{l-1} + b_l are off by e_l u, however small, and gradients by
+
+        r = sum_l \|\|diag(sqrt(t_l)) M_l ... M_1\|\| \|\|sqrt(t_l) c_l e_l\|\|,   e_0 = n_0 \|b_0\|,
+        e_l = M_l (e_{l-1} + 12 \|u_{l-1}\|) + n_l (M_l \|z_{l-1}\| + \|b_l\|)
+
+        with u_l, z_l of x = 0, n_l = 2 sqrt(m_l), m_0 = 1 + the entries of v_k, m_l = 9 + those of a filter of W_l, and
+        the curvature c_l of sigma at and beyond \|u_l\| - e_l / 2N, N = n_0 + ... + n_l + 12 l. Elsewhere x has moved
+        u_l so far that e_l is 2N roundings of the move: :meth:`rounding_gain` has them. The proof is in section 1 of
+        docs/mathematics.md.
+        """
+        if self.hidden.width == 0:
+            return 0.0  # nothing is known where gradients jump, as rounding_gain says
+        u = self.biases[0].double()
+        count, total = 2 * math.sqrt(1 + sizes.kernels[0].numel()), 0.0
+        errors, product = count * u.abs(), torch.eye(len(u), dtype=u.dtype, device=u.device)
+        for layer, t in enumerate(sizes.weights):
+            if layer:
+                m, bias, z = sizes.sums[layer - 1], self.biases[layer].double(), self.hidden.value(u)
+                own = 2 * math.sqrt(9 + self.log_inner[layer - 1][0].numel())
+                errors = m @ (errors + 12 * u.abs()) + own * (m @ z.abs() + bias.abs())
+                count += own + 12
+                u, product = m @ z + bias, m @ product
+            curvature = self.activation(layer).curvature_beyond(u.abs() - errors / (2 * count))
+            gain = torch.linalg.matrix_norm(t.sqrt()[:, None] * product, 2)
+            total += float(gain * (t.sqrt() * curvature * errors).norm())
+        return total
 
     def convexity(self) -> float:
         return 0.0

@@ -80,6 +80,12 @@ class LeakyReLU:
             return torch.zeros_like(t)
         return ((t > 0) & (t < w)).to(t) * ((1 - s) / w)
 
+    def curvature_beyond(self, t: Tensor) -> Tensor:
+        """sup sigma''(r) over abs(r) >= t, for widths that are positive."""
+        if self.kind == "smooth":
+            return self.curvature(t.clamp_min(0))
+        return (t < self.width).to(t) * self.curvature_bound
+
     @property
     def curvature_bound(self) -> float:
         """sup sigma''."""

@@ -59,6 +59,17 @@ def test_nan_reaches_what_depends_on_it_and_nothing_else(level: str, name: str) 
         torch.testing.assert_close(found[what][1, 0][~reached], clean[what][1, 0][~reached], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pixel", [(0, 0), (30, 70), (49, 89)])
+def test_the_maximum_of_what_is_no_number_is_none(level: str, pixel: tuple[int, int], dtype: torch.dtype) -> None:
+    """Wherever it is, also between larger numbers: a bound of the rest would be certified."""
+    v = normal(2, 1, 50, 90).to(dtype)
+    v[1, 0, *pixel] = math.nan
+    found = make("log_cosh", 4, 3, dtype).filtered_maximum(v)
+    assert bool(found[1].isnan().all())
+    assert bool(found[0].isfinite().all())
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_parameters_that_are_no_numbers(level: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for index, number in ((0, math.nan), (0, math.inf), (-1, math.nan)):
