@@ -99,7 +99,9 @@ def entry(**changes: object) -> str:
 
 @pytest.mark.usefixtures("by_name")
 @pytest.mark.parametrize(
-    "stale", [entry(process=2**22 + 1), entry(started="1"), entry(process="x"), entry(process=None), "", "[" * 9999]
+    "stale",
+    [entry(process=2**22 + 1), entry(started="1"), entry(process="x"), entry(process=None), "", "[" * 9999],
+    ids=["gone", "of another start", "no number", "no process", "empty", "brackets"],
 )
 def test_stale_locks_without_flock(tmp_path: Path, stale: str) -> None:
     """Of processes that are gone, of other processes with the same number, and what is no lock."""
