@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mutation import Mutation, mutations_of
+from benchmarks.mutations.mutation import Mutation, mutations_of
 
 KERNELS = "tests/models/regularizers/kernels"
 BANK = f"{KERNELS}/test_agreement.py"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mutation import ACCEPTANCE, BOUNDS, PARTS, PROPOSALS, Mutation, mutations_of
+from benchmarks.mutations.mutation import ACCEPTANCE, BOUNDS, PARTS, PROPOSALS, Mutation, mutations_of
 
 UPPER: list[Mutation] = [
     *mutations_of(

@@ -1,6 +1,6 @@
 """Whether the tests notice when a bound gets smaller: mutations of the certificates, one at a time.
 
-Every mutation of ``benchmarks/mutants_*.py`` replaces a text of one file of a temporary copy of the tree, never of the
+Every mutation of ``benchmarks/mutations`` replaces a text of one file of a temporary copy of the tree, never of the
 tree itself, compiles it where it is C++, and runs the few test files that ought to fail then. Run from the top folder:
 
     python -m benchmarks.mutations                    # all; an hour on one core
@@ -30,13 +30,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.building import SUFFIXES, build, libraries
-from benchmarks.mutants_lower import LOWER
-from benchmarks.mutants_native import COMPILED
-from benchmarks.mutants_upper import UPPER
-from benchmarks.mutation import Mutation
+from benchmarks.mutations.building import SUFFIXES, build, libraries
+from benchmarks.mutations.lower import LOWER
+from benchmarks.mutations.mutation import Mutation
+from benchmarks.mutations.native import COMPILED
+from benchmarks.mutations.regularizers import REGULARIZERS
+from benchmarks.mutations.upper import UPPER
 
-TOP = Path(__file__).resolve().parents[1]
+TOP = Path(__file__).resolve().parents[2]
 #: what the tests of mathematics need
 FOLDERS = ("recon", "models", "datasets", "tests", "configs")
 #: of a mutation that is no C++
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="mutations of files whose path holds this text")
     parser.add_argument("--check", action="store_true", help="only whether every text occurs exactly once")
     args = parser.parse_args()
-    chosen = [m for m in UPPER + LOWER + COMPILED if args.only in m.file]
+    chosen = [m for m in UPPER + LOWER + REGULARIZERS + COMPILED if args.only in m.file]
     stale = [m for m in chosen if (TOP / m.file).read_text(encoding="utf-8").count(m.old) != 1]
     for m in stale:
         print(f"{m.file}: does not occur exactly once, mend the list: {m.old!r}")

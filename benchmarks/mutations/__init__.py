@@ -1,0 +1,1 @@
+"""Whether the tests notice when a bound gets smaller: ``python -m benchmarks.mutations``."""
