@@ -1,10 +1,11 @@
 """Certified proposals against the mini-batches that they are made of, and against MAID: held-out PSNR by evaluations.
 
-Fields of Experts, 24 filters of 5x5 pixels, noise level 0.1, minus PSNR of 192 patches of 48x48; the held-out PSNR is
-that of 64 patches of scikit-image's pictures. Evaluations are per patch of the training set, checks included; those of
+Fields of Experts, noise level 0.1, minus PSNR of training patches; the held-out PSNR is that of 64 patches of
+scikit-image's pictures. Evaluations are per patch of the training set, checks included; those of
 the held-out patches are not counted. The certified loss is that of the whole training set.
 
-    python -m benchmarks.proposals --data FOLDER_OF_PICTURES
+    python -m benchmarks.proposals --data FOLDER_OF_PICTURES                 # 24 filters 5x5, 192 patches of 48x48
+    python -m benchmarks.proposals --data FOLDER --problem large             # 48 filters 7x7, 400 patches of 96x96
 """
 
 from __future__ import annotations
@@ -57,19 +58,21 @@ class Problem:
 
     train: tuple[Tensor, Tensor]
     held_out: tuple[Tensor, Tensor]
+    filters: int
+    side: int
 
     def run(self, make: Made, budget: float) -> list[tuple[Record, float, float, float]]:
         """Records with the held-out PSNR, the CPU seconds so far, and the share of the checks."""
         regularizer = FieldsOfExperts(
-            24,
-            5,
+            self.filters,
+            self.side,
             potential="smoothed_l1",
             unit_norm=True,
             initial_filters=InitialFilters("multiscale"),
             log_weight=-5.4,
             log_width=-4.0,
         )
-        objective = BilevelObjective(regularizer, *self.train, loss=NegativePSNR())
+        objective = BilevelObjective(regularizer, *self.train, loss=NegativePSNR(), chunk_size=32)
         other = BilevelObjective(regularizer, *self.held_out, loss=NegativePSNR())
         method, found, seconds = make(objective.params), [], 0.0
         while objective.evaluations < budget:
@@ -93,12 +96,16 @@ def patches(path: str, count: int, size: int) -> tuple[Tensor, Tensor]:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--budget", type=float, default=600.0, help="evaluations per patch (default: 600)")
+    parser.add_argument("--problem", choices=("small", "large"), default="small")
     names = list(methods(4))
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="methods (default: all)")
     args = parser.parse_args()
     start(args)
-    counts, size, budget = ((8, 4), 24, min(args.budget, 60.0)) if args.quick else ((192, 64), 48, args.budget)
-    problem = Problem(patches(args.data, counts[0], size), patches("builtin", counts[1], size))
+    count, size, filters, side = (400, 96, 48, 7) if args.problem == "large" else (192, 48, 24, 5)
+    held_out, budget = 64, args.budget
+    if args.quick:
+        count, size, held_out, budget = 8, 24, 4, min(budget, 60.0)
+    problem = Problem(patches(args.data, count, size), patches("builtin", held_out, size), filters, side)
     rows: list[dict[str, Any]] = []
     for name in args.only:
         lines = [
