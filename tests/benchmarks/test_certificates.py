@@ -56,7 +56,13 @@ def _twice_the_modulus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Energy, "rounding", lambda self, x, norm: 0 * norm)
+    right = Energy.rounding_model
+
+    def nothing(self: Energy, x: torch.Tensor) -> energy.Rounding:
+        model = right(self, x)
+        return energy.Rounding(0 * model.fixed, 0 * model.pull, 0.0, 0.0, 0.0, 0.0)
+
+    monkeypatch.setattr(Energy, "rounding_model", nothing)
 
 
 def _no_rounding_of_adjoints(monkeypatch: pytest.MonkeyPatch) -> None:
