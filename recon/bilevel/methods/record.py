@@ -31,7 +31,8 @@ class Record(Certified):
     certified: the loss; epsilon, delta: largest certified lower-level and adjoint errors of the images; omega: bound of
     the hypergradient's error (infinite if not computed); step: the accepted alpha; trials: points tried; evaluations:
     so far, per image; gradient_norm: ||z|| at the new point; progress: see :class:`Progress`; guarantee: with
-    which the exact loss has fallen at all points accepted so far, ``exact``, ``with probability 0.95`` or ``none``.
+    which the exact loss has fallen at all points accepted so far, ``exact``, ``with probability 0.95`` or ``none``;
+    it rests on what the intervals rest on, see ``grade``.
     """
 
     iteration: int
