@@ -28,7 +28,7 @@ KINDS: tuple[tuple[str, str, str], ...] = (
     (
         "theta",
         "models/regularizers/",
-        "current effective kernels profile_parameters knot_curvatures concavity_budget _chain response "
+        "current effective kernels profile_parameters knot_curvatures concavity_budget chain response "
         "spectral_bound weighted_supremum frequency_response smoothness convexity rounding_gain rounding_offset _sizes "
         "curvature_bound hessian_variation jacobian_bounds weights convolutions compiled_profiles",
     ),

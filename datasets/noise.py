@@ -46,6 +46,22 @@ def check_sigma(sigma: float) -> float:
     return sigma
 
 
+def check_levels(sigma: float | tuple[float, float]) -> float | tuple[float, float]:
+    """Return ``sigma`` if it is a standard deviation, or two that are the ends of a range.
+
+    Raises
+    ------
+    ValueError
+        it is neither.
+    """
+    if isinstance(sigma, (int, float)):
+        return check_sigma(sigma)
+    levels = tuple(check_sigma(s) for s in sigma)
+    if len(levels) != 2 or levels[0] >= levels[1]:
+        raise ValueError(f"sigma is {list(levels)}; a range of noise levels is two numbers, the smaller one first")
+    return levels
+
+
 def gaussian_noise(
     shape: Sequence[int],
     sigma: float,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Unpack
 
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datasets.modules.groups import Batches, FlatPatches, PatchPictures, Precision, regrouped
 from datasets.modules.simulated import BUILTIN, SimulatedDataModule
-from datasets.noise import check_sigma
+from datasets.noise import check_levels
 from datasets.sources.images import ImageFolder, Images, ImageSource
 from datasets.sources.measurements import MeasuredImages, Measurement, MeasurementDataset
 from datasets.sources.patches import random_patches
@@ -37,8 +38,9 @@ class DenoisingDataModule(SimulatedDataModule):
         the measurements of ``test``.
     operator : torch.nn.Module, optional
         A, see ``MeasurementDataset``; None is the identity, i.e. denoising.
-    sigma : float
-        Standard deviation σ of the noise, at least 0.
+    sigma : float or list of two floats
+        Standard deviation σ of the noise, at least 0; or the ends of a range, from which that of every picture or patch
+        is drawn: for regularizers that know it, :class:`models.NoiseConditioned`.
     pictures : PatchPictures
         Which pictures, of what size, and the patches to learn from.
     seed : int
@@ -68,7 +70,7 @@ class DenoisingDataModule(SimulatedDataModule):
         test: str | None = None,
         predict: str | None = None,
         operator: torch.nn.Module | None = None,
-        sigma: float = 0.1,
+        sigma: float | tuple[float, float] = 0.1,
         pictures: PatchPictures = PatchPictures(),
         seed: int = 0,
         dtype: Precision = "float64",
@@ -77,10 +79,11 @@ class DenoisingDataModule(SimulatedDataModule):
     ) -> None:
         pictures, batches = regrouped(flat, "pictures batches", pictures, batches)
         super().__init__(train, val, test, pictures, seed, dtype, batches)
-        self.predict, self.operator, self.sigma = predict, operator, check_sigma(sigma)
+        self.predict, self.operator, self.sigma = predict, operator, check_levels(sigma)
 
-    def noise(self) -> dict[str, str | float]:
-        return {"kind": "gaussian", "sigma": float(self.sigma)}
+    def noise(self) -> Mapping[str, str | float | list[float]]:
+        sigma = self.sigma
+        return {"kind": "gaussian", "sigma": list(sigma) if isinstance(sigma, tuple) else float(sigma)}
 
     def _samples(self, images: Images, part: str) -> MeasurementDataset:
         return MeasurementDataset(images, self.sigma, self._stream(part), self.operator, self.dtype)

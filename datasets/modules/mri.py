@@ -96,7 +96,7 @@ class KSpaceDataset(MeasurementDataset):
     operator: CartesianMRI
 
     def _measured(self, exact: torch.Tensor, index: int) -> torch.Tensor:
-        noise = gaussian_noise(exact.shape, self.sigma, self.seed, index, self.dtype)
+        noise = gaussian_noise(exact.shape, self.level(index), self.seed, index, self.dtype)
         return exact + noise.masked_fill(~self.operator.mask, 0.0)
 
 

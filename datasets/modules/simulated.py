@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -99,9 +99,16 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         """The whole training set: x of shape (N, C, H, W) and y of shape (N, *range_shape)."""
         return self._train_tensors
 
+    def train_levels(self) -> torch.Tensor | None:
+        """Standard deviations of the noise of the training set, (N,) in float64, where every picture has its own."""
+        samples = self._train_samples
+        if not isinstance(samples.sigma, tuple):
+            return None
+        return torch.tensor([samples.level(index) for index in range(len(samples))], dtype=torch.float64)
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Batches of ``Sample`` in a fixed order, as certified descent needs a deterministic objective."""
-        samples = StackedSamples(*self._train_tensors)
+        samples = StackedSamples(*self._train_tensors, self.train_levels())
         return DataLoader(samples, batch_size=self.batches.batch_size or len(samples))
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -166,7 +173,7 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         return {}
 
     @abstractmethod
-    def noise(self) -> dict[str, str | float]:
+    def noise(self) -> Mapping[str, str | float | list[float]]:
         """``kind`` of the noise and its parameters."""
 
     @abstractmethod
@@ -181,7 +188,11 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
 
     @cached_property
     def _train_tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return stack_samples(self._samples(self._training_images(self._train_source()), "train"))
+        return stack_samples(self._train_samples)
+
+    @cached_property
+    def _train_samples(self) -> MeasurementDataset:
+        return self._samples(self._training_images(self._train_source()), "train")
 
     @cached_property
     def _val_source(self) -> ImageSource:

@@ -6,10 +6,11 @@ Arguments that belong together are one dataclass, in files a dictionary: ``initi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import get_type_hints
 
 from recon.bilevel.methods.older import plain, warn_of
+from recon.lower_level import Regularizer
 from recon.names import public_name
 
 _FILTERS = {"initial_filters": "kind", "seed": "seed"}
@@ -29,9 +30,37 @@ OLDER = {
 }
 
 
+#: what the entry of a regularizer that is an argument of another one has
+NESTED = {"class", "arguments"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """A model that is an argument of another one, and not made yet."""
+
+    cls: type
+    arguments: dict[str, object]
+
+    def make(self) -> object:
+        """The model."""
+        return self.cls(**made(self.arguments))
+
+
+def made(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Arguments with models in the places of what they are made from."""
+    return {name: value.make() if isinstance(value, Nested) else value for name, value in arguments.items()}
+
+
 def plain_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Arguments with groups as dictionaries."""
-    return {name: plain(value) for name, value in arguments.items()}
+    """Arguments with groups as dictionaries, and with class and arguments of regularizers."""
+    found: dict[str, object] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Regularizer):
+            own = plain_arguments(value.constructor_arguments())
+            found[name] = {"class": public_name(type(value)), "arguments": own}
+        else:
+            found[name] = plain(value)
+    return found
 
 
 def current_arguments(model: str, given: Mapping[str, object], warn: bool = False) -> dict[str, object]:
@@ -50,8 +79,12 @@ def current_arguments(model: str, given: Mapping[str, object], warn: bool = Fals
     return found
 
 
-def typed_arguments(cls: type, given: Mapping[str, object]) -> dict[str, object]:
+def typed_arguments(
+    cls: type, given: Mapping[str, object], find: Callable[[str], type] | None = None
+) -> dict[str, object]:
     """Arguments for the constructor of ``cls`` from plain ones, those of older versions, too.
+
+    Regularizers in the arguments are :class:`Nested`, of the class that ``find`` has for its name.
 
     Raises
     ------
@@ -65,4 +98,7 @@ def typed_arguments(cls: type, given: Mapping[str, object]) -> dict[str, object]
             fields = found.get(name)
             if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(fields, dict):
                 found[name] = kind(**fields)
+            elif find is not None and isinstance(fields, dict) and set(fields) == NESTED:
+                own = find(fields["class"])
+                found[name] = Nested(own, typed_arguments(own, fields["arguments"], find))
     return found

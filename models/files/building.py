@@ -19,6 +19,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from models.files.arguments import made
 from models.files.trust import OWN
 from recon.limits import excess
 from recon.names import public_name
@@ -55,7 +56,7 @@ def build(cls: type[Module], arguments: Mapping[str, object], tensors: Mapping[s
         sketch: nn.Module | None = None
         try:
             with torch.device("meta"):
-                sketch = cls(**arguments)
+                sketch = cls(**made(arguments))
         except MisfitError:
             raise
         except Exception:
@@ -63,7 +64,7 @@ def build(cls: type[Module], arguments: Mapping[str, object], tensors: Mapping[s
                 raise
         if sketch is not None:
             _check_fit(sketch, held)
-        model = cls(**arguments)
+        model = cls(**made(arguments))
     _check_fit(model, held)
     return model
 
@@ -104,18 +105,18 @@ def _counted(tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Raise :class:`MisfitError` where more is made than what holds ``tensors`` can need; on any device."""
     most = _SLACK * len(tensors) + _SOME_TENSORS
     numbers = _SLACK * sum(t.numel() for t in tensors.values()) + _SOME_NUMBERS
-    made = {"tensors": 0, "numbers": 0, "modules": 0}
+    count = {"tensors": 0, "numbers": 0, "modules": 0}
 
     def count_tensor(module: nn.Module, name: str, value: object) -> None:
-        made["tensors"] += 1
+        count["tensors"] += 1
         if isinstance(value, Tensor) and not value.is_meta and not nn.parameter.is_lazy(value):
-            made["numbers"] += value.numel()
-        if made["tensors"] > most or made["numbers"] > numbers:
+            count["numbers"] += value.numel()
+        if count["tensors"] > most or count["numbers"] > numbers:
             raise MisfitError(f"it would be far larger than the file, which has {len(tensors)} tensors")
 
     def count_module(module: nn.Module, name: str, value: object) -> None:
-        made["modules"] += 1
-        if made["modules"] > _MODULES * most:
+        count["modules"] += 1
+        if count["modules"] > _MODULES * most:
             raise MisfitError(f"it would have far more layers than the file, which has {len(tensors)} tensors")
 
     handles = [

@@ -147,7 +147,7 @@ def load_model(path: str | Path, trust: Iterable[Trusted] = ()) -> tuple[Model, 
         tensors = safetensors.torch.load(content)
     except SafetensorError as error:
         raise ModelFileError(f"{weights}: not a safetensors file, or truncated ({error})") from error
-    model = _build(cls, saved, tensors, weights)
+    model = _build(cls, saved, tensors, weights, trust)
     if hashlib.sha256(content).hexdigest() != head.get("sha256"):
         raise ModelFileError(
             f"{weights}: does not belong to {description.name}, its checksum is another; copy both files"
@@ -275,11 +275,16 @@ def _class(name: str, path: Path, trust: Iterable[Trusted]) -> type[Model]:
     return cls
 
 
-def _build(cls: type[Model], saved: _Specification, tensors: Mapping[str, object], path: Path) -> Model:
+def _build(
+    cls: type[Model], saved: _Specification, tensors: Mapping[str, object], path: Path, trust: Iterable[Trusted]
+) -> Model:
     """The model with the tensors in ``path``, with one sentence for everything that does not fit."""
     arguments = (cls.older_arguments if issubclass(cls, Reconstructor) else {}) | saved.arguments
     try:
-        regularizer = build(cls, typed_arguments(cls, arguments), tensors).to(saved.dtype)
+        typed = typed_arguments(cls, arguments, lambda name: _class(name, path, trust))
+        regularizer = build(cls, typed, tensors).to(saved.dtype)
+    except ModelFileError:
+        raise
     except MisfitError as error:
         raise ModelFileError(f"{path}: does not fit {cls.__name__} with {_brief(arguments)}: {error}") from error
     except Exception as error:  # arguments of any kind and size end in errors of any kind
@@ -308,7 +313,7 @@ def _check_contract(regularizer: Regularizer, path: Path) -> None:
     dtype = next((t.dtype for t in regularizer.parameters()), torch.float32)
     for channels in (1, 2):
         try:
-            return check_contract(regularizer, torch.zeros(1, channels, SIDE, SIDE, dtype=dtype))
+            return check_contract(regularizer.at(regularizer.typical_noise), torch.zeros(1, channels, SIDE, SIDE, dtype=dtype))
         except ContractError as error:
             raise ModelFileError(f"{path}: {error}") from error
         except (RuntimeError, ValueError, IndexError):  # images of a size of its own: what uses it will check
@@ -334,7 +339,7 @@ def _load_checkpoint(path: Path, trust: Iterable[Trusted]) -> tuple[Model, dict[
     supervised = issubclass(cls, Reconstructor)
     prefix = "reconstructor." if supervised else "regularizer."
     tensors = {k.removeprefix(prefix): v for k, v in parts.items() if str(k).startswith(prefix)}
-    model = _build(cls, saved, tensors, path)
+    model = _build(cls, saved, tensors, path, trust)
     problem = entry.get("problem", {})
     named = ("operator", "fidelity")
     if not isinstance(problem, dict) or not all("class" in problem[k] for k in named if k in problem):

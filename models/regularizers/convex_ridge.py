@@ -112,6 +112,9 @@ class ConvexRidge(RidgeRegularizer):
         """The largest d_kj: psi_k'' is linear in between."""
         return profile[0].amax(1)
 
+    def divided(self, profile: list[Tensor], by: Tensor) -> list[Tensor]:
+        return [table / by for table in profile]
+
     def compiled_profiles(self, profile: list[Tensor]) -> Profiles:
         return Profiles("spline", tuple(profile), self.spacing)
 

@@ -106,6 +106,9 @@ class FieldsOfExperts(RidgeRegularizer):
         """lambda_k / nu_k: the curvature at 0."""
         return (profile[0] / profile[1])[:, 0]
 
+    def divided(self, profile: list[Tensor], by: Tensor) -> list[Tensor]:
+        return [profile[0] / by, *profile[1:]]
+
     def compiled_profiles(self, profile: list[Tensor]) -> Profiles | None:
         kind = {SmoothedL1: "smoothed_l1", LogCosh: "log_cosh", StudentT: "student_t"}.get(self.potential)
         return None if kind is None else Profiles(kind, tuple(profile))
@@ -141,7 +144,7 @@ class FieldsOfExperts(RidgeRegularizer):
 
         With a_k = ||C_k||, s the side length and patches of zero-mean filters of norm at most s ||x - mean(x)||.
         """
-        if self.weak_convexity:
+        if self.weak_convexity or self.composed or self._source is not None:
             return super().jacobian_bounds(x, w, radius)
         kernels, weight, width = (t.double() for t in self.current())
         weight, width, side = weight[:, 0], width[:, 0], kernels.shape[1]

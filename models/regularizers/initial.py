@@ -1,9 +1,11 @@
-"""What the filters of a regularizer are before anything is learned."""
+"""What the filters of a regularizer are before anything is learned, and of which factors they are made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.regularizers.filter_bank import make_filters
@@ -21,11 +23,27 @@ class InitialFilters:
         fastest: local differences matter most; ``normal``: of variance 2 / (s^2 (K + 1)) for K filters of s x s pixels
         (Xavier), as published.
     seed
-        of normal filters.
+        of all that are random.
+    channels
+        if there are any, the filters are compositions of small convolutions 1 -> channels_1 -> ... -> K (Goujon et al.
+        2023), and what is learned are these factors: for n numbers, of side 1 + (s - 1)/(n + 1) for filters of s x s
+        pixels, the first ones of mean zero and of this ``kind``, the others random. The factors share what they learn;
+        energies, bounds and costs are those of the composed filters.
+
+    Raises
+    ------
+    ValueError
+        a number of channels is less than 1.
     """
 
     kind: str = "dct"
     seed: int = 0
+    channels: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))  # a list in files
+        if min(self.channels, default=1) < 1:
+            raise ValueError(f"channels is {list(self.channels)}, but each must be at least 1")
 
     def make(self, filters: int, size: int) -> Tensor:
         """``filters`` filters, ``(filters, size, size)`` in float64, of mean zero.
@@ -36,3 +54,33 @@ class InitialFilters:
             for another kind, or more cosines than there are.
         """
         return make_filters(self.kind, filters, size, self.seed)
+
+    def factors(self, filters: int, size: int) -> list[Tensor]:
+        """``(channels_1, 1, a, a)``, ``(channels_2, channels_1, a, a)``, ..., in float64, each filter of norm 1.
+
+        Raises
+        ------
+        ValueError
+            for sizes of filters that have no factors of one size, another kind, or more cosines than there are.
+        """
+        count = len(self.channels) + 1
+        side, rest = divmod(size - 1, count)
+        if rest or side < 1:
+            raise ValueError(
+                f"filters of {size}x{size} pixels are no compositions of {count} convolutions of one size: with "
+                f"channels {list(self.channels)}, size must be 1 plus a multiple of {count}"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        found = [make_filters(self.kind, self.channels[0], side + 1, self.seed)[:, None]]
+        for entering, leaving in zip(self.channels, (*self.channels[1:], filters), strict=True):
+            shape = (leaving, entering, side + 1, side + 1)
+            found.append(torch.randn(shape, dtype=torch.float64, generator=generator))
+        return [f / f.flatten(1).norm(dim=1)[:, None, None, None] for f in found]
+
+
+def composed(factors: list[Tensor]) -> Tensor:
+    """The filters ``(K, s, s)`` whose correlation with an image is that with all factors, one after another."""
+    found = (factors[0] - factors[0].mean((2, 3), keepdim=True))[None, :, 0]
+    for factor in factors[1:]:
+        found = F.conv2d(found, factor.flip(2, 3), padding=factor.shape[-1] - 1)
+    return found[0]

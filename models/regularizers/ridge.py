@@ -6,8 +6,9 @@ is analytic and evaluated block by block, so that the filtered images never leav
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,14 @@ from models.regularizers.filter_bank import (
     sum_patches,
     weighted_supremum,
 )
-from models.regularizers.initial import InitialFilters
+from models.regularizers.initial import InitialFilters, composed
 from models.regularizers.kernels import Bank, Profiles, compiled, compiled_hessian, flat_images, planes
+from models.regularizers.noise_level import Rescalable
 from recon.errors import instance
-from recon.lower_level import HessianMap, Regularizer
+from recon.lower_level import HessianMap
 
 
-class RidgeRegularizer(Regularizer):
+class RidgeRegularizer(Rescalable):
     """R(x) = sum_k sum_p psi_k((c_k * x)_p), over all positions p where the filter lies within the image.
 
     Filters have mean zero by parametrization: c_k is the learned ``weight`` minus its mean. Images with several
@@ -42,7 +44,7 @@ class RidgeRegularizer(Regularizer):
     size
         their side length s in pixels.
     initial_filters
-        what learning starts from.
+        what learning starts from, and whether it learns filters or the factors that they are composed of.
     unit_norm
         also divide the filters by their norm. The widths of the profiles are then in the units of the image; without
         it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
@@ -60,10 +62,16 @@ class RidgeRegularizer(Regularizer):
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
         self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
-        weight = initial_filters.make(filters, size)
-        if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
-            weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
-        self.weight = nn.Parameter(weight.to(torch.get_default_dtype()))
+        dtype = torch.get_default_dtype()
+        if initial_filters.channels:
+            factors = initial_filters.factors(filters, size)
+            self.factors = nn.ParameterList(nn.Parameter(f.to(dtype)) for f in factors)
+        else:
+            weight = initial_filters.make(filters, size)
+            if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
+                weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
+            self.weight = nn.Parameter(weight.to(dtype))
+        self._source: Callable[[], list[Tensor]] | None = None
         self._cached: tuple[list[Tensor], list[Tensor]] | None = None
         self._spectrum: tuple[Tensor, Response] | None = None
         self._smoothness: tuple[list[Tensor], float] | None = None
@@ -94,6 +102,10 @@ class RidgeRegularizer(Regularizer):
         """sup psi_k'', ``(K,)``."""
         raise NotImplementedError
 
+    def divided(self, profile: list[Tensor], by: Tensor) -> list[Tensor]:
+        """The tensors of psi_k / ``by``, for ``by`` ``(K, 1)``."""
+        raise NotImplementedError
+
     def compiled_profiles(self, profile: list[Tensor]) -> Profiles | None:
         """The profiles for the compiled kernels, where these have them."""
         return None
@@ -110,15 +122,51 @@ class RidgeRegularizer(Regularizer):
 
     # --- parameters --------------------------------------------------------------------------------------------------
 
+    @property
+    def composed(self) -> bool:
+        """Whether the filters are compositions, and what is learned are their factors."""
+        return hasattr(self, "factors")
+
     def kernels(self) -> Tensor:
         """The filters c_k, ``(K, s, s)``, of mean zero, and of norm one with ``unit_norm``."""
-        centred = self.weight - self.weight.mean((1, 2), keepdim=True)
+        weight = composed(list(self.factors)) if self.composed else self.weight
+        centred = weight - weight.mean((1, 2), keepdim=True)
         return centred / centred.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12) if self.unit_norm else centred
 
     def effective(self) -> list[Tensor]:
         """The filters and the tensors of the profiles, differentiable in the parameters."""
+        if self._source is not None:
+            return self._source()
         kernels = self.kernels()
         return [kernels, *self.profile_parameters(kernels)]
+
+    def gain_count(self) -> int:
+        """K."""
+        return len(self.current()[0])
+
+    def rescaled(self, tensors: list[Tensor], gains: Tensor) -> list[Tensor]:
+        r"""The tensors :meth:`effective` of sum_k sum_p s_k^-2 psi_k(s_k (c_k * x)_p), from those of psi_k and c_k.
+
+        Its Hessian is that of R with other arguments of psi_k'', so that the bounds of R hold for it.
+
+        Parameters
+        ----------
+        tensors
+            filters and profiles.
+        gains
+            s_k > 0, ``(K,)``.
+        """
+        kernels, *profile = tensors
+        return [gains[:, None, None] * kernels, *self.divided(profile, gains.square()[:, None])]
+
+    def copy_at(self, source: Callable[[], list[Tensor]], tensors: list[Tensor]) -> Self:
+        """The same with other tensors: ``source()`` for :meth:`effective`, ``tensors`` as long as parameters stay."""
+        self.current()
+        assert self._cached is not None
+        other = copy.copy(self)
+        other._source, other._cached = source, (self._cached[0], tensors)
+        other._spectrum = other._smoothness = None
+        return other
 
     def current(self) -> list[Tensor]:
         """:meth:`effective` without its graph, computed once per change of the parameters, however they change."""
@@ -209,8 +257,13 @@ class RidgeRegularizer(Regularizer):
 
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
         r"""d/dtheta of sum_p psi'(c * x)(c * w): in c directly, in the profiles by one backward pass per block."""
+        return self.chain(self.derivative(x, w))
+
+    def derivative(self, x: Tensor, w: Tensor) -> list[Tensor]:
+        """The same in the tensors of :meth:`effective`."""
         if (bank := self._bank(x)) is not None and w.dtype == x.dtype and w.shape == x.shape:
-            return self._chain(*bank.derivative(flat_images(x), flat_images(w)))
+            of_kernels, of_profile = bank.derivative(flat_images(x), flat_images(w))
+            return [of_kernels, *of_profile]
         kernels, *profile = self.current()
         kernel_grad = torch.zeros_like(kernels).flatten(1)
         profile_grad = [torch.zeros_like(p) for p in profile]
@@ -231,12 +284,12 @@ class RidgeRegularizer(Regularizer):
             kernel_grad += kernel_part
             for total, part in zip(profile_grad, profile_parts, strict=True):
                 total += part
-        return self._chain(kernel_grad.view_as(kernels), profile_grad)
+        return [kernel_grad.view_as(kernels), *profile_grad]
 
-    def _chain(self, kernel_grad: Tensor, profile_grad: list[Tensor]) -> tuple[Tensor, ...]:
-        """Derivatives in the parameters from those in filters and tensors of profiles."""
+    def chain(self, grads: list[Tensor]) -> tuple[Tensor, ...]:
+        """Derivatives in the parameters from those in the tensors of :meth:`effective`."""
         with torch.enable_grad():
-            pairs = zip(self.effective(), [kernel_grad, *profile_grad], strict=True)
+            pairs = zip(self.effective(), grads, strict=True)
             outputs, weights = zip(*((o, g) for o, g in pairs if o.requires_grad), strict=True)  # others are frozen
             return torch.autograd.grad(
                 outputs,

@@ -75,8 +75,8 @@ class EnergyModule(UpperLevelModule):
         """Whether the solver is one over x >= 0, :class:`recon.lower_level.ProjectedLBFGS`."""
         return isinstance(self.solver, ProjectedLBFGS)
 
-    def problem(self, y: Tensor, weights: Tensor | None = None) -> Data:
-        return dataclasses.replace(super().problem(y, weights), term=self.fidelity)
+    def problem(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | None = None) -> Data:
+        return dataclasses.replace(super().problem(y, weights, sigma), term=self.fidelity)
 
     def method(self, problem: Data) -> Method:
         """Minimizers of the energies, with certified errors."""
@@ -151,7 +151,7 @@ class BilevelModule(EnergyModule):
 
     def _objective(self, x: Tensor, y: Tensor) -> BilevelObjective:
         return BilevelObjective(
-            self.regularizer,
+            self.regularizer.at(self._levels),
             x,
             y,
             self.operator,

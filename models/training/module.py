@@ -61,12 +61,18 @@ def batch_weights(batch: tuple[Tensor, ...]) -> Tensor | None:
     return getattr(batch, "weights", None)
 
 
+def batch_levels(batch: tuple[Tensor, ...]) -> Tensor | None:
+    """The field ``sigma`` of a batch, the standard deviation of the noise of each image; None if it has none."""
+    return getattr(batch, "sigma", None)
+
+
 class ReconstructionModule(pl.LightningModule):
     """The part that does not depend on what is learned. Subclasses learn, and implement what is abstract here.
 
     A training needs the whole training set as one batch, which must be the same in every epoch. The module takes over
     the operator and the floating-point type (attributes ``operator``, ``dtype``) of the data module. Batches are
-    ``(x, y, index)``, and ``(y, index)`` in prediction. A batch with a field ``weights`` of the shape of y says how
+    ``(x, y, index)``, and ``(y, index)`` in prediction. A field ``sigma`` is the standard deviation of the noise of
+    each image, for regularizers that depend on it. A batch with a field ``weights`` of the shape of y says how
     much each of its data counts: 0 where nothing was measured and y only stands in for it.
     """
 
@@ -186,12 +192,12 @@ class ReconstructionModule(pl.LightningModule):
         """Whether reconstructions minimize over x >= 0."""
         return False
 
-    def problem(self, y: Tensor, weights: Tensor | None = None) -> Data:
+    def problem(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | None = None) -> Data:
         """Data y with what is known of them."""
-        return Data(y=y, operator=self._operator, weights=weights)
+        return Data(y=y, operator=self._operator, weights=weights, sigma=sigma)
 
     @torch.no_grad()
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None) -> Prediction:
+    def reconstruct(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | None = None) -> Prediction:
         """Images of data y, with certified errors where something is certified.
 
         Parameters
@@ -201,13 +207,15 @@ class ReconstructionModule(pl.LightningModule):
         weights : Tensor, optional
             Of the same shape, >= 0, where not all data count 1. What does not compare Ax with y, such as networks,
             takes y as it is.
+        sigma : Tensor, optional
+            Standard deviation of the noise, image by image, for what depends on it.
 
         Raises
         ------
         ValueError
             y is not data for the operator or the fidelity, which may know no weights, or nothing can be certified.
         """
-        problem = self.problem(y, weights)
+        problem = self.problem(y, weights, sigma)
         request = Request(self.reconstruction_accuracy, nonnegative=self.nonnegative)
         made = self.method(problem).reconstruct(problem, request)
         if made.certifies:
@@ -233,7 +241,7 @@ class ReconstructionModule(pl.LightningModule):
         self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int
     ) -> Prediction:
         """Reconstruct, and note PSNR, SSIM (of magnitudes where images are complex), certified error and grade."""
-        result = self.reconstruct(batch[1], batch_weights(batch))
+        result = self.reconstruct(batch[1], batch_weights(batch), batch_levels(batch))
         x, target = self.display(result.x), self.display(batch[0])
         values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target)}
         values |= {"error": result.error, "grade": result.grade}
@@ -244,8 +252,8 @@ class ReconstructionModule(pl.LightningModule):
     test_step = validation_step  # type: ignore[assignment]
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Prediction:
-        """Reconstruct; ``batch`` is (y, index), or (y, weights, index)."""
-        return self.reconstruct(batch[0], batch_weights(batch))
+        """Reconstruct; ``batch`` is (y, index), (y, weights, index) or (y, index, sigma)."""
+        return self.reconstruct(batch[0], batch_weights(batch), batch_levels(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val_psnr``, ``val_ssim`` (means over the images), ``val_error`` and ``val_grade`` (maxima)."""

@@ -159,7 +159,7 @@ class BilevelObjective(InexactObjective):
                 f"{type(self.operator).__name__} cannot be used in training: its adjoint is not the exact transpose, "
                 'so that nothing can be certified, nor the adjoint equations be solved; CT has backend="matrix"'
             )
-        check_contract(self.regularizer, self.target, overflow=True)
+        check_contract(self.regularizer.select(slice(0, 1)), self.target, overflow=True)
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -167,7 +167,7 @@ class BilevelObjective(InexactObjective):
 
     def subset(self, index: Tensor) -> Self:
         part = super().subset(index)
-        part.fidelity = self.fidelity.select(index, self.y)
+        part.fidelity, part.regularizer = self.fidelity.select(index, self.y), self.regularizer.select(index)
         part._theta, part._energies = [], {}
         return part
 
@@ -207,7 +207,8 @@ class BilevelObjective(InexactObjective):
         found = self._energies.get((c.start, c.stop))
         if found is None:
             fidelity = self.fidelity.select(c, self.y)
-            found = Energy(self.y[c], self.regularizer, self.operator, fidelity, self.mu, checked=True)
+            own = self.regularizer.select(c)
+            found = Energy(self.y[c], own, self.operator, fidelity, self.mu, checked=True)
             self._energies[c.start, c.stop] = found
         return found
 
@@ -250,7 +251,7 @@ class BilevelObjective(InexactObjective):
         """The same with an adjoint, and with the goal-oriented interval where it is shorter."""
         w, residual, rounding = adjoint
         found = replace(found, adjoint=adjoint)
-        variation = self.regularizer.hessian_variation(w)
+        variation = energy.regularizer.hessian_variation(w)
         if variation is None:
             return found
         l_g, value = self.loss.smoothness, found.interval.value  # q(x), as long as the interval is of first order

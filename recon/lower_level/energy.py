@@ -280,7 +280,8 @@ class Energy:
             return None
         weight = self.fidelity.curvature(self.y, self.y).flatten(1).mean(1).double()
         flat = torch.zeros_like(like[:1])
-        part = hessian_symbol(self.regularizer.hessian(flat), flat, normal.complex_pairs).double()
+        own = self.regularizer.select(slice(0, 1))  # that of the first image may stand for all: any P > 0 will do
+        part = hessian_symbol(own.hessian(flat), flat, normal.complex_pairs).double()
         data = weight[:, None, None] * normal.values.to(like.device)
         return Preconditioner(data + FLAT * part + self.mu, normal.complex_pairs)
 
@@ -302,5 +303,6 @@ class Energy:
         part = copy.copy(self)
         part._inverses = {kind: p and p.select(index) for kind, p in self._inverses.items()}
         part.y, part._pull, part._cancelled = self.y[index], self._pull[index], self._cancelled[index]
+        part.regularizer = self.regularizer.select(index)
         part.fidelity = self.fidelity.select(index, self.y)
         return part

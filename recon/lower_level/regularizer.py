@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ class Regularizer(Recreatable):
 
     #: width in pixels of the band along the boundary where R acts less than inside; denoising mirrors so much data
     margin: int = 0
+    #: a noise level that R is for, where it depends on them
+    typical_noise: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """R(x) image by image, differentiable in x and in the parameters."""
@@ -124,6 +127,25 @@ class Regularizer(Recreatable):
             point = x.detach().requires_grad_(True)
             (grad,) = torch.autograd.grad(self(point).sum(), point, create_graph=True)
             return torch.autograd.grad((grad * w).sum(), params, allow_unused=True, materialize_grads=True)
+
+    def select(self, index: Tensor | slice) -> Self:
+        """R for some of the images of a batch: itself, unless it knows something of every image."""
+        return self
+
+    def at(self, sigma: Tensor | float | None) -> Regularizer:
+        """R for images whose noise has these standard deviations: itself, unless it depends on them.
+
+        Parameters
+        ----------
+        sigma
+            a number for all images, or ``(batch,)``; None where nothing is known.
+
+        Raises
+        ------
+        ValueError
+            R depends on noise levels, and they are unknown or outside of what it is for.
+        """
+        return self
 
     def trainable(self) -> list[nn.Parameter]:
         """The parameters that are learned, in a fixed order."""

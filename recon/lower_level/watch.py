@@ -56,7 +56,7 @@ class Watch:
         if not suspect.numel():
             return
         i = suspect[:1]
-        found = contradiction(regularizer, claims, before[0][i], s[i])
+        found = contradiction(regularizer.select(i), claims, before[0][i], s[i])
         if found is not None:
             raise ContractError(found)
 

@@ -106,6 +106,8 @@ class Data:
         First guess for x, (batch, channels, H, W); None: :func:`recon.lower_level.first_guess`.
     scale : float
         Values of x times ``scale`` are in the unit of the result.
+    sigma : Tensor, optional
+        Standard deviation of the noise, image by image ``(batch,)``, for regularizers that depend on it.
     """
 
     y: Tensor
@@ -114,6 +116,12 @@ class Data:
     term: DataFidelity = field(default_factory=SquaredL2)
     start: Tensor | None = None
     scale: float = 1.0
+    sigma: Tensor | None = None
+
+    @property
+    def noise_level(self) -> Tensor | float | None:
+        """Standard deviation of the noise of y, as far as it is known: of every image, or of all."""
+        return self.sigma
 
     @property
     def source(self) -> str:
@@ -180,6 +188,10 @@ class Problem(Data):
     @property
     def source(self) -> str:
         return str(self.origin.data)
+
+    @property
+    def noise_level(self) -> float:
+        return self.noise.deviation
 
     def mirrored(self, margin: int) -> Self:
         made = super().mirrored(margin)

@@ -59,6 +59,10 @@ class Weighted(Regularizer):
 
         return HessianMap(apply)
 
+    def select(self, index: Tensor | slice) -> Weighted:
+        own = self.regularizer.select(index)
+        return self if own is self.regularizer else Weighted(own, self.weight)
+
     def smoothness(self) -> float:
         return self.weight * self.regularizer.smoothness()
 
@@ -151,8 +155,15 @@ class Energies(WeightedSolver):
 
 
 def energy_of(problem: Data, regularizer: Regularizer, mu: float, weight: float = 1.0) -> Energy:
-    """The energy of a problem."""
-    prior = regularizer if weight == 1 else Weighted(regularizer, weight)
+    """The energy of a problem.
+
+    Raises
+    ------
+    ValueError
+        numbers are out of range, or the regularizer depends on noise levels that are unknown or too large for it.
+    """
+    own = regularizer.at(problem.noise_level)
+    prior = own if weight == 1 else Weighted(own, weight)
     return Energy(problem.y, prior, problem.operator, problem.fidelity(), mu)
 
 

@@ -144,7 +144,7 @@ class Task:
         noise = self.module.noise()
         if noise.get("kind") != "photons":
             raise ValueError(f"weighted is true, but the noise is none of photons: {noise}; leave it out")
-        photons = torch.exp(-float(noise["mu_unit"]) * y)
+        photons = torch.exp(-float(str(noise["mu_unit"])) * y)
         return photons / photons.mean()
 
     def request(self) -> Request:

@@ -198,7 +198,11 @@ def _add_weight(group: argparse._ArgumentGroup) -> None:
         help="residual as large as the noise (default for TV), or best PSNR against the reference",
     )
     group.add_argument(
-        "--noise", type=float, help="standard deviation on the scale of the data (default: estimated, if measured)"
+        "--noise",
+        "--sigma",
+        type=float,
+        help="standard deviation on the scale of the data (default: estimated, if measured); models for all noise "
+        "levels depend on it",
     )
     group.add_argument(
         "--mu", type=float, help="of the energy (default: as trained; 0 for images, 1e-5 ||A||^2 CT, 1e-3 MRI)"
