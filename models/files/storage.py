@@ -313,7 +313,9 @@ def _check_contract(regularizer: Regularizer, path: Path) -> None:
     dtype = next((t.dtype for t in regularizer.parameters()), torch.float32)
     for channels in (1, 2):
         try:
-            return check_contract(regularizer.at(regularizer.typical_noise), torch.zeros(1, channels, SIDE, SIDE, dtype=dtype))
+            return check_contract(
+                regularizer.at(regularizer.typical_noise), torch.zeros(1, channels, SIDE, SIDE, dtype=dtype)
+            )
         except ContractError as error:
             raise ModelFileError(f"{path}: {error}") from error
         except (RuntimeError, ValueError, IndexError):  # images of a size of its own: what uses it will check

@@ -14,8 +14,9 @@ from models.regularizers.filter_bank import check_image, spectral_bound
 from models.regularizers.initial import InitialFilters
 from models.regularizers.kernels import Network, compiled_hessian, compiled_network, flat_images, planes
 from models.regularizers.leaky_relu import LeakyReLU
+from models.regularizers.rescalable import Rescalable
 from recon.errors import at_least, fraction, instance
-from recon.lower_level import HessianMap, HessianVariation, Regularizer
+from recon.lower_level import HessianMap, HessianVariation
 
 
 class _Sizes(NamedTuple):
@@ -32,7 +33,7 @@ class _Sizes(NamedTuple):
     norm: float
 
 
-class ICNN(Regularizer):
+class ICNN(Rescalable):
     r"""R(x) = sum_p a^T sigma_1(W_L z_{L-1} + b_L)_p, z_l = sigma_0(W_l z_{l-1} + b_l), z_0 = sigma_0(V x + b_0).
 
     L is ``layers``. All layers are convolutions within the image, sigma_0 a leaky ReLU, sigma_1 a ReLU, both smoothed
@@ -107,17 +108,38 @@ class ICNN(Regularizer):
 
     # --- parameters --------------------------------------------------------------------------------------------------
 
+    def own_tensors(self) -> list[Tensor]:
+        """V, W_1, ..., W_L, b_0, ..., b_L and a."""
+        v = self.weight - self.weight.mean((2, 3), keepdim=True) if self.zero_mean else self.weight
+        weights = torch.exp(self.log_scale + self.log_weights)[:, None, None]
+        return [v, *(w.exp() for w in self.log_inner), *self.biases, weights]
+
+    def gain_count(self) -> int:
+        """Two: s_1 of V, and s_2."""
+        return 2
+
+    def rescaled(self, tensors: list[Tensor], gains: Tensor) -> list[Tensor]:
+        """The tensors of R(s_1 x) / (s_1 s_2), which is convex, too."""
+        v, *others, weights = tensors
+        return [gains[0] * v, *others, weights / gains.prod()]
+
+    def _tensors(self) -> list[Tensor]:
+        """Differentiable where gradients are asked for."""
+        if torch.is_grad_enabled() or self._source is None:
+            return self.effective()
+        return self.current()  # of a copy with gains
+
     def kernels(self) -> Tensor:
         """V, ``(filters, 1, size, size)``."""
-        return self.weight - self.weight.mean((2, 3), keepdim=True) if self.zero_mean else self.weight
+        return self._tensors()[0]
 
     def convolutions(self) -> list[Tensor]:
         """V, W_1, ..., W_L, differentiable in the parameters."""
-        return [self.kernels(), *(w.exp() for w in self.log_inner)]
+        return self._tensors()[: self.layers + 1]
 
     def weights(self) -> Tensor:
         """a, ``(filters, 1, 1)``, differentiable in the parameters."""
-        return torch.exp(self.log_scale + self.log_weights)[:, None, None]
+        return self._tensors()[-1]
 
     # --- derivatives -------------------------------------------------------------------------------------------------
 
@@ -200,38 +222,31 @@ class ICNN(Regularizer):
         return HessianMap(apply)
 
     def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-        """The derivative in theta of the directional derivative of R at x along w: one backward pass."""
+        """The derivative in theta of the directional derivative of R at x along w."""
+        return self.chain(self.derivative(x, w))
+
+    def derivative(self, x: Tensor, w: Tensor) -> list[Tensor]:
+        """The same in V, W_1, ..., W_L, b_0, ..., b_L and a: one backward pass."""
         if (network := self._network(x)) is not None and w.dtype == x.dtype and w.shape == x.shape:
             v, inner, biases, weights = network.derivative(flat_images(x), flat_images(w))
-            return self._chain([v[:, None], *inner, *biases, weights.view(-1, 1, 1)])
+            return [v[:, None], *inner, *biases, weights.view(-1, 1, 1)]
         with torch.enable_grad():
+            leaves = [t.detach().clone().requires_grad_(True) for t in self.current()]
+            layers = self.layers + 1
             z, move = (t.detach().reshape(-1, 1, *t.shape[2:]) for t in (x, w))
-            for layer, (kernel, bias) in enumerate(zip(self.convolutions(), self.biases, strict=True)):
+            for layer, (kernel, bias) in enumerate(zip(leaves[:layers], leaves[layers:-1], strict=True)):
                 u, du = F.conv2d(z, kernel, bias), F.conv2d(move, kernel)
                 sigma = self.activation(layer)
                 z, move = sigma.value(u), sigma.derivative(u) * du
-            total = (self.weights() * move).sum()
-            return torch.autograd.grad(total, self.trainable(), allow_unused=True, materialize_grads=True)
-
-    def _chain(self, grads: list[Tensor]) -> tuple[Tensor, ...]:
-        """Derivatives in the parameters from those in V, W_1, ..., W_L, b_0, ..., b_L and a."""
-        with torch.enable_grad():
-            outputs = [*self.convolutions(), *self.biases, self.weights()]
-            known = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad]  # others are frozen
-            return torch.autograd.grad(
-                [o for o, _ in known],
-                self.trainable(),
-                [g for _, g in known],
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            total = (leaves[-1] * move).sum()
+            return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
 
     # --- constants ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _sizes(self) -> _Sizes | None:
         """None where a weight is no finite number: a line search may try parameters whose exponentials are not."""
-        kernels = [k.double() for k in self.convolutions()]
+        kernels = [k.detach().double() for k in self.convolutions()]
         sums = [k.sum((2, 3)) for k in kernels[1:]]
         weights = [self.weights().double().flatten()]
         for m in reversed(sums):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from models.regularizers.rescalable import Rescalable
 from recon.errors import at_least
 from recon.lower_level import HessianMap, HessianVariation, JacobianBounds, Regularizer
 
@@ -22,45 +23,13 @@ NO_LEVEL = (
 )
 
 
-class Rescalable(Regularizer):
-    """A regularizer whose filters can be given gains s_k > 0: what :class:`NoiseConditioned` needs of it."""
-
-    def gain_count(self) -> int:
-        """How many gains there are."""
-        raise NotImplementedError
-
-    def current(self) -> list[Tensor]:
-        """The tensors that R depends on, without graph: the same objects as long as the parameters are the same."""
-        raise NotImplementedError
-
-    def effective(self) -> list[Tensor]:
-        """The same, differentiable in the parameters."""
-        raise NotImplementedError
-
-    def rescaled(self, tensors: list[Tensor], gains: Tensor) -> list[Tensor]:
-        """Those of the regularizer with gains, from its own; differentiable in both. Bounds of R hold for it, too."""
-        raise NotImplementedError
-
-    def copy_at(self, source: Callable[[], list[Tensor]], tensors: list[Tensor]) -> Self:
-        """The same with other tensors: ``source()`` for :meth:`effective`, ``tensors`` as long as parameters stay."""
-        raise NotImplementedError
-
-    def derivative(self, x: Tensor, w: Tensor) -> list[Tensor]:
-        """d/d(tensors) of sum_i <grad R(x_i), w_i>, for those of :meth:`current`."""
-        raise NotImplementedError
-
-    def chain(self, grads: list[Tensor]) -> tuple[Tensor, ...]:
-        """Derivatives in the trainable parameters from those in the tensors of :meth:`effective`."""
-        raise NotImplementedError
-
-
 class NoiseConditioned(Regularizer):
     r"""R_sigma(x) = sum_k sum_p s_k(sigma)^-2 psi_k(s_k(sigma) (c_k * x)_p): one regularizer for all noise levels.
 
     c_k and psi_k are those of a ridge regularizer, and its properties are those of R_sigma: convexity, the modulus of
-    weak convexity and the bound of the Hessian do not depend on s_k > 0 (Goujon, Neumayer, Unser 2024). log s_k is
-    piecewise linear in log(sigma + ``OFFSET`` ``largest``) with learned values at equally spaced knots; it begins as
-    s_k = (reference + o) / (sigma + o).
+    weak convexity and the bound of the Hessian do not depend on s_k > 0 (Goujon, Neumayer, Unser 2024). With o =
+    ``OFFSET`` ``largest``, log s_k is piecewise linear in log(sigma + o) with learned values at equally spaced knots;
+    it begins as s_k = (reference + o) / (sigma + o). Of an ICNN, R_sigma(x) = R(s_1 x) / (s_1 s_2).
 
     What depends on images needs their noise levels: :meth:`at`.
 
@@ -153,13 +122,8 @@ class NoiseConditioned(Regularizer):
 
     value_and_grad = hessian = parameter_vjp = forward  # type: ignore[assignment]
 
-    def smoothness(self) -> float:
-        return self.regularizer.smoothness()
-
-    def rounding_gain(self) -> float:
-        return self.regularizer.rounding_gain()
-
     def convexity(self) -> float:
+        """The modulus for all noise levels."""
         return self.regularizer.convexity()
 
 
@@ -298,13 +262,13 @@ class AtNoiseLevels(Regularizer):
             by_parameter[id(conditioned.log_gains)] = found[-1]
         return tuple(by_parameter[id(p)] for p in self.trainable())
 
-    # --- constants: they do not depend on the gains -------------------------------------------------------------------
+    # --- constants: of all images ------------------------------------------------------------------------------------
 
     def smoothness(self) -> float:
-        return self.conditioned.smoothness()
+        return max(self._parts.get(number).smoothness() for number in self._groups)
 
     def rounding_gain(self) -> float:
-        return self.conditioned.rounding_gain()
+        return max(self._parts.get(number).rounding_gain() for number in self._groups)
 
     def rounding_offset(self, x: Tensor) -> float:
         return max(float(self._parts.get(number).rounding_offset(x)) for number in self._groups)

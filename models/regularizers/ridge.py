@@ -6,7 +6,6 @@ is analytic and evaluated block by block, so that the filtered images never leav
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Self, TypeVar
 
@@ -25,7 +24,7 @@ from models.regularizers.filter_bank import (
 )
 from models.regularizers.initial import InitialFilters, composed
 from models.regularizers.kernels import Bank, Profiles, compiled, compiled_hessian, flat_images, planes
-from models.regularizers.noise_level import Rescalable
+from models.regularizers.rescalable import Rescalable
 from recon.errors import instance
 from recon.lower_level import HessianMap
 
@@ -71,8 +70,6 @@ class RidgeRegularizer(Rescalable):
             if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
                 weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
             self.weight = nn.Parameter(weight.to(dtype))
-        self._source: Callable[[], list[Tensor]] | None = None
-        self._cached: tuple[list[Tensor], list[Tensor]] | None = None
         self._spectrum: tuple[Tensor, Response] | None = None
         self._smoothness: tuple[list[Tensor], float] | None = None
 
@@ -133,10 +130,8 @@ class RidgeRegularizer(Rescalable):
         centred = weight - weight.mean((1, 2), keepdim=True)
         return centred / centred.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12) if self.unit_norm else centred
 
-    def effective(self) -> list[Tensor]:
-        """The filters and the tensors of the profiles, differentiable in the parameters."""
-        if self._source is not None:
-            return self._source()
+    def own_tensors(self) -> list[Tensor]:
+        """The filters and the tensors of the profiles."""
         kernels = self.kernels()
         return [kernels, *self.profile_parameters(kernels)]
 
@@ -145,7 +140,7 @@ class RidgeRegularizer(Rescalable):
         return len(self.current()[0])
 
     def rescaled(self, tensors: list[Tensor], gains: Tensor) -> list[Tensor]:
-        r"""The tensors :meth:`effective` of sum_k sum_p s_k^-2 psi_k(s_k (c_k * x)_p), from those of psi_k and c_k.
+        r"""The tensors of sum_k sum_p s_k^-2 psi_k(s_k (c_k * x)_p), from those of psi_k and c_k.
 
         Its Hessian is that of R with other arguments of psi_k'', so that the bounds of R hold for it.
 
@@ -160,20 +155,10 @@ class RidgeRegularizer(Rescalable):
         return [gains[:, None, None] * kernels, *self.divided(profile, gains.square()[:, None])]
 
     def copy_at(self, source: Callable[[], list[Tensor]], tensors: list[Tensor]) -> Self:
-        """The same with other tensors: ``source()`` for :meth:`effective`, ``tensors`` as long as parameters stay."""
-        self.current()
-        assert self._cached is not None
-        other = copy.copy(self)
-        other._source, other._cached = source, (self._cached[0], tensors)
-        other._spectrum = other._smoothness = None
+        other = super().copy_at(source, tensors)
+        # gains cancel in psi_k'' |c^_k|^2: only their rounding is new
+        other._smoothness = tensors, RidgeRegularizer.smoothness(self) * (1 + 16 * torch.finfo(tensors[0].dtype).eps)
         return other
-
-    def current(self) -> list[Tensor]:
-        """:meth:`effective` without its graph, computed once per change of the parameters, however they change."""
-        if self._cached is None or not self.is_at(self._cached[0]):
-            with torch.no_grad():
-                self._cached = ([p.clone() for p in self.parameters()], [e.detach() for e in self.effective()])
-        return self._cached[1]
 
     def response(self) -> Response:
         """:func:`models.regularizers.filter_bank.frequency_response` of the filters, once per change of them."""
@@ -285,19 +270,6 @@ class RidgeRegularizer(Rescalable):
             for total, part in zip(profile_grad, profile_parts, strict=True):
                 total += part
         return [kernel_grad.view_as(kernels), *profile_grad]
-
-    def chain(self, grads: list[Tensor]) -> tuple[Tensor, ...]:
-        """Derivatives in the parameters from those in the tensors of :meth:`effective`."""
-        with torch.enable_grad():
-            pairs = zip(self.effective(), grads, strict=True)
-            outputs, weights = zip(*((o, g) for o, g in pairs if o.requires_grad), strict=True)  # others are frozen
-            return torch.autograd.grad(
-                outputs,
-                self.trainable(),
-                weights,
-                allow_unused=True,
-                materialize_grads=True,
-            )
 
     # --- constants ---------------------------------------------------------------------------------------------------
 
