@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models import TotalVariation
+from models import NoiseConditioned, TotalVariation
 from recon.commands.output.one_by_one import Outcome
 from recon.lower_level import Grade
 from recon.metrics import SSIM_WINDOW, psnr, ssim
@@ -92,6 +92,7 @@ class Prior:
     """The regularizer, its weight, and the problem that is solved with it."""
 
     regularizer: str | None = None
+    noise_level: float | None = None
     smoothing: float | None = None
     weight: float | None = None
     weight_rule: str | None = None
@@ -159,7 +160,8 @@ class Result:
         )
         modulus = made.solver.strong_convexity(choice.weight)
         prior = Prior(
-            regularizer=type(regularizer).__name__,
+            regularizer=_name(regularizer),
+            noise_level=problem.noise.deviation * scale if isinstance(regularizer, NoiseConditioned) else None,
             smoothing=_smoothing(regularizer, scale),
             weight=choice.weight,
             weight_rule=choice.rule,
@@ -169,7 +171,7 @@ class Result:
             norm_bound=problem.operator.norm_bound,
         )
         asked = None if made.accuracy is None else made.accuracy * scale
-        certified = Certified(_minimizer(regularizer), asked, made.accuracy_rule)
+        certified = Certified(_minimizer(regularizer, problem), asked, made.accuracy_rule)
         error = scale * float(solution.error[0])
         if problem.operator.adjoint_exact and math.isfinite(error):
             certified = replace(
@@ -198,13 +200,22 @@ def _slack(regularizer: PlainTotalVariation | TotalVariation, x: Tensor) -> floa
     return 0.0 if isinstance(regularizer, PlainTotalVariation) else float(regularizer.slack(x)[0])
 
 
-def _minimizer(regularizer: nn.Module) -> str:
+def _name(regularizer: nn.Module) -> str:
+    """Its class, and that of what knows no noise level by itself."""
+    inner = f"({_name(regularizer.regularizer)})" if isinstance(regularizer, NoiseConditioned) else ""
+    return type(regularizer).__name__ + inner
+
+
+def _minimizer(regularizer: nn.Module, problem: Problem) -> str:
     """What ``error`` is the distance to, in words."""
     if isinstance(regularizer, PlainTotalVariation):
         kind = "isotropic" if regularizer.isotropic else "anisotropic"
         return f"{kind} total variation, not smoothed"
     if isinstance(regularizer, TotalVariation):
         return "smoothed total variation; that without smoothing is within error_unsmoothed"
+    if isinstance(regularizer, NoiseConditioned):
+        level = f"{problem.noise.deviation * problem.scale:.3g}, {problem.noise.rule}"
+        return f"the energy with {_name(regularizer.regularizer)} for the noise level {level}"
     return f"the energy with {type(regularizer).__name__}"
 
 

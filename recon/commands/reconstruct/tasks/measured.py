@@ -177,7 +177,8 @@ class Measured(Task):
         return "reconstructions did not reach their accuracy"
 
     def notes(self, results: Sequence[Result]) -> list[str]:
-        return [f"simulated data: {text}" for text in dict.fromkeys(r.subject.simulated for r in results) if text]
+        simulated = dict.fromkeys(r.subject.simulated for r in results)
+        return super().notes(results) + [f"simulated data: {text}" for text in simulated if text]
 
 
 def _short(value: float | None) -> str:

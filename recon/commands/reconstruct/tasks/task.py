@@ -216,7 +216,11 @@ class Task(Declared, ABC):
 
     def notes(self, results: Sequence[Result]) -> list[str]:
         """What is said below the table, line by line."""
-        return []
+        return [
+            f"{r.subject.name}: the model takes the noise level {r.prior.noise_level:.3g}, {r.subject.noise_rule}"
+            for r in results
+            if r.prior.noise_level is not None
+        ]
 
 
 @contextlib.contextmanager
