@@ -176,6 +176,12 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
     def noise(self) -> Mapping[str, str | float | list[float]]:
         """``kind`` of the noise and its parameters."""
 
+    @property
+    def noise_level(self) -> float | None:
+        """Standard deviation of the noise of all data, where it is one number."""
+        level = self.noise().get("sigma")
+        return level if isinstance(level, float) else None
+
     @abstractmethod
     def _samples(self, images: Images, part: str) -> MeasurementDataset:
         """Pictures with their measurements; ``part`` says from which seed they are drawn."""

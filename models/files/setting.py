@@ -68,7 +68,7 @@ def describe_operator(operator: LinearOperator) -> dict[str, object]:
 def setting_difference(saved: Mapping[str, object], current: Mapping[str, object]) -> str | None:
     """In what operator or noise of two settings differ, in words; None if they do not. The data may differ.
 
-    Numbers of fingerprints may differ by rounding, and an operator whose class has another name is another one.
+    A model that was trained for a range of noise levels (``sigma`` is a list) is one for every level in it. Numbers of fingerprints may differ by rounding, and an operator whose class has another name is another one.
     """
     for part in ("operator", "noise"):
         found = first_difference(saved.get(part), current.get(part), _same, part)
@@ -103,6 +103,8 @@ def _same(a: object, b: object, name: str) -> bool:
         if name.endswith("fingerprint"):
             return all(abs(s - t) <= TOLERANCE * max(abs(a[0]), abs(b[0])) for s, t in zip(a, b, strict=True))
         return all(_same(s, t, name) for s, t in zip(a, b, strict=True))
+    if name == "noise.sigma" and isinstance(a, list) and isinstance(b, (int, float)):
+        return len(a) == 2 and a[0] <= b <= a[1]
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         # norm bounds come out of iterations that round differently on other machines
         return math.isclose(a, b, rel_tol=TOLERANCE if name.endswith("norm_bound") else 1e-9)

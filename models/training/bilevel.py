@@ -75,7 +75,7 @@ class EnergyModule(UpperLevelModule):
         """Whether the solver is one over x >= 0, :class:`recon.lower_level.ProjectedLBFGS`."""
         return isinstance(self.solver, ProjectedLBFGS)
 
-    def problem(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | None = None) -> Data:
+    def problem(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | float | None = None) -> Data:
         return dataclasses.replace(super().problem(y, weights, sigma), term=self.fidelity)
 
     def method(self, problem: Data) -> Method:

@@ -61,11 +61,6 @@ def batch_weights(batch: tuple[Tensor, ...]) -> Tensor | None:
     return getattr(batch, "weights", None)
 
 
-def batch_levels(batch: tuple[Tensor, ...]) -> Tensor | None:
-    """The field ``sigma`` of a batch, the standard deviation of the noise of each image; None if it has none."""
-    return getattr(batch, "sigma", None)
-
-
 class ReconstructionModule(pl.LightningModule):
     """The part that does not depend on what is learned. Subclasses learn, and implement what is abstract here.
 
@@ -151,6 +146,12 @@ class ReconstructionModule(pl.LightningModule):
         found = getattr(self.trainer, "datamodule", None)
         return found if isinstance(found, pl.LightningDataModule) else None
 
+    def noise_level(self, batch: tuple[Tensor, ...]) -> Tensor | float | None:
+        """Standard deviation of the noise: of every image of the batch, or of all data of the data module, if known."""
+        levels: Tensor | None = getattr(batch, "sigma", None)
+        datamodule = None if self._trainer is None else self._datamodule
+        return getattr(datamodule, "noise_level", None) if levels is None else levels
+
     @property
     def _operator(self) -> LinearOperator:
         return self.operator if self.operator is not None else Identity()
@@ -192,12 +193,12 @@ class ReconstructionModule(pl.LightningModule):
         """Whether reconstructions minimize over x >= 0."""
         return False
 
-    def problem(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | None = None) -> Data:
+    def problem(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | float | None = None) -> Data:
         """Data y with what is known of them."""
         return Data(y=y, operator=self._operator, weights=weights, sigma=sigma)
 
     @torch.no_grad()
-    def reconstruct(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | None = None) -> Prediction:
+    def reconstruct(self, y: Tensor, weights: Tensor | None = None, sigma: Tensor | float | None = None) -> Prediction:
         """Images of data y, with certified errors where something is certified.
 
         Parameters
@@ -207,8 +208,8 @@ class ReconstructionModule(pl.LightningModule):
         weights : Tensor, optional
             Of the same shape, >= 0, where not all data count 1. What does not compare Ax with y, such as networks,
             takes y as it is.
-        sigma : Tensor, optional
-            Standard deviation of the noise, image by image, for what depends on it.
+        sigma : Tensor or float, optional
+            Standard deviation of the noise, image by image or of all, for what depends on it.
 
         Raises
         ------
@@ -241,7 +242,7 @@ class ReconstructionModule(pl.LightningModule):
         self, batch: tuple[Tensor, Tensor, Tensor], batch_index: int
     ) -> Prediction:
         """Reconstruct, and note PSNR, SSIM (of magnitudes where images are complex), certified error and grade."""
-        result = self.reconstruct(batch[1], batch_weights(batch), batch_levels(batch))
+        result = self.reconstruct(batch[1], batch_weights(batch), self.noise_level(batch))
         x, target = self.display(result.x), self.display(batch[0])
         values = {"psnr": metrics.psnr(x, target), "ssim": metrics.ssim(x, target)}
         values |= {"error": result.error, "grade": result.grade}
@@ -253,7 +254,7 @@ class ReconstructionModule(pl.LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, ...], batch_index: int) -> Prediction:
         """Reconstruct; ``batch`` is (y, index), (y, weights, index) or (y, index, sigma)."""
-        return self.reconstruct(batch[0], batch_weights(batch), batch_levels(batch))
+        return self.reconstruct(batch[0], batch_weights(batch), self.noise_level(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val_psnr``, ``val_ssim`` (means over the images), ``val_error`` and ``val_grade`` (maxima)."""

@@ -11,7 +11,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor
 
 from models.files.checkpoints import checksum, describe
-from models.training.module import Belongings, ReconstructionModule, batch_levels, batch_weights
+from models.training.module import Belongings, ReconstructionModule, batch_weights
 from recon.bilevel import Objective, Record
 from recon.bilevel.methods.older import current_method
 from recon.errors import positive
@@ -68,7 +68,7 @@ class UpperLevelModule(ReconstructionModule):
         self.record: Record | None = None
         self._checksum: str | None = None
         self._weights: Tensor | None = None
-        self._levels: Tensor | None = None
+        self._levels: Tensor | float | None = None
 
     # --- what subclasses say -----------------------------------------------------------------------------------------
 
@@ -121,7 +121,7 @@ class UpperLevelModule(ReconstructionModule):
                 f"the data are {x.dtype}, but the regularizer is {', '.join(map(str, dtypes))}; "
                 "give the data module an attribute dtype, or cast the module"
             )
-        self._weights, self._levels = batch_weights(batch), batch_levels(batch)
+        self._weights, self._levels = batch_weights(batch), self.noise_level(batch)
         objective = self._objective(x, y)
         if self._resumed is not None:
             self._check_data(self._checksum_of(objective))
@@ -176,7 +176,7 @@ class UpperLevelModule(ReconstructionModule):
 
     def _checksum_of(self, objective: Objective) -> str:
         if self._checksum is None:  # computed once: the data never change
-            data = [objective.target, objective.y, *(t for t in (self._weights, self._levels) if t is not None)]
+            data = [objective.target, objective.y, *(t for t in (self._weights, self._levels) if isinstance(t, Tensor))]
             self._checksum = checksum(*data)
         return self._checksum
 

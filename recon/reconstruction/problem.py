@@ -106,8 +106,8 @@ class Data:
         First guess for x, (batch, channels, H, W); None: :func:`recon.lower_level.first_guess`.
     scale : float
         Values of x times ``scale`` are in the unit of the result.
-    sigma : Tensor, optional
-        Standard deviation of the noise, image by image ``(batch,)``, for regularizers that depend on it.
+    sigma : Tensor or float, optional
+        Standard deviation of the noise, of every image ``(batch,)`` or of all, for regularizers that depend on it.
     """
 
     y: Tensor
@@ -116,7 +116,7 @@ class Data:
     term: DataFidelity = field(default_factory=SquaredL2)
     start: Tensor | None = None
     scale: float = 1.0
-    sigma: Tensor | None = None
+    sigma: Tensor | float | None = None
 
     @property
     def noise_level(self) -> Tensor | float | None:

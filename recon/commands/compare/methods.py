@@ -255,7 +255,8 @@ def _applied(
 
     @torch.no_grad()
     def reconstruct(y: Tensor, weights: Tensor | None = None) -> Found:
-        made = method.reconstruct(Data(y=y, operator=operator, weights=weights, start=start), task.request())
+        problem = Data(y=y, operator=operator, weights=weights, start=start, sigma=task.module.noise_level)
+        made = method.reconstruct(problem, task.request())
         if isinstance(made, Regularized) and int(made.solution.status[0]) == Status.NOT_FINITE:
             raise ValueError(f"{type(made.solver.regularizer).__name__}: the energy has values that are not finite")
         return Found.of(made)
@@ -322,7 +323,7 @@ def _method(
     if isinstance(model, Reconstructor):
         return Network(model)
     y = task.validation()[0][1]
-    problem = Data(y=y.to(dtype), operator=operator, weights=task.weights(y))
+    problem = Data(y=y.to(dtype), operator=operator, weights=task.weights(y), sigma=task.module.noise_level)
     if isinstance(model, SaddleModel):
         saddle = Saddle(model, max_evaluations=SADDLE_EVALUATIONS)
         try:
