@@ -68,7 +68,8 @@ def describe_operator(operator: LinearOperator) -> dict[str, object]:
 def setting_difference(saved: Mapping[str, object], current: Mapping[str, object]) -> str | None:
     """In what operator or noise of two settings differ, in words; None if they do not. The data may differ.
 
-    A model that was trained for a range of noise levels (``sigma`` is a list) is one for every level in it. Numbers of fingerprints may differ by rounding, and an operator whose class has another name is another one.
+    A model that was trained for a range of noise levels (``sigma`` is a list) is one for every level in it. Numbers of
+    fingerprints may differ by rounding, and an operator whose class has another name is another one.
     """
     for part in ("operator", "noise"):
         found = first_difference(saved.get(part), current.get(part), _same, part)
