@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -87,14 +86,15 @@ class NoiseConditioned(Regularizer):
             one is outside of the range.
         """
         levels = torch.as_tensor(sigma, dtype=torch.float64).detach().reshape(-1).cpu()
-        wrong = levels[~((levels >= self.smallest) & (levels <= self.largest))]
+        inside = levels.clamp(self.smallest, self.largest)
+        wrong = levels[~((levels - inside).abs() <= 1e-7 * inside)]  # the ends of the range in single precision are in
         if len(wrong) or not len(levels):
             value = f"{float(wrong[0]):g}" if len(wrong) else "missing"
             raise ValueError(
                 f"the noise level is {value}, but the model is for standard deviations from {self.smallest:g} to "
                 f"{self.largest:g}"
             )
-        return levels
+        return inside
 
     def gains(self, level: float) -> Tensor:
         """s_k at a noise level, ``(K,)``, differentiable in the parameters."""
@@ -120,7 +120,10 @@ class NoiseConditioned(Regularizer):
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError(NO_LEVEL)
 
-    value_and_grad = hessian = parameter_vjp = forward  # type: ignore[assignment]
+    value_and_grad = hessian = forward  # type: ignore[assignment]
+
+    def parameter_vjp(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        raise ValueError(NO_LEVEL)
 
     def convexity(self) -> float:
         """The modulus for all noise levels."""
@@ -135,8 +138,8 @@ class _Parts:
         self._made: dict[int, Rescalable] = {}
         self._belongs: tuple[list[Tensor], Tensor] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Parts:
-        return _Parts(copy.deepcopy(self.owner, memo), self.levels)
+    def __reduce__(self) -> tuple[type[_Parts], tuple[NoiseConditioned, list[float]]]:
+        return _Parts, (self.owner, self.levels)  # copies and files make their own
 
     def get(self, number: int) -> Rescalable:
         """The regularizer at the noise level of this number."""
