@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import get_type_hints
 
-from recon.bilevel.methods.older import plain, warn_of
 from recon.names import public_name
 
 _FILTERS = {"initial_filters": "kind", "seed": "seed"}
@@ -31,6 +30,8 @@ OLDER = {
 
 def plain_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
     """Arguments with groups as dictionaries."""
+    from recon.bilevel.methods.older import plain  # not where models are only applied: all methods come with it
+
     return {name: plain(value) for name, value in arguments.items()}
 
 
@@ -46,6 +47,8 @@ def current_arguments(model: str, given: Mapping[str, object], warn: bool = Fals
                 value, others = found.pop(name), found.get(group)
                 found[group] = {**(others if isinstance(others, dict) else {}), field: value}
                 if warn:
+                    from recon.bilevel.methods.older import warn_of
+
                     warn_of(name, (group, field))
     return found
 
