@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image
 
 #: bytes as they are; an array, encoded as the suffix says; the content of a JSON file
@@ -87,6 +86,8 @@ def encoded(path: Path, content: Content) -> bytes:
     if path.suffix == ".npy":
         np.save(buffer, content, allow_pickle=False)
     elif path.suffix == ".tif":
+        import tifffile  # not before a TIFF file is written: it takes long to import
+
         with np.errstate(over="ignore"):
             values = content.astype(np.float32)
         if not np.isfinite(values).all():

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
 from PIL import Image, ImageOps
 
@@ -70,6 +69,8 @@ def _decode_with_pillow(path: Path) -> np.ndarray:
 
 
 def _decode_tiff(path: Path) -> np.ndarray:
+    import tifffile  # not before a TIFF file is met: it takes long to import
+
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         page = file.pages.first

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
 import torch
 from torch import Tensor
 
@@ -209,6 +208,8 @@ def plain_array(path: Path) -> np.ndarray:
 
 
 def _tiff(path: Path) -> np.ndarray:
+    import tifffile  # not before a TIFF file is met: it takes long to import
+
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         check_memory(path, "an array", series.shape)
@@ -218,6 +219,8 @@ def _tiff(path: Path) -> np.ndarray:
 
 def tiff_shape(path: Path) -> tuple[int, ...]:
     """The shape of the array in a TIFF file, () where it cannot be read, as its reader will say."""
+    import tifffile  # not before a TIFF file is met: it takes long to import
+
     try:
         with tifffile.TiffFile(path) as file:
             return tuple(file.series[0].shape)

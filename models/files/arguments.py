@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import get_type_hints
 
-from recon.bilevel.methods.older import plain, warn_of
 from recon.lower_level import Regularizer
 from recon.names import public_name
 
@@ -53,6 +52,8 @@ def made(arguments: Mapping[str, object]) -> dict[str, object]:
 
 def plain_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
     """Arguments with groups as dictionaries, and with class and arguments of regularizers."""
+    from recon.bilevel.methods.older import plain  # not where models are only applied: all methods come with it
+
     found: dict[str, object] = {}
     for name, value in arguments.items():
         if isinstance(value, Regularizer):
@@ -75,6 +76,8 @@ def current_arguments(model: str, given: Mapping[str, object], warn: bool = Fals
                 value, others = found.pop(name), found.get(group)
                 found[group] = {**(others if isinstance(others, dict) else {}), field: value}
                 if warn:
+                    from recon.bilevel.methods.older import warn_of
+
                     warn_of(name, (group, field))
     return found
 
