@@ -74,9 +74,10 @@ def load_crr(checkpoint: Path, config: Path, lmbd: float | None = None, mu: floa
     ones = torch.ones(channels[-1], dtype=torch.float64)
     spacing = 2 * reach / (knots - 1) / scaling * ones
     regularizer = LinearSplineRidge.of(composed(layers), slopes, -(knots // 2) * spacing, spacing)
-    origins = "given" if lmbd is not None and mu is not None else "of the file" if lmbd is mu is None else "one given"
-    learned = "" if lmbd is not None and mu is not None else f", learned at σ = {settings.get('sigma')}/255 for t steps"
-    return Foreign("CRR-NN", regularizer, f"λ {strength:.4g}, μ {scaling:.4g} {origins}{learned}", layers)
+    learned = f"of the file (σ = {settings.get('sigma')}/255, t steps)"
+    chosen = (("λ", strength, lmbd), ("μ", scaling, mu))
+    words = [f"{name} {value:.4g} {learned if given is None else 'given'}" for name, value, given in chosen]
+    return Foreign("CRR-NN", regularizer, ", ".join(words), layers)
 
 
 def monotone(coefficients: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from recon.errors import positive
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 FORMATS = (
-    "a folder of CRR-NN or WCRR-NN (config.json and checkpoints/checkpoint_N.pth), one of these checkpoints, or a folder "
+    "folders of CRR-NN and WCRR-NN (config.json and checkpoints/checkpoint_N.pth), one of the checkpoints, and folders "
     "with the two .pt files of PyLOpt"
 )
 

@@ -62,7 +62,8 @@ def load_wcrr(checkpoint: Path, config: Path, sigma: float, lmbd: float | None =
     centred = convolution.get("zero_mean", True)
     if channels[0] != 1 or len(channels) != len(sizes) + 1 or any(s % 2 == 0 or s > 31 for s in sizes) or not centred:
         raise ForeignError(
-            f"{config}: needs layers from one channel, with odd kernels of at most 31 pixels and mean zero, not {convolution}"
+            f"{config}: needs layers from one channel, odd kernels of at most 31 pixels, and mean zero, not "
+            f"{convolution}"
         )
     reach, knots = _activation(settings, config)
     scaling, range_ = _scaling(settings, config)

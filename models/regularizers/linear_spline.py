@@ -50,7 +50,7 @@ class LinearSplineRidge(RidgeRegularizer):
 
     @classmethod
     def of(cls, kernels: Tensor, slopes: Tensor, first: Tensor, spacing: Tensor) -> Self:
-        """With these filters ``(K, s, s)``, psi_k' at the knots ``(K, n)``, a_k and h_k ``(K,)``; nothing to be learned.
+        """With these filters ``(K, s, s)``, psi_k' at the knots ``(K, n)``, a_k and h_k ``(K,)``; not learned.
 
         Raises
         ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -92,7 +93,7 @@ def responses(x: Tensor, layers: list[Tensor]) -> Tensor:
 def interpolated(u: Tensor, knots: list[float], values: list[float]) -> Tensor:
     """A linear spline, as a sum of hat functions of single knots with constant continuation: no index, no table."""
     total = torch.full_like(u, values[0])
-    for (a, b), (left, right) in zip(zip(knots, knots[1:]), zip(values, values[1:])):
+    for (a, b), (left, right) in zip(itertools.pairwise(knots), itertools.pairwise(values), strict=True):
         total = total + (right - left) * ((u - a) / (b - a)).clamp(0, 1)
     return total
 
@@ -109,7 +110,7 @@ def crr_gradient(state: dict[str, Any], x: Tensor, lmbd: float, mu: float, reach
     u = responses(x, layers)
     slopes = []
     for k in range(count):
-        steps = [max(b - a, 0.0) for a, b in zip(coefficients[k], coefficients[k][1:])]
+        steps = [max(b - a, 0.0) for a, b in itertools.pairwise(coefficients[k])]
         steps[0] = steps[-1] = 0.0
         values = [sum(steps[:j]) for j in range(n)]
         values = [v - values[n // 2] for v in values]
@@ -159,7 +160,7 @@ def _norm(layers: list[Tensor], size: int) -> float:
 
 
 def _odd(values: list[float], step: float) -> list[float]:
-    slopes = [min(max((b - a) / step, 0.0), 1.0) for a, b in zip(values, values[1:])]
+    slopes = [min(max((b - a) / step, 0.0), 1.0) for a, b in itertools.pairwise(values)]
     slopes[0] = slopes[-1] = 0.0
     sums = [step * sum(slopes[:j]) for j in range(len(values))]
-    return [(a - b) / 2 for a, b in zip(sums, reversed(sums))]
+    return [(a - b) / 2 for a, b in zip(sums, reversed(sums), strict=True)]
