@@ -33,8 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.foreign.files import ForeignError, number, read_archive, read_json, section, tensors, whole, wholes
-from models.foreign.model import Foreign, composed, zero_mean
-from models.regularizers.linear_spline import LinearSplineRidge
+from models.foreign.model import Foreign, composed, ridge, zero_mean
 
 _NET = {"channels", "kernel_size", "padding"}
 _ACTIVATION = {"name", "n_channels", "n_knots", "knots_range"}
@@ -73,7 +72,7 @@ def load_crr(checkpoint: Path, config: Path, lmbd: float | None = None, mu: floa
     slopes = strength * monotone(state["activation.coefficients_vect"].view(channels[-1], knots))
     ones = torch.ones(channels[-1], dtype=torch.float64)
     spacing = 2 * reach / (knots - 1) / scaling * ones
-    regularizer = LinearSplineRidge.of(composed(layers), slopes, -(knots // 2) * spacing, spacing)
+    regularizer = ridge(checkpoint, composed(layers), slopes, -(knots // 2) * spacing, spacing)
     learned = f"of the file (σ = {settings.get('sigma')}/255, t steps)"
     chosen = (("λ", strength, lmbd), ("μ", scaling, mu))
     words = [f"{name} {value:.4g} {learned if given is None else 'given'}" for name, value, given in chosen]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.foreign.files import ForeignError
+from models.regularizers.linear_spline import LinearSplineRidge
 from recon.lower_level import Regularizer
 
 
@@ -31,6 +34,20 @@ class Foreign:
     regularizer: Regularizer
     parameters: str
     layers: tuple[Tensor, ...]
+
+
+def ridge(path: Path, kernels: Tensor, slopes: Tensor, first: Tensor, spacing: Tensor) -> LinearSplineRidge:
+    """:meth:`LinearSplineRidge.of` what a file holds.
+
+    Raises
+    ------
+    ForeignError
+        the numbers of the file overflow.
+    """
+    try:
+        return LinearSplineRidge.of(kernels, slopes, first, spacing)
+    except ValueError as error:
+        raise ForeignError(f"{path}: {error}") from error
 
 
 def zero_mean(weight: Tensor) -> Tensor:

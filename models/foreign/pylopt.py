@@ -33,6 +33,8 @@ _KEYS = {"initialisation_dict", "state_dict"}
 _FILTERS, _WEIGHTS = "filter_tensor", "weight_tensor"
 #: share of the norm of a filter that its constant part may have: single precision leaves less
 _MEAN = 1e-5
+#: of the logarithm of a weight, in size: beyond it, weights overflow
+_LARGEST_LOG = 100.0
 
 
 def load_pylopt(folder: Path, sigma: float, lmbd: float | None = None) -> Foreign:
@@ -104,4 +106,9 @@ def _weights(content: dict[str, Any], path: Path) -> Tensor:
     shape = tuple(getattr(state[_WEIGHTS], "shape", ()))
     if len(shape) != 1:
         raise ForeignError(f"{path}: {_WEIGHTS} has the shape {shape}, but must have (filters,)")
-    return tensors(state, {_WEIGHTS: shape}, path)[_WEIGHTS]
+    logs = tensors(state, {_WEIGHTS: shape}, path)[_WEIGHTS]
+    if bool((logs.abs() > _LARGEST_LOG).any()):
+        raise ForeignError(
+            f"{path}: {_WEIGHTS} has values beyond {_LARGEST_LOG:g}, but must hold logarithms of weights"
+        )
+    return logs

@@ -39,8 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.foreign.files import ForeignError, number, read_archive, read_json, section, tensors, whole, wholes
-from models.foreign.model import Foreign, composed, spline, zero_mean
-from models.regularizers.linear_spline import LinearSplineRidge
+from models.foreign.model import Foreign, composed, ridge, spline, zero_mean
 
 _CONVOLUTION = {"num_channels", "size_kernels", "zero_mean", "sn_size"}
 _SPLINE = {"antisymmetric", "clamp", "init", "num_activations", "num_knots", "slope_max", "slope_min", "x_max", "x_min"}
@@ -84,7 +83,7 @@ def load_wcrr(checkpoint: Path, config: Path, sigma: float, lmbd: float | None =
     shape = float(state["mu_"].exp()) * convex - rho * concave
     alpha = spline(state["spline_scaling.coefficients"], *range_, 255 * sigma).exp() / (255 * sigma + 1e-5)
     weight = 1.0 if lmbd is None else lmbd
-    regularizer = LinearSplineRidge.of(composed(layers), weight * shape / alpha[:, None], -reach / alpha, step / alpha)
+    regularizer = ridge(checkpoint, composed(layers), weight * shape / alpha[:, None], -reach / alpha, step / alpha)
     origin = "as published" if lmbd is None else "given"
     return Foreign("WCRR-NN", regularizer, f"λ {weight:.4g} {origin}, α(σ = {255 * sigma:.4g}/255) of the file", layers)
 

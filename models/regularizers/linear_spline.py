@@ -55,7 +55,7 @@ class LinearSplineRidge(RidgeRegularizer):
         Raises
         ------
         ValueError
-            shapes do not fit, or a spacing is not positive.
+            shapes do not fit, a spacing is not positive, or a value not finite.
         """
         count = len(kernels)
         if kernels.ndim != 3 or kernels.shape[1] != kernels.shape[2]:
@@ -63,6 +63,8 @@ class LinearSplineRidge(RidgeRegularizer):
         if slopes.shape != (count, slopes.shape[-1]) or first.shape != (count,) or spacing.shape != (count,):
             shapes = ", ".join(str(tuple(t.shape)) for t in (slopes, first, spacing))
             raise ValueError(f"profiles of the shapes {shapes} do not belong to {count} filters")
+        if not all(bool(t.isfinite().all()) for t in (kernels, slopes, first, spacing)):
+            raise ValueError("filters or profiles hold values that are NaN or infinite")
         if not bool((spacing > 0).all()):
             raise ValueError(f"the smallest distance of knots is {float(spacing.min())}, but must be positive")
         made = cls(count, kernels.shape[1], slopes.shape[1])

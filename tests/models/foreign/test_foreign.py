@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.files.storage import load_regularizer, save_regularizer
 from models.foreign import Foreign, ForeignError, load_foreign
 from models.foreign import files as limits
 from recon.lower_level import LBFGS, Energy, NotStronglyConvexError, Regularizer
@@ -262,3 +263,31 @@ def test_filters_without_mean_zero_are_not_those_of_pylopt(tmp_path: Path) -> No
     torch.save(content, tmp_path / "filters.pt")
     with pytest.raises(ForeignError, match="filter 2 has no mean of zero"):
         load_foreign(tmp_path, SIGMA, 1.0)
+
+
+def test_numbers_that_overflow(tmp_path: Path) -> None:
+    state = write_wcrr(tmp_path / "wcrr")
+    path = tmp_path / "wcrr" / "checkpoints" / "checkpoint_10.pth"
+    torch.save({"state_dict": state | {"mu_": torch.tensor(1000.0)}}, path)
+    with pytest.raises(
+        ForeignError, match=r"checkpoint_10.pth: filters or profiles hold values that are NaN or infinite"
+    ):
+        load_foreign(tmp_path / "wcrr", SIGMA)
+    state["spline_scaling.coefficients"] = torch.full((5, 7), 800.0)
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(ForeignError, match=r"checkpoint_10.pth: "):
+        load_foreign(tmp_path / "wcrr", SIGMA)
+    write_pylopt(tmp_path / "pylopt")
+    content = torch.load(tmp_path / "pylopt" / "student_t.pt", weights_only=True)
+    content["state_dict"]["weight_tensor"][1] = 101
+    torch.save(content, tmp_path / "pylopt" / "student_t.pt")
+    with pytest.raises(ForeignError, match="values beyond 100, but must hold logarithms of weights"):
+        load_foreign(tmp_path / "pylopt", SIGMA, 1.0)
+
+
+def test_an_imported_model_is_saved_as_any_other(tmp_path: Path) -> None:
+    write_wcrr(tmp_path)
+    found = load_foreign(tmp_path, SIGMA, 0.9).regularizer
+    again, _ = load_regularizer(save_regularizer(found, tmp_path / "saved", {"mu": 0.0}))
+    torch.testing.assert_close(again.grad(pictures()), found.grad(pictures()), rtol=0, atol=0)
+    assert again.convexity() == found.convexity()
