@@ -11,17 +11,20 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from datasets.noise import gaussian_noise
+from datasets.noise import derive_seed, gaussian_noise
 from datasets.sources.images import ImageFolder
 from models.files import shipped
 from models.files.storage import load_model
 from models.foreign import Foreign, load_foreign
+from recon.commands.errors import printable
 from recon.commands.output.lock import locked
 from recon.commands.reconstruct.regularized import metadata_mu
 from recon.commands.reproduce.peers_results import Measured, Result, print_table, write
@@ -30,6 +33,7 @@ from recon.lower_level import LBFGS, Energy, Regularizer
 from recon.metrics import psnr
 from recon.reconstruction import Data, Request, Variational
 from recon.reconstruction.boundary import mirrored
+from recon.reconstruction.weight import best_weight
 
 #: the certified distance, or the gradient, relative to the norm of the data
 ACCURACY = 1e-3
@@ -65,12 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     candidates = [*_shipped(args.models), *_foreign(args)]
     if not candidates:
         raise ValueError("there is nothing to compare: give --checkpoint, or --models")
-    images = ImageFolder(args.pictures, crop_size=args.crop)
-    images = images.subset(0, args.limit)
+    images = ImageFolder(args.pictures, crop_size=args.crop).subset(0, args.limit)
     began = time.perf_counter()
     with locked(args.output):
-        pictures = [images[i].double()[None] for i in range(len(images))]
-        data = [x + gaussian_noise(x.shape[1:], args.sigma, args.seed, i)[None] for i, x in enumerate(pictures)]
+        pictures, data = _data(images, args.sigma, args.seed)
         jobs = [(candidate, i) for candidate in candidates for i in range(len(pictures))]
         found: dict[str, list[Measured]] = {candidate.name: [] for candidate in candidates}
         for candidate, i in track(jobs, "models on pictures", transient=True):
@@ -107,6 +109,12 @@ def measure(candidate: Candidate, picture: str, x: Tensor, y: Tensor, accuracy: 
     )
 
 
+def _data(images: ImageFolder, sigma: float, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures (1, 1, H, W), and the same with noise."""
+    pictures = [images[i].double()[None] for i in range(len(images))]
+    return pictures, [x + gaussian_noise(x.shape[1:], sigma, seed, i)[None] for i, x in enumerate(pictures)]
+
+
 def _shipped(names: Sequence[str] | None) -> list[Candidate]:
     """Models that come with the library: these, or all that denoise pictures."""
     found = []
@@ -129,12 +137,33 @@ def _foreign(args: argparse.Namespace) -> list[Candidate]:
     names = [path.resolve().name for path in paths]
     found = []
     for path, name, lmbd, mu in zip(paths, names, strengths, scalings, strict=True):
-        model: Foreign = load_foreign(path, args.sigma, lmbd, mu)
+        if lmbd is None and args.tune is not None:
+            model = _tuned(path, mu, args)
+        else:
+            model = load_foreign(path, args.sigma, lmbd, mu)
         shown = name if names.count(name) == 1 and name not in shipped.names() else str(path)
         found.append(Candidate(shown, model.kind, model.regularizer, 0.0, model.parameters))
     if len({c.name for c in found}) < len(found):
         raise ValueError(f"--checkpoint has a path twice: {', '.join(map(str, paths))}")
     return found
+
+
+def _tuned(path: Path, mu: float | None, args: argparse.Namespace) -> Foreign:
+    """With the lmbd of the largest mean PSNR on the pictures of ``--tune``, which have noise of another seed."""
+    if args.tune.resolve() == args.pictures.resolve():
+        raise ValueError(f"--tune and --pictures are both {args.tune}, but the choice must not see the tested pictures")
+    images = ImageFolder(args.tune, crop_size=args.crop).subset(0, args.limit)
+    samples = list(zip(*_data(images, args.sigma, derive_seed(args.seed, 1)), strict=True))
+
+    def quality(lmbd: float) -> float:
+        model = load_foreign(path, args.sigma, lmbd, mu)
+        tried = Candidate(str(path), model.kind, model.regularizer, 0.0, model.parameters)
+        return fmean(measure(tried, "", x, y, args.accuracy).psnr for x, y in samples)
+
+    with Console(stderr=True).status(printable(f"{path}: choosing lmbd")):
+        lmbd, _ = best_weight(quality, 1.0)
+    model = load_foreign(path, args.sigma, lmbd, mu)
+    return replace(model, parameters=f"{model.parameters}; λ by the PSNR on other pictures ({len(samples)})")
 
 
 def _numbers(words: Sequence[str] | None, option: str, count: int) -> list[float | None]:
@@ -160,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sigma", type=float, required=True, help="standard deviation of the noise, for gray values in [0, 1]")
     add("--models", nargs="*", help="of `recon models`, or files (default: all that denoise pictures)")
     add("--lmbd", nargs="+", help=f"regularization parameter of each checkpoint, or {OF_FILE} (default)")
+    add("--tune", type=Path, help="other pictures, on which each lmbd that is not given is chosen by the PSNR")
     add("--mu", nargs="+", help=f"scaling of each CRR-NN, or {OF_FILE} (default)")
     add("--accuracy", type=float, default=ACCURACY, help=f"relative to the norm of the data (default: {ACCURACY:g})")
     add("--crop", type=int, help="side of a square that is cut out of the centre of each picture")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.noise import gaussian_noise
+from datasets.noise import derive_seed, gaussian_noise
 from models.files.storage import pretrained
 from models.foreign import load_foreign
 from recon.commands.main import main
@@ -79,6 +79,30 @@ def test_what_cannot_be_certified_says_so(tmp_path: Path, pictures: Path) -> Non
     assert float(row["modulus"]) < 0
     assert "| none, modulus -0.0" in (output / "table.md").read_text()
     assert json.loads((output / "summary.json").read_text())["models"]["wcrr"]["certified"] is None
+
+
+def test_lmbd_is_tuned_on_other_pictures(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither half nor twice the lmbd that is chosen is better on them."""
+    write_crr(tmp_path / "crr")
+    (tmp_path / "other").mkdir()
+    (pictures / "1.png").rename(tmp_path / "other" / "1.png")
+    words = ["--checkpoint", str(tmp_path / "crr"), "--models"]
+    assert main(command(pictures, tmp_path / "out", *words, "--tune", str(tmp_path / "other"))) == 0
+    (row,) = csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines())
+    assert row["parameters"].endswith("λ by the PSNR on other pictures (1)")
+    lmbd = float(row["parameters"].split()[1])
+    x = torch.from_numpy(np.asarray(Image.open(tmp_path / "other" / "1.png"), dtype=np.float64) / 255)[None, None]
+    y = x + gaussian_noise((1, 24, 20), 0.1, derive_seed(0, 1), 0)[None]
+
+    def quality(value: float) -> float:
+        model = load_foreign(tmp_path / "crr", 0.1, value).regularizer
+        wide = mirrored(y, model.margin)
+        exact = LBFGS()(Energy(wide, model), wide, torch.full((1,), 1e-3)).x
+        return float(psnr(middle(exact, (24, 20)), x))
+
+    assert quality(lmbd) >= max(quality(lmbd / 2), quality(2 * lmbd))
+    assert main(command(pictures, tmp_path / "out", *words, "--tune", str(pictures))) == 1
+    assert "the choice must not see the tested pictures" in capsys.readouterr().err
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
