@@ -14,6 +14,7 @@ from models.regularizers.fields_of_experts import FieldsOfExperts
 from models.regularizers.icnn import ICNN
 from models.regularizers.initial import InitialFilters
 from models.regularizers.leaky_relu import LeakyReLU
+from models.regularizers.linear_spline import LinearSplineRidge
 from models.regularizers.noise_level import NoiseConditioned
 from models.regularizers.total_variation import TotalVariation
 from models.saddle_points.icnn_iteration import NetworkIteration
@@ -42,6 +43,7 @@ __all__ = [
     "LeakyReLU",
     "LearnedPrimalDual",
     "LearnedTV",
+    "LinearSplineRidge",
     "NetworkIteration",
     "NoiseConditioned",
     "PrimalDual",

@@ -4,6 +4,7 @@
     python -m benchmarks.peers --threads 0                         # all
     python -m benchmarks.peers --only denoising start-up --deepinv /path/to/its/python
     python -m benchmarks.peers --page docs/performance.md
+    python -m benchmarks.peers --only ridge --ridge MODEL_FOLDER   # of CRR-NN or WCRR-NN: their solvers and ours
 
 Iterative programs stop at the iteration that comes as near to a common reference, relative to its norm, as 1e-2 or
 1e-3; finding that iteration costs them nothing. Those with a certificate have to find out themselves. Ratios are to
@@ -27,12 +28,14 @@ import torch
 from skimage import data
 
 from benchmarks.common import machine, write_csv
-from benchmarks.peers import filters, sizes, startup, tomography
+from benchmarks.peers import filters, ridge, sizes, startup, tomography
 from benchmarks.peers.turns import Array, Competitor, Timing, in_turns
 from recon.files import write_files
 from recon.lower_level import TotalVariationProblem, TotalVariationSolver
 
-DENOISING, FILTERS, TOMOGRAPHY = (f"benchmarks.peers.{name}" for name in ("denoising", "filters", "tomography"))
+DENOISING, FILTERS, RIDGE, TOMOGRAPHY = (
+    f"benchmarks.peers.{name}" for name in ("denoising", "filters", "ridge", "tomography")
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Settings:
     views: list[int]
     folder: Path
     kept: Path
+    ridge: Path | None = None
+    lmbd: float | None = None
 
     def run(self, title: str, problem: Mapping[str, object], goal: float, competitors: list[Competitor]) -> Result:
         """One table."""
@@ -128,6 +133,19 @@ def filter_results(settings: Settings) -> Iterator[Result]:
         yield settings.run(f"Fields of Experts, 48 filters {size}x{size}, gradient", problem, 0.0, competitors)
 
 
+def ridge_results(settings: Settings) -> Iterator[Result]:
+    """Nothing where no checkpoint is given: none comes with the library."""
+    if settings.ridge is None:
+        return
+    size = 64 if settings.quick else 256
+    solved = ridge.problem(settings.ridge, 0.1, settings.lmbd, noisy(size))
+    for goal in (1e-2, 1e-3):
+        names = {"recon, certified": "recon", "recon, without stopping": "recon_counted"}
+        names |= {"accelerated, restarted": "accelerated", "adaptive gradient descent": "adaptive"}
+        competitors = [Competitor(name, RIDGE, setup) for name, setup in names.items()]
+        yield settings.run(f"{settings.ridge.resolve().name}, {size}², to {goal:g}", solved, goal, competitors)
+
+
 def tomography_results(settings: Settings) -> Iterator[Result]:
     size, alpha = (48 if settings.quick else 256), 1.0
     truth = tomography.phantom(size)
@@ -167,6 +185,7 @@ def size_results(settings: Settings) -> Iterator[Result]:
 GROUPS = {
     "denoising": denoising_results,
     "filters": filter_results,
+    "ridge": ridge_results,
     "tomography": tomography_results,
     "start-up": startup_results,
     "sizes": size_results,
@@ -210,14 +229,29 @@ def main() -> None:
     pictures = ["1x256", "16x256", "1x1024"]
     parser.add_argument("--pictures", nargs="+", default=pictures, help=f"to denoise (default: {' '.join(pictures)})")
     parser.add_argument("--views", nargs="+", type=int, default=[60, 180], help="of CT (default: 60 180)")
+    parser.add_argument(
+        "--ridge", type=Path, help="a model folder or checkpoint of CRR-NN or WCRR-NN, for noise of 0.1"
+    )
+    parser.add_argument("--lmbd", type=float, help="its regularization parameter (default: that of the file)")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"), help="a folder for peers.csv")
     parser.add_argument("--page", type=Path, help="write the tables as Markdown")
     args = parser.parse_args()
+    if args.only == ["ridge"] and args.ridge is None:
+        parser.error("ridge needs --ridge, the path of a checkpoint")
     results = []
     with tempfile.TemporaryDirectory() as folder:
         threads = args.threads or os.cpu_count() or 1
         settings = Settings(
-            args.quick, args.repeats, threads, args.deepinv, args.pictures, args.views, Path(folder), args.output
+            args.quick,
+            args.repeats,
+            threads,
+            args.deepinv,
+            args.pictures,
+            args.views,
+            Path(folder),
+            args.output,
+            args.ridge,
+            args.lmbd,
         )
         for group in args.only:
             for result in GROUPS[group](settings):

@@ -25,6 +25,7 @@ OWN = frozenset(
         "models.ICNNSaddle",
         "models.LearnedPrimalDual",
         "models.LearnedTV",
+        "models.LinearSplineRidge",
         "models.NoiseConditioned",
         "models.TotalVariation",
         "models.UNet",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.peers import denoising, filters, tomography
+from benchmarks.peers import denoising, filters, ridge, tomography
 from benchmarks.peers.turns import Array, Competitor, NotReachedError, count, in_turns, last, relative_distance
 from recon.operators import RayTransform
+from tests.models.foreign.checkpoints import write_crr, write_pylopt
 
 ALPHA = 0.1
 
@@ -91,3 +92,27 @@ def test_the_reference_of_tomography_is_the_minimizer(tmp_path: Path) -> None:
     assert 0 <= gap <= 1e-3
     again, _, _ = tomography.reference(y, 0.05, 12, 9, tmp_path)
     np.testing.assert_array_equal(again, x)
+
+
+def test_the_solvers_of_ridge_regularizers_reach_the_certified_minimizer(tmp_path: Path) -> None:
+    """Through layers and through composed filters: one minimizer, of which the gradient vanishes."""
+    write_crr(tmp_path)
+    noisy = np.random.default_rng(0).random((14, 13)).astype(np.float32)
+    found = ridge.problem(tmp_path, 0.1, 8.0, noisy)
+    problem = {name: np.asarray(value) for name, value in found.items()}
+    reference = problem.pop("reference")
+
+    def distance(x: Array) -> float:
+        return relative_distance(x, reference)
+
+    assert relative_distance(problem["y"], reference) > 0.01
+    for setup in (ridge.recon, ridge.recon_counted, ridge.accelerated, ridge.adaptive):
+        assert distance(setup(problem, 1e-4, distance)()) <= 1e-4
+    y, gradient, _ = ridge._gradient(problem)
+    assert float(gradient(torch.from_numpy(reference)[None, None].float()).norm()) < 1e-4 * float(y.norm())
+
+
+def test_only_ridge_regularizers_of_others_take_part(tmp_path: Path) -> None:
+    write_pylopt(tmp_path)
+    with pytest.raises(ValueError, match="is PyLOpt, but this benchmark is of CRR-NN and WCRR-NN"):
+        ridge.problem(tmp_path, 0.1, 1.0, np.zeros((9, 9), np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,8 @@ from recon.commands.reproduce import listing
 
 SCALES = ("quick", "paper")
 ALL = "all"
+#: a command of its own: :mod:`recon.commands.reproduce.peers`
+PEERS = "peers"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     OSError
         the output cannot be written, or another program writes into its folder.
     """
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == [PEERS]:
+        from recon.commands.reproduce import peers
+
+        return peers.main(words[1:])
+    args = _parser().parse_args(words)
     from recon.commands.output.lock import locked  # all of these take seconds to import
     from recon.commands.reproduce import page, race, race_pictures
 
@@ -62,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="recon reproduce", description="Compute the data of a figure, and draw it.")
-    parser.add_argument("figure", help=f"one of {', '.join(listing.names())}, or all: with a page of them")
+    names = ", ".join(listing.names())
+    parser.add_argument("figure", help=f"one of {names}, or all: with a page of them; peers: see its --help")
     parser.add_argument(
         "--scale",
         choices=SCALES,

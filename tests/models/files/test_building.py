@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
     "TotalVariation": {},
     "UNet": {"scales": 2, "channels": 4},
     "WeaklyConvexRidge": {"filters": 3, "size": 3, "knots": 5},
+    "LinearSplineRidge": {"filters": 3, "size": 3, "knots": 5},
 }
 
 N = 10**9
