@@ -118,6 +118,9 @@ class LinearSplineRidge(RidgeRegularizer):
         index = ((u - first) / h).floor().clamp_(-1, knots - 1).nan_to_num_().to(torch.int64)
         return self._take(profile[2], index + 1)
 
+    def divided(self, profile: list[Tensor], by: Tensor) -> list[Tensor]:
+        return [*(table / by for table in profile[:3]), *profile[3:]]
+
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
         """sup |psi_k''|: the concave parts count, too."""
         return profile[2].abs().amax(1)

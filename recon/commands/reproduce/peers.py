@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     positive(sigma=args.sigma, accuracy=args.accuracy)
     at_least(0, seed=args.seed)
     at_least(1, limit=args.limit)
-    candidates = [*_shipped(args.models), *_foreign(args)]
+    candidates = [*_shipped(args.models, args.sigma), *_foreign(args)]
     if not candidates:
         raise ValueError("there is nothing to compare: give --checkpoint, or --models")
     images = ImageFolder(args.pictures, crop_size=args.crop).subset(0, args.limit)
@@ -115,8 +115,8 @@ def _data(images: ImageFolder, sigma: float, seed: int) -> tuple[list[Tensor], l
     return pictures, [x + gaussian_noise(x.shape[1:], sigma, seed, i)[None] for i, x in enumerate(pictures)]
 
 
-def _shipped(names: Sequence[str] | None) -> list[Candidate]:
-    """Models that come with the library: these, or all that denoise pictures."""
+def _shipped(names: Sequence[str] | None, sigma: float) -> list[Candidate]:
+    """Models that come with the library: these, or all that denoise pictures; those for all noise levels at ``sigma``."""
     found = []
     for name in shipped.names() if names is None else names:
         model, metadata = load_model(name)
@@ -125,8 +125,13 @@ def _shipped(names: Sequence[str] | None) -> list[Candidate]:
             raise ValueError(f"{name}: is no regularizer for pictures; `recon models` lists what there is")
         if isinstance(model, Regularizer) and denoises:
             model = model.double().requires_grad_(False)
-            trained = f"as trained, σ = {metadata.get('sigma', 0.0):.4g}"
-            found.append(Candidate(name, type(model).__name__, model, metadata_mu(metadata, name), trained))
+            known = model.typical_noise is not None
+            trained = f"for σ = {sigma:.4g}" if known else f"as trained, σ = {metadata.get('sigma', 0.0):.4g}"
+            try:
+                own = model.at(sigma)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}; leave it out by --models with the names of others") from error
+            found.append(Candidate(name, type(model).__name__, own, metadata_mu(metadata, name), trained))
     return found
 
 
