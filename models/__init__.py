@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from models.training.bilevel import BilevelModule
     from models.training.critic import CriticAdam
     from models.training.saddle import SaddleModule
+    from models.training.score_matching import ScoreMatchingModule
     from models.training.supervised import PublishedAdam, SupervisedModule
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PrimalDual",
     "PublishedAdam",
     "SaddleModule",
+    "ScoreMatchingModule",
     "SupervisedModule",
     "TotalVariation",
     "UNet",
@@ -61,6 +63,7 @@ _TRAINING = {
     "CriticAdam": "critic",
     "PublishedAdam": "supervised",
     "SaddleModule": "saddle",
+    "ScoreMatchingModule": "score_matching",
     "SupervisedModule": "supervised",
 }
 
