@@ -58,7 +58,7 @@ class ScoreMatchingModule(EnergyModule):
     def _objective(self, x: Tensor, y: Tensor) -> ScoreMatchingObjective:
         if not isinstance(self._operator, Identity):
             raise ValueError(
-                f"score matching takes images with noise, but these data are measured by {public_name(self._operator)}; "
+                f"score matching takes images with noise, but these data come from {public_name(self._operator)}; "
                 "train on data of datasets.DenoisingDataModule"
             )
         if self._weights is not None:
