@@ -16,8 +16,8 @@ from recon.operators import Identity
 class ScoreMatchingModule(EnergyModule):
     r"""Learns R by min_theta mean 1/2 \|\|grad R_theta(y_i) - c (y_i - x_i)\|\|^2, a cheap first stage of a training.
 
-    See :class:`recon.bilevel.ScoreMatchingObjective`. One training step is one pass of mini-batches through the training
-    set, which the loader serves as one batch. The loss is exact; it is another one than that of
+    See :class:`recon.bilevel.ScoreMatchingObjective`. One training step is one pass of mini-batches through the
+    training set, which the loader serves as one batch. The loss is exact; it is another one than that of
     :class:`models.BilevelModule`, of which nothing is certified here. Reconstruction, with the energy
     1/2||x - y||^2 + R(x) + (mu/2)||x||^2, checkpoints and logs are those of that module, and validation certifies the
     errors of its reconstructions.

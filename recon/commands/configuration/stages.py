@@ -2,8 +2,8 @@
 
 A configuration of ``recon fit`` may have a list ``stages``, whose entries have ``model``, ``data`` and ``trainer`` of
 their own, merged into what the file has beside it, and perhaps a ``name``. Mappings are merged, everything else is
-replaced; a class other than the common one replaces it with its arguments. Only of ``model`` itself those arguments stay
-that the other class takes, too: the regularizer, above all.
+replaced; a class other than the common one replaces it with its arguments. Only of ``model`` itself those arguments
+stay that the other class takes, too: the regularizer, above all.
 """
 
 from __future__ import annotations

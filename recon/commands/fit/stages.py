@@ -38,7 +38,7 @@ COLUMNS = ("iterations", "evaluations", "seconds", "loss", "lower", "upper", "gr
 class StagedCommand:
     """A command whose configuration has stages.
 
-    ``options`` are its arguments but the subcommand, the file with the stages, ``--ckpt_path`` and the root of the runs;
+    ``options`` are its arguments but the subcommand, the file with the stages, ``--ckpt_path`` and the root of runs;
     the file belongs at ``place`` of them.
     """
 
@@ -114,9 +114,7 @@ def staged_command(arguments: Sequence[str]) -> StagedCommand | None:
     trainer = stages[0].content.get("trainer")
     chosen = known.root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
     root = Path(str(chosen)) if chosen else OUTPUTS / config_name(file)
-    return StagedCommand(
-        arguments[0], file, len(before[1]), [*before[1], *after], known.ckpt_path, root, stages
-    )
+    return StagedCommand(arguments[0], file, len(before[1]), [*before[1], *after], known.ckpt_path, root, stages)
 
 
 # --- checks before anything is computed ------------------------------------------------------------------------------
@@ -175,11 +173,10 @@ def _fit(command: StagedCommand, files: Sequence[Path]) -> None:
         folder = _run_of(command)
     with locked(folder):
         stages = _stages(command, folder)
-        if command.checkpoint is None:
-            content = {STAGES: [{"name": s.name, **s.content} for s in command.stages]}
-            write_files({folder / CONFIG: yaml.safe_dump(content, sort_keys=False).encode()})
-        else:
+        if command.checkpoint is not None:
             _check_finished(command, folder, stages)
+        content = {STAGES: [{"name": s.name, **s.content} for s in command.stages]}
+        write_files({folder / CONFIG: yaml.safe_dump(content, sort_keys=False).encode()})
         for i, (stage, file) in enumerate(zip(stages, files, strict=True)):
             if stage.model_file is None:
                 print(f"stage {i + 1} of {len(stages)}: {stage.configuration.name}", flush=True)
@@ -226,11 +223,18 @@ def _conclude(command: StagedCommand, folder: Path, stages: Sequence[Stage]) -> 
     numbers = {"config": str(command.file), "options": list(command.options), **last, "stages": rows}
     write_summary(folder, "fit", seconds, str(rows[-1]["status"]), numbers)
     shown = Table(title=escape(printable(folder)))
-    for name in rows[0]:
+    for name in ("stage", "evaluations", "seconds", "loss", "in", "val_psnr", "guarantee"):
         shown.add_column(name)
     for row in rows:
-        shown.add_row(*(f"{v:.6g}" if isinstance(v, float) else escape(printable(v)) for v in row.values()))
+        interval = f"[{_shown(row['lower'])}, {_shown(row['upper'])}]"
+        values = [row[key] for key in ("stage", "evaluations", "seconds", "loss")]
+        cells = [*map(_shown, values), interval, _shown(row["val_psnr"]), _shown(row["guarantee"])]
+        shown.add_row(*map(escape, cells))
     Console().print(shown)
+
+
+def _shown(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else "" if value is None else printable(value)
 
 
 def _row(stage: Stage) -> dict[str, object]:
