@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from models.training.bilevel import BilevelModule
     from models.training.critic import CriticAdam
     from models.training.saddle import SaddleModule
+    from models.training.score_matching import ScoreMatchingModule
     from models.training.supervised import PublishedAdam, SupervisedModule
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "PrimalDual",
     "PublishedAdam",
     "SaddleModule",
+    "ScoreMatchingModule",
     "SupervisedModule",
     "TotalVariation",
     "UNet",
@@ -65,6 +67,7 @@ _TRAINING = {
     "CriticAdam": "critic",
     "PublishedAdam": "supervised",
     "SaddleModule": "saddle",
+    "ScoreMatchingModule": "score_matching",
     "SupervisedModule": "supervised",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from recon.bilevel import CertifiedLoss, Objective, Progress, Record
+from recon.bilevel import Objective, Record
 from recon.bilevel.loss import check_finite
 from recon.bilevel.methods.passes import Passes
 from recon.errors import not_negative
@@ -210,26 +210,11 @@ class CriticAdam(Passes[AdversarialObjective], torch.optim.Adam):  # type: ignor
         count, device = len(objective.y), objective.y.device
         generator, batches = self._start_pass(count)
         t = torch.rand(count, generator=generator, dtype=torch.float64)
-        loss = norm = 0.0
-        for index in batches:
-            value, gradient = objective.gradient(index.to(device), t[index].to(device))
-            size = math.sqrt(sum(float(g.double().square().sum()) for g in gradient))
-            if not math.isfinite(size):
-                raise ValueError("the gradient of the critic is NaN or infinite; train with a smaller lr")
-            self._descend(gradient)
-            loss, norm = loss + value * len(index) / count, norm + size * len(index) / count
-        return Record(
-            iteration=self.progress["iteration"] + 1,
-            certified=CertifiedLoss(loss, loss, loss),
-            epsilon=0.0,
-            delta=0.0,
-            omega=0.0,
-            step=self.options["lr"],
-            trials=len(batches),
-            evaluations=objective.evaluations,
-            gradient_norm=norm,
-            progress=Progress.ACCEPTED,
-        )
+
+        def gradient_of(index: Tensor) -> tuple[float, list[Tensor]]:
+            return objective.gradient(index.to(device), t[index].to(device))
+
+        return self._exact_pass(objective, batches, gradient_of)
 
     def _move(self) -> None:
         torch.optim.Adam.step(self)

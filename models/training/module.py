@@ -35,6 +35,7 @@ class Belongings(TypedDict, total=False):
     problem: dict[str, object]
     data: str
     objective: dict[str, float]
+    record: dict[str, float | str] | None
 
 
 class Prediction(NamedTuple):

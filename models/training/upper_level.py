@@ -172,7 +172,14 @@ class UpperLevelModule(ReconstructionModule):
         if objective is None:
             return {}
         data = self._checksum_of(objective)
-        return {"problem": self._problem(), "data": data, "objective": objective.state_dict()}
+        record = self.record.line() if self.record is not None else None
+        return {"problem": self._problem(), "data": data, "objective": objective.state_dict(), "record": record}
+
+    def restore_record(self) -> None:
+        """Take the last record from the checkpoint, where nothing was left to do after it; else nothing."""
+        saved = self._resumed.get("record") if self._resumed is not None else None
+        if self.record is None and saved is not None:
+            self.record = Record.of_line(saved)
 
     def _checksum_of(self, objective: Objective) -> str:
         if self._checksum is None:  # computed once: the data never change

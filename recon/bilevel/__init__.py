@@ -16,9 +16,11 @@ from recon.bilevel.methods.proposals.method import CertifiedProposals
 from recon.bilevel.methods.published_maid import AccuracySchedule, PublishedMAID
 from recon.bilevel.methods.record import Progress, Record
 from recon.bilevel.methods.run import Training
+from recon.bilevel.methods.score_matching import ScoreMatchingAdam
 from recon.bilevel.objective import InexactObjective, Objective
 from recon.bilevel.piggyback import Piggyback
 from recon.bilevel.saddle_objective import SaddleObjective
+from recon.bilevel.score_matching import ScoreMatchingObjective
 
 __all__ = [
     "DFOLS",
@@ -49,6 +51,8 @@ __all__ = [
     "PublishedMAID",
     "Record",
     "SaddleObjective",
+    "ScoreMatchingAdam",
+    "ScoreMatchingObjective",
     "SquaredError",
     "Training",
     "UpperLevelMethod",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from recon.bilevel.evaluation import Accuracy, CertifiedLoss, Evaluation
-from recon.bilevel.methods.method import ObjectiveT, UpperLevelMethod, require_finite
+from recon.bilevel.methods.method import DivergedError, ObjectiveT, UpperLevelMethod, require_finite
 from recon.bilevel.methods.record import Progress, Record
-from recon.bilevel.objective import InexactObjective
+from recon.bilevel.objective import InexactObjective, Objective
 from recon.errors import at_least, not_negative, positive
 
 #: of the running mean of the spread of hypergradients, which is computed for one of so many mini-batches
@@ -56,6 +56,42 @@ class Passes(UpperLevelMethod[ObjectiveT]):
         self.zero_grad()
         if self.visited is not None:
             self.visited.append(self._theta())
+
+    def _exact_pass(
+        self,
+        objective: Objective,
+        batches: Sequence[Tensor],
+        gradient_of: Callable[[Tensor], tuple[float, list[Tensor]]],
+    ) -> Record:
+        """A pass with exact gradients: ``gradient_of`` gives the value and the gradient for images by their numbers.
+
+        Its record has the means over the mini-batches, each at the parameters before its step.
+
+        Raises
+        ------
+        DivergedError
+            A gradient is not finite.
+        """
+        count, loss, norm = len(objective.y), 0.0, 0.0
+        for index in batches:
+            value, gradient = gradient_of(index)
+            size = math.sqrt(sum(float(g.double().square().sum()) for g in gradient))
+            if not math.isfinite(size):
+                raise DivergedError("the gradient is NaN or infinite; train with a smaller lr")
+            self._descend(gradient)
+            loss, norm = loss + value * len(index) / count, norm + size * len(index) / count
+        return Record(
+            iteration=self.progress["iteration"] + 1,
+            certified=CertifiedLoss(loss, loss, loss),
+            epsilon=0.0,
+            delta=0.0,
+            omega=0.0,
+            step=self.options["lr"],
+            trials=len(batches),
+            evaluations=objective.evaluations,
+            gradient_norm=norm,
+            progress=Progress.ACCEPTED,
+        )
 
     @abstractmethod
     def _move(self) -> None:

@@ -29,6 +29,7 @@ from recon.commands.compare.results import (
 )
 from recon.commands.configuration.classes import named_classes
 from recon.commands.configuration.data import Samples, data_section, make_data, operator_of, samples_of
+from recon.commands.configuration.stages import STAGES
 from recon.commands.errors import sentence
 from recon.commands.output.one_by_one import Outcome, one_by_one
 from recon.commands.output.runs import CHECKPOINTS, latest_checkpoint
@@ -218,6 +219,11 @@ def _training(comparison: Comparison, path: Path) -> dict[str, object]:
     content = read_mapping(path)
     if not isinstance(content.get("model"), dict):
         raise ValueError(f"{path}: has no `model`; `config` names a configuration of recon fit")
+    if STAGES in content:
+        raise ValueError(
+            f"{path}: has stages, each with data of its own; train it with recon fit, and name the "
+            "regularizer.safetensors of the run as `model`"
+        )
     own = data_section(content, path.parent)
     arguments = own.get("init_args") if isinstance(own, dict) else None
     data = dict(comparison.data["init_args"])

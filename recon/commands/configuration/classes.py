@@ -105,6 +105,11 @@ def entries_of(value: object) -> dict[str, object]:
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
 
 
+def takes(maker: object, key: str) -> bool:
+    """Whether a function, or a constructor and those that it passes ``**kwargs`` to, has a parameter of this name."""
+    return _parameter(maker, key)[0] is not None
+
+
 def _find(path: str) -> object:
     """What an import path names among the modules that parsing has imported; None if nothing."""
     parts = path.split(".")

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 import pytorch_lightning as pl
 import torch
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -38,6 +39,7 @@ from recon.commands.configuration.yaml_files import check_yaml, read_yaml
 from recon.commands.errors import printable
 from recon.commands.fit.metrics import MetricsFile, Stopwatch
 from recon.commands.fit.quiet import quiet
+from recon.commands.fit.stage import Stage
 from recon.commands.output.lock import locked
 from recon.commands.output.runs import (
     CHECKPOINTS,
@@ -78,8 +80,9 @@ class ReconCLI(LightningCLI):
     resumed_step: int | None = None
     stopwatch: Stopwatch
 
-    def __init__(self, *args: Any, held: contextlib.ExitStack, **kwargs: Any) -> None:
-        self.held = held  # of the folder; the base class does everything right here
+    def __init__(self, *args: Any, held: contextlib.ExitStack, stage: Stage | None, **kwargs: Any) -> None:
+        # of the folder; the base class does everything right here
+        self.held, self.stage = held, stage
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -100,7 +103,7 @@ class ReconCLI(LightningCLI):
         """Choose the folder of the run, and read a checkpoint once, so that errors come before the work."""
         settings = self.config[self.subcommand]
         files = settings.get("config") or []
-        self.config_file = Path(str(files[0])) if files else None
+        self.config_file = self.stage.config if self.stage else Path(str(files[0])) if files else None
         chosen = settings.trainer.default_root_dir
         root = Path(chosen) if chosen else OUTPUTS / config_name(self.config_file)
         checkpoint = settings.get("ckpt_path")
@@ -122,6 +125,10 @@ class ReconCLI(LightningCLI):
         self._begin = time.perf_counter()
         if self._resumed_run is not None:
             self.run = self._resumed_run
+        elif self.stage is not None:
+            self.run = self.stage.folder
+            self.run.mkdir()
+            self.held.enter_context(locked(self.run))
         else:
             self.run = new_run(self._root, "version" if self.subcommand == "fit" else str(self.subcommand))
             self.held.enter_context(locked(self.run))
@@ -182,6 +189,8 @@ class ReconCLI(LightningCLI):
     def before_fit(self) -> None:
         """Write the configuration in force, with all defaults, into the folder of the run."""
         if isinstance(self.model, ReconstructionModule):
+            if self.stage is not None and self._resumed_run is None:
+                self.stage.take_over(self.model.learned)
             specification(self.model.learned)  # what cannot be exported is refused before hours of training
         parser = self._parser(self.subcommand)
         settings = self.config[self.subcommand].clone()
@@ -193,6 +202,8 @@ class ReconCLI(LightningCLI):
         """Export what was learned, write ``summary.json``, print the table."""
         if not isinstance(self.model, ReconstructionModule):
             return
+        if self.stage is not None and isinstance(self.model, UpperLevelModule):
+            self.model.restore_record()  # of a stage that was interrupted between its last iteration and its model
         if self.model.iteration is None:
             limit = f"max_epochs of the trainer is {self.trainer.max_epochs}; set it (and max_steps) higher"
             if isinstance(self.model, SupervisedModule) and (self.resumed_step or 0) >= self.model.steps:
@@ -233,7 +244,10 @@ class ReconCLI(LightningCLI):
         content["setting"] = describe_setting(operator, self.datamodule)
         if isinstance(self.datamodule, SimulatedDataModule):
             content["learned_from"] = self.datamodule.fingerprints("train")
-        return content | {"training": finite(self._summary(model))}
+        training = finite(self._summary(model))
+        if self.stage is not None:
+            content |= self.stage.metadata(training)
+        return content | {"training": training}
 
     def _summary(self, model: ReconstructionModule) -> dict[str, object]:
         summary, metrics = model.summary(), self.trainer.callback_metrics
@@ -250,7 +264,11 @@ class ReconCLI(LightningCLI):
 
 
 class _Checked(Exception):
-    """The end of a check."""
+    """The end of a check, with the arguments as they were parsed."""
+
+    def __init__(self, config: Namespace) -> None:
+        super().__init__()
+        self.config = config
 
 
 class _CheckingCLI(ReconCLI):
@@ -258,27 +276,37 @@ class _CheckingCLI(ReconCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        raise _Checked
+        raise _Checked(self.config)
 
 
-def check_cli(arguments: list[str]) -> None:
-    """Raise what :func:`run_cli` raises for ``arguments`` that it does not take; nothing is made or run."""
-    with contextlib.suppress(_Checked):
-        _make_cli(_CheckingCLI, arguments)
+def check_cli(arguments: list[str]) -> Namespace:
+    """Raise what :func:`run_cli` raises for ``arguments`` that it does not take; nothing is made or run.
+
+    Returns
+    -------
+    Namespace
+        The configuration of the subcommand, ``arguments[0]``, in force.
+    """
+    try:
+        config = _make_cli(_CheckingCLI, arguments).config
+    except _Checked as checked:
+        config = checked.config
+    found: Namespace = config[arguments[0]]
+    return found
 
 
-def run_cli(arguments: list[str]) -> ReconCLI:
-    """Parse ``arguments`` (subcommand first) and run.
+def run_cli(arguments: list[str], stage: Stage | None = None) -> ReconCLI:
+    """Parse ``arguments`` (subcommand first) and run, perhaps as a stage of a training.
 
     Raises
     ------
     argparse.ArgumentError, ValueError, OSError
         what is wrong with the configuration, the data or the files; another program writes into the folder of the run.
     """
-    return _make_cli(ReconCLI, arguments)
+    return _make_cli(ReconCLI, arguments, stage)
 
 
-def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
+def _make_cli(kind: type[ReconCLI], arguments: list[str], stage: Stage | None = None) -> ReconCLI:
     quiet()
     _speak()
     read_older()
@@ -291,6 +319,7 @@ def _make_cli(kind: type[ReconCLI], arguments: list[str]) -> ReconCLI:
             pl.LightningModule,
             pl.LightningDataModule,
             held=held,
+            stage=stage,
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,

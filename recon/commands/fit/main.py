@@ -17,7 +17,8 @@ HELP = """usage: recon {name} --config FILE [OPTIONS]
 options:
   -h, --help            show this help message and exit
   --help-all            all options with their defaults; --model.help CLASS and --data.help CLASS those of a class
-  --config FILE         sections `model`, `data` and `trainer`; may be repeated, later ones replace earlier ones
+  --config FILE         sections `model`, `data` and `trainer`; may be repeated, later ones replace earlier ones; with
+                        a list `stages` of such sections, trainings that go on from one another
   --print_config        show the configuration in force, with all defaults, and exit
   --ckpt_path FILE      of a run, or `last` or `best` of those of this configuration
   --model.init_args.X, --data.init_args.X, --trainer.X VALUE
@@ -30,7 +31,7 @@ options:
 
 
 def main(name: str, argv: Sequence[str]) -> int:
-    """Run the subcommand ``name`` of :func:`recon.commands.fit.cli.run_cli`, or show its help; returns 0.
+    """Run the subcommand ``name`` of :func:`recon.commands.fit.stages.run`, or show its help; returns 0.
 
     Raises
     ------
@@ -40,7 +41,7 @@ def main(name: str, argv: Sequence[str]) -> int:
     if not {"-h", "--help"}.isdisjoint(argv):
         print(HELP.format(name=name, does=DOES[name]), end="")
         return 0
-    from recon.commands.fit.cli import run_cli  # Lightning takes seconds to import
+    from recon.commands.fit.stages import run  # Lightning takes seconds to import
 
-    run_cli([name, *("--help" if argument == "--help-all" else argument for argument in argv)])
+    run([name, *("--help" if argument == "--help-all" else argument for argument in argv)])
     return 0
