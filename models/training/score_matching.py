@@ -63,7 +63,7 @@ class ScoreMatchingModule(EnergyModule):
             )
         if self._weights is not None:
             raise ValueError("score matching knows no weights, which these data have; leave them out")
-        return ScoreMatchingObjective(self.regularizer, x, y, self.noise_factor)
+        return ScoreMatchingObjective(self.regularizer.at(self._levels), x, y, self.noise_factor)
 
     def _problem(self) -> dict[str, object]:
         return super()._problem() | {"noise_factor": float(self.noise_factor), "method": "score matching"}

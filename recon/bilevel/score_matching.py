@@ -53,7 +53,7 @@ class ScoreMatchingObjective(Objective):
         self.regularizer, self.noise_factor = regularizer, noise_factor
         if not self.params:
             raise ValueError(f"{type(regularizer).__name__} has no trainable parameters: nothing can be learned")
-        check_contract(regularizer, target)
+        check_contract(regularizer.select(slice(0, 1)), target)
 
     @property
     def params(self) -> list[nn.Parameter]:
@@ -66,8 +66,9 @@ class ScoreMatchingObjective(Objective):
         The gradient of 1/2 ||grad R(y) - t||^2 is that of <grad R(y), w> at the fixed w = grad R(y) - t.
         """
         x, y = self.target[index], self.y[index]
-        residual = self.regularizer.grad(y) - self.noise_factor * (y - x)
+        own = self.regularizer.select(index)
+        residual = own.grad(y) - self.noise_factor * (y - x)
         value = 0.5 * float(per_image_norm(residual).double().square().sum()) / len(index)
-        parts = self.regularizer.parameter_vjp(y, residual / len(index))
+        parts = own.parameter_vjp(y, residual / len(index))
         self.evaluations += 2 * len(index) / len(self.y)
         return value, list(parts)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import ConvexRidge
+from models import ConvexRidge, NoiseConditioned
 from recon.bilevel import BilevelObjective, ScoreMatchingAdam, ScoreMatchingObjective
 from recon.lower_level import Regularizer
 
@@ -104,3 +104,21 @@ def test_what_is_no_denoising_is_refused() -> None:
     regularizer = Quadratic()
     with pytest.raises(ValueError, match="not BilevelObjective"):
         ScoreMatchingAdam(regularizer.parameters()).step(objective=BilevelObjective(regularizer, x, y))
+
+
+def test_images_with_noise_levels_of_their_own_have_their_own_regularizers() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, n = (torch.rand(3, 1, 9, 9, generator=generator, dtype=torch.float64) for _ in range(2))
+    y, sigma = x + 0.1 * n, torch.tensor([0.02, 0.1, 0.15])
+    model = NoiseConditioned(ConvexRidge(3, 3), 0.2).double()
+    objective = ScoreMatchingObjective(model.at(sigma), x, y)
+    for index in (torch.tensor([2, 0]), torch.tensor([1])):
+        value, gradient = objective.gradient(index)
+        total = torch.zeros((), dtype=torch.float64)
+        for i in index:
+            point = y[i][None].clone().requires_grad_(True)
+            (grad,) = torch.autograd.grad(model.at(float(sigma[i]))(point).sum(), point, create_graph=True)
+            total = total + 0.5 * (grad - (y - x)[i][None]).square().sum() / len(index)
+        assert value == pytest.approx(float(total), rel=1e-10)
+        for own, automatic in zip(gradient, torch.autograd.grad(total, objective.params), strict=True):
+            torch.testing.assert_close(own, automatic, rtol=1e-8, atol=1e-12)
