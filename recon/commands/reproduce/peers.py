@@ -116,7 +116,7 @@ def _data(images: ImageFolder, sigma: float, seed: int) -> tuple[list[Tensor], l
 
 
 def _shipped(names: Sequence[str] | None, sigma: float) -> list[Candidate]:
-    """Models that come with the library, these or all that denoise pictures; those for many noise levels at ``sigma``."""
+    """Models that come with the library: these, or all that denoise pictures; those for many noise levels at sigma."""
     found = []
     for name in shipped.names() if names is None else names:
         model, metadata = load_model(name)
