@@ -6,6 +6,38 @@ from benchmarks.mutations.mutation import CONSTANTS, POTENTIALS, Mutation, mutat
 
 REGULARIZERS: list[Mutation] = [
     *mutations_of(
+        "models/regularizers/noise_level.py",
+        ("tests/models/regularizers/test_noise_level.py", "tests/models/regularizers/test_noise_level_constants.py"),
+        ("return max(self._parts.get(number).smoothness()", "return min(self._parts.get(number).smoothness()"),
+        ("return max(self._parts.get(number).rounding_gain()", "return min(self._parts.get(number).rounding_gain()"),
+        ("(1 - share) * self.log_gains[:, left] + share *", "share * self.log_gains[:, left] + (1 - share) *"),
+        (" or not self._belongs[1].equal(owner.log_gains)", ""),
+        ("self._belongs[0] is not table or ", ""),
+        ("own = part.select(torch.tensor([place[images[row]]", "own = part.select(torch.tensor([place[row]"),
+        ("torch.cat([value for value, _ in found])[order]", "torch.cat([value for value, _ in found])"),
+        ("self.regularizer.convexity()", "0.0 * self.regularizer.convexity()"),
+    ),
+    *mutations_of(
+        "models/regularizers/ridge.py",
+        ("tests/models/regularizers/test_noise_level.py", "tests/models/regularizers/test_noise_level_constants.py"),
+        ("gains.square()[:, None]", "gains[:, None]"),
+    ),
+    *mutations_of(
+        "models/regularizers/icnn.py",
+        ("tests/models/regularizers/test_noise_level.py", "tests/models/regularizers/test_noise_level_constants.py"),
+        ("weights / gains.prod()", "weights / gains[0]"),
+    ),
+    *mutations_of(
+        "models/regularizers/initial.py",
+        "tests/models/regularizers/test_composed_filters.py",
+        ("factor.flip(2, 3)", "factor"),
+        (
+            "(factors[0] - factors[0].mean((2, 3), keepdim=True))",
+            "factors[0]",
+            "the composed filters are centred again",
+        ),
+    ),
+    *mutations_of(
         "models/regularizers/total_variation.py",
         "tests/models/regularizers/test_total_variation.py",
         ("length * (nu / root) * (nu / (root + length))", "length * (nu / root) * (nu / (2 * root))"),
