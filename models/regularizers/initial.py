@@ -43,7 +43,7 @@ class InitialFilters:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list in files
         if min(self.channels, default=1) < 1:
-            raise ValueError(f"channels is {list(self.channels)}, but each must be at least 1")
+            raise ValueError(f"channels has {min(self.channels)}, but each number must be at least 1")
 
     def make(self, filters: int, size: int) -> Tensor:
         """``filters`` filters, ``(filters, size, size)`` in float64, of mean zero.
@@ -68,7 +68,7 @@ class InitialFilters:
         if rest or side < 1:
             raise ValueError(
                 f"filters of {size}x{size} pixels are no compositions of {count} convolutions of one size: with "
-                f"channels {list(self.channels)}, size must be 1 plus a multiple of {count}"
+                f"{count - 1} numbers of channels, size must be 1 plus a multiple of {count}"
             )
         generator = torch.Generator().manual_seed(self.seed)
         found = [make_filters(self.kind, self.channels[0], side + 1, self.seed)[:, None]]

@@ -38,7 +38,7 @@ def test_the_bound_of_a_ridge_regularizer_does_not_depend_on_gains(name: str) ->
 
 @pytest.mark.parametrize("name", ["foe_l1", "crr", "icnn"])
 def test_curvature_at_zero_is_that_without_gains(name: str) -> None:
-    """R''_sigma(0) = R''(0) for ridge regularizers, s_1 / s_2 R''(0) for networks: the bounds are as tight as before."""
+    """R''_sigma(0) = R''(0) for ridge regularizers, s_1 / s_2 R''(0) for networks: bounds are as tight as before."""
     model, v = conditioned(name, spread=2.0), normal(*SHAPE)
     x = torch.zeros(SHAPE, dtype=torch.float64)
     for sigma in LEVELS.tolist():
