@@ -170,7 +170,6 @@ BOMBS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("models.ConvexRidge", {"knots": 10**9}, {}),
     ("models.ConvexRidge", {"size": 9, "initial_filters": {"kind": "normal", "channels": [10**6, 10**6, 4]}}, {}),
     ("models.ConvexRidge", {"size": 7, "initial_filters": {"kind": "normal", "channels": [4000, 4000]}}, {}),
-    ("models.FieldsOfExperts", {"size": 10**4 + 2, "initial_filters": {"channels": [2] * 10**4}}, {}),
     ("models.ConvexRidge", {"filters": 3, "size": 3, "knots": 5}, {"knots": 10**9}),
 ]
 
