@@ -49,7 +49,7 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--data.sigma=[0.02, 0.3]"], ["the noise level is 0.", "standard deviations from 0 to 0.2"]),
+        (["--data.sigma=[0.25, 0.3]"], ["the noise level is 0.", "standard deviations from 0 to 0.2"]),
         (["--data.sigma=[0.2, 0.1]"], ["sigma is [0.2, 0.1]", "the smaller one first"]),
         (["--data.sigma=[0.2]"], ["sigma"]),
         (["--model.regularizer.largest=0"], ["needs 0 <= smallest < largest"]),
