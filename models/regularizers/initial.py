@@ -10,6 +10,9 @@ from torch import Tensor
 
 from models.regularizers.filter_bank import make_filters
 
+#: numbers of channels between factors, at most: so many would make filters of 17x17 pixels of factors of 2x2
+DEEPEST = 15
+
 
 @dataclass(frozen=True)
 class InitialFilters:
@@ -33,7 +36,7 @@ class InitialFilters:
     Raises
     ------
     ValueError
-        a number of channels is less than 1.
+        a number of channels is less than 1, or there are more than ``DEEPEST``.
     """
 
     kind: str = "dct"
@@ -44,6 +47,8 @@ class InitialFilters:
         object.__setattr__(self, "channels", tuple(self.channels))  # a list in files
         if min(self.channels, default=1) < 1:
             raise ValueError(f"channels has {min(self.channels)}, but each number must be at least 1")
+        if len(self.channels) > DEEPEST:
+            raise ValueError(f"channels has {len(self.channels)} numbers, but at most {DEEPEST} make sense")
 
     def make(self, filters: int, size: int) -> Tensor:
         """``filters`` filters, ``(filters, size, size)`` in float64, of mean zero.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from models import ConvexRidge, NoiseConditioned
-from models.files.storage import save_regularizer
+from models.files.storage import load_regularizer, save_regularizer
 from recon.commands.main import main
+from recon.lower_level import LBFGS, Energy
+from recon.reconstruction import mirrored
+from tests.commands.fit.test_fit import assert_equal, read_metrics
 from tests.lower_level.problems import perturb
 
 
@@ -44,6 +49,32 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def error(capsys: pytest.CaptureFixture[str]) -> str:
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("recon")]
     return message
+
+
+def test_a_run_goes_on_with_the_same_numbers(config: Path, tmp_path: Path) -> None:
+    """Two iterations and two more are four; what was learned can be read and used."""
+    fit = ["fit", "--config", str(config), "--trainer.default_root_dir"]
+    assert main([*fit, str(tmp_path / "whole")]) == 0
+    assert main([*fit, str(tmp_path / "parts"), "--trainer.max_epochs=2"]) == 0
+    first, whole = tmp_path / "parts" / "version_0", tmp_path / "whole" / "version_0"
+    assert main([*fit, str(tmp_path / "parts"), "--ckpt_path", str(first / "checkpoints" / "last.ckpt")]) == 0
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, first)]
+    assert_equal(states[0]["state_dict"], states[1]["state_dict"])
+    rows, parts = read_metrics(whole), read_metrics(first)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in parts]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    regularizer, metadata = load_regularizer(whole / "regularizer.safetensors")
+    assert isinstance(regularizer, NoiseConditioned)
+    assert metadata["setting"]["noise"] == {"kind": "gaussian", "sigma": [0.02, 0.2]}
+    start = NoiseConditioned(ConvexRidge(4, 3, 5, 0.1), 0.2)
+    assert float((regularizer.log_gains - start.log_gains).detach().abs().max()) > 1e-6, "gains are learned"
+
+
+def test_data_of_one_level_are_at_that_level(config: Path, tmp_path: Path) -> None:
+    fit = ["fit", "--config", str(config), "--data.sigma=0.1", "--trainer.max_epochs=1"]
+    assert main([*fit, "--trainer.default_root_dir", str(tmp_path / "run")]) == 0
+    _, metadata = load_regularizer(tmp_path / "run" / "version_0" / "regularizer.safetensors")
+    assert metadata["setting"]["noise"] == {"kind": "gaussian", "sigma": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -97,6 +128,24 @@ def reconstruct(model: Path, data: Path, *options: str) -> tuple[int, Path]:
     output = model.parent / "results"
     command = ["reconstruct", "--model", str(model), "--data", str(data), "--output", str(output), *options]
     return main(command), output
+
+
+@pytest.mark.parametrize("option", ["--sigma", "--noise"])
+def test_the_result_is_that_of_a_direct_solve(model: Path, noisy: Path, option: str) -> None:
+    regularizer, _ = load_regularizer(model)
+    y = mirrored(torch.from_numpy(np.load(noisy))[None, None], regularizer.margin)
+    found = {}
+    for sigma in (0.1, 0.05):
+        status, output = reconstruct(model, noisy, option, str(sigma), "--accuracy", "1e-6")
+        assert status == 0
+        found[sigma] = torch.from_numpy(np.load(output / "noisy.npy"))
+        exact = LBFGS()(Energy(y, regularizer.double().at(sigma)), y, 1e-9).x[0, 0, 2:-2, 2:-2]
+        (entry,) = json.loads((output / "report.json").read_text())["images"]
+        assert float((found[sigma] - exact).norm()) <= entry["error"] <= 1e-6
+        assert entry["noise_level"] == sigma
+        assert entry["regularizer"] == "NoiseConditioned(ConvexRidge)"
+        assert f"noise level {sigma}, given" in entry["minimizer"]
+    assert float((found[0.1] - found[0.05]).norm()) > 1e-2
 
 
 @pytest.mark.parametrize("sigma", ["0.3", "0.001"])
