@@ -22,7 +22,7 @@ from tests.lower_level.problems import normal, smooth_image
 
 DOCUMENTED = (Path(__file__).parents[3] / "docs" / "reconstruction.md").read_text().partition("## The report")[2]
 #: null in every report of TV by a given weight with a reference
-NO_NUMBERS = {"model", "simulated"}
+NO_NUMBERS = {"noise_level", "model", "simulated"}
 
 
 @pytest.fixture
