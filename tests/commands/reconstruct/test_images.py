@@ -318,6 +318,16 @@ def test_images_that_do_not_fit_the_options(data: Path, model: Path) -> None:
             main(["--data", str(data), "--output", str(data.parent / "results"), *options])
 
 
+@pytest.mark.parametrize("level", [0.02, 0.1])
+def test_noise_of_larger_images_is_estimated_where_there_is_least_texture(level: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(1, 200, 240, generator=generator, dtype=torch.float64)
+    assert image_noise(level * noise) == pytest.approx(level, rel=0.04)
+    texture = torch.zeros_like(noise)  # in half of the picture
+    texture[..., 120:] = torch.rand(1, 200, 120, generator=generator, dtype=torch.float64)
+    assert image_noise(level * noise + texture) == pytest.approx(level, rel=0.06)
+
+
 def test_image_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     smooth = torch.linspace(0, 1, 64).double()[:, None] * torch.linspace(0, 1, 80).double()
