@@ -41,20 +41,23 @@ def command(pictures: Path, output: Path, *words: str) -> list[str]:
 
 
 def test_all_models_denoise_the_same_data(tmp_path: Path, pictures: Path) -> None:
-    write_crr(tmp_path / "crr")
+    write_crr(tmp_path / "theirs")
     write_pylopt(tmp_path / "pylopt")
-    paths, output = [str(tmp_path / name) for name in ("crr", "pylopt")], tmp_path / "output"
+    paths, output = [str(tmp_path / name) for name in ("theirs", "pylopt")], tmp_path / "output"
     words = ["--checkpoint", *paths, "--lmbd", "9", "2", "--mu", "file", "file", "--models", "tv_bsd"]
     assert main(command(pictures, output, *words)) == 0
     assert {path.name for path in output.iterdir()} == FILES
     rows = list(csv.DictReader((output / "images.csv").read_text().splitlines()))
     assert [(r["model"], r["picture"]) for r in rows] == [
-        (model, f"{i}.png") for model in ("tv_bsd", "crr", "pylopt") for i in range(2)
+        (model, f"{i}.png") for model in ("tv_bsd", "theirs", "pylopt") for i in range(2)
     ]
     # the second picture by hand, to ten thousand times the accuracy
     x = torch.from_numpy(np.asarray(Image.open(pictures / "1.png"), dtype=np.float64) / 255)[None, None]
     y = x + gaussian_noise((1, 24, 20), 0.1, 0, 1)[None]
-    models = {"tv_bsd": pretrained("tv_bsd").double(), "crr": load_foreign(tmp_path / "crr", 0.1, 9.0).regularizer}
+    models = {
+        "tv_bsd": pretrained("tv_bsd").double(),
+        "theirs": load_foreign(tmp_path / "theirs", 0.1, 9.0).regularizer,
+    }
     for name, model in models.items():
         wide = mirrored(y, model.margin)
         exact = middle(LBFGS()(Energy(wide, model), wide, torch.full((1,), 1e-6)).x, (24, 20))
@@ -63,12 +66,12 @@ def test_all_models_denoise_the_same_data(tmp_path: Path, pictures: Path) -> Non
         assert 0 < float(row["certified"]) <= 1e-3 * float(y.norm()) * 1.001
         assert row["grade"] == "proved"
     summary = check_summary(output, "reproduce peers")
-    assert summary["models"]["crr"]["kind"] == "CRR-NN"
+    assert summary["models"]["theirs"]["kind"] == "CRR-NN"
     assert "λ 9 given, μ 1.7 of the file" in (output / "table.md").read_text()
 
 
 def test_what_cannot_be_certified_says_so(tmp_path: Path, pictures: Path) -> None:
-    folder, output = tmp_path / "wcrr", tmp_path / "output"
+    folder, output = tmp_path / "theirs", tmp_path / "output"
     state = write_wcrr(folder)
     state["activation_ccv.coefficients"] = torch.linspace(-0.1, 0.1, 21)[None]
     state["mu_"] = torch.tensor(-9.0)
@@ -78,15 +81,15 @@ def test_what_cannot_be_certified_says_so(tmp_path: Path, pictures: Path) -> Non
     assert row["certified"] == row["grade"] == ""
     assert float(row["modulus"]) < 0
     assert "| none, modulus -0.0" in (output / "table.md").read_text()
-    assert json.loads((output / "summary.json").read_text())["models"]["wcrr"]["certified"] is None
+    assert json.loads((output / "summary.json").read_text())["models"]["theirs"]["certified"] is None
 
 
 def test_lmbd_is_tuned_on_other_pictures(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither half nor twice the lmbd that is chosen is better on them."""
-    write_crr(tmp_path / "crr")
+    write_crr(tmp_path / "theirs")
     (tmp_path / "other").mkdir()
     (pictures / "1.png").rename(tmp_path / "other" / "1.png")
-    words = ["--checkpoint", str(tmp_path / "crr"), "--models"]
+    words = ["--checkpoint", str(tmp_path / "theirs"), "--models"]
     assert main(command(pictures, tmp_path / "out", *words, "--tune", str(tmp_path / "other"))) == 0
     (row,) = csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines())
     assert row["parameters"].endswith("λ by the PSNR on other pictures (1)")
@@ -95,7 +98,7 @@ def test_lmbd_is_tuned_on_other_pictures(tmp_path: Path, pictures: Path, capsys:
     y = x + gaussian_noise((1, 24, 20), 0.1, derive_seed(0, 1), 0)[None]
 
     def quality(value: float) -> float:
-        model = load_foreign(tmp_path / "crr", 0.1, value).regularizer
+        model = load_foreign(tmp_path / "theirs", 0.1, value).regularizer
         wide = mirrored(y, model.margin)
         exact = LBFGS()(Energy(wide, model), wide, torch.full((1,), 1e-3)).x
         return float(psnr(middle(exact, (24, 20)), x))
@@ -115,8 +118,8 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, pictures: Path, monkeypatch
 
 
 def test_bad_input(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_crr(tmp_path / "crr")
-    crr, output = str(tmp_path / "crr"), tmp_path / "output"
+    write_crr(tmp_path / "theirs")
+    crr, output = str(tmp_path / "theirs"), tmp_path / "output"
     for words, message in (
         (["--models"], "there is nothing to compare: give --checkpoint, or --models"),
         (["--models", "crr_ct"], "crr_ct: is no regularizer for pictures"),

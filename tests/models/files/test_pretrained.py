@@ -54,7 +54,9 @@ def test_it_does_what_its_metadata_say(path: Path) -> None:
 
 def denoises(regularizer: Any, metadata: dict[str, Any]) -> None:
     clean = BuiltinImages("test", size=96)[0][None].float()
-    y = clean + normal(*clean.shape, seed=1, scale=metadata["sigma"], dtype=torch.float32)
+    sigma = metadata["sigma"] if regularizer.typical_noise is None else regularizer.typical_noise
+    y = clean + normal(*clean.shape, seed=1, scale=sigma, dtype=torch.float32)
+    regularizer = regularizer.at(sigma)
     data = mirrored(y, regularizer.margin)
     solution = LBFGS()(Energy(data, regularizer), data, 0.3)
     assert solution.converged
