@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
 import re
 import subprocess
@@ -49,6 +50,9 @@ def test_files_and_names_in_a_page_exist(page: str) -> None:
 
 def exists(name: str) -> bool:
     """Whether a module, class, function or attribute has this name."""
+    package, _, attribute = name.partition(".")
+    if hasattr(importlib.import_module(package), attribute):
+        return True  # or a folder of this name, such as models/pretrained, would be imported in its place
     try:
         pkgutil.resolve_name(name)
     except (ImportError, AttributeError):
