@@ -12,10 +12,10 @@ REGULARIZERS: list[Mutation] = [
         ("return max(self._parts.get(number).rounding_gain()", "return min(self._parts.get(number).rounding_gain()"),
         ("(1 - share) * self.log_gains[:, left] + share *", "share * self.log_gains[:, left] + (1 - share) *"),
         (" or not self._belongs[1].equal(owner.log_gains)", ""),
-        ("self._belongs[0] is not table or ", ""),
+        ("self._belongs[0] is not table or ", "", "the copies notice new parameters by themselves, at a higher cost"),
         ("own = part.select(torch.tensor([place[images[row]]", "own = part.select(torch.tensor([place[row]"),
         ("torch.cat([value for value, _ in found])[order]", "torch.cat([value for value, _ in found])"),
-        ("self.regularizer.convexity()", "0.0 * self.regularizer.convexity()"),
+        ("min(0.0, self.regularizer.convexity())", "0.0"),
     ),
     *mutations_of(
         "models/regularizers/ridge.py",

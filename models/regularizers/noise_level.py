@@ -126,8 +126,8 @@ class NoiseConditioned(Regularizer):
         raise ValueError(NO_LEVEL)
 
     def convexity(self) -> float:
-        """The modulus for all noise levels."""
-        return self.regularizer.convexity()
+        """The modulus for all noise levels, with what rounding errors of gains take from it if it is negative."""
+        return min(0.0, self.regularizer.convexity()) * (1 + self.regularizer.gain_rounding())
 
 
 class _Parts:
@@ -223,6 +223,7 @@ class AtNoiseLevels(Regularizer):
         return torch.cat([value for value, _ in found])[order], torch.cat([grad for _, grad in found])[order]
 
     def hessian(self, x: Tensor) -> HessianMap:
+        """v -> R_sigma''(x) v, image by image with its own level."""
         maps = [(part.hessian(x[index]), index) for part, index in self._by_level(x)]
         if len(maps) == 1:
             return maps[0][0]
@@ -232,6 +233,7 @@ class AtNoiseLevels(Regularizer):
                 group[image], place[image] = number, k
 
         def apply(v: Tensor, kept: Tensor | None) -> Tensor:
+            """The products of the images ``kept``, each by the map of its level."""
             images = list(range(len(x))) if kept is None else kept.tolist()
             out = torch.empty_like(v)
             for number, (part, _) in enumerate(maps):
@@ -280,6 +282,7 @@ class AtNoiseLevels(Regularizer):
         return self.conditioned.convexity()
 
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
+        """Those of the regularizers at the levels, image by image; None if one of them has none."""
         found = [part.hessian_variation(w[index]) for part, index in self._by_level(w)]
         if None in found:
             return None

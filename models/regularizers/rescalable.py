@@ -36,6 +36,10 @@ class Rescalable(Regularizer):
     def rescaled(self, tensors: list[Tensor], gains: Tensor) -> list[Tensor]:
         """Those of the regularizer with gains, from its own; differentiable in both."""
 
+    def gain_rounding(self) -> float:
+        """What rounding errors of gains add to the modulus of weak convexity, relative to it; 0 where R is convex."""
+        return 0.0
+
     @abstractmethod
     def derivative(self, x: Tensor, w: Tensor) -> list[Tensor]:
         """d/d(tensors) of sum_i <grad R(x_i), w_i>, for those of :meth:`current`."""

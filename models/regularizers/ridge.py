@@ -157,8 +157,18 @@ class RidgeRegularizer(Rescalable):
     def copy_at(self, source: Callable[[], list[Tensor]], tensors: list[Tensor]) -> Self:
         other = super().copy_at(source, tensors)
         # gains cancel in psi_k'' |c^_k|^2: only their rounding is new
-        other._smoothness = tensors, RidgeRegularizer.smoothness(self) * (1 + 16 * torch.finfo(tensors[0].dtype).eps)
+        other._smoothness = tensors, RidgeRegularizer.smoothness(self) * (1 + self.gain_rounding())
         return other
+
+    def gain_rounding(self) -> float:
+        r"""By how much, relatively, rounded gains change sum_k w_k \|c^_k\|^2: at most (1 + s u)^2 (1 + u)^4 - 1.
+
+        With unit roundoff u, the entries of s_k c_k are off by u of themselves, and \|c^_k\| so by u \|\|c_k\|\|_1 <=
+        s u \|\|c_k\|\| for filters of s x s pixels; sum_k w_k \|\|c_k\|\|^2 is the mean over all frequencies of what is
+        bounded here, so no more than its maximum. psi_k / s_k^2 is two operations, whose errors w_k has.
+        """
+        u = 0.5 * torch.finfo(self.current()[0].dtype).eps
+        return (1 + self.kernel_size[0] * u) ** 2 * (1 + u) ** 4 - 1
 
     def response(self) -> Response:
         """:func:`models.regularizers.filter_bank.frequency_response` of the filters, once per change of them."""

@@ -7,8 +7,11 @@ import copy
 import pytest
 import torch
 
+from models import InitialFilters, NoiseConditioned, WeaklyConvexRidge
+from models.regularizers.filter_bank import spectral_bound
+from models.regularizers.ridge import RidgeRegularizer
 from recon.lower_level import Energy
-from tests.lower_level.problems import normal, norms
+from tests.lower_level.problems import normal, norms, perturb
 from tests.lower_level.regularizer_checks import assert_hessian_bounds, assert_hessian_variation
 from tests.models.regularizers.noisy import INNER, conditioned
 
@@ -24,7 +27,8 @@ def test_hessians_are_within_their_bounds(name: str, spread: float) -> None:
         x = normal(*SHAPE, seed=seed, scale=scale)
         for sigma in LEVELS.tolist():
             assert_hessian_bounds(model.at(sigma), x)
-            assert model.at(sigma).convexity() == model.regularizer.convexity() == model.convexity()
+            assert model.at(sigma).convexity() == model.convexity()
+            assert model.convexity() == pytest.approx(model.regularizer.convexity(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", [n for n in INNER if n != "icnn"])
@@ -125,3 +129,19 @@ def test_bounds_of_the_mixed_derivative_are_estimates(name: str) -> None:
         alone = model.at(float(LEVELS[i])).jacobian_bounds(x[i : i + 1], w[i : i + 1], radius[:1])
         torch.testing.assert_close(bounds.norm[i : i + 1], alone.norm, rtol=1e-9, atol=0)
         torch.testing.assert_close(bounds.variation[i : i + 1], alone.variation, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("size", [3, 13])
+def test_bounds_hold_for_gains_as_they_are_rounded(size: int) -> None:
+    """In single precision, of the tensors that are computed with; without the allowance a tenth of these fail."""
+    more = 0
+    for seed in range(40):
+        own = WeaklyConvexRidge(2, size, weak_convexity=0.9, initial_filters=InitialFilters("normal", seed))
+        model = perturb(NoiseConditioned(own, 0.2), seed, 0.5)
+        part = model.at(0.03 + 0.004 * seed)._parts.get(0)
+        assert isinstance(part, RidgeRegularizer)
+        kernels, *profile = part.current()
+        direct = float(spectral_bound(kernels, part.curvature_bound(profile)))
+        assert part.smoothness() >= direct
+        more += own.smoothness() < direct
+    assert more > 4
