@@ -20,6 +20,7 @@ from models.regularizers.ridge import RidgeRegularizer
 from models.saddle_points.learned_tv import LearnedTV
 from models.training.module import Prediction, ReconstructionModule
 from models.training.supervised import SupervisedModule
+from recon.bilevel import CertifiedProposals, Record
 from recon.errors import at_least
 from recon.files import write_files
 from recon.plotting.figures import figure_bytes, filter_grid, filters_figure
@@ -51,7 +52,10 @@ class LastCheckpoint(Checkpoint):
 
 
 class IterationProgress(ProgressBar):
-    """One line for the whole training: iterations, and what the module says about the last one."""
+    """One line for the whole training: iterations, and what the module says about the last one.
+
+    Between two checks of :class:`recon.bilevel.CertifiedProposals`, what its proposer does.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +81,13 @@ class IterationProgress(ProgressBar):
             disable=not self._enabled,
             dynamic_ncols=True,
         )
+        for method in trainer.optimizers:
+            if isinstance(method, CertifiedProposals):
+                method.listener = self._proposed
+
+    def _proposed(self, record: Record) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"proposing: loss {record.loss:.5g}, evaluations {record.evaluations:.0f}")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -94,6 +105,7 @@ class IterationProgress(ProgressBar):
         self._close()
 
     def _close(self) -> None:
+        """``_proposed`` does nothing from here."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -29,7 +29,7 @@ from models.files.checkpoints import (
 )
 from models.files.storage import load_regularizer
 from models.training.bilevel import BilevelModule
-from models.training.callbacks import LastCheckpoint
+from models.training.callbacks import IterationProgress, LastCheckpoint
 from recon.bilevel import MAID, BilevelObjective, CertifiedProposals, InexactAdam, Progress, PublishedMAID
 from recon.lower_level import FISTA, LBFGS, Energy, KullbackLeibler, SquaredL2
 from recon.operators import Blur, Identity
@@ -42,10 +42,9 @@ def trainer(folder: Path, epochs: int = 3, **options: Any) -> pl.Trainer:
         devices=1,
         max_epochs=epochs,
         inference_mode=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **({"enable_checkpointing": False, "logger": False} | options),
+        **({"enable_checkpointing": False, "logger": False, "enable_progress_bar": False} | options),
     )
 
 
@@ -189,6 +188,20 @@ def test_resume_is_bit_identical(tmp_path: Path, options: dict[str, Any]) -> Non
     resumed, _ = fit_foe(tmp_path / "parts", 4, path, **options)
     assert resumed.record == whole.record
     assert_same(resumed.regularizer.state_dict(), whole.regularizer.state_dict())
+
+
+def test_between_two_checks_the_progress_bar_says_what_is_proposed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = BilevelModule(
+        FieldsOfExperts(filters=2, size=3),
+        partial(CertifiedProposals, proposer=partial(InexactAdam, batch_size=1)),
+        operator=Identity(),
+    )
+    bar = IterationProgress()
+    trainer(tmp_path, 1, enable_progress_bar=True, callbacks=[bar]).fit(module, datamodule=Tiny())
+    said = capsys.readouterr().err
+    assert 0 <= said.index("proposing: loss") < said.index("loss", said.index("1/1"))
 
 
 def test_checkpoints_are_plain_and_small(tmp_path: Path) -> None:

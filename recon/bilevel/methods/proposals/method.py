@@ -66,7 +66,15 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
         other shapes; theta is put back.
     TypeError
         The proposer is no upper-level method, or the fallback certifies no descent.
+
+    Attributes
+    ----------
+    listener : callable, optional
+        Called with the record of every iteration of the proposer, of which there may be many before a check: to show
+        that something happens. Not part of the state.
     """
+
+    listener: Callable[[Record], None] | None = None
 
     def __init__(
         self,
@@ -167,6 +175,8 @@ class CertifiedProposals(UpperLevelMethod[InexactObjective]):
                 spent = objective.evaluations - before
                 phase, state["proposing"] = phase + spent, state["proposing"] + spent
             self._check_point(shapes)
+            if self.listener is not None:
+                self.listener(record)
             if not spent or record.finished or self._due(phase, record.loss):
                 break
         state["phase"] = phase

@@ -299,3 +299,15 @@ def test_lbfgs_alone_finds_the_minimizer_of_a_quadratic() -> None:
     assert record.guarantee == "none"
     fine = Accuracy(1e-10, 1e-10)
     assert float(objective.hypergradient(objective.evaluate(fine), fine).z.norm()) < 1e-5
+
+
+def test_whoever_listens_hears_of_every_iteration_of_the_proposer() -> None:
+    heard: list[Record] = []
+    objective = tv_objective()
+    method = CertifiedProposals(objective.params, functools.partial(InexactAdam, lr=0.2, batch_size=2))
+    method.listener = heard.append
+    trials = [method.step(objective=objective).trials for _ in range(3)]
+    assert len(heard) == sum(trials) > 3  # several before a check
+    assert "listener" not in method.state_dict()
+    evaluations = [record.evaluations for record in heard]
+    assert evaluations == sorted(evaluations)
