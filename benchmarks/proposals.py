@@ -124,7 +124,27 @@ def main() -> None:
         ]
         print_table(name, [{k: v for k, v in line.items() if k != "method"} for line in lines])
         rows += lines
+    if "MAID" in args.only:
+        print_table("to the last certified loss of MAID", to_loss_of("MAID", rows))
     write_csv(args.output / "proposals.csv", rows)
+
+
+def to_loss_of(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Evaluations of all methods until their certified loss is at most the last one of this, and its own over them.
+
+    Methods that do not come so far have none.
+    """
+    loss = [row["upper"] for row in rows if row["method"] == name][-1]
+    found: dict[str, float | None] = {row["method"]: None for row in rows}
+    for row in rows:
+        if row["upper"] <= loss and found[row["method"]] is None:
+            found[row["method"]] = row["evaluations"]
+    own = found[name]
+    assert own is not None
+    return [
+        {"method": method, "loss": loss, "evaluations": value, "ratio": None if value is None else own / value}
+        for method, value in found.items()
+    ]
 
 
 if __name__ == "__main__":
