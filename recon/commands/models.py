@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from recon.commands.loading import loading
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns 0.
@@ -17,12 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         the files of a model are damaged.
     """
     args = _parser().parse_args(argv)
-    from rich.console import Console  # all of these take seconds to import
-    from rich.markdown import Markdown
-    from rich.table import Table
+    with loading():
+        from rich.console import Console  # all of these take seconds to import
+        from rich.markdown import Markdown
+        from rich.table import Table
 
-    from models.files import shipped
-    from models.files.storage import load_model
+        from models.files import shipped
+        from models.files.storage import load_model
 
     console = Console()
     if args.name is not None:

@@ -19,6 +19,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from recon.commands.loading import loading
+
 #: of the data, that the command line can name
 FOLDERS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -34,9 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         a file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = _parser().parse_args(argv)
-    from recon.commands.compare.comparison import compare  # torch takes seconds to import
-    from recon.commands.compare.configuration import read_comparison
-    from recon.commands.output.lock import locked
+    with loading():
+        from recon.commands.compare.comparison import compare  # torch takes seconds to import
+        from recon.commands.compare.configuration import read_comparison
+        from recon.commands.output.lock import locked
 
     folders = {name: value for name, value in vars(args).items() if name in FOLDERS and value is not None}
     comparison = read_comparison(args.config, folders)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from recon.commands.loading import loading
+
 DOES = {
     "fit": "Learn a regularizer, a reconstruction network or a critic",
     "validate": "Measure a trained model on the validation set",
@@ -41,7 +43,8 @@ def main(name: str, argv: Sequence[str]) -> int:
     if not {"-h", "--help"}.isdisjoint(argv):
         print(HELP.format(name=name, does=DOES[name]), end="")
         return 0
-    from recon.commands.fit.stages import run  # Lightning takes seconds to import
+    with loading():
+        from recon.commands.fit.stages import run  # Lightning takes seconds to import
 
     run([name, *("--help" if argument == "--help-all" else argument for argument in argv)])
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from recon.commands.loading import loading
 from recon.commands.reconstruct.options import check_options, given, parser
 from recon.commands.reconstruct.tasks import TASKS
 from recon.limits import parse_memory, set_memory_limit
@@ -26,16 +27,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         A file is missing, the output cannot be written, or another program writes into its folder.
     """
     args = parser(TASKS).parse_args(argv)
-    from recon.commands.output.lock import locked
-    from recon.commands.reconstruct.driver import reconstruct_files  # torch takes seconds to import
-
     if args.max_memory is not None:  # from Python; `recon` has taken it out already
         set_memory_limit(parse_memory(args.max_memory))
-    implied = (name for name, task in TASKS.items() if any(given(args, each) for each in task.implied_by))
-    task = TASKS[args.task or next(implied, None) or guessed_task([Path(p) for p in args.data], args.method)]
-    check_options(args, task, TASKS)
+    with loading():
+        from recon.commands.output.lock import locked
+        from recon.commands.reconstruct.driver import reconstruct_files  # torch takes seconds to import
+
+        implied = (name for name, task in TASKS.items() if any(given(args, each) for each in task.implied_by))
+        task = TASKS[args.task or next(implied, None) or guessed_task([Path(p) for p in args.data], args.method)]
+        check_options(args, task, TASKS)
+        loaded = task.load()
     with locked(Path(args.output)):
-        return reconstruct_files(task.load()(args))
+        return reconstruct_files(loaded(args))
 
 
 def guessed_task(paths: list[Path], method: str | None) -> str:

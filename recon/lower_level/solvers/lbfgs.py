@@ -160,10 +160,11 @@ class LBFGSState(LineSearchState):
         self.moved = False
         self._steps: SearchSteps | None = None
 
-    def compiled(self, armijo: float) -> SearchSteps | None:
-        """Steps from here by the compiled library, where it can be used."""
+    def compiled(self, armijo: float, smoothness: float) -> SearchSteps | None:
+        """Steps from here by the compiled library, where it can be used; ``smoothness``: one over the first steps."""
         if self._steps is None and (kernel := usable(self.x)) is not None:
-            self._steps = SearchSteps(kernel, self, Search.of(armijo, self.x.dtype))
+            scale = 1 / smoothness if math.isfinite(smoothness) else 0.0
+            self._steps = SearchSteps(kernel, self, Search.of(armijo, self.x.dtype), scale)
         return self._steps
 
     def select(self, index: Tensor) -> None:
@@ -203,13 +204,13 @@ class LBFGS(LineSearchSolver[LBFGSState]):
 
     def step(self, energy: Energy, state: LBFGSState) -> None:
         """One trial along the direction, a new one where the last trial was accepted."""
-        inverse, steps = self._inverse(energy, state.x), state.compiled(self.armijo)
+        inverse = self._inverse(energy, state.x)
+        steps = state.compiled(self.armijo, energy.smoothness if inverse is None else 1.0)
         first = inverse(state.grad) if inverse is not None and bool(state.fresh.any()) else None
         if steps is None:
             trial = self._propose(energy, state, first)
         else:
-            scale = 1 / energy.smoothness if math.isfinite(energy.smoothness) else 0.0
-            trial = steps.propose(state, scale if inverse is None else 1.0, first)
+            trial = steps.propose(state, first)
         value, grad = energy.value_and_grad(trial)
         changes = None if inverse is None else inverse(grad - state.grad)
         if steps is None:

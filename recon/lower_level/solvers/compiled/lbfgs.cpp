@@ -188,11 +188,12 @@ struct Pairing {
     double *products;             // (2, 2 memory) per unit, of all rows with y and with g+
 };
 
-// Adds products of four rows with two vectors, `length` entries each, at most LONG, to LANES sums of each.
+// Adds products of four rows from an entry on with two vectors, at most LONG entries, to LANES sums of each.
 template <typename T>
-INLINE void multiply(const T *const *rows, const T *RESTRICT y, const T *RESTRICT g, int64_t length,
+INLINE void multiply(const T *const *rows, int64_t begin, const T *RESTRICT y, const T *RESTRICT g, int64_t length,
                      double *RESTRICT with_y, double *RESTRICT with_g) {
-    const T *RESTRICT p0 = rows[0], *RESTRICT p1 = rows[1], *RESTRICT p2 = rows[2], *RESTRICT p3 = rows[3];
+    const T *RESTRICT p0 = rows[0] + begin, *RESTRICT p1 = rows[1] + begin;
+    const T *RESTRICT p2 = rows[2] + begin, *RESTRICT p3 = rows[3] + begin;
     T a0[LANES] = {}, a1[LANES] = {}, a2[LANES] = {}, a3[LANES] = {};
     T b0[LANES] = {}, b1[LANES] = {}, b2[LANES] = {}, b3[LANES] = {};
     const auto add = [&](int64_t j, int64_t l) BODY {
@@ -228,8 +229,9 @@ INLINE void pair_units(const Pairing &pairing, int64_t first, int64_t last) {
     const Shape &shape = task.shape;
     const int64_t n = shape.pixels, m = task.memory;
     T change[LONG];
-    const int64_t padded = (m + ROWS - 1) / ROWS * ROWS;
-    std::vector<double> lanes(4 * padded * LANES);
+    const int64_t padded = (2 * m + ROWS - 1) / ROWS * ROWS;
+    std::vector<double> lanes(2 * padded * LANES);
+    std::vector<const T *> rows(padded);
     for (int64_t unit = first; unit < last; ++unit) {
         const int64_t image = shape.image(unit), offset = image * n, to = shape.to(unit);
         if (!task.fresh[image]) continue;
@@ -239,6 +241,9 @@ INLINE void pair_units(const Pairing &pairing, int64_t first, int64_t last) {
         const T *x = at<T>(task.x, offset), *trial = at<T>(task.trial, offset);
         const T *grad = at<T>(task.grad, offset), *trial_grad = at<T>(task.trial_grad, offset);
         const T *changes = task.changes ? at<T>(task.changes, offset) : change;
+        double *with_y = lanes.data(), *with_g = with_y + padded * LANES;
+        const auto slot = [&](int64_t r) { return r < k ? r : m + r - k; };  // of the r-th row that holds something
+        for (int64_t r = 0; r < padded; ++r) rows[r] = pairs + slot(least(r, 2 * k - 1)) * n;
         std::fill(lanes.begin(), lanes.end(), 0.0);
         for (int64_t begin = shape.from(unit); begin < to; begin += LONG) {
             const int64_t length = least(LONG, to - begin);
@@ -248,22 +253,16 @@ INLINE void pair_units(const Pairing &pairing, int64_t first, int64_t last) {
                 for (int64_t j = 0; j < length; ++j) s[j] = trial[begin + j] - x[begin + j];
                 std::memcpy(y, task.changes ? changes + begin : change, length * sizeof(T));
             }
-            for (int64_t half = 0; half < 2; ++half) {
-                double *with_y = lanes.data() + half * padded * LANES, *with_g = with_y + 2 * padded * LANES;
-                for (int64_t r = 0; r < k; r += ROWS) {
-                    const T *rows[ROWS];
-                    for (int64_t i = 0; i < ROWS; ++i) rows[i] = pairs + (half * m + least(r + i, m - 1)) * n + begin;
-                    multiply<T>(rows, change, trial_grad + begin, length, with_y + r * LANES, with_g + r * LANES);
-                }
+            for (int64_t r = 0; r < 2 * k; r += ROWS) {
+                multiply<T>(&rows[r], begin, change, trial_grad + begin, length, with_y + r * LANES, with_g + r * LANES);
             }
         }
         double *products = pairing.products + unit * 4 * m;
-        for (int64_t quarter = 0; quarter < 4; ++quarter) {
-            for (int64_t r = 0; r < m; ++r) {
-                const double *sums = lanes.data() + (quarter * padded + r) * LANES;
-                double sum = 0;
-                for (int64_t l = 0; l < LANES; ++l) sum += sums[l];
-                products[quarter * m + r] = r < k ? sum : 0;
+        std::fill(products, products + 4 * m, 0.0);
+        for (int64_t r = 0; r < 2 * k; ++r) {
+            for (int64_t l = 0; l < LANES; ++l) {
+                products[slot(r)] += with_y[r * LANES + l];
+                products[2 * m + slot(r)] += with_g[r * LANES + l];
             }
         }
     }
@@ -296,8 +295,9 @@ void remember(const Task &task, int64_t image, bool curved, const double *produc
 // Directions of the images that are fresh, and the trial points of all.
 EXPORT void solvers_lbfgs_propose(const Task *task) { share(*task, task->shape.units(), task->shape.threads, propose); }
 
-// Which trials are good, the pairs that they give, and the next steps; returns how many are good.
-EXPORT int64_t solvers_lbfgs_accept(const Task *given) {
+// Which trials are good, the pairs that they give, and the next steps; returns how many are good. If all are, the task
+// has their x, gradient and value afterwards.
+EXPORT int64_t solvers_lbfgs_accept(Task *given) {
     const Task &task = *given;
     const Shape &shape = task.shape;
     std::vector<double> sums(shape.units() * TRIALS), products(shape.units() * 4 * task.memory);
@@ -322,6 +322,11 @@ EXPORT int64_t solvers_lbfgs_accept(const Task *given) {
     share(pairing, shape.units(), shape.threads, pair);
     for (int64_t image = 0; image < shape.images; ++image) {
         if (task.fresh[image]) remember(task, image, curved[image], products.data());
+    }
+    if (good == shape.images) {
+        given->x = task.trial;
+        given->grad = task.trial_grad;
+        given->value = task.trial_value;
     }
     return good;
 }

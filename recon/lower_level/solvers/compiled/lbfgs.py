@@ -41,12 +41,15 @@ class SearchSteps:
         x, its value and its gradient are replaced, all else is changed in place: others must not replace it.
     search : Search
         What is asked of trials.
+    scale : float
+        Of directions without history, 0 for one over the norm of the gradient, at most 1.
     """
 
-    def __init__(self, kernel: ctypes.CDLL, state: LBFGSState, search: Search) -> None:
+    def __init__(self, kernel: ctypes.CDLL, state: LBFGSState, search: Search, scale: float) -> None:
         self.kernel, self.reference = kernel, ctypes.byref(task := _Search())
-        self.task = task
-        state.grad, state.value = contiguous(state.grad, state.x), state.value.double().contiguous()
+        self.task, self.images = task, len(state.x)
+        self._x: Tensor | None = None  # where the task is already
+        state.value = state.value.double().contiguous()
         rows = state.pairs.shape[1]
         task.shape, task.memory = Shape.of(state.x, rows), rows // 2
         names = ("pairs", "gram", "count", "products", "direction", "step", "norms", "fresh", "evaluations")
@@ -54,30 +57,35 @@ class SearchSteps:
         for name, tensor in self._kept.items():
             setattr(task, name, address(tensor))
         task.armijo, task.resolution, task.shortest, task.longest, task.curvature = search
+        task.scale = scale
 
-    def propose(self, state: LBFGSState, scale: float, first: Tensor | None) -> Tensor:
+    def propose(self, state: LBFGSState, first: Tensor | None) -> Tensor:
         """The trial points, along new directions where ``state.fresh``.
 
-        ``scale``: of directions without history, 0 for one over the norm of the gradient, at most 1; ``first``: the
-        preconditioned gradient, if there is a preconditioner.
+        ``first``: the preconditioned gradient, if there is a preconditioner.
         """
-        state.x, state.grad = state.x.contiguous(), state.grad.contiguous()
-        trial, first, task = torch.empty_like(state.x), None if first is None else contiguous(first, state.x), self.task
-        task.x, task.grad, task.trial = address(state.x), address(state.grad), address(trial)
-        task.scale, task.first = scale, address(first)
+        task = self.task
+        if state.x is not self._x:
+            state.x, state.grad = state.x.contiguous(), contiguous(state.grad, state.x)
+            task.x, task.grad, task.value = address(state.x), address(state.grad), address(state.value)
+            self._x = state.x
+        trial = torch.empty_like(state.x)
+        task.trial = trial.data_ptr()
+        first = None if first is None else contiguous(first, state.x)
+        task.first = address(first)
         self.kernel.solvers_lbfgs_propose(self.reference)
         return trial
 
     def accept(self, state: LBFGSState, trial: Tensor, value: Tensor, grad: Tensor, changes: Tensor | None) -> None:
         """Go to the trial where it is good, and keep the pair; ``changes``: of the preconditioned gradient."""
         grad, value, task = contiguous(grad, trial), contiguous(value, state.value), self.task
+        task.trial_grad, task.trial_value = grad.data_ptr(), value.data_ptr()
         changes = None if changes is None else contiguous(changes, trial)
-        task.trial_grad, task.changes = address(grad), address(changes)
-        task.value, task.trial_value = address(state.value), address(value)
+        task.changes = address(changes)
         good = self.kernel.solvers_lbfgs_accept(self.reference)
-        state.moved = good == len(trial)
+        state.moved = good == self.images
         if state.moved:  # nearly always: nothing is copied
-            state.x, state.grad, state.value = trial, grad, value
+            state.x, state.grad, state.value, self._x = trial, grad, value, trial
         elif good:
             state.go(trial, value, grad)
 

@@ -52,12 +52,16 @@ class StoppingTest:
         self.status = torch.empty(len(stopping.accuracy), dtype=torch.int64)
         task.status = address(self.status)
         self.reference = ctypes.byref(task)
+        self._norms: Tensor | None = None
+        self._spent: Tensor | None = None
 
     def __call__(self, norms: Tensor, stalled: Tensor | None, evaluations: Tensor | None, most: int) -> Tensor | None:
         """What :meth:`Stopping.status` returns; None where all go on."""
         task = self.task
-        if norms.shape != (task.images, 2) or norms.dtype != torch.float64:
-            raise ValueError(f"norms of {task.images} images are ({task.images}, 2) in float64, not {norms.shape}")
-        task.norms, task.stalled = address(norms), address(stalled)
-        task.evaluations, task.most = address(evaluations), most
+        if norms is not self._norms or evaluations is not self._spent:  # some solvers change them in place
+            if norms.shape != (task.images, 2) or norms.dtype != torch.float64:
+                raise ValueError(f"norms of {task.images} images are ({task.images}, 2) in float64, not {norms.shape}")
+            task.norms, task.evaluations = address(norms), address(evaluations)
+            self._norms, self._spent = norms, evaluations
+        task.stalled, task.most = address(stalled), most
         return self.status.clone() if self.kernel.solvers_stop(self.reference) else None
