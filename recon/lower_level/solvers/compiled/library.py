@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recon import native
 
-FOLDER, LIBRARY, VERSION = Path(__file__).parent, "_solvers", 1
+FOLDER, LIBRARY, VERSION = Path(__file__).parent, "_solvers", 2
 #: pixels, times the vectors that are read, from which on another thread is worth being started
 SHARE = 1 << 20
 #: types of images, with the bytes of a number

@@ -48,4 +48,4 @@ EXPORT int64_t solvers_stop(const Stop *stop) {
     return stopped;
 }
 
-EXPORT int64_t solvers_version() { return 1; }
+EXPORT int64_t solvers_version() { return 2; }
