@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from models.regularizers.fields_of_experts import FieldsOfExperts
-from models.regularizers.group_potentials import GROUP, GROUP_POTENTIALS, packed_product
+from models.regularizers.group_potentials import GROUP, GROUP_POTENTIALS, SoftMaximum, packed_product
 from models.regularizers.initial import InitialFilters
 from models.regularizers.kernels import Profiles
 from models.regularizers.potentials import Potential
@@ -76,4 +76,4 @@ class MultivariateFieldsOfExperts(FieldsOfExperts):
         return packed_product(curvature, v.view(*v.shape[:2], *curvature.shape[2:]))
 
     def compiled_profiles(self, profile: list[Tensor]) -> Profiles | None:
-        return None
+        return Profiles("soft_maximum", tuple(profile)) if self.potential is SoftMaximum else None
