@@ -47,7 +47,7 @@ def gained(regularizer: RidgeRegularizer, s: Tensor, x: Tensor) -> Tensor:
     """sum_k sum_p s_k^-2 psi_k(s_k (c_k * x)_p), as it is written."""
     kernels, *profile = (t.detach() for t in regularizer.own_tensors())
     u = F.conv2d(x.reshape(-1, 1, *x.shape[2:]), kernels[:, None]).flatten(2)
-    terms = regularizer.value(s[:, None] * u, profile).detach() / s.square()[:, None]
+    terms = regularizer.value(regularizer.per_filter(s)[:, None] * u, profile).detach() / s.square()[:, None]
     return terms.reshape(len(x), -1).sum(1)
 
 
