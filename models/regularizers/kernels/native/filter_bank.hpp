@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#define RECON_KERNELS_ABI 2
+#define RECON_KERNELS_ABI 4
 
 namespace recon {
 
