@@ -60,7 +60,14 @@ def test_the_value_is_that_of_the_formula(name: str, channels: int, kernels: str
     at = model.at(torch.tensor(LEVELS, dtype=torch.float64))
     torch.testing.assert_close(at(x).detach(), expected, rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(at.value_and_grad(x)[0], expected, rtol=1e-11, atol=1e-12)
-    assert float((gained(model.regularizer, torch.ones(model.regularizer.gain_count(), dtype=x.dtype), x) - expected).abs().max()) > 1e-2
+    assert (
+        float(
+            (gained(model.regularizer, torch.ones(model.regularizer.gain_count(), dtype=x.dtype), x) - expected)
+            .abs()
+            .max()
+        )
+        > 1e-2
+    )
 
 
 def test_the_value_of_a_network_is_that_of_the_formula(kernels: str) -> None:
