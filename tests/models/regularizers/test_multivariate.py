@@ -12,6 +12,7 @@ from torch import Tensor
 from models import FieldsOfExperts, InitialFilters, MultivariateFieldsOfExperts
 from models.regularizers.group_potentials import GROUP_POTENTIALS, GroupPotential, SoftMaximum, packed_product
 from models.regularizers.potentials import LogCosh, SmoothedL1
+from models.training.callbacks import profile_curves
 from tests.lower_level.problems import make, normal, norms, perturb, regularizer_hessians
 from tests.lower_level.regularizer_checks import assert_hessian_bounds, assert_hessian_variation
 from tests.models.regularizers.test_tight_constants import third, within
@@ -288,6 +289,14 @@ def test_who_is_in_a_group_matters_and_in_which_place_does_not() -> None:
     with torch.no_grad():
         made.weight[[0, 4]] = made.weight[[4, 0]]
     assert float((made(x).detach() - before).abs()) > 1e-3 * float(before)
+
+
+def test_curves_of_profiles_are_those_of_one_response_alone() -> None:
+    many = MultivariateFieldsOfExperts(8, 3, "smoothed_norm")
+    alone = FieldsOfExperts(8, 3)  # of the same weights and widths
+    u = torch.linspace(-1, 1, 9)
+    torch.testing.assert_close(profile_curves(many, u), profile_curves(alone, u))
+    torch.testing.assert_close(profile_curves(alone, u), alone.value(u.expand(1, 8, 9), alone.current()[1:])[0])
 
 
 @pytest.mark.parametrize("kernels", ["best", "off"])
