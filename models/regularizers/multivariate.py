@@ -30,7 +30,8 @@ class MultivariateFieldsOfExperts(FieldsOfExperts):
     filters, size
         number, a multiple of four, and side length of the filters.
     potential
-        ``soft_maximum``, nu log(mean_j cosh(u_j/nu)), or ``smoothed_norm``, sqrt(\|u\|^2 + nu^2) - nu.
+        ``smoothed_norm``, sqrt(\|u\|^2 + nu^2) - nu, or ``soft_maximum``, nu log(mean_j cosh(u_j/nu)), which the
+        compiled kernels have.
     log_scale, log_weight, log_width, smallest_width, weak_convexity, initial_filters
         see :class:`models.FieldsOfExperts`; weights and widths are those of groups.
     unit_norm
@@ -50,7 +51,7 @@ class MultivariateFieldsOfExperts(FieldsOfExperts):
         self,
         filters: int = 48,
         size: int = 7,
-        potential: str = "soft_maximum",
+        potential: str = "smoothed_norm",
         log_scale: float = 0.0,
         log_weight: float = -3.0,
         log_width: float = -3.0,

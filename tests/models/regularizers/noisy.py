@@ -27,7 +27,7 @@ INNER: dict[str, Callable[[], Rescalable]] = {
         3, 3, "log_cosh", log_weight=-1, log_width=-1.5, weak_convexity=0.7, unit_norm=True
     ),
     "multi_weak": lambda: MultivariateFieldsOfExperts(
-        8, 3, log_weight=-1, log_width=-2.5, weak_convexity=0.7, unit_norm=True
+        8, 3, "soft_maximum", log_weight=-1, log_width=-2.5, weak_convexity=0.7, unit_norm=True
     ),
     "crr": lambda: ConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-0.5, log_width=-1),
     "wcrr": lambda: WeaklyConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-0.5, log_width=-1, weak_convexity=0.7),
