@@ -15,6 +15,7 @@ from models.regularizers.icnn import ICNN
 from models.regularizers.initial import InitialFilters
 from models.regularizers.leaky_relu import LeakyReLU
 from models.regularizers.linear_spline import LinearSplineRidge
+from models.regularizers.multivariate import MultivariateFieldsOfExperts
 from models.regularizers.noise_level import NoiseConditioned
 from models.regularizers.total_variation import TotalVariation
 from models.saddle_points.icnn_iteration import NetworkIteration
@@ -45,6 +46,7 @@ __all__ = [
     "LearnedPrimalDual",
     "LearnedTV",
     "LinearSplineRidge",
+    "MultivariateFieldsOfExperts",
     "NetworkIteration",
     "NoiseConditioned",
     "PrimalDual",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.certified.matrices import correlation, correlation_layer, difference_matrices, each_channel
-from benchmarks.certified.terms import LD, Array, Composed, Grouped, Layered, Term
+from benchmarks.certified.terms import LD, Array, Composed, Grouped, Joint, Layered, Term
 
 Parameters = Mapping[str, Array]
 
@@ -31,10 +31,11 @@ def _bank(kernels: Array, image: tuple[int, int, int]) -> tuple[Array, int]:
     return np.concatenate(layers), len(layers[0])
 
 
-def _filters(theta: Parameters, unit_norm: bool) -> Array:
+def _filters(theta: Parameters, unit_norm: bool, group: int = 1) -> Array:
     kernels = theta["weight"] - theta["weight"].mean((1, 2), keepdims=True)
     if unit_norm:
-        kernels = kernels / np.sqrt((kernels**2).sum((1, 2), keepdims=True))
+        squares = (kernels**2).sum((1, 2)).reshape(-1, group).mean(1)
+        kernels = kernels / np.repeat(np.sqrt(squares), group)[:, None, None]
     return kernels
 
 
@@ -90,6 +91,48 @@ def experts(
         matrix,
         lambda u: w * (slope(u, nu) - slope(u, wide)),
         lambda u: w * (curvature(u, nu) - curvature(u, wide)),
+    )
+
+
+def _soft_maximum(z: Array, nu: Array) -> tuple[Array, Array]:
+    """Gradient and Hessian of nu log sum_j cosh(z_j / nu), for z ``(batch, 4, m)``: a covariance over 2 * 4 cases."""
+    t = z / nu
+    size, top = np.abs(t), np.abs(t).max(1, keepdims=True)
+    up = np.exp(size - top)
+    total = (up * (1 + np.exp(-2 * size))).sum(1, keepdims=True)
+    mean = -np.sign(t) * up * np.expm1(-2 * size) / total
+    second = up * (1 + np.exp(-2 * size)) / total
+    return mean, (np.eye(4)[:, :, None] * second[:, :, None] - mean[:, :, None] * mean[:, None]) / nu
+
+
+def _smoothed_norm(z: Array, nu: Array) -> tuple[Array, Array]:
+    root = np.sqrt((z**2).sum(1, keepdims=True) + nu**2)
+    n = z / root
+    return n, (np.eye(4)[:, :, None] - n[:, :, None] * n[:, None]) / root[:, None]
+
+
+def multivariate(
+    theta: Parameters,
+    image: tuple[int, int, int],
+    potential: str,
+    unit_norm: bool,
+    smallest_width: float,
+    rho: float,
+) -> Term:
+    """Fields of Experts with potentials of four responses; with ``rho`` minus wider copies of themselves."""
+    phi, curvature = (_soft_maximum, LD(0.5)) if potential == "soft_maximum" else (_smoothed_norm, LD(1))
+    kernels = _filters(theta, unit_norm, 4)
+    matrix, count = _bank(kernels, image)
+    weight = np.exp(theta["log_scale"] + theta["log_weights"])
+    width = LD(smallest_width) + np.exp(theta["log_widths"])
+    groups = matrix.reshape(len(weight), 4, count, -1).transpose(1, 0, 2, 3).reshape(4, len(weight) * count, -1)
+    w, nu = np.repeat(weight, count), np.repeat(width, count)
+    if not rho:
+        return Joint(groups, lambda z: w * phi(z, nu)[0], lambda z: w * phi(z, nu)[1])
+    budget = _budget(kernels, np.repeat(theta["log_concavity"], 4), rho)[::4]
+    wide = np.repeat(curvature * weight / budget, count)
+    return Joint(
+        groups, lambda z: w * (phi(z, nu)[0] - phi(z, wide)[0]), lambda z: w * (phi(z, nu)[1] - phi(z, wide)[1])
     )
 
 

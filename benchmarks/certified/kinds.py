@@ -16,7 +16,7 @@ from benchmarks.certified.large import check_large
 from benchmarks.certified.learning import Learned, check_learning, check_resumed, make_learned
 from benchmarks.certified.networks import relaxed_network
 from benchmarks.certified.operators import OPERATORS, Rng
-from benchmarks.certified.problems import REGULARIZERS, Problem, random_problem
+from benchmarks.certified.problems import GROUPED, REGULARIZERS, Problem, random_problem
 from benchmarks.certified.saddles import check_saddle, learned_saddle, learned_tv
 
 Kind = Callable[[Rng, torch.dtype], Iterable[Check]]
@@ -31,7 +31,7 @@ def _draw(
     **options: Any,
 ) -> Problem:
     operator, regularizer = str(rng.choice(list(operators))), str(rng.choice(list(regularizers)))
-    return random_problem(rng, OPERATORS[operator](rng), REGULARIZERS[regularizer], dtype, batch, **options)
+    return random_problem(rng, OPERATORS[operator](rng), (REGULARIZERS | GROUPED)[regularizer], dtype, batch, **options)
 
 
 def operator_kind(name: str, rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
@@ -52,6 +52,19 @@ def network(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
     if rng.integers(2):
         problem = replace(problem, y=problem.y * 10.0 ** rng.uniform(-8, -1))
     return check_energy(rng, problem, random_solver(rng))
+
+
+def multivariate(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
+    """Potentials of four responses, and images of any size."""
+    scale = 1.0 if rng.integers(2) else float(10 ** rng.uniform(-4, 2))
+    operators = ("identity", "blur", "mask", "own_matrix", "mri", "ray_matrix")
+    return check_energy(rng, _draw(rng, dtype, operators, tuple(GROUPED), scale=scale), random_solver(rng))
+
+
+def multivariate_learning(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
+    """Intervals of the loss and hypergradients of their parameters."""
+    problem = _draw(rng, dtype, ("identity", "blur", "mask", "own_matrix"), tuple(GROUPED), 4)
+    return check_learning(rng, make_learned(rng, problem))
 
 
 def primal_dual(rng: Rng, dtype: torch.dtype) -> Iterable[Check]:
@@ -129,6 +142,8 @@ KINDS: dict[str, Kind] = {name: partial(operator_kind, name) for name in OPERATO
 KINDS |= {
     "kullback": kullback,
     "network": network,
+    "multivariate": multivariate,
+    "multivariate_learning": multivariate_learning,
     "primal_dual": primal_dual,
     "nonnegative": nonnegative,
     "scale": scale,

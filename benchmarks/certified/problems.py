@@ -18,6 +18,7 @@ from models import InitialFilters, LeakyReLU
 from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.regularizers.fields_of_experts import FieldsOfExperts
 from models.regularizers.icnn import ICNN
+from models.regularizers.multivariate import MultivariateFieldsOfExperts
 from models.regularizers.total_variation import TotalVariation
 from recon.lower_level import DataFidelity, KullbackLeibler, Regularizer, SquaredL2, WeightedSquaredL2
 from recon.lower_level import Energy as Certified
@@ -73,6 +74,30 @@ def experts(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, rho:
 
     concavity = -float(foe.convexity()) if potential == "student_t" else rho
     return Regular(foe, build, concavity, "weakly convex experts" if rho else f"experts {potential}")
+
+
+def multivariate(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, rho: float = 0.0) -> Regular:
+    """Fields of Experts whose potentials are functions of four responses."""
+    potential = str(rng.choice(["soft_maximum", "soft_maximum", "smoothed_norm"]))
+    unit, smallest = bool(rng.integers(2)), float(rng.choice([0.0, 1e-3 * scale]))
+    module = MultivariateFieldsOfExperts(
+        filters=4 * int(rng.integers(1, 3)),
+        size=int(rng.integers(2, 4)),
+        potential=potential,
+        log_scale=math.log(scale) + rng.uniform(-1, 1),
+        log_weight=rng.uniform(-6, 0),
+        log_width=math.log(scale) + rng.uniform(-4, 1),
+        smallest_width=smallest,
+        weak_convexity=rho,
+        unit_norm=unit,
+        initial_filters=InitialFilters("normal", int(rng.integers(1000))),
+    ).to(dtype)
+    randomize(rng, module, 0.2)
+
+    def build(theta: formulas.Parameters) -> Term:
+        return formulas.multivariate(theta, image, potential, unit, smallest, rho)
+
+    return Regular(module, build, rho, f"{'weakly convex ' if rho else ''}multivariate {potential}")
 
 
 def splines(rng: Rng, image: Shape, dtype: torch.dtype, scale: float = 1.0, rho: float = 0.0) -> Regular:
@@ -144,6 +169,8 @@ REGULARIZERS: dict[str, Callable[..., Regular]] = {
     "weak splines": weak(splines),
     "network": network,
 }
+#: with kinds of problems of their own
+GROUPED: dict[str, Callable[..., Regular]] = {"multivariate": multivariate, "weak multivariate": weak(multivariate)}
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,35 @@ class Grouped(Term):
         return across + np.einsum("bg,bgi,bgj->bij", along - ratio, inner, inner, optimize=True)
 
 
+class Joint(Term):
+    """sum_p psi_p((L x)_p) for vectors (L x)_p of ``count`` components, L ``(count, groups, n)``.
+
+    ``slope(z)`` is the gradient of psi, of the shape ``(batch, count, groups)`` of z = L x, and ``hessian(z)`` has the
+    shape ``(batch, count, count, groups)``.
+    """
+
+    def __init__(self, matrix: Array, slope: Function, hessian: Function) -> None:
+        self.matrix, self.slope, self.hessian = matrix, slope, hessian
+
+    def _responses(self, x: Array) -> Array:
+        return np.stack([x @ m.T for m in self.matrix], 1)
+
+    def _back(self, z: Array) -> Array:
+        return np.sum([z[:, c] @ m for c, m in enumerate(self.matrix)], axis=0)
+
+    def grad(self, x: Array) -> Array:
+        return self._back(self.slope(self._responses(x)))
+
+    def product(self, x: Array, v: Array) -> Array:
+        hessian, moves = self.hessian(self._responses(x)), self._responses(v)
+        return self._back((hessian * moves[:, None]).sum(2))
+
+    def dense(self, x: Array) -> Array:
+        hessian, double = self.hessian(self._responses(x)).astype(np.float64), self.matrix.astype(np.float64)
+        pairs = [(i, j) for i in range(len(double)) for j in range(len(double))]
+        return np.sum([_products(hessian[:, i, j], double[i], double[j]) for i, j in pairs], axis=0)
+
+
 class Layered(Term):
     """a^T sigma_L(W_L z_{L-1} + b_L), z_l = sigma(W_l z_{l-1} + b_l), z_{-1} = x: a network of dense layers.
 

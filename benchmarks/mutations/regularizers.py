@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mutations.mutation import CONSTANTS, POTENTIALS, Mutation, mutations_of
+from benchmarks.mutations.mutation import CONSTANTS, MULTIVARIATE, POTENTIALS, Mutation, mutations_of
 
 REGULARIZERS: list[Mutation] = [
     *mutations_of(
@@ -96,7 +96,28 @@ REGULARIZERS: list[Mutation] = [
             "concavity = self.weak_convexity * (1 + 0 * relative[1]",
         ),
         ("budget = rho * shares / total", "budget = 1.1 * rho * shares / total"),
-        ("return (profile[0] / profile[1])[:, 0]", "return (0.9 * profile[0] / profile[1])[:, 0]"),
+        ("curvature_bound * profile[0] / profile[1])", "curvature_bound * 0.9 * profile[0] / profile[1])"),
+    ),
+    *mutations_of(
+        "models/regularizers/fields_of_experts.py",
+        MULTIVARIATE,
+        ("self.potential.curvature_bound * weight / budget", "0.9 * self.potential.curvature_bound * weight / budget"),
+        ("self.potential.curvature_bound * weight / budget", "weight / budget"),
+        ("curvature_bound * profile[0] / profile[1])", "curvature_bound * 0.9 * profile[0] / profile[1])"),
+        ("self.per_filter((self.potential", "((self.potential"),
+    ),
+    *mutations_of(
+        "models/regularizers/group_potentials.py",
+        MULTIVARIATE,
+        ("= 1.0, 0.5, 2 / 27**0.5, 2.0", "= 1.0, 0.45, 2 / 27**0.5, 2.0"),
+        ("= 1.0, 0.5, 2 / 27**0.5, 2.0", "= 1.0, 0.5, 1.8 / 27**0.5, 2.0"),
+        ("= 1.0, 0.5, 2 / 27**0.5, 2.0", "= 1.0, 0.5, 2 / 27**0.5, 1.8"),
+        ("= 1.0, 1.0, 1.5 / 1.25**2.5, 1.5", "= 1.0, 0.9, 1.5 / 1.25**2.5, 1.5"),
+        ("= 1.0, 1.0, 1.5 / 1.25**2.5, 1.5", "= 1.0, 1.0, 1.3 / 1.25**2.5, 1.5"),
+        ("= 1.0, 1.0, 1.5 / 1.25**2.5, 1.5", "= 1.0, 1.0, 1.5 / 1.25**2.5, 1.3"),
+        ("return top.amax(-1)", "return top.amin(-1)"),
+        ("return top.norm(dim=-1)", "return top.amax(-1)"),
+        ("torch.exp(size - top), torch.expm1(-2 * size)", "torch.exp(size - top), torch.exp(-2 * size) - 1"),
     ),
     *mutations_of(
         "models/regularizers/filter_bank.py",

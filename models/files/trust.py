@@ -26,6 +26,7 @@ OWN = frozenset(
         "models.LearnedPrimalDual",
         "models.LearnedTV",
         "models.LinearSplineRidge",
+        "models.MultivariateFieldsOfExperts",
         "models.NoiseConditioned",
         "models.TotalVariation",
         "models.UNet",

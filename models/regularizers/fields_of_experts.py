@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.regularizers.filter_bank import frequency_response, patches
 from models.regularizers.initial import InitialFilters
 from models.regularizers.kernels import Profiles
-from models.regularizers.potentials import POTENTIALS, LogCosh, SmoothedL1, StudentT
+from models.regularizers.potentials import POTENTIALS, LogCosh, Potential, SmoothedL1, StudentT
 from models.regularizers.ridge import RidgeRegularizer
 from recon.errors import not_negative, one_of
 from recon.lower_level import HessianVariation, JacobianBounds, per_image_norm
@@ -49,6 +49,8 @@ class FieldsOfExperts(RidgeRegularizer):
         a number is out of range, the potential is unknown, or not convex where ``weak_convexity`` needs it.
     """
 
+    potentials: Mapping[str, type[Potential]] = POTENTIALS
+
     def __init__(
         self,
         filters: int = 48,
@@ -63,24 +65,27 @@ class FieldsOfExperts(RidgeRegularizer):
         unit_norm: bool = False,
     ) -> None:
         super().__init__(filters, size, initial_filters, unit_norm)
-        one_of(tuple(POTENTIALS), potential=potential)
+        one_of(tuple(self.potentials), potential=potential)
         if not 0 <= weak_convexity < 1:
             raise ValueError(f"weak_convexity is {weak_convexity}, but must lie in [0, 1)")
         not_negative(smallest_width=smallest_width)
-        if weak_convexity and POTENTIALS[potential].concavity:
+        chosen, groups = self.potentials[potential], filters // self.group
+        if weak_convexity and chosen.concavity:
             raise ValueError(f"weak_convexity needs a convex potential, but {potential!r} is not")
-        self.potential, self.smallest_width, self.weak_convexity = POTENTIALS[potential], smallest_width, weak_convexity
+        self.potential, self.smallest_width, self.weak_convexity = chosen, smallest_width, weak_convexity
         self.log_scale = nn.Parameter(torch.tensor(float(log_scale)))
-        self.log_weights = nn.Parameter(torch.full((filters,), float(log_weight)))
-        self.log_widths = nn.Parameter(torch.full((filters,), float(log_width)))
-        self.log_concavity = nn.Parameter(torch.zeros(filters)) if weak_convexity else None
+        self.log_weights = nn.Parameter(torch.full((groups,), float(log_weight)))
+        self.log_widths = nn.Parameter(torch.full((groups,), float(log_width)))
+        self.log_concavity = nn.Parameter(torch.zeros(groups)) if weak_convexity else None
 
     def profile_parameters(self, kernels: Tensor) -> list[Tensor]:
         """lambda_k, nu_k and, if weakly convex, omega_k, each ``(K, 1)``."""
         weight = torch.exp(self.log_scale + self.log_weights)[:, None]
         profile = [weight, (self.smallest_width + torch.exp(self.log_widths))[:, None]]
         if self.log_concavity is not None:
-            profile.append(weight / concavity_budget(kernels, self.log_concavity, self.weak_convexity)[:, None])
+            shares = self.per_filter(self.log_concavity)
+            budget = concavity_budget(kernels, shares, self.weak_convexity)[:: self.group, None]
+            profile.append(self.potential.curvature_bound * weight / budget)
         return profile
 
     def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
@@ -91,7 +96,7 @@ class FieldsOfExperts(RidgeRegularizer):
         if len(profile) == 3:
             wide = self.potential.value_and_slope(u, profile[2])
             value, slope = value - wide[0], slope - wide[1]
-        return value * profile[0], slope * profile[0]
+        return value * profile[0], slope * self.per_filter(profile[0])
 
     def slope(self, u: Tensor, profile: list[Tensor]) -> Tensor:
         return _bent(self.potential.slope, u, profile)
@@ -100,11 +105,11 @@ class FieldsOfExperts(RidgeRegularizer):
         curvature = self.potential.curvature(u, profile[1])
         if len(profile) == 3:
             curvature -= self.potential.curvature(u, profile[2])
-        return curvature.mul_(profile[0])
+        return curvature.mul_(_rows(profile[0], curvature))
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
-        """lambda_k / nu_k: the curvature at 0."""
-        return (profile[0] / profile[1])[:, 0]
+        """lambda_k sup phi'' / nu_k."""
+        return self.per_filter((self.potential.curvature_bound * profile[0] / profile[1])[:, 0])
 
     def divided(self, profile: list[Tensor], by: Tensor) -> list[Tensor]:
         return [profile[0] / by, *profile[1:]]
@@ -129,9 +134,9 @@ class FieldsOfExperts(RidgeRegularizer):
     def hessian_variation(self, w: Tensor) -> HessianVariation | None:
         """T = ||sum_k sup|psi_k'''| max|c_k * w| C_k^T C_k||, and kappa = max_k M max|c_k * w| / nu_k."""
         _, weight, *widths = self.current()
-        top = self.filtered_maximum(w)
+        top = self.potential.joint(self.filtered_maximum(w).unflatten(1, (-1, self.group)))
         third = sum(self.potential.third_bound * (weight / width.square())[:, 0].double() for width in widths)
-        lipschitz = self.spectral_bound(third * top)
+        lipschitz = self.spectral_bound((third * top).repeat_interleave(self.group, 1))
         # |psi'''| <= M/nu lambda phi_nu'' + M/omega lambda phi_omega'', and the second form is at most rho ||e||^2
         relative = [self.potential.self_concordance * (top / width[:, 0].double()).amax(1) for width in widths]
         concavity = torch.zeros_like(lipschitz)
@@ -144,7 +149,7 @@ class FieldsOfExperts(RidgeRegularizer):
 
         With a_k = ||C_k||, s the side length and patches of zero-mean filters of norm at most s ||x - mean(x)||.
         """
-        if self.weak_convexity or self.composed or self._source is not None:
+        if self.weak_convexity or self.composed or self.group > 1 or self._source is not None:
             return super().jacobian_bounds(x, w, radius)
         kernels, weight, width = (t.double() for t in self.current())
         weight, width, side = weight[:, 0], width[:, 0], kernels.shape[1]
@@ -190,7 +195,12 @@ def _bent(phi: Callable[[Tensor, Tensor], Tensor], u: Tensor, profile: list[Tens
     found = phi(u, profile[1])
     if len(profile) == 3:
         found = found - phi(u, profile[2])
-    return found * profile[0]
+    return found * _rows(profile[0], found)
+
+
+def _rows(weight: Tensor, of: Tensor) -> Tensor:
+    """To every row what its profile has."""
+    return weight.repeat_interleave(of.shape[-2] // len(weight), 0)
 
 
 def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:

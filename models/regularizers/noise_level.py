@@ -61,7 +61,8 @@ class NoiseConditioned(Regularizer):
         if not isinstance(regularizer, Rescalable):
             raise ValueError(
                 f"{type(regularizer).__name__} knows no noise level; valid are ridge regularizers "
-                "(models.FieldsOfExperts, models.ConvexRidge, models.WeaklyConvexRidge) and models.ICNN"
+                "(models.FieldsOfExperts, models.MultivariateFieldsOfExperts, models.ConvexRidge, "
+                "models.WeaklyConvexRidge) and models.ICNN"
             )
         if not 0 <= smallest < largest < math.inf:
             raise ValueError(f"noise levels from {smallest} to {largest}: needs 0 <= smallest < largest < inf")

@@ -15,7 +15,9 @@ from torch import Tensor
 class Potential:
     """phi_nu(u). The bounds are given for nu = 1: phi'' scales with 1/nu and phi''' with 1/nu^2."""
 
-    #: sup |phi'|, sup |phi'''| and sup(-phi'') at nu = 1; phi'' <= 1
+    #: sup phi'' at nu = 1
+    curvature_bound: float = 1.0
+    #: sup |phi'|, sup |phi'''| and sup(-phi'') at nu = 1
     slope_bound: float
     third_bound: float
     concavity: float
@@ -44,6 +46,11 @@ class Potential:
     def curvature(u: Tensor, nu: Tensor) -> Tensor:
         """phi_nu''(u)."""
         raise NotImplementedError
+
+    @staticmethod
+    def joint(top: Tensor) -> Tensor:
+        """What ``third_bound`` and ``self_concordance`` multiply, from max |w|: ``(..., 1) -> (...)``."""
+        return top[..., 0]
 
 
 class SmoothedL1(Potential):

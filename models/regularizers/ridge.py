@@ -54,11 +54,16 @@ class RidgeRegularizer(Rescalable):
         for less than one filter of 2x2 pixels, and initial filters that there are not.
     """
 
+    #: how many filters, one after another, share a profile, a function of all their responses
+    group = 1
+
     def __init__(self, filters: int, size: int, initial_filters: InitialFilters, unit_norm: bool) -> None:
         super().__init__()
         instance(InitialFilters, initial_filters=initial_filters)
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
+        if filters % self.group:
+            raise ValueError(f"filters is {filters}, but must be a multiple of {self.group}, of groups of so many")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
         self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
         dtype = torch.get_default_dtype()
@@ -80,7 +85,7 @@ class RidgeRegularizer(Rescalable):
         raise NotImplementedError
 
     def value(self, u: Tensor, profile: list[Tensor]) -> Tensor:
-        """psi_k(u_k) for u ``(batch, K, positions)``, differentiable in u and ``profile``."""
+        """psi_k(u_k) for u ``(batch, K, positions)``, differentiable in u and ``profile``; or of groups."""
         raise NotImplementedError
 
     def value_and_slope(self, u: Tensor, profile: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -92,8 +97,13 @@ class RidgeRegularizer(Rescalable):
         raise NotImplementedError
 
     def curvature(self, u: Tensor, profile: list[Tensor]) -> Tensor:
-        """psi_k''(u_k)."""
+        """psi_k''(u_k); of n filters in a group the n (n + 1)/2 entries of a symmetric matrix."""
         raise NotImplementedError
+
+    def curved(self, curvature: Tensor, v: Tensor) -> Tensor:
+        """psi'' v for v ``(batch, K, positions)``, of which it may take the place."""
+        v.view_as(curvature).mul_(curvature)
+        return v
 
     def curvature_bound(self, profile: list[Tensor]) -> Tensor:
         """sup psi_k'', ``(K,)``."""
@@ -125,10 +135,13 @@ class RidgeRegularizer(Rescalable):
         return hasattr(self, "factors")
 
     def kernels(self) -> Tensor:
-        """The filters c_k, ``(K, s, s)``, of mean zero, and of norm one with ``unit_norm``."""
+        """The filters c_k, ``(K, s, s)``, of mean zero, with ``unit_norm`` of norm one: mean square of a group."""
         weight = composed(list(self.factors)) if self.composed else self.weight
         centred = weight - weight.mean((1, 2), keepdim=True)
-        return centred / centred.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-12) if self.unit_norm else centred
+        if not self.unit_norm:
+            return centred
+        size = centred.flatten(1).unflatten(0, (-1, self.group)).flatten(1).norm(dim=1) / self.group**0.5
+        return centred / self.per_filter(size)[:, None, None].clamp_min(1e-12)
 
     def own_tensors(self) -> list[Tensor]:
         """The filters and the tensors of the profiles."""
@@ -136,8 +149,12 @@ class RidgeRegularizer(Rescalable):
         return [kernels, *self.profile_parameters(kernels)]
 
     def gain_count(self) -> int:
-        """K."""
-        return len(self.current()[0])
+        """One for every group of filters."""
+        return len(self.current()[0]) // self.group
+
+    def per_filter(self, of_groups: Tensor) -> Tensor:
+        """``(groups, ...) -> (K, ...)``: to every filter what its group has."""
+        return of_groups.repeat_interleave(self.group, 0) if self.group > 1 else of_groups
 
     def rescaled(self, tensors: list[Tensor], gains: Tensor) -> list[Tensor]:
         r"""The tensors of sum_k sum_p s_k^-2 psi_k(s_k (c_k * x)_p), from those of psi_k and c_k.
@@ -149,10 +166,10 @@ class RidgeRegularizer(Rescalable):
         tensors
             filters and profiles.
         gains
-            s_k > 0, ``(K,)``.
+            s_k > 0, ``(K,)``; where filters are in groups, one for each.
         """
         kernels, *profile = tensors
-        return [gains[:, None, None] * kernels, *self.divided(profile, gains.square()[:, None])]
+        return [self.per_filter(gains)[:, None, None] * kernels, *self.divided(profile, gains.square()[:, None])]
 
     def copy_at(self, source: Callable[[], list[Tensor]], tensors: list[Tensor]) -> Self:
         other = super().copy_at(source, tensors)
@@ -217,7 +234,7 @@ class RidgeRegularizer(Rescalable):
         batch, channels = x.shape[:2]
         shape = (
             batch * channels,
-            kernels.shape[0],
+            kernels.shape[0] * (self.group + 1) // 2,
             *(n - s + 1 for n, s in zip(x.shape[2:], self.kernel_size, strict=True)),
         )
         stored = x.new_empty(shape)
@@ -241,8 +258,7 @@ class RidgeRegularizer(Rescalable):
                     weight = stored[order[images.start], None, :, rows]  # a view, unlike the next
                 else:
                     weight = stored[order[images], :, rows]
-                u.view_as(weight).mul_(weight)
-                return u, None
+                return self.curved(weight, u).view_as(u), None
 
             return _filtered(v, kernels, reaction)[0]
 
@@ -268,12 +284,12 @@ class RidgeRegularizer(Rescalable):
         def block(i: int, j: int, r: int, s: int) -> tuple[Tensor, ...]:
             px, pw = (patches(t[i:j, r : s + size[0] - 1], size) for t in (x, w))
             u, v = flat @ px, flat @ pw
-            part = torch.einsum("bkn,bpn->kp", self.curvature(u, profile) * v, px)
             with torch.enable_grad():
                 leaves = [p.clone().requires_grad_(True) for p in profile]
                 slope = self.slope(u, leaves)
                 grads = torch.autograd.grad((slope * v).sum(), leaves, allow_unused=True, materialize_grads=True)
-            return part + torch.einsum("bkn,bpn->kp", slope.detach(), pw), *grads
+            part = torch.einsum("bkn,bpn->kp", slope.detach(), pw)
+            return part + torch.einsum("bkn,bpn->kp", self.curved(self.curvature(u, profile), v), px), *grads
 
         for kernel_part, *profile_parts in map_blocks(block, x, size):
             kernel_grad += kernel_part

@@ -200,10 +200,20 @@ def to_pixels(image: Tensor) -> np.ndarray:
 
 
 @torch.no_grad()
+def profile_curves(regularizer: RidgeRegularizer, u: torch.Tensor) -> torch.Tensor:
+    """psi_k(u), ``(K, points)``; of filters in groups where the other responses of the group are zero."""
+    kernels, *profile = (t.detach().cpu() for t in regularizer.current())
+    curves = torch.zeros(len(kernels), len(u), dtype=u.dtype)
+    for place in range(regularizer.group):
+        responses = torch.zeros(1, *curves.shape, dtype=u.dtype)
+        responses[:, place :: regularizer.group] = u
+        curves[place :: regularizer.group] = regularizer.value(responses, profile)[0]
+    return curves
+
+
 def draw_filters(regularizer: RidgeRegularizer, width: float = 0.5) -> np.ndarray:
     """Filters c_k and profiles psi_k(u), |u| <= ``width``, as a picture (H, W, 3) of 8 bits."""
-    kernels, *profile = (t.detach().cpu() for t in regularizer.current())
+    kernels = regularizer.current()[0].detach().cpu()
     u = torch.linspace(-width, width, 401, dtype=kernels.dtype)
-    values = regularizer.value(u.expand(1, len(kernels), -1), profile)[0]
-    picture = figure_bytes(filters_figure(kernels, u, values), dpi=100)
+    picture = figure_bytes(filters_figure(kernels, u, profile_curves(regularizer, u)), dpi=100)
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))

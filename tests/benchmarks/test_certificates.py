@@ -105,12 +105,12 @@ def test_what_is_wrong_is_refuted(
     assert any(row["what"] != "failed" for row in refuted)
 
 
-@pytest.mark.parametrize("name", problems.REGULARIZERS)
+@pytest.mark.parametrize("name", problems.REGULARIZERS | problems.GROUPED)
 def test_formulas_of_regularizers(name: str) -> None:
     """Gradients are those of the project, products and Hessians their derivatives; in one and in two channels."""
     rng = np.random.default_rng(3)
     for image in ((1, 5, 6), (2, 4, 5)):
-        regular = problems.REGULARIZERS[name](rng, image, torch.float64)
+        regular = (problems.REGULARIZERS | problems.GROUPED)[name](rng, image, torch.float64)
         term = regular.build(formulas.as_parameters(regular.regularizer))
         x, v = (rng.normal(size=(2, math.prod(image))).astype(terms.LD) for _ in range(2))
         project = regular.regularizer.value_and_grad(torch.from_numpy(x.astype(float)).view(2, *image))[1]

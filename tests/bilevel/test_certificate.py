@@ -42,6 +42,7 @@ def energy_of(name: str, seed: int) -> Energy:
 
 
 NAMES = ["foe_l1", "foe_log_cosh", "foe_weak_l1", "foe_weak_log_cosh", "foe_student", "tv", "crr", "wcrr"]
+NAMES += ["multi_norm", "multi_weak_max"]
 NAMES += ["blur", "weights", "strong"]
 
 

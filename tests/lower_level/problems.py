@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.regularizers.fields_of_experts import FieldsOfExperts
+from models.regularizers.multivariate import MultivariateFieldsOfExperts
 from models.regularizers.total_variation import TotalVariation
 from recon.lower_level import Energy, Regularizer
 
@@ -22,6 +23,16 @@ REGULARIZERS: dict[str, Callable[[], Regularizer]] = {
     "foe_student": lambda: FieldsOfExperts(3, 3, "student_t", log_weight=-1, log_width=-1),
     "foe_weak_l1": lambda: FieldsOfExperts(3, 3, "smoothed_l1", log_weight=-1, log_width=-1.5, weak_convexity=0.7),
     "foe_weak_log_cosh": lambda: FieldsOfExperts(3, 3, "log_cosh", log_weight=-1, log_width=-1.5, weak_convexity=0.7),
+    "multi_max": lambda: MultivariateFieldsOfExperts(
+        8, 3, "soft_maximum", log_weight=-1, log_width=-1.5, smallest_width=0.05, unit_norm=True
+    ),
+    "multi_norm": lambda: MultivariateFieldsOfExperts(4, 3, "smoothed_norm", log_weight=-1, log_width=-1.5),
+    "multi_weak_max": lambda: MultivariateFieldsOfExperts(
+        8, 3, "soft_maximum", log_weight=-1, log_width=-2.5, weak_convexity=0.7
+    ),
+    "multi_weak_norm": lambda: MultivariateFieldsOfExperts(
+        8, 3, "smoothed_norm", log_weight=-1, log_width=-1.5, weak_convexity=0.7
+    ),
     "crr": lambda: ConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-0.5, log_width=-1),
     "wcrr": lambda: WeaklyConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-0.5, log_width=-1, weak_convexity=0.7),
     "tv": lambda: TotalVariation(-1.0, -1.5),

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from models.regularizers.kernels import calls, library
 
-KINDS = ("smoothed_l1", "log_cosh", "student_t", "spline")
+KINDS = ("smoothed_l1", "log_cosh", "student_t", "spline", "soft_maximum")
+GROUPED = {"soft_maximum": 4}  #: how many filters share a profile of other kinds than the usual ones
 LARGEST = 64  #: side of filters
 
 
@@ -22,8 +23,8 @@ class Profiles:
     kind
         one of :data:`KINDS`.
     tables
-        at most three, ``(K, columns)``: weights, widths and maybe second widths of potentials; psi'', psi' and psi at
-        the knots of splines.
+        at most three, ``(profiles, columns)``: weights, widths and maybe second widths of potentials; psi'', psi' and
+        psi at the knots of splines. There is one profile for every filter, or for every group of filters.
     spacing
         distance of the knots of splines.
     """
@@ -47,7 +48,9 @@ def compiled(x: Tensor, kernels: Tensor, profiles: Profiles) -> Bank | None:
     The library takes images no smaller than the filters in single and double precision, the same for images and
     parameters, on a CPU. :func:`library.level` says whether it is there and wanted.
     """
-    size = kernels.shape[1]
+    size, group = kernels.shape[1], GROUPED.get(profiles.kind, 1)
+    if len(kernels) != group * len(profiles.tables[0]):
+        raise ValueError(f"{len(kernels)} filters, but {len(profiles.tables[0])} profiles for {group} of them each")
     if not 2 <= size <= LARGEST or not calls.suitable(x, size, kernels, *profiles.tables):
         return None
     level = library.level()

@@ -10,7 +10,7 @@ from pathlib import Path
 from recon import native
 from recon.native import LEVELS, SWITCH, LibraryError
 
-_ABI = 2
+_ABI = 4
 
 
 class Task(ctypes.Structure):

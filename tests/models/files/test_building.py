@@ -36,6 +36,7 @@ SMALL: dict[str, Any] = {
     "UNet": {"scales": 2, "channels": 4},
     "WeaklyConvexRidge": {"filters": 3, "size": 3, "knots": 5},
     "LinearSplineRidge": {"filters": 3, "size": 3, "knots": 5},
+    "MultivariateFieldsOfExperts": {"filters": 4, "size": 3},
 }
 
 N = 10**9

@@ -6,7 +6,16 @@ from collections.abc import Callable
 
 import torch
 
-from models import ICNN, ConvexRidge, FieldsOfExperts, InitialFilters, LeakyReLU, NoiseConditioned, WeaklyConvexRidge
+from models import (
+    ICNN,
+    ConvexRidge,
+    FieldsOfExperts,
+    InitialFilters,
+    LeakyReLU,
+    MultivariateFieldsOfExperts,
+    NoiseConditioned,
+    WeaklyConvexRidge,
+)
 from models.regularizers.rescalable import Rescalable
 from tests.lower_level.problems import normal, perturb
 
@@ -16,6 +25,9 @@ INNER: dict[str, Callable[[], Rescalable]] = {
     "foe_student": lambda: FieldsOfExperts(3, 3, "student_t", log_weight=-1, log_width=-1),
     "foe_weak": lambda: FieldsOfExperts(
         3, 3, "log_cosh", log_weight=-1, log_width=-1.5, weak_convexity=0.7, unit_norm=True
+    ),
+    "multi_weak": lambda: MultivariateFieldsOfExperts(
+        8, 3, "soft_maximum", log_weight=-1, log_width=-2.5, weak_convexity=0.7, unit_norm=True
     ),
     "crr": lambda: ConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-0.5, log_width=-1),
     "wcrr": lambda: WeaklyConvexRidge(3, 3, knots=6, spacing=0.15, log_weight=-0.5, log_width=-1, weak_convexity=0.7),

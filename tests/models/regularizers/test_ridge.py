@@ -17,8 +17,8 @@ from recon.lower_level import Regularizer
 from tests.lower_level.problems import make, normal
 from tests.lower_level.regularizer_checks import assert_batch, assert_derivatives, assert_hessian_bounds
 
-NAMES = ["foe_l1", "foe_student", "foe_weak_log_cosh", "crr", "wcrr"]
-ALL = [*NAMES, "foe_log_cosh", "foe_weak_l1"]
+NAMES = ["foe_l1", "foe_student", "foe_weak_log_cosh", "multi_weak_max", "crr", "wcrr"]
+ALL = [*NAMES, "foe_log_cosh", "foe_weak_l1", "multi_max", "multi_norm", "multi_weak_norm"]
 
 
 @pytest.fixture(params=NAMES)

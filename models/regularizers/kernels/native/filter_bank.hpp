@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#define RECON_KERNELS_ABI 2
+#define RECON_KERNELS_ABI 4
 
 namespace recon {
 
@@ -19,9 +19,10 @@ constexpr int64_t NETWORK_TILES = 2;            // of a strip of networks
 constexpr int64_t TILE_BYTES = 256;             // of one row of one filtered image
 constexpr int64_t STRIP_BYTES = 400 * 1024;     // of the filtered rows that a row of the gradient needs
 constexpr int64_t ALIGNMENT = 64;
+constexpr int64_t GROUP = 4;                    // filters that share a profile of the kinds from SOFT_MAXIMUM on
 
 enum Operation : int64_t { GRADIENT = 0, CURVATURE = 1, PRODUCT = 2, MAXIMUM = 3, DERIVATIVE = 4 };
-enum Kind : int64_t { SMOOTHED_L1 = 0, LOG_COSH = 1, STUDENT_T = 2, SPLINE = 3 };
+enum Kind : int64_t { SMOOTHED_L1 = 0, LOG_COSH = 1, STUDENT_T = 2, SPLINE = 3, SOFT_MAXIMUM = 4 };
 enum Activation : int64_t { HUBER = 0, SMOOTH = 1 };
 
 // The same fields, in the same order, as `Task` in library.py.
@@ -65,13 +66,18 @@ struct Layout {
           per_unit(1) {
         strip = strip < 1 ? 1 : strip;
         if (task.operation == MAXIMUM) per_unit = task.filters;
-        if (task.operation == DERIVATIVE) per_unit = task.filters * (task.size * task.size + 3 * task.columns);
+        if (task.operation == DERIVATIVE) per_unit = task.filters * task.size * task.size + 3 * task.columns * profiles(task);
         if (task.layers) network(task);
     }
 
-    // numbers that CURVATURE stores, (images, rows, tiles, filters, tile), of networks (units, strips, one strip)
+    static bool grouped(const Task &task) { return !task.layers && task.kind >= SOFT_MAXIMUM; }
+    static int64_t profiles(const Task &task) { return grouped(task) ? task.filters / GROUP : task.filters; }
+    // numbers of psi''(c_k * x), k = 1, ..., K, at a pixel: symmetric matrices of groups
+    static int64_t stored(const Task &task) { return grouped(task) ? task.filters * (GROUP + 1) / 2 : task.filters; }
+
+    // numbers that CURVATURE stores, (images, rows, tiles, `stored`, tile), of networks (units, strips, one strip)
     int64_t weights_size(const Task &task) const {
-        return task.layers ? units * strips() * strip_size(task) : task.images * rows * tiles * task.filters * tile;
+        return task.layers ? units * strips() * strip_size(task) : task.images * rows * tiles * stored(task) * tile;
     }
 
     // Of networks. A strip of all layers is `strip` tiles wide at the first layer, and narrower at the others.

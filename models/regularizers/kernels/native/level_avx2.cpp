@@ -15,6 +15,7 @@ namespace recon::avx2 {
 #include "convolutions.inc"
 #include "tiles.inc"
 #include "units.inc"
+#include "groups.inc"
 #include "network/leaky.inc"
 #include "network/pairs.inc"
 #include "network/network.inc"

@@ -8,6 +8,7 @@ namespace recon::baseline {
 #include "convolutions.inc"
 #include "tiles.inc"
 #include "units.inc"
+#include "groups.inc"
 #include "network/leaky.inc"
 #include "network/pairs.inc"
 #include "network/network.inc"

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from models.regularizers.convex_ridge import ConvexRidge, WeaklyConvexRidge
 from models.regularizers.fields_of_experts import FieldsOfExperts
+from models.regularizers.initial import InitialFilters
+from models.regularizers.multivariate import MultivariateFieldsOfExperts
 from models.regularizers.ridge import RidgeRegularizer
 
 Maker = Callable[[int, int], RidgeRegularizer]
@@ -16,6 +18,14 @@ Maker = Callable[[int, int], RidgeRegularizer]
 
 def experts(potential: str, weak_convexity: float = 0.0) -> Maker:
     return lambda filters, size: FieldsOfExperts(filters, size, potential, 0.0, 0.0, -1.0, 0.0, weak_convexity)
+
+
+def multivariate(weak_convexity: float = 0.0) -> Maker:
+    """With the next larger number of filters that are groups of four."""
+    random = InitialFilters("normal", 1)
+    return lambda filters, size: MultivariateFieldsOfExperts(
+        4 * -(-filters // 4), size, "soft_maximum", 0.0, 0.0, -1.0, 0.0, weak_convexity, random
+    )
 
 
 def convex(knots: int) -> Maker:
@@ -28,6 +38,8 @@ MAKERS: dict[str, Maker] = {
     "student_t": experts("student_t"),
     "weakly convex smoothed_l1": experts("smoothed_l1", 0.6),
     "weakly convex log_cosh": experts("log_cosh", 0.6),
+    "soft_maximum": multivariate(),
+    "weakly convex soft_maximum": multivariate(0.6),
     "splines in registers": convex(21),
     "splines in memory": convex(40),
     "weakly convex splines": lambda k, s: WeaklyConvexRidge(k, s, 9, 0.2, -1.0, -1.0, 0.9),

@@ -77,6 +77,44 @@ def test_potentials(level: str, name: str, dtype: torch.dtype, width: float) -> 
         assert (error <= bound).all(), (what, float(u[worst]), float(mine[worst]), float(right[worst]))
 
 
+def together(profiles: Profiles, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """psi(u), its gradient and its Hessian times v, of four responses: the pixels of images of 2x2 pixels."""
+    level = library.level()
+    assert level is not None
+    bank, x = Bank(torch.eye(4, dtype=u.dtype).view(4, 2, 2), profiles, level), u.T.reshape(-1, 2, 2).contiguous()
+    value, grad = bank.value_and_grad(x)
+    product = bank.product(v.T.reshape(-1, 2, 2).contiguous(), bank.curvature(x), None)
+    return value, grad.flatten(1).T, product.flatten(1).T
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [0.03, 1.0, 700.0])
+def test_soft_maximum(level: str, dtype: torch.dtype, width: float) -> None:
+    size = torch.logspace(-9, 5, 2001, dtype=torch.float64)
+    u = torch.randn(4, 2001, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * size
+    u[1, ::2] = u[0, ::2] * 1.01
+    u[2:, ::3] = 0
+    u, v, nu = u.to(dtype), torch.tensor([[1.0, -0.5, 0.3, 2.0]]).T.expand_as(u).to(dtype), torch.tensor([[width]])
+    nu = nu.to(dtype)
+    found = together(Profiles("soft_maximum", (torch.ones_like(nu), nu)), u, v)
+    t, wide = u.numpy().astype(np.longdouble) / np.longdouble(nu.item()), np.longdouble(nu.item())
+    far, top = np.abs(t), np.abs(t).max(0)
+    up, down = np.exp(far - top), np.exp(-far - top)
+    total = (up + down).sum(0)
+    small = np.log1p(2 * (np.sinh(np.minimum(far, 1) / 2) ** 2).mean(0))
+    value = wide * np.where(top < 1, small, top + np.log(total / 8))
+    slope = -np.sign(t) * up * np.expm1(-2 * far) / total
+    along = v.numpy().astype(np.longdouble)
+    product = ((up + down) / total * along - slope * (slope * along).sum(0)) / wide
+    eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
+    sizes = (np.abs(value), np.maximum(np.abs(slope), np.abs(t) / 2), 4 / wide)
+    for what, mine, right, scale in zip(
+        ("value", "slope", "product"), found, (value, slope, product), sizes, strict=True
+    ):
+        error = np.abs(mine.double().numpy() - right) / (eps * scale + tiny)
+        assert float(error.max()) <= 10, (what, float(error.max()))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("knots", [2, 3, 21, 32, 50])
 def test_splines(level: str, dtype: torch.dtype, knots: int) -> None:

@@ -73,7 +73,7 @@ def test_the_maximum_of_what_is_no_number_is_none(level: str, pixel: tuple[int, 
 @pytest.mark.parametrize("name", MAKERS)
 def test_parameters_that_are_no_numbers(level: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for index, number in ((0, math.nan), (0, math.inf), (-1, math.nan)):
-        regularizer, x = make(name, 3, 3, torch.float32), normal(1, 1, 9, 9).float()
+        regularizer, x = make(name, 5, 3, torch.float32), normal(1, 1, 9, 9).float()
         with torch.no_grad():
             list(regularizer.parameters())[index].view(-1)[1] = number
         value, grad = regularizer.value_and_grad(x)
