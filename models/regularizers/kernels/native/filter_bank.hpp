@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#define RECON_KERNELS_ABI 2
+#define RECON_KERNELS_ABI 3
 
 namespace recon {
 
@@ -28,19 +28,20 @@ enum Activation : int64_t { HUBER = 0, SMOOTH = 1 };
 struct Task {
     int64_t operation, precision, level;  // precision: bytes of a number; level: of instructions, see filter_bank.cpp
     int64_t images, height, width, filters, size;
+    int64_t channels;         // of an image, which filters couple; 1 for networks
     int64_t kind, columns;    // of the profiles; columns of each table
     double spacing;           // of the knots of splines
-    const void *kernels;      // (filters, size, size)
+    const void *kernels;      // (filters, channels, size, size)
     const void *tables[3];    // (filters, columns) each; a null pointer where there is none
     // Networks alone: hidden layers, side of their filters; kind is an Activation, tables are the filters of the hidden
     // layers, (layers, filters, filters, inner, inner), the biases, (layers + 1, filters), and a, (filters)
     int64_t layers, inner;
     double slope, softness;   // of the activation: s and w
-    const void *x, *w;        // images (images, height, width); w: of DERIVATIVE alone
+    const void *x, *w;        // images (images, channels, height, width); w: of DERIVATIVE alone
     const int64_t *order;     // PRODUCT: which stored image belongs to every image; null: its own
     void *weights;            // CURVATURE writes, PRODUCT reads psi''(c_k * x), see `weights_size`
     void *out;                // GRADIENT, PRODUCT: images like x
-    void *overhang;           // GRADIENT, PRODUCT: (units, size - 1, width), what units add to rows of the next one
+    void *overhang;           // GRADIENT, PRODUCT: (units, channels, size - 1, width), what units add to the next one
     double *results;          // (units, results per unit)
 };
 
@@ -65,10 +66,12 @@ struct Layout {
           per_unit(1) {
         strip = strip < 1 ? 1 : strip;
         if (task.operation == MAXIMUM) per_unit = task.filters;
-        if (task.operation == DERIVATIVE) per_unit = task.filters * (task.size * task.size + 3 * task.columns);
+        if (task.operation == DERIVATIVE) per_unit = task.filters * (taps(task) + 3 * task.columns);
         if (task.layers) network(task);
     }
 
+    // numbers of a filter
+    static int64_t taps(const Task &task) { return task.channels * task.size * task.size; }
     // numbers that CURVATURE stores, (images, rows, tiles, filters, tile), of networks (units, strips, one strip)
     int64_t weights_size(const Task &task) const {
         return task.layers ? units * strips() * strip_size(task) : task.images * rows * tiles * task.filters * tile;
