@@ -6,6 +6,7 @@ is analytic and evaluated block by block, so that the filtered images never leav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Self, TypeVar
 
@@ -202,7 +203,7 @@ class RidgeRegularizer(Rescalable):
         self._check(x)
         if (bank := self._bank(x)) is not None:
             sums, grad = bank.value_and_grad(flat_images(x, self.in_channels))
-            return sums.view(len(x), -1).sum(1), grad.view(x.shape)
+            return sums.view(self._groups(x)).sum(1), grad.view(x.shape)
         kernels, *profile = self.current()
 
         def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, tuple[slice, Tensor]]:
@@ -210,10 +211,10 @@ class RidgeRegularizer(Rescalable):
             return slope, (images, value.sum((1, 2), dtype=torch.float64))
 
         grad, values = _filtered(x, kernels, reaction)
-        total = torch.zeros(len(_grouped(x, self.in_channels)), dtype=torch.float64, device=x.device)
+        total = torch.zeros(math.prod(self._groups(x)), dtype=torch.float64, device=x.device)
         for images, value in values:
             total[images] += value
-        return total.view(len(x), -1).sum(1), grad
+        return total.view(self._groups(x)).sum(1), grad
 
     def hessian(self, x: Tensor) -> HessianMap:
         """v -> sum_k C_k^T (psi_k''(c_k * x) . (C_k v)), with psi'' computed once."""
@@ -221,7 +222,7 @@ class RidgeRegularizer(Rescalable):
         if (bank := self._bank(x)) is not None:
             return compiled_hessian(bank, x, self.in_channels)
         kernels, *profile = self.current()
-        batch, channels = x.shape[0], x.shape[1] // self.in_channels
+        batch, channels = self._groups(x)
         shape = (
             batch * channels,
             kernels.shape[0],
@@ -311,19 +312,23 @@ class RidgeRegularizer(Rescalable):
     def filtered_maximum(self, w: Tensor) -> Tensor:
         """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""
         if (bank := self._bank(w)) is not None:
-            return bank.maximum(flat_images(w, self.in_channels)).view(len(w), -1, len(bank.kernels)).amax(1)
+            return bank.maximum(flat_images(w, self.in_channels)).view(*self._groups(w), len(bank.kernels)).amax(1)
         kernels = self.current()[0]
-        result = w.new_zeros(len(_grouped(w, self.in_channels)), kernels.shape[0])
+        result = w.new_zeros(math.prod(self._groups(w)), kernels.shape[0])
 
         def reaction(u: Tensor, images: slice, rows: slice) -> tuple[None, tuple[slice, Tensor]]:
             return None, (images, u.abs_().amax(2))
 
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
-        return result.view(len(w), -1, len(kernels)).amax(1).double()
+        return result.view(*self._groups(w), len(kernels)).amax(1).double()
 
     def _check(self, x: Tensor) -> None:
         check_image(x, self.kernel_size, self.in_channels)
+
+    def _groups(self, x: Tensor) -> tuple[int, int]:
+        """Images, and parts of each that are regularized alone: channels, or all of them together."""
+        return x.shape[0], x.shape[1] // self.in_channels
 
 
 Note = TypeVar("Note")
