@@ -148,8 +148,8 @@ def check_image(x: Tensor, size: tuple[int, int], channels: int = 1) -> None:
         raise ValueError(f"images must have the shape (batch, channel, height, width), got {tuple(x.shape)}")
     if channels > 1 and x.shape[1] != channels:
         raise ValueError(
-            f"the filters couple {channels} channels (in_channels), but the images have {x.shape[1]}; models with one "
-            "channel take images of any number, channel by channel"
+            f"the model couples {channels} channels (in_channels), but the images have {x.shape[1]}; valid are images with "
+            f"{channels}, or a model with in_channels 1, which takes any images channel by channel"
         )
     if x.shape[2] < size[0] or x.shape[3] < size[1]:
         raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} are smaller than the filters of {size[0]}x{size[1]}")
