@@ -176,7 +176,9 @@ class FieldsOfExperts(RidgeRegularizer):
         """||psi_k'(c_k * x)|| for every image and filter, ``(batch, K)``, float64."""
         kernels, *profile = self.current()
         norms = [
-            self.slope(kernels.flatten(1) @ patches(image.unflatten(0, (-1, self.in_channels)), self.kernel_size), profile)
+            self.slope(
+                kernels.flatten(1) @ patches(image.unflatten(0, (-1, self.in_channels)), self.kernel_size), profile
+            )
             .square()
             .sum((0, 2), dtype=torch.float64)
             .sqrt()
