@@ -1,8 +1,8 @@
 """Banks of convolution filters: fast evaluation in cache-sized blocks, and a guaranteed bound of their norm.
 
 (c_k * x)_p = sum_q c_k[q] x[p + q] wherever the filter lies within the image ("valid" correlation): no pixel outside
-the image is made up, and every bank is a part of the convolution on the infinite grid, which bounds its norm. Filters of several
-channels, c_k = (c_k1, ..., c_kC), couple them: c_k * x = sum_a c_ka * x_a.
+the image is made up, and every bank is a part of the convolution on the infinite grid, which bounds its norm.
+Filters of C channels couple those of images: c_k * x = sum_a c_ka * x_a.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Response(NamedTuple):
 
 
 def frequency_response(kernels: Tensor) -> Response:
-    """|c^_k|^2 of filters ``(K, s, t)``, or the products of the channels of ``(K, C, s, t)``; differentiable in them."""
+    """|c^_k|^2 of filters ``(K, s, t)``, products of the channels of ``(K, C, s, t)``; differentiable in them."""
     rows, cols = kernels.shape[-2:]
     transform = torch.fft.rfft2(kernels.double(), s=(2 * rows, 2 * cols))
     if kernels.ndim == 4:
@@ -148,8 +148,8 @@ def check_image(x: Tensor, size: tuple[int, int], channels: int = 1) -> None:
         raise ValueError(f"images must have the shape (batch, channel, height, width), got {tuple(x.shape)}")
     if channels > 1 and x.shape[1] != channels:
         raise ValueError(
-            f"the model couples {channels} channels (in_channels), but the images have {x.shape[1]}; valid are images with "
-            f"{channels}, or a model with in_channels 1, which takes any images channel by channel"
+            f"the model couples {channels} channels (in_channels), but the images have {x.shape[1]}; valid are images "
+            f"with {channels}, or a model with in_channels 1, which takes any images channel by channel"
         )
     if x.shape[2] < size[0] or x.shape[3] < size[1]:
         raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} are smaller than the filters of {size[0]}x{size[1]}")

@@ -60,7 +60,7 @@ class InitialFilters:
         at_least(1, in_channels=self.in_channels)
 
     def make(self, filters: int, size: int) -> Tensor:
-        """``filters`` filters, ``(filters, size, size)``, or ``(filters, in_channels, size, size)``; float64, mean zero.
+        """Filters ``(filters, size, size)``, or ``(filters, in_channels, size, size)``, of mean zero; float64.
 
         Raises
         ------
@@ -75,7 +75,8 @@ class InitialFilters:
         """``(filters, in_channels, size, size)``, in the scale of Xavier's variance 2 / (s^2 (K + C))."""
         channels = self.in_channels
         if self.kind == "normal" or channels == 1:
-            found = make_filters(self.kind, filters * channels, size, self.seed).unflatten(0, (filters, channels))
+            found = make_filters(self.kind, filters * channels, size, self.seed)
+            found = found.unflatten(0, (filters, channels))
             return found * ((filters * channels + 1) / (filters + channels)) ** 0.5
         points = math.pi * (torch.arange(channels, dtype=torch.float64) + 0.5) / channels
         colours = torch.cos(torch.arange(channels)[:, None] * points)
@@ -90,7 +91,7 @@ class InitialFilters:
         return torch.cat(parts) * (channels / (filters + channels)) ** 0.5
 
     def factors(self, filters: int, size: int) -> list[Tensor]:
-        """``(channels_1, in_channels, a, a)``, ``(channels_2, channels_1, a, a)``, ..., in float64, each filter of norm 1.
+        """``(channels_1, in_channels, a, a)``, ``(channels_2, channels_1, a, a)``, ...: float64, of norm 1 each.
 
         Raises
         ------

@@ -69,7 +69,7 @@ class NoiseConditioned(Regularizer):
         if not smallest <= reference <= largest:
             raise ValueError(f"reference is {reference}, but must lie between {smallest} and {largest}")
         at_least(2, knots=knots)
-        self.regularizer, self.margin = regularizer, regularizer.margin
+        self.regularizer, self.margin, self.in_channels = regularizer, regularizer.margin, regularizer.in_channels
         self.smallest, self.largest, self.knots = float(smallest), float(largest), knots
         self.typical_noise = reference
         first, middle, last = (math.log(s + OFFSET * largest) for s in (smallest, reference, largest))
@@ -174,7 +174,7 @@ class AtNoiseLevels(Regularizer):
 
     def __init__(self, conditioned: NoiseConditioned, parts: _Parts, which: Sequence[int]) -> None:
         super().__init__()
-        self.conditioned, self.margin = conditioned, conditioned.margin
+        self.conditioned, self.margin, self.in_channels = conditioned, conditioned.margin, conditioned.in_channels
         self._parts, self._which = parts, list(which)
         self._groups: dict[int, list[int]] = {}
         for image, number in enumerate(self._which):

@@ -167,13 +167,13 @@ class RidgeRegularizer(Rescalable):
         return other
 
     def gain_rounding(self) -> float:
-        r"""By how much, relatively, rounded gains change \|\|sum_k w_k c^_k c^_k^*\|\|: (1 + s C^(1/2) u)^2 (1 + u)^4 - 1.
+        r"""By how much rounded gains change \|\|sum_k w_k c^_k c^_k^*\|\| at most: (1 + s C^(1/2) u)^2 (1 + u)^4 - 1.
 
-        With unit roundoff u, the entries of s_k c_k are off by u of themselves, and c^_k in C^C so by (sum_a u^2
-        \|\|c_ka\|\|_1^2)^(1/2) <= s u \|\|c_k\|\| for filters of s x s pixels. The norm is that of the matrix of columns
-        w_k^(1/2) c^_k, squared, whose change is at most s u (sum_k w_k \|\|c_k\|\|^2)^(1/2) in the Frobenius norm. That sum
-        is the mean over all frequencies of the trace of what is bounded here, so no more than C times its maximum.
-        psi_k / s_k^2 is two operations, whose errors w_k has.
+        With unit roundoff u, the entries of s_k c_k are off by u of themselves, and c^_k in C^C is so by at most
+        u (sum_a \|\|c_ka\|\|_1^2)^(1/2) <= s u \|\|c_k\|\| for filters of s x s pixels. The norm is the square of that
+        of the matrix of columns w_k^(1/2) c^_k, which changes by at most s u (sum_k w_k \|\|c_k\|\|^2)^(1/2), the
+        Frobenius norm. That sum is the mean over all frequencies of the trace of what is bounded here: at most C times
+        its maximum. psi_k / s_k^2 is two operations, whose errors w_k has.
         """
         u = 0.5 * torch.finfo(self.current()[0].dtype).eps
         return (1 + self.kernel_size[0] * self.in_channels**0.5 * u) ** 2 * (1 + u) ** 4 - 1

@@ -69,7 +69,8 @@ class Weights:
 class Bank:
     """Filters and profiles at a level of instructions, for images like those of :func:`compiled`.
 
-    Images are ``(images, height, width)`` for filters ``(K, s, s)``, ``(images, C, height, width)`` for ``(K, C, s, s)``.
+    Images are ``(images, height, width)`` for filters ``(K, s, s)``, and ``(images, C, height, width)`` for filters
+    ``(K, C, s, s)``.
     """
 
     kernels: Tensor
