@@ -174,6 +174,8 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         made: dict[str, object] = {name: path if path is None else Path(path).name for name, path in parts.items()}
         # files of models have the entries of patches, whatever the data are
         made |= {"patch_size": None, "n_patches": None} | asdict(self.pictures) | {"seed": self.seed} | self._details()
+        if not self.pictures.in_colour:
+            made.pop("colour", None)  # files of models for gray pictures are those of older versions
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in made.items()}
         return {"class": public_name(self), "noise": self.noise()} | plain
 

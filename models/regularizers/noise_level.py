@@ -69,13 +69,17 @@ class NoiseConditioned(Regularizer):
         if not smallest <= reference <= largest:
             raise ValueError(f"reference is {reference}, but must lie between {smallest} and {largest}")
         at_least(2, knots=knots)
-        self.regularizer, self.margin, self.in_channels = regularizer, regularizer.margin, regularizer.in_channels
+        self.regularizer, self.margin = regularizer, regularizer.margin
         self.smallest, self.largest, self.knots = float(smallest), float(largest), knots
         self.typical_noise = reference
         first, middle, last = (math.log(s + OFFSET * largest) for s in (smallest, reference, largest))
         initial = middle - torch.linspace(first, last, knots, dtype=torch.float64)
         rows = regularizer.gain_count()
         self.log_gains = nn.Parameter(initial.to(torch.get_default_dtype()).repeat(rows, 1))
+
+    @property
+    def in_channels(self) -> int:
+        return self.regularizer.in_channels
 
     def check_level(self, sigma: Tensor | float) -> Tensor:
         """The noise levels in float64, one-dimensional.
@@ -174,11 +178,15 @@ class AtNoiseLevels(Regularizer):
 
     def __init__(self, conditioned: NoiseConditioned, parts: _Parts, which: Sequence[int]) -> None:
         super().__init__()
-        self.conditioned, self.margin, self.in_channels = conditioned, conditioned.margin, conditioned.in_channels
+        self.conditioned, self.margin = conditioned, conditioned.margin
         self._parts, self._which = parts, list(which)
         self._groups: dict[int, list[int]] = {}
         for image, number in enumerate(self._which):
             self._groups.setdefault(number, []).append(image)
+
+    @property
+    def in_channels(self) -> int:
+        return self.conditioned.in_channels
 
     @property
     def levels(self) -> list[float]:

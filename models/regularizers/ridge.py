@@ -63,7 +63,7 @@ class RidgeRegularizer(Rescalable):
         if filters < 1 or size < 2:
             raise ValueError(f"needs at least one filter (got {filters}) of at least 2x2 pixels (got {size}x{size})")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
-        self.in_channels = initial_filters.in_channels
+        self._in_channels = initial_filters.in_channels
         self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
         dtype = torch.get_default_dtype()
         if initial_filters.channels:
@@ -122,6 +122,10 @@ class RidgeRegularizer(Rescalable):
         return None if profiles is None else compiled(x, kernels, profiles)
 
     # --- parameters --------------------------------------------------------------------------------------------------
+
+    @property
+    def in_channels(self) -> int:
+        return self._in_channels
 
     @property
     def composed(self) -> bool:

@@ -69,10 +69,13 @@ class Regularizer(Recreatable):
 
     #: width in pixels of the band along the boundary where R acts less than inside; denoising mirrors so much data
     margin: int = 0
-    #: channels of the images that R is for; 1: those of any images, one by one
-    in_channels: int = 1
     #: a noise level that R is for, where it depends on them
     typical_noise: float | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images that R is for; 1: those of any images, one by one."""
+        return 1
 
     def forward(self, x: Tensor) -> Tensor:
         """R(x) image by image, differentiable in x and in the parameters."""

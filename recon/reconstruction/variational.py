@@ -41,7 +41,11 @@ class Weighted(Regularizer):
         super().__init__()
         positive(**{"the weight": weight})
         self.regularizer, self.weight = regularizer, weight
-        self.margin, self.in_channels = regularizer.margin, regularizer.in_channels
+        self.margin = regularizer.margin
+
+    @property
+    def in_channels(self) -> int:
+        return self.regularizer.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
         value: Tensor = self.weight * self.regularizer(x)
