@@ -203,6 +203,8 @@ def to_pixels(image: Tensor) -> np.ndarray:
 def draw_filters(regularizer: RidgeRegularizer, width: float = 0.5) -> np.ndarray:
     """Filters c_k and profiles psi_k(u), |u| <= ``width``, as a picture (H, W, 3) of 8 bits."""
     kernels, *profile = (t.detach().cpu() for t in regularizer.current())
+    if regularizer.in_channels not in (1, 3):
+        kernels = kernels.movedim(1, 2).flatten(2)  # channels that are no colours, side by side
     u = torch.linspace(-width, width, 401, dtype=kernels.dtype)
     values = regularizer.value(u.expand(1, len(kernels), -1), profile)[0]
     picture = figure_bytes(filters_figure(kernels, u, values), dpi=100)

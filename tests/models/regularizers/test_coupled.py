@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from models import ICNN, FieldsOfExperts, InitialFilters, NoiseConditioned, WeaklyConvexRidge
 from models.files.storage import load_regularizer, save_regularizer
+from models.training.callbacks import draw_filters
 from tests.lower_level.problems import normal, perturb
 from tests.lower_level.regularizer_checks import assert_batch, assert_derivatives
 from tests.models.regularizers.coupled import NAMES, coupled
@@ -147,3 +148,12 @@ def test_files(tmp_path: Path) -> None:
     found, _ = load_regularizer(path)
     x = normal(1, 3, 6, 6).float()
     torch.testing.assert_close(found.at(0.1)(x), made.at(0.1)(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_filters_are_drawn(channels: int) -> None:
+    """In colour, if there are three channels: the first filters are gray, the others are not."""
+    picture = draw_filters(FieldsOfExperts(4, 3, initial_filters=InitialFilters(in_channels=channels)))
+    assert picture.ndim == 3
+    left = picture[:, : picture.shape[1] // 2].astype(int)
+    assert (int(abs(left[..., 0] - left[..., 2]).max()) > 50) == (channels == 3)
