@@ -28,9 +28,9 @@ void add_overhangs(const Task &task) {
     for (int64_t unit = 0; unit < cut.units; ++unit) {
         if (unit % cut.blocks == cut.blocks - 1) continue;
         for (int64_t channel = 0; channel < task.channels; ++channel) {
-            const int64_t plane = unit / cut.blocks * task.channels + channel;
+            const int64_t plane = unit / cut.blocks * task.channels + channel, own = unit * task.channels + channel;
             const int64_t row = plane * task.height + (unit % cut.blocks + 1) * cut.height;
-            const T *from = static_cast<const T *>(task.overhang) + (unit * task.channels + channel) * rows * task.width;
+            const T *from = static_cast<const T *>(task.overhang) + own * rows * task.width;
             T *to = static_cast<T *>(task.out) + row * task.width;
             for (int64_t i = 0; i < rows * task.width; ++i) to[i] += from[i];
         }
