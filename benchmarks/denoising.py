@@ -1,7 +1,10 @@
 """Mean PSNR of trained regularizers on a folder of pictures of any sizes, against total variation at its best weight.
 
     python -m benchmarks.denoising --data BSD68 --models crr wcrr --sigma 0.098
+    python -m benchmarks.denoising --colour --models wcrr wcrr_colour --sigma 0.098
 
+With ``--colour``, pictures keep their colours, and PSNR is over all channels (CPSNR); models of one channel and total
+variation denoise channel by channel.
 Models for many noise levels are taken at that of the data. Noise as in the data modules (standard deviation 0.1, fixed
 by seed), no clipping, data range 1. The weight of total variation is the best on these very pictures, which is in its
 favour. Below the table: what the estimate of the noise from the pictures alone is of its true level.
@@ -18,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from benchmarks.common import arguments, print_table, start, write_csv
-from datasets import BuiltinImages, ImageFolder, MeasurementDataset
+from datasets import BuiltinImages, ColourFolder, ImageFolder, ImageSource, MeasurementDataset
 from models import TotalVariation
 from models.files import shipped
 from models.files.storage import load_model, load_regularizer
@@ -30,9 +33,12 @@ from recon.reconstruction.noise import image_noise
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-def pairs(path: str, sigma: float, limit: int | None) -> Pairs:
-    """True and noisy pictures, ``(1, 1, height, width)`` each."""
-    source = BuiltinImages("test", 256) if path == "builtin" else ImageFolder(path)
+def pairs(path: str, sigma: float, limit: int | None, colour: bool = False) -> Pairs:
+    """True and noisy pictures, ``(1, channels, height, width)`` each."""
+    if path == "builtin":
+        source: ImageSource = BuiltinImages("test", 256, colour=colour)
+    else:
+        source = ColourFolder(path) if colour else ImageFolder(path)
     samples = MeasurementDataset(source, sigma, 0, dtype=torch.float32)
     count = len(samples) if limit is None else min(limit, len(samples))
     return [(samples[i].x[None], samples[i].y[None]) for i in range(count)]
@@ -45,7 +51,7 @@ def denoise(regularizer: Regularizer, y: Tensor, accuracy: float) -> tuple[Tenso
 
 
 def measure(name: str, regularizer: Regularizer, data: Pairs, accuracy: float) -> dict[str, float | str]:
-    """Means over the pictures; the largest certified error, per root of the number of pixels."""
+    """Means over the pictures; the largest certified error, per root of the number of values."""
     values = []
     for x, y in track(data, description=name):
         result, error, evaluations = denoise(regularizer, y, accuracy * x[0].numel() ** 0.5)
@@ -69,9 +75,10 @@ def best_total_variation(data: Pairs, sigma: float, accuracy: float) -> tuple[fl
     return best, TotalVariation(best, -5.7)
 
 
-def denoisers() -> list[str]:
-    """The models of the library that denoise pictures."""
-    return [name for name in shipped.names() if str(load_model(name)[1].get("operator")).endswith(".Identity")]
+def denoisers(colour: bool) -> list[str]:
+    """The models of the library that denoise pictures, gray ones or those in colour."""
+    pictures = [name for name in shipped.names() if str(load_model(name)[1].get("operator")).endswith(".Identity")]
+    return [name for name in pictures if load_regularizer(name)[0].in_channels in ((1, 3) if colour else (1,))]
 
 
 def main() -> None:
@@ -79,12 +86,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--models", nargs="*", help="names or files (default: all of the library for pictures)")
     parser.add_argument("--sigma", type=float, default=0.1, help="standard deviation of the noise")
-    parser.add_argument("--accuracy", type=float, default=1e-3, help="certified error per root of the number of pixels")
+    parser.add_argument("--accuracy", type=float, default=1e-3, help="certified error per root of the number of values")
+    parser.add_argument("--colour", action="store_true", help="pictures in colour")
     args = parser.parse_args()
     start(args)
-    names = denoisers() if args.models is None else args.models
+    names = denoisers(args.colour) if args.models is None else args.models
     models = {Path(name).stem: load_regularizer(name)[0].float().at(args.sigma) for name in names}
-    data = pairs(args.data, args.sigma, 2 if args.quick else None)
+    data = pairs(args.data, args.sigma, 2 if args.quick else None, args.colour)
     noisy = {"method": "noisy", "evaluations": 0.0, "error": float("inf")}
     noisy |= {n: sum(float(m(y, x)) for x, y in data) / len(data) for n, m in (("PSNR", psnr), ("SSIM", ssim))}
     weight, total_variation = best_total_variation(data, args.sigma, args.accuracy)

@@ -15,7 +15,15 @@ from datasets.scans.reading import read_sinogram
 from datasets.scans.rotation import estimate_rotation_centre
 from datasets.scans.scan import Scan, lodopab_geometry
 from datasets.sources.fastmri import FastMRIFolder
-from datasets.sources.images import BuiltinImages, ImageFolder, ImageSource, center_crop, resize, stack_images
+from datasets.sources.images import (
+    BuiltinImages,
+    ColourFolder,
+    ImageFolder,
+    ImageSource,
+    center_crop,
+    resize,
+    stack_images,
+)
 from datasets.sources.measurements import MeasuredImages, Measurement, MeasurementDataset, Sample, SimulatedMeasurements
 from datasets.sources.medical import BrainSlice, BuiltinSlices
 from datasets.sources.patches import random_patches
@@ -38,6 +46,7 @@ __all__ = [
     "BrainSlice",
     "BuiltinImages",
     "BuiltinSlices",
+    "ColourFolder",
     "DataError",
     "DenoisingDataModule",
     "DicomFolder",

@@ -26,6 +26,7 @@ PROPOSALS = "tests/bilevel/methods/proposals"
 SADDLE = "tests/bilevel/test_tight_saddle.py"
 ROUNDING = "tests/lower_level/test_tight_rounding.py"
 CONSTANTS = "tests/models/regularizers/test_tight_constants.py"
+COUPLED = "tests/models/regularizers/test_coupled_bounds.py"
 MULTIVARIATE = "tests/models/regularizers/test_multivariate.py"
 POTENTIALS = "tests/models/regularizers/test_potentials.py::test_constants_are_true_and_tight"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.mutations.mutation import CONSTANTS, MULTIVARIATE, POTENTIALS, Mutation, mutations_of
+from benchmarks.mutations.mutation import CONSTANTS, COUPLED, MULTIVARIATE, POTENTIALS, Mutation, mutations_of
 
 REGULARIZERS: list[Mutation] = [
     *mutations_of(
@@ -125,6 +125,25 @@ REGULARIZERS: list[Mutation] = [
         ("return response.factor * response.spectrum", "return response.spectrum"),
         ("* math.cos(math.pi * (cols - 1) / (16 * cols)))", ")"),
         ("return 1 / (math.cos(math.pi * (rows - 1) / (16 * rows)) *", "return 1 / ("),
+    ),
+    *mutations_of(
+        "models/regularizers/filter_bank.py",
+        COUPLED,
+        (
+            "torch.linalg.eigvalsh(torch.where(finite, matrices, 0.0))",
+            "torch.where(finite, matrices, 0.0).diagonal(dim1=-2, dim2=-1).real",
+        ),
+        (
+            "return Response(transform.conj()[:, :, None] * transform[:, None])",
+            "return Response(0.99 * transform.conj()[:, :, None] * transform[:, None])",
+        ),
+    ),
+    *mutations_of(
+        "models/regularizers/ridge.py",
+        COUPLED,
+        ("self.kernel_size[0] * self.in_channels**0.5 * u", "self.kernel_size[0] * u"),
+        ("self.kernel_size[0] * self.in_channels**0.5 * u", "self.in_channels**0.5 * u"),
+        ("** 2 * (1 + u) ** 4 - 1", "** 2 - 1"),
     ),
     *mutations_of(
         "models/regularizers/potentials.py",

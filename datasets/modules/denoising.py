@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from datasets.modules.groups import Batches, FlatPatches, PatchPictures, Precision, regrouped
 from datasets.modules.simulated import BUILTIN, SimulatedDataModule
 from datasets.noise import check_levels
-from datasets.sources.images import ImageFolder, Images, ImageSource
+from datasets.sources.images import ColourFolder, ImageFolder, Images, ImageSource
 from datasets.sources.measurements import MeasuredImages, Measurement, MeasurementDataset
 from datasets.sources.patches import random_patches
 
@@ -98,7 +98,9 @@ class DenoisingDataModule(SimulatedDataModule):
     @cached_property
     def _predict_source(self) -> ImageSource:
         """The measured pictures, or those whose measurements are simulated instead."""
-        return self._test_source if self.predict is None else ImageFolder(self.predict)
+        if self.predict is None:
+            return self._test_source
+        return ColourFolder(self.predict) if self.pictures.colour else ImageFolder(self.predict)
 
     @cached_property
     def _predict_measurements(self) -> Dataset[Measurement]:

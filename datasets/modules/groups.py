@@ -67,6 +67,11 @@ class Pictures:
         """``size`` and ``crop_size``, as every ``ImageSource`` takes them."""
         return self.size, self.crop_size
 
+    @property
+    def in_colour(self) -> bool:
+        """Whether they keep their colours."""
+        return False
+
 
 @dataclass(frozen=True)
 class PatchPictures(Pictures):
@@ -80,6 +85,9 @@ class PatchPictures(Pictures):
         Side in pixels of the patches to learn from; None learns from whole pictures.
     n_patches : int, optional
         Number of patches; None is one for each training picture.
+    colour : bool
+        Red, green and blue, (3, H, W), instead of the luminance; gray pictures are then refused. Models of one channel
+        take them channel by channel, those with ``in_channels: 3`` as a whole.
 
     Raises
     ------
@@ -89,6 +97,11 @@ class PatchPictures(Pictures):
 
     patch_size: int | None = None
     n_patches: int | None = None
+    colour: bool = False
+
+    @property
+    def in_colour(self) -> bool:
+        return self.colour
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 from datasets.errors import DataError
 from datasets.modules.groups import Batches, Pictures, Precision, torch_dtype
 from datasets.noise import derive_seed, keyed_generator
-from datasets.sources.images import BuiltinImages, ImageFolder, Images, ImageSource, PatientSource, Split, stack_images
+from datasets.sources.images import (
+    BuiltinImages,
+    ColourFolder,
+    ImageFolder,
+    Images,
+    ImageSource,
+    PatientSource,
+    Split,
+    stack_images,
+)
 from datasets.sources.measurements import (
     Measurement,
     MeasurementDataset,
@@ -165,6 +174,8 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
         made: dict[str, object] = {name: path if path is None else Path(path).name for name, path in parts.items()}
         # files of models have the entries of patches, whatever the data are
         made |= {"patch_size": None, "n_patches": None} | asdict(self.pictures) | {"seed": self.seed} | self._details()
+        if not self.pictures.in_colour:
+            made.pop("colour", None)  # files of models for gray pictures are those of older versions
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in made.items()}
         return {"class": public_name(self), "noise": self.noise()} | plain
 
@@ -235,10 +246,12 @@ class SimulatedDataModule(pl.LightningDataModule, ABC):
             if len(rest) == 0:
                 raise DataError(f"{self.train}: no picture is left for {split} after the first {limit} (limit)")
             return rest
-        size, crop_size = self.pictures.sides
+        (size, crop_size), colour = self.pictures.sides, self.pictures.in_colour
         if path is not None and path != BUILTIN:
-            return ImageFolder(path, size=size, crop_size=crop_size)
-        return BuiltinImages(split, size, crop_size) if size or crop_size else BuiltinImages(split)
+            return (ColourFolder if colour else ImageFolder)(path, size=size, crop_size=crop_size)
+        if size or crop_size:
+            return BuiltinImages(split, size, crop_size, colour)
+        return BuiltinImages(split, colour=colour)
 
     def _stream(self, part: str) -> int:
         return derive_seed(self.seed, _STREAMS[part])

@@ -1,4 +1,4 @@
-"""Sequences of pictures: the files of a folder, and those that scikit-image brings along."""
+"""Sequences of pictures: the files of a folder, and those that come with the packages that are installed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import skimage.data
 import skimage.transform
 import torch
+from PIL import Image
 
 from datasets.errors import DataError
 from datasets.readers.folders import files_of
@@ -139,7 +140,33 @@ class ImageFolder(ImageSource):
         return read_image(name, self.gray)
 
 
+class ColourFolder(ImageFolder):
+    """The pictures of a folder in colour, ``(3, H, W)``; arguments as of :class:`ImageFolder`.
+
+    Raises
+    ------
+    DataError
+        (when the picture is read) one is gray.
+    """
+
+    def __init__(self, path: str | Path, size: int | None = None, crop_size: int | None = None) -> None:
+        super().__init__(path, gray=False, size=size, crop_size=crop_size)
+
+    def _load(self, name: str) -> torch.Tensor:
+        image = super()._load(name)
+        if len(image) != 3:
+            raise DataError(f"{name}: a gray picture among those in colour; leave it out, or take all in gray")
+        return image
+
+
 Split = Literal["train", "val", "test"]
+
+
+def _hopper() -> np.ndarray:
+    from matplotlib.cbook import get_sample_data  # takes long to import
+
+    return np.asarray(Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)))
+
 
 # Only pictures that lie inside the package, so that nothing is downloaded; no picture is in two of the splits. The
 # pictures with most variety come first, as `limit` keeps the first ones.
@@ -160,18 +187,36 @@ _BUILTIN: dict[str, dict[str, Callable[[], np.ndarray]]] = {
 }
 
 
+# The same for colours. Gray and colour have splits of their own: coffee is among the training pictures in gray.
+_BUILTIN_COLOUR: dict[str, dict[str, Callable[[], np.ndarray]]] = {
+    "train": {
+        "astronaut": skimage.data.astronaut,
+        "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
+        "grace_hopper": _hopper,
+        "immunohistochemistry": skimage.data.immunohistochemistry,
+        "retina": skimage.data.retina,
+        "hubble_deep_field": skimage.data.hubble_deep_field,
+    },
+    "val": {"rocket": skimage.data.rocket},
+    "test": {"chelsea": skimage.data.chelsea, "coffee": skimage.data.coffee},
+}
+
+
 class BuiltinImages(ImageSource):
-    """Pictures that come with scikit-image, in gray, as squares: they need no download and no folder.
+    """Pictures that come with scikit-image and matplotlib, as squares: they need no download and no folder.
 
     Parameters
     ----------
     split
-        ``"train"`` (9 pictures), ``"val"`` (coins, rocket) or ``"test"`` (camera, chelsea, moon).
+        ``"train"`` (9 pictures), ``"val"`` (coins, rocket) or ``"test"`` (camera, chelsea, moon); of colour
+        ``"train"`` (6 pictures), ``"val"`` (rocket) or ``"test"`` (chelsea, coffee).
     size
         side in pixels to which the central squares are reduced, antialiased; at most 400 in training, 303 in validation
         and 300 in the test, the shorter sides of the smallest pictures.
     crop_size
         side in pixels of a square cut out of the centre at the original scale; excludes ``size``.
+    colour
+        pictures in colour, ``(3, H, W)``.
 
     Without either, the pictures have their original, different sizes.
 
@@ -181,14 +226,18 @@ class BuiltinImages(ImageSource):
         an unknown split; see ``ImageSource`` for the sizes.
     """
 
-    def __init__(self, split: Split, size: int | None = 256, crop_size: int | None = None) -> None:
+    def __init__(
+        self, split: Split, size: int | None = 256, crop_size: int | None = None, colour: bool = False
+    ) -> None:
         if split not in _BUILTIN:
             raise DataError(f"split is {split!r}; valid are {', '.join(_BUILTIN)}")
-        self.split = split
-        super().__init__(_BUILTIN[split], size, crop_size)
+        self.pictures, self.colour = (_BUILTIN_COLOUR if colour else _BUILTIN)[split], colour
+        super().__init__(self.pictures, size, crop_size)
 
     def _load(self, name: str) -> torch.Tensor:
-        pixels = _BUILTIN[self.split][name]() / 255.0
+        pixels = self.pictures[name]() / 255.0
+        if self.colour:
+            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))
         if pixels.ndim == 3:
             pixels = pixels @ np.asarray(LUMINANCE)
         return torch.from_numpy(pixels)[None]

@@ -61,7 +61,9 @@ def random_patches(
             patches[number] = _cut(image, patch_size, seed, number, label)
     channels = {patch.shape[0] for patch in patches.values()}
     if len(channels) > 1:
-        raise DataError("pictures in gray and in colour cannot form one batch; read them with gray=True")
+        raise DataError(
+            "pictures in gray and in colour cannot form one batch; leave one kind out, or read them with gray=True"
+        )
     return torch.stack([patches[number] for number in range(n_patches)])
 
 

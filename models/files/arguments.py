@@ -29,6 +29,9 @@ OLDER = {
 }
 
 
+#: fields of groups that files leave out where they have this value, so that files are those of older versions
+UNSAID = {"initial_filters": {"in_channels": 1}}
+
 #: what the entry of a regularizer that is an argument of another one has
 NESTED = {"class", "arguments"}
 
@@ -61,6 +64,10 @@ def plain_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
             found[name] = {"class": public_name(type(value)), "arguments": own}
         else:
             found[name] = plain(value)
+            for field, usual in UNSAID.get(name, {}).items():
+                group = found[name]
+                if isinstance(group, dict) and group.get(field) == usual:
+                    del group[field]
     return found
 
 

@@ -152,14 +152,14 @@ class FieldsOfExperts(RidgeRegularizer):
         if self.weak_convexity or self.composed or self.group > 1 or self._source is not None:
             return super().jacobian_bounds(x, w, radius)
         kernels, weight, width = (t.double() for t in self.current())
-        weight, width, side = weight[:, 0], width[:, 0], kernels.shape[1]
+        weight, width, side = weight[:, 0], width[:, 0], kernels.shape[-1]
         a = self.spectral_bound(torch.eye(len(kernels), dtype=torch.float64, device=x.device)).sqrt()
         curvature, phi, radius = weight / width, self.potential, radius.double()[:, None]
         # moving a learned weight by 1 moves its filter by at most the inverse of its norm, or by at most 1
-        raw = (self.weight - self.weight.mean((1, 2), keepdim=True)).detach().double().flatten(1).norm(dim=1)
+        raw = (self.weight - self.weight.mean((-2, -1), keepdim=True)).detach().double().flatten(1).norm(dim=1)
         chain = 1 / raw.clamp_min(1e-12) if self.unit_norm else torch.ones_like(raw)
         centred = per_image_norm(x - x.mean((2, 3), keepdim=True))[:, None] + radius
-        positions = (x.shape[2] - side + 1) * (x.shape[3] - side + 1) * x.shape[1]
+        positions = (x.shape[2] - side + 1) * (x.shape[3] - side + 1) * (x.shape[1] // self.in_channels)
         slope = torch.minimum(self._slope_norm(x) + curvature * a * radius, phi.slope_bound * weight * positions**0.5)
         columns = [
             (a * slope).sum(1),
@@ -181,7 +181,9 @@ class FieldsOfExperts(RidgeRegularizer):
         """||psi_k'(c_k * x)|| for every image and filter, ``(batch, K)``, float64."""
         kernels, *profile = self.current()
         norms = [
-            self.slope(kernels.flatten(1) @ patches(image.flatten(0, -3), self.kernel_size), profile)
+            self.slope(
+                kernels.flatten(1) @ patches(image.unflatten(0, (-1, self.in_channels)), self.kernel_size), profile
+            )
             .square()
             .sum((0, 2), dtype=torch.float64)
             .sqrt()
@@ -206,7 +208,8 @@ def _rows(weight: Tensor, of: Tensor) -> Tensor:
 def concavity_budget(kernels: Tensor, log_shares: Tensor, rho: float) -> Tensor:
     r"""v_k = rho e^{beta_k} / S, S >= max_xi sum_k e^{beta_k} \|c^_k(xi)\|^2: so \|\|sum_k v_k C_k^T C_k\|\| <= rho.
 
-    S is a 64-norm over the grid of frequencies instead of their maximum: differentiable, and never smaller.
+    S is a 64-norm over the grid of frequencies (and eigenvalues, of filters with several channels) instead of their
+    maximum: differentiable, and never smaller.
     """
     response = frequency_response(kernels)
     # the shift cancels in v; it and the smallest share keep v, and lambda / v in single precision, in range

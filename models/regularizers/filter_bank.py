@@ -2,6 +2,7 @@
 
 (c_k * x)_p = sum_q c_k[q] x[p + q] wherever the filter lies within the image ("valid" correlation): no pixel outside
 the image is made up, and every bank is a part of the convolution on the infinite grid, which bounds its norm.
+Filters of C channels couple those of images: c_k * x = sum_a c_ka * x_a.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Response(NamedTuple):
     r"""\|c^_k\|^2 of filters c_k of s x t pixels, ``(K, 2 s, t + 1)`` in float64: one half of a grid of frequencies.
 
     These are trigonometric polynomials of degrees s - 1 and t - 1, which 2 s and 2 t points in one variable determine.
+    So are the products conj(c^_ka) c^_kb of filters with C channels, ``(K, C, C, 2 s, t + 1)``, complex.
     """
 
     power: Tensor
@@ -37,31 +39,43 @@ class Response(NamedTuple):
         """sum_k w_k |c^_k|^2 on a grid that is eight times as fine, ``(..., K) -> (..., frequencies)``, float64.
 
         One half of the grid: the other one is equal. Weights and filters are combined where they are small; what is
-        refined is one polynomial, not K. Differentiable in both.
+        refined is one polynomial, not K. Differentiable in both. With C channels, ``(..., frequencies C)``: the
+        eigenvalues of the C x C matrices sum_k w_k conj(c^_k) c^_k^T.
         """
-        rows, cols = self.power.shape[1], 2 * (self.power.shape[2] - 1)
-        coarse = (weights.double() @ self.power.flatten(1)).unflatten(-1, self.power.shape[1:])
+        rows, cols = self.power.shape[-2], 2 * (self.power.shape[-1] - 1)
+        weights = weights.double().to(self.power.dtype)
+        coarse = (weights @ self.power.flatten(1)).unflatten(-1, self.power.shape[1:])
         # its coefficients, of both signs, of which the highest ones, s and t, are zero
         found = torch.fft.irfft2(coarse, s=(rows, cols))
         found = found.roll((rows // 2, cols // 2), (-2, -1))
         fine = F.pad(found, (0, 7 * cols, 0, 7 * rows)).roll((-(rows // 2), -(cols // 2)), (-2, -1))
-        return torch.fft.rfft2(fine).real.flatten(-2)
+        values = torch.fft.rfft2(fine).flatten(-2)
+        if self.power.ndim == 3:
+            return values.real
+        matrices = values.movedim(-1, -3)
+        finite = matrices.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)  # LAPACK raises errors for others
+        found = torch.linalg.eigvalsh(torch.where(finite, matrices, 0.0))
+        return torch.where(finite[..., 0], found, torch.nan).flatten(-2)
 
     @property
     def factor(self) -> float:
-        """Of the supremum over all frequencies and the maximum of :meth:`spectrum`, at most, for weights >= 0.
+        r"""Of the supremum over all frequencies and the maximum of :meth:`spectrum`, at most, for weights >= 0.
 
         A trigonometric polynomial >= 0 of degree s - 1 in both variables is at most its maximum on M x M points over
-        cos(pi (s - 1)/M)^2 (Ehlich and Zeller 1964). M = 16 s puts the factor below 1.04.
+        cos(pi (s - 1)/M)^2 (Ehlich and Zeller 1964). M = 16 s puts the factor below 1.04. With several channels, this
+        holds of sum_k w_k \|v^T c^_k\|^2 for every v in C^C with \|\|v\|\| = 1, whose values are at most the largest
+        eigenvalue, hence of the supremum over v, too, which is that eigenvalue.
         """
-        rows, cols = self.power.shape[1] // 2, self.power.shape[2] - 1
+        rows, cols = self.power.shape[-2] // 2, self.power.shape[-1] - 1
         return 1 / (math.cos(math.pi * (rows - 1) / (16 * rows)) * math.cos(math.pi * (cols - 1) / (16 * cols)))
 
 
 def frequency_response(kernels: Tensor) -> Response:
-    """|c^_k|^2 of filters ``(K, s, t)``, differentiable in them."""
+    """|c^_k|^2 of filters ``(K, s, t)``, products of the channels of ``(K, C, s, t)``; differentiable in them."""
     rows, cols = kernels.shape[-2:]
     transform = torch.fft.rfft2(kernels.double(), s=(2 * rows, 2 * cols))
+    if kernels.ndim == 4:
+        return Response(transform.conj()[:, :, None] * transform[:, None])
     return Response(transform.real.square() + transform.imag.square())
 
 
@@ -87,11 +101,11 @@ def blocks(batch: int, rows: int, cols: int, size: float = BLOCK) -> Iterator[tu
 def map_blocks(function: Callable[[int, int, int, int], Result], x: Tensor, size: tuple[int, int]) -> list[Result]:
     """``function(first image, end, first row, end)`` for every block of the filtered images of x, results in order.
 
-    x has the shape (images, height, width). On a CPU every thread takes its share of the blocks and works alone on
+    x has the shape (images, ..., height, width). On a CPU every thread takes its share of the blocks and works alone on
     each: operations on a block are too short to be shared, and threads that wait for each other in them cost a hundred
     times the work itself where other programs compete for the cores. On a GPU there is one block.
     """
-    rows, cols = x.shape[1] - size[0] + 1, x.shape[2] - size[1] + 1
+    rows, cols = x.shape[-2] - size[0] + 1, x.shape[-1] - size[1] + 1
     work = list(blocks(len(x), rows, cols, math.inf if x.is_cuda else BLOCK))
     threads = 1 if x.is_cuda else max(1, min(torch.get_num_threads(), len(work)))
 
@@ -115,20 +129,28 @@ def thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def patches(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """All patches of ``(batch, height, width)`` images as columns: ``(batch, patch pixels, positions)``."""
-    windows = x.unfold(1, size[0], 1).unfold(2, size[1], 1)
-    return windows.permute(0, 3, 4, 1, 2).reshape(x.shape[0], size[0] * size[1], -1)
+    """All patches of ``(batch, channel, height, width)`` images as columns: ``(batch, patch values, positions)``."""
+    windows = x.unfold(2, size[0], 1).unfold(3, size[1], 1)
+    return windows.permute(0, 1, 4, 5, 2, 3).reshape(x.shape[0], x.shape[1] * size[0] * size[1], -1)
 
 
 def sum_patches(columns: Tensor, shape: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """The transpose of :func:`patches`, for images of height and width ``shape``."""
-    return F.fold(columns, shape, size)[:, 0]
+    return F.fold(columns, shape, size)
 
 
-def check_image(x: Tensor, size: tuple[int, int]) -> None:
-    """Raise ``ValueError`` unless x is ``(batch, channel, height, width)`` and no smaller than the filters."""
+def check_image(x: Tensor, size: tuple[int, int], channels: int = 1) -> None:
+    """Raise ``ValueError`` unless x is ``(batch, channel, height, width)``, no smaller than the filters, and fits them.
+
+    Filters of one ``channels`` take images of any number of channels, one by one.
+    """
     if x.ndim != 4:
         raise ValueError(f"images must have the shape (batch, channel, height, width), got {tuple(x.shape)}")
+    if channels > 1 and x.shape[1] != channels:
+        raise ValueError(
+            f"the model couples {channels} channels (in_channels), but the images have {x.shape[1]}; valid are images "
+            f"with {channels}, or a model with in_channels 1, which takes any images channel by channel"
+        )
     if x.shape[2] < size[0] or x.shape[3] < size[1]:
         raise ValueError(f"images of {x.shape[2]}x{x.shape[3]} are smaller than the filters of {size[0]}x{size[1]}")
 

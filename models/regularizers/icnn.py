@@ -90,6 +90,8 @@ class ICNN(Rescalable):
         at_least(1, filters=filters, inner_size=inner_size, layers=layers)
         at_least(2, size=size)
         fraction(mixing=mixing)
+        if initial_filters.in_channels != 1:
+            raise ValueError(f"in_channels is {initial_filters.in_channels}, but networks take channels one by one: 1")
         self.kernel_size, self.layers, self.zero_mean = (size, size), layers, zero_mean
         self.hidden, self.outer = activation, replace(activation, slope=0.0)
         reach = size + layers * (inner_size - 1)

@@ -78,6 +78,10 @@ class NoiseConditioned(Regularizer):
         rows = regularizer.gain_count()
         self.log_gains = nn.Parameter(initial.to(torch.get_default_dtype()).repeat(rows, 1))
 
+    @property
+    def in_channels(self) -> int:
+        return self.regularizer.in_channels
+
     def check_level(self, sigma: Tensor | float) -> Tensor:
         """The noise levels in float64, one-dimensional.
 
@@ -180,6 +184,10 @@ class AtNoiseLevels(Regularizer):
         self._groups: dict[int, list[int]] = {}
         for image, number in enumerate(self._which):
             self._groups.setdefault(number, []).append(image)
+
+    @property
+    def in_channels(self) -> int:
+        return self.conditioned.in_channels
 
     @property
     def levels(self) -> list[float]:

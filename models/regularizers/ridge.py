@@ -6,6 +6,7 @@ is analytic and evaluated block by block, so that the filtered images never leav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Self, TypeVar
 
@@ -33,8 +34,9 @@ class RidgeRegularizer(Rescalable):
     """R(x) = sum_k sum_p psi_k((c_k * x)_p), over all positions p where the filter lies within the image.
 
     Filters have mean zero by parametrization: c_k is the learned ``weight`` minus its mean. Images with several
-    channels are regularized channel by channel. A subclass defines the profiles by ``profile_parameters`` and the
-    four functions below them.
+    channels are regularized channel by channel, unless ``initial_filters`` has ``in_channels`` C > 1: filters are then
+    ``(K, C, s, s)``, c_k * x = sum_a c_ka * x_a couples the channels, each c_ka has mean zero, and images of C channels
+    are the only ones. A subclass defines the profiles by ``profile_parameters`` and the four functions below them.
 
     Parameters
     ----------
@@ -43,7 +45,8 @@ class RidgeRegularizer(Rescalable):
     size
         their side length s in pixels.
     initial_filters
-        what learning starts from, and whether it learns filters or the factors that they are composed of.
+        what learning starts from, whether it learns filters or the factors that they are composed of, and of how many
+        channels of the image.
     unit_norm
         also divide the filters by their norm. The widths of the profiles are then in the units of the image; without
         it, growing filters evade a bound of the widths, and with them of the curvature and the cost of solves.
@@ -65,6 +68,7 @@ class RidgeRegularizer(Rescalable):
         if filters % self.group:
             raise ValueError(f"filters is {filters}, but must be a multiple of {self.group}, of groups of so many")
         self.kernel_size, self.unit_norm = (size, size), unit_norm
+        self._in_channels = initial_filters.in_channels
         self.margin = size - 1  # pixels that are further inside lie in all s^2 patches
         dtype = torch.get_default_dtype()
         if initial_filters.channels:
@@ -73,7 +77,7 @@ class RidgeRegularizer(Rescalable):
         else:
             weight = initial_filters.make(filters, size)
             if unit_norm:  # so that moves of the filters and of the logarithms of their weights are of one scale
-                weight = weight / weight.flatten(1).norm(dim=1)[:, None, None]
+                weight = weight / _column(weight.flatten(1).norm(dim=1), weight)
             self.weight = nn.Parameter(weight.to(dtype))
         self._spectrum: tuple[Tensor, Response] | None = None
         self._smoothness: tuple[list[Tensor], float] | None = None
@@ -130,18 +134,22 @@ class RidgeRegularizer(Rescalable):
     # --- parameters --------------------------------------------------------------------------------------------------
 
     @property
+    def in_channels(self) -> int:
+        return self._in_channels
+
+    @property
     def composed(self) -> bool:
         """Whether the filters are compositions, and what is learned are their factors."""
         return hasattr(self, "factors")
 
     def kernels(self) -> Tensor:
-        """The filters c_k, ``(K, s, s)``, of mean zero, with ``unit_norm`` of norm one: mean square of a group."""
+        """The filters c_k, ``(K, s, s)`` or ``(K, C, s, s)``, of mean zero; ``unit_norm``: the mean square in a group is 1."""
         weight = composed(list(self.factors)) if self.composed else self.weight
-        centred = weight - weight.mean((1, 2), keepdim=True)
+        centred = weight - weight.mean((-2, -1), keepdim=True)
         if not self.unit_norm:
             return centred
         size = centred.flatten(1).unflatten(0, (-1, self.group)).flatten(1).norm(dim=1) / self.group**0.5
-        return centred / self.per_filter(size)[:, None, None].clamp_min(1e-12)
+        return centred / _column(self.per_filter(size), centred).clamp_min(1e-12)
 
     def own_tensors(self) -> list[Tensor]:
         """The filters and the tensors of the profiles."""
@@ -169,7 +177,8 @@ class RidgeRegularizer(Rescalable):
             s_k > 0, ``(K,)``; where filters are in groups, one for each.
         """
         kernels, *profile = tensors
-        return [self.per_filter(gains)[:, None, None] * kernels, *self.divided(profile, gains.square()[:, None])]
+        moved = _column(self.per_filter(gains), kernels) * kernels
+        return [moved, *self.divided(profile, gains.square()[:, None])]
 
     def copy_at(self, source: Callable[[], list[Tensor]], tensors: list[Tensor]) -> Self:
         other = super().copy_at(source, tensors)
@@ -178,14 +187,16 @@ class RidgeRegularizer(Rescalable):
         return other
 
     def gain_rounding(self) -> float:
-        r"""By how much, relatively, rounded gains change sum_k w_k \|c^_k\|^2: at most (1 + s u)^2 (1 + u)^4 - 1.
+        r"""By how much rounded gains change \|\|sum_k w_k c^_k c^_k^*\|\| at most: (1 + s C^(1/2) u)^2 (1 + u)^4 - 1.
 
-        With unit roundoff u, the entries of s_k c_k are off by u of themselves, and \|c^_k\| so by u \|\|c_k\|\|_1 <=
-        s u \|\|c_k\|\| for filters of s x s pixels; sum_k w_k \|\|c_k\|\|^2 is the mean over all frequencies of what is
-        bounded here, so no more than its maximum. psi_k / s_k^2 is two operations, whose errors w_k has.
+        With unit roundoff u, the entries of s_k c_k are off by u of themselves, and c^_k in C^C is so by at most
+        u (sum_a \|\|c_ka\|\|_1^2)^(1/2) <= s u \|\|c_k\|\| for filters of s x s pixels. The norm is the square of that
+        of the matrix of columns w_k^(1/2) c^_k, which changes by at most s u (sum_k w_k \|\|c_k\|\|^2)^(1/2), the
+        Frobenius norm. That sum is the mean over all frequencies of the trace of what is bounded here: at most C times
+        its maximum. psi_k / s_k^2 is two operations, whose errors w_k has.
         """
         u = 0.5 * torch.finfo(self.current()[0].dtype).eps
-        return (1 + self.kernel_size[0] * u) ** 2 * (1 + u) ** 4 - 1
+        return (1 + self.kernel_size[0] * self.in_channels**0.5 * u) ** 2 * (1 + u) ** 4 - 1
 
     def response(self) -> Response:
         """:func:`models.regularizers.filter_bank.frequency_response` of the filters, once per change of them."""
@@ -202,17 +213,17 @@ class RidgeRegularizer(Rescalable):
 
     def forward(self, x: Tensor) -> Tensor:
         """R(x), ``(batch, channel, height, width) -> (batch,)``, differentiable in x and the parameters."""
-        check_image(x, self.kernel_size)
+        self._check(x)
         kernels, *profile = self.effective()
-        u = F.conv2d(x.reshape(-1, 1, *x.shape[2:]), kernels[:, None]).flatten(2)
+        u = F.conv2d(_grouped(x, self.in_channels), _grouped(kernels, self.in_channels)).flatten(2)
         return self.value(u, profile).reshape(x.shape[0], -1).sum(1)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """R(x), ``(batch,)`` in float64, and sum_k C_k^T psi_k'(c_k * x), of the shape of x."""
-        check_image(x, self.kernel_size)
+        self._check(x)
         if (bank := self._bank(x)) is not None:
-            sums, grad = bank.value_and_grad(flat_images(x))
-            return sums.view(x.shape[:2]).sum(1), grad.view(x.shape)
+            sums, grad = bank.value_and_grad(flat_images(x, self.in_channels))
+            return sums.view(self._groups(x)).sum(1), grad.view(x.shape)
         kernels, *profile = self.current()
 
         def reaction(u: Tensor, images: slice, rows: slice) -> tuple[Tensor, tuple[slice, Tensor]]:
@@ -220,18 +231,18 @@ class RidgeRegularizer(Rescalable):
             return slope, (images, value.sum((1, 2), dtype=torch.float64))
 
         grad, values = _filtered(x, kernels, reaction)
-        total = torch.zeros(x.shape[0] * x.shape[1], dtype=torch.float64, device=x.device)
+        total = torch.zeros(math.prod(self._groups(x)), dtype=torch.float64, device=x.device)
         for images, value in values:
             total[images] += value
-        return total.view(x.shape[:2]).sum(1), grad
+        return total.view(self._groups(x)).sum(1), grad
 
     def hessian(self, x: Tensor) -> HessianMap:
         """v -> sum_k C_k^T (psi_k''(c_k * x) . (C_k v)), with psi'' computed once."""
-        check_image(x, self.kernel_size)
+        self._check(x)
         if (bank := self._bank(x)) is not None:
-            return compiled_hessian(bank, x)
+            return compiled_hessian(bank, x, self.in_channels)
         kernels, *profile = self.current()
-        batch, channels = x.shape[:2]
+        batch, channels = self._groups(x)
         shape = (
             batch * channels,
             kernels.shape[0] * (self.group + 1) // 2,
@@ -273,16 +284,16 @@ class RidgeRegularizer(Rescalable):
     def derivative(self, x: Tensor, w: Tensor) -> list[Tensor]:
         """The same in the tensors of :meth:`effective`."""
         if (bank := self._bank(x)) is not None and w.dtype == x.dtype and w.shape == x.shape:
-            of_kernels, of_profile = bank.derivative(flat_images(x), flat_images(w))
+            of_kernels, of_profile = bank.derivative(*(flat_images(t, self.in_channels) for t in (x, w)))
             return [of_kernels, *of_profile]
         kernels, *profile = self.current()
         kernel_grad = torch.zeros_like(kernels).flatten(1)
         profile_grad = [torch.zeros_like(p) for p in profile]
         size, flat = self.kernel_size, kernels.flatten(1)
-        x, w = x.reshape(-1, *x.shape[2:]), w.reshape(-1, *w.shape[2:])
+        x, w = _grouped(x, self.in_channels), _grouped(w, self.in_channels)
 
         def block(i: int, j: int, r: int, s: int) -> tuple[Tensor, ...]:
-            px, pw = (patches(t[i:j, r : s + size[0] - 1], size) for t in (x, w))
+            px, pw = (patches(t[i:j, :, r : s + size[0] - 1], size) for t in (x, w))
             u, v = flat @ px, flat @ pw
             with torch.enable_grad():
                 leaves = [p.clone().requires_grad_(True) for p in profile]
@@ -300,7 +311,7 @@ class RidgeRegularizer(Rescalable):
     # --- constants ---------------------------------------------------------------------------------------------------
 
     def smoothness(self) -> float:
-        """max over frequencies of sum_k sup psi_k'' |c^_k|^2, guaranteed; once per change of parameters."""
+        """||sum_k sup psi_k'' C_k^T C_k|| by :meth:`spectral_bound`, guaranteed; once per change of parameters."""
         current = self.current()
         if self._smoothness is None or self._smoothness[0] is not current:
             self._smoothness = current, float(self.spectral_bound(self.curvature_bound(current[1:])))
@@ -314,26 +325,43 @@ class RidgeRegularizer(Rescalable):
         of Higham and Mary (2019).
         """
         kernels, *profile = self.current()
-        power = kernels.double().square().sum((1, 2))
+        power = kernels.double().square().sum(tuple(range(1, kernels.ndim)))
         return min(4 * float((self.curvature_bound(profile).double() * power).norm()), self.smoothness())
 
     def filtered_maximum(self, w: Tensor) -> Tensor:
         """max_p |(c_k * w)_p| for every image and filter, ``(batch, K)``."""
         if (bank := self._bank(w)) is not None:
-            return bank.maximum(flat_images(w)).view(*w.shape[:2], len(bank.kernels)).amax(1)
+            return bank.maximum(flat_images(w, self.in_channels)).view(*self._groups(w), len(bank.kernels)).amax(1)
         kernels = self.current()[0]
-        result = w.new_zeros(w.shape[0] * w.shape[1], kernels.shape[0])
+        result = w.new_zeros(math.prod(self._groups(w)), kernels.shape[0])
 
         def reaction(u: Tensor, images: slice, rows: slice) -> tuple[None, tuple[slice, Tensor]]:
             return None, (images, u.abs_().amax(2))
 
         for images, top in _filtered(w, kernels, reaction)[1]:
             result[images] = torch.maximum(result[images], top)
-        return result.view(*w.shape[:2], len(kernels)).amax(1).double()
+        return result.view(*self._groups(w), len(kernels)).amax(1).double()
+
+    def _check(self, x: Tensor) -> None:
+        check_image(x, self.kernel_size, self.in_channels)
+
+    def _groups(self, x: Tensor) -> tuple[int, int]:
+        """Images, and parts of each that are regularized alone: channels, or all of them together."""
+        return x.shape[0], x.shape[1] // self.in_channels
 
 
 Note = TypeVar("Note")
 Reaction = Callable[[Tensor, slice, slice], tuple[Tensor | None, Note]]
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """``(K,)`` as ``(K, 1, ...)``, to be combined with filters."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _grouped(x: Tensor, channels: int) -> Tensor:
+    """Images or filters ``(n, ..., height, width)`` as ``(images, channels, height, width)``."""
+    return x.reshape(-1, channels, *x.shape[-2:])
 
 
 def _filtered(x: Tensor, kernels: Tensor, reaction: Reaction[Note]) -> tuple[Tensor, list[Note]]:
@@ -343,26 +371,28 @@ def _filtered(x: Tensor, kernels: Tensor, reaction: Reaction[Note]) -> tuple[Ten
     computed at the same time. v is ``None`` if it contributes nothing. On a GPU the convolutions are cuDNN's.
     """
     out = torch.zeros_like(x)
-    flat_x, flat_out = x.detach().reshape(-1, *x.shape[2:]), out.view(-1, *x.shape[2:])
-    size = (kernels.shape[1], kernels.shape[2])
+    channels = 1 if kernels.ndim == 3 else kernels.shape[1]
+    flat_x, flat_out = _grouped(x.detach(), channels), out.view(-1, channels, *x.shape[2:])
+    size = (kernels.shape[-2], kernels.shape[-1])
     analysis = kernels.flatten(1)
     synthesis = analysis.t().contiguous()
 
     def block(i: int, j: int, r: int, s: int) -> tuple[slice, slice, Tensor | None, Note]:
         images, window = slice(i, j), slice(r, s + size[0] - 1)
-        part = flat_x[images, window]
+        part = flat_x[images, :, window]
         if x.is_cuda:
-            u = F.conv2d(part[:, None], kernels[:, None])
+            weight = _grouped(kernels, channels)
+            u = F.conv2d(part, weight)
             v, note = reaction(u.flatten(2), images, slice(r, s))
-            back = None if v is None else F.conv_transpose2d(v.view_as(u), kernels[:, None])[:, 0]
+            back = None if v is None else F.conv_transpose2d(v.view_as(u), weight)
         else:
             v, note = reaction(torch.matmul(analysis, patches(part, size)), images, slice(r, s))
-            shape = (part.shape[1], part.shape[2])
+            shape = (part.shape[2], part.shape[3])
             back = None if v is None else sum_patches(torch.matmul(synthesis, v), shape, size)
         return images, window, back, note
 
     results = map_blocks(block, flat_x, size)
     for images, window, back, _ in results:  # here, because the windows of neighbouring blocks overlap
         if back is not None:
-            flat_out[images, window] += back
+            flat_out[images, :, window] += back
     return out, [note for *_, note in results]

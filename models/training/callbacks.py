@@ -214,6 +214,8 @@ def profile_curves(regularizer: RidgeRegularizer, u: torch.Tensor) -> torch.Tens
 def draw_filters(regularizer: RidgeRegularizer, width: float = 0.5) -> np.ndarray:
     """Filters c_k and profiles psi_k(u), |u| <= ``width``, as a picture (H, W, 3) of 8 bits."""
     kernels = regularizer.current()[0].detach().cpu()
+    if regularizer.in_channels not in (1, 3):
+        kernels = kernels.movedim(1, 2).flatten(2)  # channels that are no colours, side by side
     u = torch.linspace(-width, width, 401, dtype=kernels.dtype)
     picture = figure_bytes(filters_figure(kernels, u, profile_curves(regularizer, u)), dpi=100)
     return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))

@@ -72,6 +72,11 @@ class Regularizer(Recreatable):
     #: a noise level that R is for, where it depends on them
     typical_noise: float | None = None
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images that R is for; 1: those of any images, one by one."""
+        return 1
+
     def forward(self, x: Tensor) -> Tensor:
         """R(x) image by image, differentiable in x and in the parameters."""
         raise NotImplementedError(f"{type(self).__name__} does not define forward")

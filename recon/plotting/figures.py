@@ -26,12 +26,13 @@ _SMALL, _NORMAL = 8.0, 9.0
 
 
 def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np.ndarray:
-    """Filters side by side in one gray picture with values in [0, 1].
+    """Filters side by side in one picture with values in [0, 1], gray, or in colour for filters of three channels.
 
     Parameters
     ----------
     kernels
-        ``(K, h, w)`` or ``(K, 1, h, w)``. Each is scaled by its own largest absolute value; 0 becomes 0.5.
+        ``(K, h, w)``, ``(K, 1, h, w)`` or ``(K, 3, h, w)``. Each is scaled by its own largest absolute value; 0 becomes
+        0.5.
     columns
         number of columns; about the square root of K by default.
     gap
@@ -40,7 +41,7 @@ def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np
     Returns
     -------
     np.ndarray
-        ``(rows * (h + gap) + gap, columns * (w + gap) + gap)``.
+        ``(rows * (h + gap) + gap, columns * (w + gap) + gap)``, and a last axis of colours where there are any.
 
     Raises
     ------
@@ -48,15 +49,19 @@ def filter_grid(kernels: Tensor, columns: int | None = None, gap: int = 1) -> np
         another shape, or no filter.
     """
     k = kernels.detach().cpu().double().numpy()
-    if k.ndim == 4 and k.shape[1] == 1:
-        k = k[:, 0]
-    if k.ndim != 3 or k.size == 0:
-        raise ValueError(f"filters must have the shape (K, h, w) or (K, 1, h, w), but got {tuple(kernels.shape)}")
+    if k.ndim == 4 and k.shape[1] in (1, 3):
+        k = k[:, 0] if k.shape[1] == 1 else np.moveaxis(k, 1, -1)
+    elif k.ndim != 3:
+        k = k[:0]
+    if k.size == 0:
+        raise ValueError(
+            f"filters must have the shape (K, h, w), (K, 1, h, w) or (K, 3, h, w), but got {tuple(kernels.shape)}"
+        )
     at_least(1, columns=columns)
-    count, height, width = k.shape
+    count, height, width = k.shape[:3]
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    grid = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap))
+    grid = np.ones((rows * (height + gap) + gap, columns * (width + gap) + gap, *k.shape[3:]))
     for i, kernel in enumerate(k):
         top, left = gap + (i // columns) * (height + gap), gap + (i % columns) * (width + gap)
         scale = np.abs(kernel).max() or 1.0
@@ -154,7 +159,7 @@ def filters_figure(kernels: Tensor, u: Tensor, potentials: Tensor, order: Tensor
     Parameters
     ----------
     kernels
-        ``(K, h, w)``;
+        ``(K, h, w)`` or ``(K, 3, h, w)``;
     u
         ``(n,)``, responses of c_k / ||c_k||;
     potentials

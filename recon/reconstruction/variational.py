@@ -43,6 +43,10 @@ class Weighted(Regularizer):
         self.regularizer, self.weight = regularizer, weight
         self.margin = regularizer.margin
 
+    @property
+    def in_channels(self) -> int:
+        return self.regularizer.in_channels
+
     def forward(self, x: Tensor) -> Tensor:
         value: Tensor = self.weight * self.regularizer(x)
         return value

@@ -45,6 +45,9 @@ def test_filter_grid() -> None:
     assert np.all(grid[:, 4] == 1)
     np.testing.assert_array_equal(filter_grid(kernels[:, None], columns=2), grid)
     assert filter_grid(kernels).shape == (2 * 3 + 1, 3 * 4 + 1)
+    colour = filter_grid(torch.stack([kernels, -kernels, 0 * kernels], 1), columns=2)
+    np.testing.assert_array_equal(colour[..., 0], grid)
+    assert colour[1, 1].tolist() == [1.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 2, 3, 3), (0, 3, 3)])

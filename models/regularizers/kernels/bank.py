@@ -48,7 +48,7 @@ def compiled(x: Tensor, kernels: Tensor, profiles: Profiles) -> Bank | None:
     The library takes images no smaller than the filters in single and double precision, the same for images and
     parameters, on a CPU. :func:`library.level` says whether it is there and wanted.
     """
-    size, group = kernels.shape[1], GROUPED.get(profiles.kind, 1)
+    size, group = kernels.shape[-1], GROUPED.get(profiles.kind, 1)
     if len(kernels) != group * len(profiles.tables[0]):
         raise ValueError(f"{len(kernels)} filters, but {len(profiles.tables[0])} profiles for {group} of them each")
     if not 2 <= size <= LARGEST or not calls.suitable(x, size, kernels, *profiles.tables):
@@ -62,7 +62,7 @@ def compiled(x: Tensor, kernels: Tensor, profiles: Profiles) -> Bank | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """psi''(c_k * x) at the images x, ``(images, height, width)``, as the library lays it out."""
+    """psi''(c_k * x) at the images x, as the library lays it out, and the shape of x."""
 
     stored: Tensor
     shape: torch.Size
@@ -70,14 +70,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class Bank:
-    """Filters ``(K, s, s)`` and profiles at a level of instructions, for images like those of :func:`compiled`."""
+    """Filters and profiles at a level of instructions, for images like those of :func:`compiled`.
+
+    Images are ``(images, height, width)`` for filters ``(K, s, s)``, and ``(images, C, height, width)`` for filters
+    ``(K, C, s, s)``.
+    """
 
     kernels: Tensor
     profiles: Profiles
     level: int
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of psi_k(c_k * x) for every image, float64, and their gradient, for x ``(images, height, width)``."""
+        """Sums of psi_k(c_k * x) for every image, float64, and their gradient."""
         out = torch.empty_like(x)
         return self._run("gradient", x, out=out)[:, 0], out
 

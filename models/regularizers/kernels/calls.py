@@ -26,17 +26,21 @@ def suitable(x: Tensor, size: int, *parameters: Tensor) -> bool:
 
 
 def task(operation: str, level: int, x: Tensor, kernels: Tensor, tables: Sequence[Tensor]) -> library.Task:
-    """What all tasks have, for x ``(images, height, width)``; kernels, tables and x must live as long as it does."""
+    """What all tasks have, for x ``(images, ..., height, width)``; kernels, tables and x must live as long as it does.
+
+    Kernels are ``(filters, size, size)``, or ``(filters, channels, size, size)`` for images of so many channels.
+    """
     addresses = [table.data_ptr() for table in tables]
     return library.Task(
         operation=_OPERATIONS.index(operation),
         precision=_PRECISIONS[x.dtype],
         level=level,
         images=x.shape[0],
-        height=x.shape[1],
-        width=x.shape[2],
+        height=x.shape[-2],
+        width=x.shape[-1],
         filters=kernels.shape[0],
-        size=kernels.shape[1],
+        size=kernels.shape[-1],
+        channels=1 if kernels.ndim == 3 else kernels.shape[1],
         kernels=kernels.data_ptr(),
         tables=(ctypes.c_void_p * 3)(*addresses, *[None] * (3 - len(addresses))),
         x=x.data_ptr(),
@@ -98,7 +102,7 @@ def checked_order(v: Tensor, dtype: torch.dtype, shape: Sequence[int], order: Te
     expected = torch.Size((images if order is None else len(order), *shape[1:]))
     if v.shape != expected or v.dtype != dtype or v.device.type != "cpu":
         raise RuntimeError(
-            f"the Hessian takes {dtype} of shape {tuple(expected)} on the CPU, with channels as "
+            f"the Hessian takes {dtype} of shape {tuple(expected)} on the CPU, with channels that are not coupled as "
             f"images, but got {v.dtype} of shape {tuple(v.shape)} on {v.device}"
         )
     return order

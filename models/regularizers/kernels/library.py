@@ -10,7 +10,7 @@ from pathlib import Path
 from recon import native
 from recon.native import LEVELS, SWITCH, LibraryError
 
-_ABI = 4
+_ABI = 5
 
 
 class Task(ctypes.Structure):
@@ -18,7 +18,8 @@ class Task(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("operation", "precision", "level")),
-        *((name, ctypes.c_int64) for name in ("images", "height", "width", "filters", "size", "kind", "columns")),
+        *((name, ctypes.c_int64) for name in ("images", "height", "width", "filters", "size", "channels")),
+        *((name, ctypes.c_int64) for name in ("kind", "columns")),
         ("spacing", ctypes.c_double),
         ("kernels", ctypes.c_void_p),
         ("tables", ctypes.c_void_p * 3),

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from datasets import read_dicom
-from models import FieldsOfExperts, TotalVariation
-from models.files.storage import save_regularizer
+from models import FieldsOfExperts, InitialFilters, NoiseConditioned, TotalVariation, WeaklyConvexRidge
+from models.files.storage import load_regularizer, save_regularizer
 from recon.commands.reconstruct.main import main
 from recon.lower_level import LBFGS, Energy, ProjectedLBFGS, TotalVariationProblem, TotalVariationSolver
+from recon.reconstruction.boundary import middle, mirrored
 from recon.reconstruction.noise import image_noise
 
 
@@ -63,6 +64,44 @@ def test_folder_with_references(model: Path, data: Path, capsys: pytest.CaptureF
         assert 0 < entry["ssim"] <= 1
         assert entry["evaluations"] > 1
     assert "converged" in capsys.readouterr().out
+
+
+@pytest.fixture
+def coupled(tmp_path: Path) -> Path:
+    """A model that couples red, green and blue, for all noise levels up to 0.3."""
+    initial = InitialFilters("multiscale", in_channels=3)
+    inner = WeaklyConvexRidge(8, 3, log_weight=-2.5, log_width=-3.0, initial_filters=initial, unit_norm=True)
+    metadata = {"operator": "Identity", "fidelity": "SquaredL2", "mu": 0.0}
+    return save_regularizer(NoiseConditioned(inner, 0.3), tmp_path / "coupled", metadata)
+
+
+def test_pictures_in_colour_by_a_model_that_couples_channels(coupled: Path, data: Path) -> None:
+    """The noise is estimated; what is written is in colour, and as close to the minimizer as certified."""
+    rows, cols = np.mgrid[:40, :44] / 44
+    true = np.stack([rows, 0.5 * rows + 0.5 * (cols > 0.5), 1 - rows], -1)
+    noisy = true + 0.08 * np.random.default_rng(1).standard_normal(true.shape)
+    Image.fromarray((255 * true).round().astype(np.uint8)).save(data.parent / "true" / "photo.png")
+    np.save(data / "photo.npy", noisy)
+    reference = data.parent / "true" / "photo.png"
+    status, output = run(coupled, data / "photo.npy", "--reference", str(reference), "--accuracy", "1e-3")
+    assert status == 0
+    (entry,) = json.loads((output / "report.json").read_text())["images"]
+    assert entry["shape"] == [3, 40, 44]
+    assert entry["noise_level"] == pytest.approx(0.08, rel=0.1)
+    assert entry["psnr"] > entry["baseline_psnr"] + 2
+    x, y = (torch.from_numpy(np.load(p)).movedim(2, 0)[None] for p in (output / "photo.npy", data / "photo.npy"))
+    regularizer = load_regularizer(coupled)[0].double().at(entry["noise_level"])
+    whole = mirrored(y, regularizer.margin)
+    exact = middle(LBFGS()(Energy(whole, regularizer), whole, 1e-8).x, (40, 44))
+    assert float((x - exact).norm()) <= entry["error"] <= 1e-3
+    assert np.asarray(Image.open(output / "photo.png")).shape == (40, 44, 3)
+    comparison = np.asarray(Image.open(output / "photo_comparison.png")).astype(int)
+    assert float(np.abs(comparison[..., 0] - comparison[..., 2]).max()) > 100
+
+
+def test_gray_pictures_are_refused_by_a_model_that_couples_channels(coupled: Path, data: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.npy: the model couples 3 channels .in_channels., but the images have 1"):
+        run(coupled, data / "a.npy", "--noise", "0.1")
 
 
 def test_certificate_holds(model: Path, data: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import DataError, DenoisingDataModule, Measurement, MeasurementDataset, Sample
+from datasets import DataError, DenoisingDataModule, Measurement, MeasurementDataset, PatchPictures, Sample
 from datasets.noise import gaussian_noise
 
 
@@ -183,3 +183,26 @@ def test_real_photographs(shared_data: Path) -> None:
     data = DenoisingDataModule(train=str(shared_data / "bsd_train400"), patch_size=64, n_patches=96)
     x, y = data.train_tensors()
     assert x.shape == y.shape == (96, 1, 64, 64)
+
+
+@pytest.mark.parametrize("sizes", [{"size": 20}, {"crop_size": 16}, {"patch_size": 8, "n_patches": 5}])
+def test_pictures_in_colour(tmp_path: Path, sizes: dict[str, int]) -> None:
+    """Each channel has its own noise, and the same seed gives the same in gray."""
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    pictures = PatchPictures(colour=True, **sizes)
+    data = DenoisingDataModule(str(tmp_path), str(tmp_path), str(tmp_path), str(tmp_path), sigma=0.1, pictures=pictures)
+    x, y = data.train_tensors()
+    assert x.shape[1] == 3
+    noise = (y - x).flatten(2)
+    assert float(noise[:, 0].sub(noise[:, 1]).abs().min()) > 0
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.2)
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        assert next(iter(loader)).x.shape[1] == 3
+    assert next(iter(data.predict_dataloader())).y.shape == (1, 3, 24, 20)
+    assert data.description()["colour"] is True
+    Image.fromarray(rng.integers(0, 256, (24, 20), dtype=np.uint8)).save(tmp_path / "c.png")
+    gray = DenoisingDataModule(str(tmp_path), sigma=0.1, pictures=pictures)
+    with pytest.raises(DataError, match=r"c\.png: a gray picture among those in colour"):
+        gray.train_tensors()

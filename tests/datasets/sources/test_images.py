@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from datasets.readers.pictures import DataError
-from datasets.sources.images import BuiltinImages, ImageFolder, center_crop, resize, stack_images
+from datasets.sources.images import BuiltinImages, ColourFolder, ImageFolder, center_crop, resize, stack_images
 
 
 def _write(path: Path, height: int = 8, width: int = 8, value: int = 0) -> None:
@@ -34,6 +34,32 @@ def test_folder_is_sorted_and_passes_over_what_is_no_image(tmp_path: Path) -> No
 def test_single_file(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((3, 4)))
     assert ImageFolder(tmp_path / "a.npy")[0].shape == (1, 3, 4)
+
+
+def test_builtin_pictures_in_colour() -> None:
+    names: list[str] = []
+    for split in ("train", "val", "test"):
+        images = BuiltinImages(split, size=64, colour=True)
+        names += images.names
+        batch = stack_images(images, images.names)
+        assert batch.shape == (len(images), 3, 64, 64)
+        assert 0 <= float(batch.min()) < float(batch.max()) <= 1
+        assert ((batch - batch.mean(1, keepdim=True)).flatten(1).std(dim=1) > 0.01).all()
+    assert len(set(names)) == len(names) == 9
+    gray, colour = BuiltinImages("test", size=64), BuiltinImages("test", size=64, colour=True)
+    luminance = torch.tensor([0.2125, 0.7154, 0.0721], dtype=torch.float64)
+    i, j = (images.names.index("chelsea") for images in (gray, colour))
+    torch.testing.assert_close(torch.tensordot(luminance, colour[j], 1), gray[i][0])
+
+
+def test_folders_in_colour_name_what_is_gray(tmp_path: Path) -> None:
+    pixels = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    _write(tmp_path / "b.png")
+    folder = ColourFolder(tmp_path, crop_size=4)
+    np.testing.assert_array_equal(folder[0].numpy() * 255, np.moveaxis(pixels[:, :4], -1, 0))
+    with pytest.raises(DataError, match=r"b\.png: a gray picture among those in colour; leave it out, or take all in"):
+        folder[1]
 
 
 def test_missing_and_empty_folder(tmp_path: Path) -> None:

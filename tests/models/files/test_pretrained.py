@@ -53,7 +53,7 @@ def test_it_does_what_its_metadata_say(path: Path) -> None:
 
 
 def denoises(regularizer: Any, metadata: dict[str, Any]) -> None:
-    clean = BuiltinImages("test", size=96)[0][None].float()
+    clean = BuiltinImages("test", size=96, colour=regularizer.in_channels == 3)[0][None].float()
     sigma = metadata["sigma"] if regularizer.typical_noise is None else regularizer.typical_noise
     y = clean + normal(*clean.shape, seed=1, scale=sigma, dtype=torch.float32)
     regularizer = regularizer.at(sigma)

@@ -21,6 +21,7 @@ from models.regularizers.filter_bank import (
     spectral_bound,
     sum_patches,
 )
+from models.regularizers.initial import InitialFilters
 from tests.lower_level.problems import normal
 
 
@@ -147,16 +148,19 @@ def test_blocks_cover_every_pixel_once(batch: int, rows: int, cols: int, block: 
     cols=st.integers(1, 4),
 )
 def test_patches_and_sum_patches_are_transposed(seed: int, height: int, width: int, rows: int, cols: int) -> None:
-    x, size = normal(2, height, width, seed=seed), (rows, cols)
+    x, size = normal(2, 3, height, width, seed=seed), (rows, cols)
     columns = patches(x, size)
     p = normal(*columns.shape, seed=seed + 1)
     torch.testing.assert_close((columns * p).sum(), (x * sum_patches(p, (height, width), size)).sum())
-    kernel = normal(1, rows, cols, seed=seed + 3)
-    torch.testing.assert_close(kernel.flatten(1) @ columns, F.conv2d(x[:, None], kernel[:, None]).flatten(2))
+    kernel = normal(1, 3, rows, cols, seed=seed + 3)
+    torch.testing.assert_close(kernel.flatten(1) @ columns, F.conv2d(x, kernel).flatten(2))
 
 
-def everything() -> list[Tensor]:
-    regularizer = FieldsOfExperts(3, 3, log_weight=0, log_width=-1, weak_convexity=0.5).double()
+def everything(channels: int) -> list[Tensor]:
+    initial = InitialFilters(in_channels=channels)
+    regularizer = FieldsOfExperts(
+        3, 3, log_weight=0, log_width=-1, weak_convexity=0.5, initial_filters=initial
+    ).double()
     x, v = normal(3, 2, 9, 7, seed=1), normal(3, 2, 9, 7, seed=2)
     keep = torch.tensor([2, 0])
     value, grad = regularizer.value_and_grad(x)
@@ -165,25 +169,29 @@ def everything() -> list[Tensor]:
     return [value, grad, hessian(v), hessian.select(keep)(v[keep]), maximum, *regularizer.parameter_vjp(x, v)]
 
 
+@pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("block", [1, 7, 40, 90, 10**6])
-def test_results_do_not_depend_on_the_size_of_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_size_of_blocks(
+    block: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RECON_KERNELS", "off")  # which have blocks of their own
-    expected = everything()
+    expected = everything(channels)
     monkeypatch.setattr(filter_bank, "BLOCK", block)
-    for mine, reference in zip(everything(), expected, strict=True):
+    for mine, reference in zip(everything(channels), expected, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_results_are_the_same_to_the_bit_with_any_number_of_threads(
-    threads: int, monkeypatch: pytest.MonkeyPatch
+    threads: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RECON_KERNELS", "off")
     monkeypatch.setattr(filter_bank, "BLOCK", 7)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    expected = everything()
+    expected = everything(channels)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    for mine, reference in zip(everything(), expected, strict=True):
+    for mine, reference in zip(everything(channels), expected, strict=True):
         assert torch.equal(mine, reference)
 
 

@@ -27,10 +27,13 @@ void add_overhangs(const Task &task) {
     const int64_t rows = cut.reach - 1;
     for (int64_t unit = 0; unit < cut.units; ++unit) {
         if (unit % cut.blocks == cut.blocks - 1) continue;
-        const int64_t row = unit / cut.blocks * task.height + (unit % cut.blocks + 1) * cut.height;
-        const T *from = static_cast<const T *>(task.overhang) + unit * rows * task.width;
-        T *to = static_cast<T *>(task.out) + row * task.width;
-        for (int64_t i = 0; i < rows * task.width; ++i) to[i] += from[i];
+        for (int64_t channel = 0; channel < task.channels; ++channel) {
+            const int64_t plane = unit / cut.blocks * task.channels + channel, own = unit * task.channels + channel;
+            const int64_t row = plane * task.height + (unit % cut.blocks + 1) * cut.height;
+            const T *from = static_cast<const T *>(task.overhang) + own * rows * task.width;
+            T *to = static_cast<T *>(task.out) + row * task.width;
+            for (int64_t i = 0; i < rows * task.width; ++i) to[i] += from[i];
+        }
     }
 }
 
@@ -59,7 +62,7 @@ EXPORT void recon_kernels_layout(const Task *task, int64_t *sizes) {
     sizes[0] = cut.units;
     sizes[1] = cut.per_unit;
     sizes[2] = cut.weights_size(*task);
-    sizes[3] = cut.units * (cut.reach - 1) * task->width;
+    sizes[3] = cut.units * task->channels * (cut.reach - 1) * task->width;
 }
 
 // Compute the units begin, ..., end - 1. Not 0: there is no memory.

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#define RECON_KERNELS_ABI 4
+#define RECON_KERNELS_ABI 5
 
 namespace recon {
 
@@ -29,19 +29,20 @@ enum Activation : int64_t { HUBER = 0, SMOOTH = 1 };
 struct Task {
     int64_t operation, precision, level;  // precision: bytes of a number; level: of instructions, see filter_bank.cpp
     int64_t images, height, width, filters, size;
+    int64_t channels;         // of an image, which filters couple; 1 for networks
     int64_t kind, columns;    // of the profiles; columns of each table
     double spacing;           // of the knots of splines
-    const void *kernels;      // (filters, size, size)
+    const void *kernels;      // (filters, channels, size, size)
     const void *tables[3];    // (filters, columns) each; a null pointer where there is none
     // Networks alone: hidden layers, side of their filters; kind is an Activation, tables are the filters of the hidden
     // layers, (layers, filters, filters, inner, inner), the biases, (layers + 1, filters), and a, (filters)
     int64_t layers, inner;
     double slope, softness;   // of the activation: s and w
-    const void *x, *w;        // images (images, height, width); w: of DERIVATIVE alone
+    const void *x, *w;        // images (images, channels, height, width); w: of DERIVATIVE alone
     const int64_t *order;     // PRODUCT: which stored image belongs to every image; null: its own
     void *weights;            // CURVATURE writes, PRODUCT reads psi''(c_k * x), see `weights_size`
     void *out;                // GRADIENT, PRODUCT: images like x
-    void *overhang;           // GRADIENT, PRODUCT: (units, size - 1, width), what units add to rows of the next one
+    void *overhang;           // GRADIENT, PRODUCT: (units, channels, size - 1, width), what units add to the next one
     double *results;          // (units, results per unit)
 };
 
@@ -66,10 +67,12 @@ struct Layout {
           per_unit(1) {
         strip = strip < 1 ? 1 : strip;
         if (task.operation == MAXIMUM) per_unit = task.filters;
-        if (task.operation == DERIVATIVE) per_unit = task.filters * task.size * task.size + 3 * task.columns * profiles(task);
+        if (task.operation == DERIVATIVE) per_unit = task.filters * taps(task) + 3 * task.columns * profiles(task);
         if (task.layers) network(task);
     }
 
+    // numbers of a filter
+    static int64_t taps(const Task &task) { return task.channels * task.size * task.size; }
     static bool grouped(const Task &task) { return !task.layers && task.kind >= SOFT_MAXIMUM; }
     static int64_t profiles(const Task &task) { return grouped(task) ? task.filters / GROUP : task.filters; }
     // numbers of psi''(c_k * x), k = 1, ..., K, at a pixel: symmetric matrices of groups

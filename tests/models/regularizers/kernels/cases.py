@@ -13,23 +13,24 @@ from models.regularizers.initial import InitialFilters
 from models.regularizers.multivariate import MultivariateFieldsOfExperts
 from models.regularizers.ridge import RidgeRegularizer
 
-Maker = Callable[[int, int], RidgeRegularizer]
+Maker = Callable[[int, int, InitialFilters], RidgeRegularizer]
 
 
 def experts(potential: str, weak_convexity: float = 0.0) -> Maker:
-    return lambda filters, size: FieldsOfExperts(filters, size, potential, 0.0, 0.0, -1.0, 0.0, weak_convexity)
+    return lambda filters, size, initial: FieldsOfExperts(
+        filters, size, potential, 0.0, 0.0, -1.0, 0.0, weak_convexity, initial
+    )
 
 
 def multivariate(weak_convexity: float = 0.0) -> Maker:
     """With the next larger number of filters that are groups of four."""
-    random = InitialFilters("normal", 1)
-    return lambda filters, size: MultivariateFieldsOfExperts(
-        4 * -(-filters // 4), size, "soft_maximum", 0.0, 0.0, -1.0, 0.0, weak_convexity, random
+    return lambda filters, size, initial: MultivariateFieldsOfExperts(
+        4 * -(-filters // 4), size, "soft_maximum", 0.0, 0.0, -1.0, 0.0, weak_convexity, initial
     )
 
 
 def convex(knots: int) -> Maker:
-    return lambda filters, size: ConvexRidge(filters, size, knots, 0.1, -1.0, -1.0)
+    return lambda filters, size, initial: ConvexRidge(filters, size, knots, 0.1, -1.0, -1.0, initial)
 
 
 MAKERS: dict[str, Maker] = {
@@ -42,13 +43,14 @@ MAKERS: dict[str, Maker] = {
     "weakly convex soft_maximum": multivariate(0.6),
     "splines in registers": convex(21),
     "splines in memory": convex(40),
-    "weakly convex splines": lambda k, s: WeaklyConvexRidge(k, s, 9, 0.2, -1.0, -1.0, 0.9),
+    "weakly convex splines": lambda k, s, initial: WeaklyConvexRidge(k, s, 9, 0.2, -1.0, -1.0, 0.9, initial),
 }
 
 
-def make(name: str, filters: int, size: int, dtype: torch.dtype) -> RidgeRegularizer:
+def make(name: str, filters: int, size: int, dtype: torch.dtype, channels: int = 1) -> RidgeRegularizer:
     """A regularizer whose profiles all differ, with as many of the filters as there are cosines."""
-    regularizer = MAKERS[name](min(filters, size**2 - 1), size).to(dtype)
+    initial = InitialFilters(in_channels=channels)
+    regularizer = MAKERS[name](min(filters, size**2 - 1), size, initial).to(dtype)
     generator = torch.Generator().manual_seed(filters + size)
     with torch.no_grad():
         for parameter in regularizer.parameters():

@@ -68,6 +68,33 @@ def test_values_and_derivatives_are_those_of_torch(
     compare(regularizer, x, v, monkeypatch)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("filters", "size", "shape"),
+    [
+        (1, 2, (1, 3, 2, 2)),  # one pixel
+        (5, 3, (2, 3, 3, 40)),  # one row
+        (7, 4, (2, 2, 41, 4)),  # one column, two units of rows
+        (13, 5, (1, 5, 37, 20)),
+        (3, 9, (2, 3, 70, 145)),  # more shifts than registers; three units, and tiles
+    ],
+)
+def test_channels_that_are_coupled(
+    level: str,
+    name: str,
+    dtype: torch.dtype,
+    filters: int,
+    size: int,
+    shape: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    regularizer = make(name, filters, size, dtype, shape[1])
+    x, v = normal(*shape).to(dtype), normal(*shape, seed=1).to(dtype)
+    assert regularizer._bank(x) is not None
+    compare(regularizer, x, v, monkeypatch)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("filters", [1, 6, 8])
 def test_widths_around_those_of_vectors_tiles_and_strips(
@@ -123,10 +150,10 @@ def test_all_shapes(
     compare(regularizer, x, v, monkeypatch)
 
 
-@pytest.mark.parametrize("channels", [1, 2])
-def test_hessian_of_some_of_the_images(level: str, channels: int) -> None:
+@pytest.mark.parametrize(("channels", "coupled"), [(1, 1), (2, 1), (2, 2)])
+def test_hessian_of_some_of_the_images(level: str, channels: int, coupled: int) -> None:
     regularizer, x, v = (
-        make("log_cosh", 4, 3, torch.float64),
+        make("log_cosh", 4, 3, torch.float64, coupled),
         normal(4, channels, 8, 9),
         normal(4, channels, 8, 9, seed=1),
     )

@@ -13,10 +13,11 @@ from tests.models.regularizers.kernels.cases import MAKERS, everything, make
 @pytest.mark.parametrize("name", ["weakly convex smoothed_l1", "splines in registers"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("channels", [1, 2])
 def test_any_number_of_threads(
-    level: str, name: str, dtype: torch.dtype, threads: int, monkeypatch: pytest.MonkeyPatch
+    level: str, name: str, dtype: torch.dtype, threads: int, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    regularizer = make(name, 7, 4, dtype)
+    regularizer = make(name, 7, 4, dtype, channels)
     x, v = normal(2, 2, 75, 70).to(dtype), normal(2, 2, 75, 70, seed=1).to(dtype)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     expected = everything(regularizer, x, v)
@@ -25,10 +26,11 @@ def test_any_number_of_threads(
         assert torch.equal(mine, expected[name]), name
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", MAKERS)
-def test_any_batch(level: str, name: str) -> None:
-    regularizer = make(name, 5, 3, torch.float32)
-    x, v = normal(3, 1, 40, 19).float(), normal(3, 1, 40, 19, seed=1).float()
+def test_any_batch(level: str, name: str, channels: int) -> None:
+    regularizer = make(name, 5, 3, torch.float32, channels)
+    x, v = normal(3, channels, 40, 19).float(), normal(3, channels, 40, 19, seed=1).float()
     together = everything(regularizer, x, v)
     for i in range(3):
         alone = everything(regularizer, x[i : i + 1], v[i : i + 1])
@@ -36,8 +38,9 @@ def test_any_batch(level: str, name: str) -> None:
             assert torch.equal(alone[what], together[what][i : i + 1]), what
 
 
-def test_any_layout(level: str) -> None:
-    regularizer = make("student_t", 5, 3, torch.float32)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_layout(level: str, channels: int) -> None:
+    regularizer = make("student_t", 5, 3, torch.float32, channels)
     x, v = normal(2, 3, 9, 20).float(), normal(2, 3, 9, 20, seed=1).float()
     expected = everything(regularizer, x, v)
     wide = normal(2, 3, 20, 18).float()
