@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,7 +26,15 @@ def experts(potential: str, weak_convexity: float = 0.0) -> Maker:
 def multivariate(weak_convexity: float = 0.0) -> Maker:
     """With the next larger number of filters that are groups of four."""
     return lambda filters, size, initial: MultivariateFieldsOfExperts(
-        4 * -(-filters // 4), size, "soft_maximum", 0.0, 0.0, -1.0, 0.0, weak_convexity, initial
+        4 * -(-filters // 4),
+        size,
+        "soft_maximum",
+        0.0,
+        0.0,
+        -1.0,
+        0.0,
+        weak_convexity,
+        replace(initial, kind="normal", seed=1),  # of which there may be more than cosines
     )
 
 
