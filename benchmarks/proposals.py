@@ -48,6 +48,7 @@ def methods(batch: int) -> dict[str, Made]:
         "proposals, last point": partial(CertifiedProposals, proposer=scheduled, checks=last),
         "proposals, averages": partial(CertifiedProposals, proposer=scheduled),
         "proposals, averages, noise": partial(CertifiedProposals, proposer=by_noise),
+        "proposals, early checks": partial(CertifiedProposals, proposer=by_noise, checks=Checks(cost=1.0)),
         "MAID": MAID,
     }
 

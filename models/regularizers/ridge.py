@@ -143,7 +143,7 @@ class RidgeRegularizer(Rescalable):
         return hasattr(self, "factors")
 
     def kernels(self) -> Tensor:
-        """c_k, ``(K, s, s)`` or ``(K, C, s, s)``, of mean zero; with ``unit_norm`` of mean square one in every group."""
+        """c_k, ``(K, s, s)`` or ``(K, C, s, s)``, of mean zero; with ``unit_norm`` of mean square one in a group."""
         weight = composed(list(self.factors)) if self.composed else self.weight
         centred = weight - weight.mean((-2, -1), keepdim=True)
         if not self.unit_norm:
