@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"recon: unknown command {name!r}; valid are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    _wait_passively()
     try:
         with _terminable():
             status = _command(name)(rest)
@@ -134,6 +135,16 @@ def _unread() -> int:
         os.dup2(nothing, sys.stdout.fileno())  # what is left goes there at exit
         os.close(nothing)
     return 141  # 128 + SIGPIPE, which some systems have not
+
+
+def _wait_passively() -> None:
+    """Let threads of torch that wait for each other sleep, unless ``OMP_WAIT_POLICY`` says otherwise or torch is there.
+
+    OpenMP lets them spin: where other programs run on the cores, they take these from the thread that is waited for,
+    and short operations, of which learning makes many, take tens of times as long.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _with_memory_limit(arguments: list[str]) -> list[str]:

@@ -1,8 +1,10 @@
-"""Modules of commands are loaded without a search for garbage, which goes on afterwards."""
+"""How commands load their modules: without a search for garbage; threads of torch sleep where they wait."""
 
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -53,3 +55,17 @@ def test_a_program_that_has_loaded_torch_keeps_its_collection(monkeypatch: pytes
     with loading():
         assert gc.isenabled()
     assert gc.get_freeze_count() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "loaded", "expected"), [(None, False, "passive"), ("active", False, "active"), (None, True, None)]
+)
+def test_threads_of_torch_sleep_where_they_wait_unless_told_otherwise(
+    given: str | None, loaded: bool, expected: str | None
+) -> None:
+    program = "import os, sys; from recon.commands.main import main; main(['cache', 'list'])"
+    program = f"{'import torch; ' * loaded}{program}; print('policy', os.environ.get('OMP_WAIT_POLICY'))"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"policy {expected}"
